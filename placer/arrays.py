@@ -1,0 +1,32 @@
+"""Array types, and how arrays are frozen and digested."""
+
+import hashlib
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.integer[Any]]
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def frozen(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    """The same numbers, read-only and C-contiguous; copied only if it has to be."""
+    result = np.ascontiguousarray(array).view()
+    result.flags.writeable = False
+    return result
+
+
+def digest(*parts: npt.NDArray[Any] | str) -> str:
+    """``sha256:...`` over the parts' types, shapes and bytes (little-endian)."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            sha.update(part.encode() + b"\0")
+        else:
+            little = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<"))
+            sha.update(f"{little.dtype.str}{little.shape}".encode())
+            sha.update(little.tobytes())
+    return f"sha256:{sha.hexdigest()}"

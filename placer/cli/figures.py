@@ -1,0 +1,86 @@
+"""Scores as rows of a table and as fields of --json."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from placer.cost import Score
+
+Figures = dict[str, Any]
+
+NO_FIGURES: Figures = dict.fromkeys(
+    (
+        "balancedness",
+        "balancedness_min",
+        "balancedness_aggregate",
+        "balancedness_served",
+        "fanout_gpus",
+        "fanout_nodes",
+        "hops",
+        "step_ms_before",
+        "step_ms_after",
+    )
+)
+
+NO_ANSWER: Figures = {
+    "status": None,
+    "reason": None,
+    "optimizer": None,
+    **NO_FIGURES,
+    "moved": None,
+    "moved_share": None,
+    "moved_bytes": None,
+    "solve_ms": None,
+    "bound": None,
+    "gap": None,
+    "digest": None,
+    "holdout": None,
+}
+
+
+def measured(before: Score, after: Score, sized: bool) -> Figures:
+    """The fields that depend on traffic; times only for a model whose sizes are known."""
+    names = [name for name in NO_FIGURES if not name.startswith("step_ms")]
+    return {
+        **{name: getattr(after, name) for name in names},
+        "step_ms_before": before.step_s * 1e3 if sized else None,
+        "step_ms_after": after.step_s * 1e3 if sized else None,
+    }
+
+
+def table(title: str, columns: Mapping[str, Score], sized: bool) -> Table:
+    """One column a score."""
+    result = Table(title=title, title_justify="left")
+    result.add_column("")
+    for name in columns:
+        result.add_column(name, justify="right")
+    for label, cells in rows(list(columns.values()), sized):
+        result.add_row(label, *cells)
+    return result
+
+
+def rows(scores: Sequence[Score], sized: bool) -> list[tuple[str, list[str]]]:
+    """(label, a cell a score); figures that no score knows are left out."""
+    lines: list[tuple[str, str, float, str]] = [
+        ("balancedness, mean of layers", "balancedness", 1, ".4f"),
+        ("balancedness, worst layer", "balancedness_min", 1, ".4f"),
+        ("balancedness, aggregate", "balancedness_aggregate", 1, ".4f"),
+        ("balancedness, as served", "balancedness_served", 1, ".4f"),
+        ("GPUs a token (fan-out)", "fanout_gpus", 1, ".3f"),
+        ("nodes a token (fan-out)", "fanout_nodes", 1, ".3f"),
+        ("hops a token", "hops", 1, ".2f"),
+    ]
+    if sized:
+        lines += [
+            ("step of the MoE layers, ms", "step_s", 1e3, ".3f"),
+            ("  dispatch, ms", "dispatch_s", 1e3, ".3f"),
+            ("  experts, ms", "experts_s", 1e3, ".3f"),
+            ("  combine, ms", "combine_s", 1e3, ".3f"),
+        ]
+    result = []
+    for label, name, unit, form in lines:
+        values = [getattr(score, name) for score in scores]
+        if any(value is not None for value in values):
+            result.append((label, ["-" if v is None else format(v * unit, form) for v in values]))
+    return result

@@ -1,0 +1,135 @@
+"""From the arguments of a verb to values: which model, which traffic, which hardware."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from placer.cli.console import note, progress
+from placer.errors import FileError, ModelError, PlacementError
+from placer.files.routing import (
+    Header,
+    highest_expert,
+    read_chunks,
+    read_header,
+    read_profile,
+    read_trace,
+    sha256,
+)
+from placer.files.specs import first_fault, read_model, read_topology, shape_of
+from placer.model import ModelShape, matching
+from placer.plan import Input
+from placer.profile import Profile, merge, of_chunks, of_trace
+from placer.topology import Topology
+from placer.trace import Trace, concatenate
+
+DEFAULT_TOPOLOGY = "h100"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Traffic:
+    """What was recorded. ``profile`` is what to plan from, ``fit`` the trace behind it, if it is
+    one, and ``holdout`` the sequences set apart."""
+
+    model: ModelShape
+    profile: Profile
+    fit: Trace | None
+    holdout: Trace | None
+    inputs: tuple[Input, ...]
+
+
+def load_traffic(
+    paths: Sequence[Path], model_name: str | None, holdout: float | None, seed: int
+) -> Traffic:
+    """Traces and profiles as one. Only traces alone can be held out or measured on."""
+    headers = [read_header(path) for path in paths]
+    model = resolve_model(headers, model_name)
+    inputs = tuple(Input(str(h.path), sha256(h.path), h.tokens) for h in headers)
+    if any(header.kind == "profile" for header in headers):
+        if holdout is not None:
+            raise FileError("--holdout needs sequences and a profile has none: give traces")
+        return Traffic(model, read_profiles(headers, model), None, None, inputs)
+    trace = read_traces(headers, model)
+    if holdout is None:
+        return Traffic(model, of_trace(trace), trace, None, inputs)
+    fit, held_out = trace.split(holdout, seed)
+    return Traffic(model, of_trace(fit), fit, held_out, inputs)
+
+
+def read_traces(headers: Sequence[Header], model: ModelShape) -> Trace:
+    for header in headers:
+        if header.kind != "trace":
+            raise FileError(f"{header.path} is a profile: give a trace, which has the tokens")
+    return concatenate([read_trace(header.path, model.experts) for header in headers])
+
+
+def read_profiles(headers: Sequence[Header], model: ModelShape) -> Profile:
+    """Profiles as they are and traces counted, piece by piece, into one profile."""
+    parts = []
+    total = sum(header.tokens for header in headers)
+    with progress("counting", total) as bar:
+        task = bar.task_ids[0]
+        for header in headers:
+            if header.kind == "profile":
+                parts.append(read_profile(header.path))
+                bar.advance(task, header.tokens)
+                continue
+
+            def counted(header: Header = header) -> Any:
+                for chunk in read_chunks(header.path, model.experts):
+                    yield chunk
+                    bar.advance(task, chunk.tokens)
+
+            parts.append(of_chunks(counted()))
+    return merge(parts)
+
+
+def resolve_model(headers: Sequence[Header], name: str | None) -> ModelShape:
+    """--model, or what the files say, or the one preset that has these dimensions."""
+    first = headers[0]
+    for other in headers[1:]:
+        if (other.layers, other.top_k) != (first.layers, first.top_k):
+            raise ModelError(
+                f"{first.path} has {first.layers} layers and top-{first.top_k} but {other.path} "
+                f"has {other.layers} and top-{other.top_k}: give recordings of one model only"
+            )
+    if name is not None:
+        return read_model(name)
+    for header in headers:
+        if (recorded := header.meta.get("model")) is not None:
+            return _recorded_model(header, recorded)
+    seen = max(
+        highest_expert(header.path) + 1 if header.experts is None else header.experts
+        for header in headers
+    )
+    if found := matching(first.layers, first.top_k, seen):
+        note(f"taken as {found.name}, which has {found.dims}; --model says otherwise")
+        return found
+    note(
+        f"no preset has {first.layers} layers and top-{first.top_k}: taken as {seen} experts of "
+        "unknown size, without times and bytes; give --model for those"
+    )
+    return ModelShape("unknown", first.layers, seen, first.top_k, 4096, 2048, sized=False)
+
+
+def _recorded_model(header: Header, recorded: Any) -> ModelShape:
+    if isinstance(recorded, str):
+        return read_model(recorded)
+    try:
+        return shape_of(recorded)
+    except ValidationError as error:
+        raise ModelError(
+            f"{header.path}: its model's {first_fault(error)}: give --model"
+        ) from error
+
+
+def resolve_topology(name: str | None, gpus: int | None, nodes: int | None) -> Topology:
+    """A preset or file, resized where --gpus or --nodes ask for it."""
+    if name is None and gpus is None:
+        raise PlacementError("where to? give --gpus 8, or --topology with a preset or a file")
+    found = read_topology(name or DEFAULT_TOPOLOGY)
+    if gpus is None and nodes is None:
+        return found
+    return found.resized(found.gpus if gpus is None else gpus, nodes)

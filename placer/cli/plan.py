@@ -1,0 +1,108 @@
+"""placer plan: from recorded traffic to a checked placement, or to the reason why not."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from placer.cli import figures, inputs
+from placer.cli.console import HOLD, INFEASIBLE, note, out, print_json, progress, stop
+from placer.errors import PlacementError
+from placer.files.plans import read_plan, write_plan
+from placer.objective import STEP_TOKENS_PER_GPU, Dispatch, Objective
+from placer.plan import Hold, Infeasible, Plan, Provenance
+from placer.planner import make_plan, solve
+from placer.problem import Problem
+
+
+def plan(
+    traffic_files: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Traces or profiles (.npz).")
+    ],
+    gpus: Annotated[int | None, typer.Option(help="GPUs to place on.", min=1)] = None,
+    nodes: Annotated[int | None, typer.Option(help="Nodes they stand in.", min=1)] = None,
+    topology: Annotated[
+        str | None, typer.Option(help="Preset (h100, gb200-nvl72, ...) or YAML file.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Preset (deepseek-v3, ...), YAML file or config.json.")
+    ] = None,
+    redundant: Annotated[int, typer.Option(help="Slots a layer beyond one an expert.", min=0)] = 0,
+    optimizer: Annotated[str, typer.Option(help="linear, eplb or exhaustive.")] = "eplb",
+    dispatch: Annotated[
+        Dispatch,
+        typer.Option(help="How the engine moves tokens: vLLM's default, DeepEP-like, ExFlow-like."),
+    ] = "allgather",
+    current: Annotated[
+        Path | None, typer.Option(help="The plan that runs today: moves are counted from it.")
+    ] = None,
+    holdout: Annotated[
+        float | None, typer.Option(help="Share of sequences to report on and not to plan from.")
+    ] = None,
+    allow_duplicates: Annotated[
+        bool, typer.Option("--allow-duplicates", help="Let a GPU hold an expert twice.")
+    ] = False,
+    keep_groups: Annotated[
+        bool, typer.Option("--keep-groups", help="Keep each expert group on one node.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="For the hold-out and for the optimizer.")] = 0,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Where the plan goes.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Where the report goes.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
+) -> None:
+    """Place the experts of a recorded model on GPUs, and show what it wins.
+
+    Ends with 0 and a plan, 3 if nothing is to be won, 4 if no placement keeps the limits.
+    """
+    where = inputs.resolve_topology(topology, gpus, nodes)
+    running = read_plan(current).placement if current else None
+    traffic = inputs.load_traffic(traffic_files, model, holdout, seed)
+    problem = Problem(
+        model=traffic.model,
+        topology=where,
+        profile=traffic.profile,
+        slots=traffic.model.experts + redundant,
+        objective=Objective(
+            dispatch=dispatch,
+            tokens_per_gpu=STEP_TOKENS_PER_GPU[traffic.profile.phase],
+            allow_duplicates=allow_duplicates,
+            keep_groups=keep_groups,
+        ),
+        current=running,
+        seed=seed,
+    )
+    provenance = Provenance(
+        optimizer=optimizer,
+        options={"redundant": redundant, "holdout": holdout, "seed": seed},
+        inputs=traffic.inputs,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    with progress(f"placing with {optimizer}"):
+        begun = time.perf_counter()
+        solution = solve(problem, optimizer)
+        solve_ms = (time.perf_counter() - begun) * 1e3
+        answer = (
+            solution
+            if isinstance(solution, Infeasible)
+            else make_plan(problem, solution, provenance, traffic.fit, traffic.holdout)
+        )
+    if isinstance(answer, Infeasible):
+        _refuse(as_json, "infeasible", answer.reason, optimizer, INFEASIBLE)
+    if isinstance(answer, Hold):
+        _refuse(as_json, "hold", answer.reason, optimizer, HOLD)
+
+    if html:
+        from placer.report.html import write_report
+
+        write_report(html, answer, traffic.profile, problem.start)
+    if out_file:
+        write_plan(out_file, answer)
+    if as_json:
+        print_json(plan_json(answer, optimizer, solve_ms))
+    else:
+        _print(answer, optimizer, solve_ms)
+    for written, what in ((out_file, "plan"), (html, "report")):
+        if written:
+            note(f"wrote the {what} to {written}")

@@ -1,0 +1,86 @@
+"""What a placement costs: balance, traffic, compute, memory and moves, behind one ``score``."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from placer.arrays import FloatArray
+from placer.cost import balance, compute, links, traffic
+from placer.placement import Placement
+from placer.problem import Problem
+from placer.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Figures of one placement. None is: not known from this input.
+
+    basis:   ``expected`` from a profile, or ``measured`` token by token on a trace
+    balancedness, _min, _aggregate: replicas share evenly; mean over layers, worst layer, and
+             the layers' sums as vLLM logs it
+    balancedness_served: mean over layers with replicas chosen by the dispatch rule
+    fanout_gpus, fanout_nodes: distinct GPUs and nodes a token, mean over tokens and layers
+    hops:    GPU changes of the top-1 expert a token, summed over layers
+    step_s:  seconds of one step's MoE layers, the sum of the three below it
+    """
+
+    basis: Literal["expected", "measured"]
+    balancedness: float
+    balancedness_min: float
+    balancedness_aggregate: float
+    balancedness_served: float
+    fanout_gpus: float | None
+    fanout_nodes: float | None
+    hops: float | None
+    step_s: float
+    dispatch_s: float
+    experts_s: float
+    combine_s: float
+
+
+def score(problem: Problem, placement: Placement, trace: Trace | None = None) -> Score:
+    """What ``placement`` does to the problem's profile or, if given, to the trace's tokens.
+
+    Seconds are of a step in which every GPU brings the objective's ``tokens_per_gpu`` tokens,
+    routed as in the profile or trace: dispatch + experts + combine, each the slowest GPU's.
+    """
+    topology, objective = problem.topology, problem.objective
+    if trace is None:
+        load = problem.profile.load
+        flows = traffic.expected(problem.profile, placement, objective.dispatch)
+    else:
+        load = trace.load.astype(np.float64)
+        flows = traffic.measured(trace, placement, objective.dispatch)
+
+    step_tokens = objective.tokens_per_gpu * topology.gpus
+    scale = step_tokens / flows.tokens
+    experts_s = compute.seconds(problem, placement, flows.served * scale, load * scale)
+    size = problem.model.token_bytes
+    if objective.dispatch == "allgather":
+        dispatch_s = np.full(len(load), links.allgather_seconds(topology, step_tokens, size))
+        combine_s = dispatch_s
+    else:
+        dispatch_s = links.seconds(flows.dispatch, topology, size * scale)
+        combine_s = links.seconds(flows.combine, topology, size * scale)
+
+    rank_load = balance.rank_load(load, placement)
+    layers = balance.by_layer(rank_load)
+    return Score(
+        basis="expected" if trace is None else "measured",
+        balancedness=float(layers.mean()),
+        balancedness_min=float(layers.min()),
+        balancedness_aggregate=balance.aggregate(rank_load),
+        balancedness_served=float(balance.by_layer(flows.served).mean()),
+        fanout_gpus=_mean(flows.fanout_gpus),
+        fanout_nodes=_mean(flows.fanout_nodes),
+        hops=flows.hops,
+        step_s=float((dispatch_s + experts_s + combine_s).sum()),
+        dispatch_s=float(dispatch_s.sum()),
+        experts_s=float(experts_s.sum()),
+        combine_s=float(combine_s.sum()),
+    )
+
+
+def _mean(by_layer: FloatArray | None) -> float | None:
+    return None if by_layer is None else float(by_layer.mean())

@@ -1,0 +1,60 @@
+"""Seconds that a layer's tokens spend on the links.
+
+A token goes once to each remote GPU of its node, and once to each remote node: there to the GPU
+with its owner's place in the node, which forwards it (as DeepEP does). Of each GPU the busier
+direction counts, of the classes of links (local, network) the slower.
+"""
+
+import numpy as np
+
+from placer.arrays import FloatArray
+from placer.cost.traffic import Flow
+from placer.topology import Link, Topology
+
+
+def seconds(flow: Flow, topology: Topology, token_bytes: float) -> FloatArray:
+    """[layers] the slowest GPU's time for a flow of tokens."""
+    gpus, nodes, size = topology.gpus, topology.nodes, topology.gpus_per_node
+    node_of = topology.node_of
+    place = np.arange(gpus) % size
+    layers = len(flow.gpu)
+
+    # Over the network: owner -> the GPU in the same place of each other node.
+    remote = flow.node * (node_of[:, None] != np.arange(nodes))
+    out = remote.sum(axis=2)
+    into = np.zeros((layers, gpus))
+    for node in range(nodes):
+        for at in range(size):
+            into[:, node * size + at] = remote[:, place == at, node].sum(axis=1)
+    network = _slowest(out, into, topology.network, token_bytes)
+
+    # Inside a node: from the owner, or from the GPU that forwards for it.
+    sender = node_of[None, :] * size + place[:, None]  # [owner, gpu]
+    carried = flow.gpu * (sender != np.arange(gpus))
+    into = carried.sum(axis=1)
+    forwards = sender[:, :, None] == np.arange(gpus)  # [owner, gpu, sender]
+    out = np.einsum("lhg,hgs->ls", carried, forwards)
+    local = _slowest(out, into, topology.local, token_bytes)
+    return np.maximum(network, local)
+
+
+def allgather_seconds(topology: Topology, tokens: float, token_bytes: float) -> float:
+    """Every GPU gets every other GPU's tokens; over the network each token enters a node once."""
+    gpus, nodes = topology.gpus, topology.nodes
+    total = tokens * token_bytes
+    times = [0.0]
+    if topology.gpus_per_node > 1:
+        times.append(_time(total * (gpus - 1) / gpus, topology.local))
+    if nodes > 1:
+        per_gpu = total * (nodes - 1) / nodes / topology.gpus_per_node
+        times.append(_time(per_gpu, topology.network))
+    return max(times)
+
+
+def _slowest(out: FloatArray, into: FloatArray, link: Link, token_bytes: float) -> FloatArray:
+    busiest = np.maximum(out, into).max(axis=1)
+    return np.where(busiest > 0, busiest * token_bytes / link.bytes_per_s + link.latency_s, 0.0)
+
+
+def _time(size: float, link: Link) -> float:
+    return size / link.bytes_per_s + link.latency_s

@@ -1,0 +1,24 @@
+"""What a placement takes of each GPU's memory."""
+
+from placer.arrays import IntArray
+from placer.model import ModelShape
+from placer.objective import Objective
+from placer.placement import Placement
+from placer.topology import Topology
+
+
+def gpu_bytes(model: ModelShape, placement: Placement) -> IntArray:
+    """[gpus] weight bytes: the experts of its slots, and what every GPU holds."""
+    filled = placement.copies.sum(axis=(0, 1))
+    return filled * model.expert_bytes + model.other_bytes
+
+
+def budget_bytes(topology: Topology, objective: Objective) -> int:
+    """Bytes of one GPU that weights may use."""
+    return round(topology.gpu.hbm_bytes * objective.memory_share)
+
+
+def slots_that_fit(model: ModelShape, topology: Topology, objective: Objective) -> int:
+    """Slots a layer, over all GPUs, that memory has room for."""
+    room = budget_bytes(topology, objective) - model.other_bytes
+    return max(room, 0) // (model.expert_bytes * model.layers) * topology.gpus

@@ -1,0 +1,223 @@
+"""Where tokens go: fan-out, hops and the flows between GPUs, expected or measured.
+
+Definitions as in docs/metrics.md. A token's home is the data-parallel rank of its request; in a
+trace, each sequence in turn goes to the GPU with the fewest tokens, as a load balancer would.
+"""
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+
+from placer.arrays import BoolArray, FloatArray, IntArray
+from placer.cost.serving import LayerMap, serve, token_hash
+from placer.objective import Dispatch
+from placer.placement import Placement
+from placer.profile import Profile
+from placer.trace import Trace
+
+TOKENS_AT_A_TIME = 16_384
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flow:
+    """Tokens that an owner GPU exchanges with others, each counted once a GPU and once a node.
+
+    gpu:  [layers, owner, gpus] tokens with an expert served on each GPU
+    node: [layers, owner, nodes] tokens with an expert served in each node
+    """
+
+    gpu: FloatArray
+    node: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Traffic:
+    """What ``tokens`` tokens did. None is: not known from this input.
+
+    served:   [layers, gpus] activations computed
+    dispatch: the owner is the GPU where a token was before the layer
+    combine:  the owner is the GPU where it is needed after the layer
+    fanout_*: [layers] distinct GPUs or nodes that serve a token, mean over tokens
+    hops:     GPU changes of a token's top-1 expert, summed over layers, mean over tokens
+    """
+
+    tokens: float
+    served: FloatArray
+    dispatch: Flow
+    combine: Flow
+    fanout_gpus: FloatArray | None
+    fanout_nodes: FloatArray | None
+    hops: float | None
+
+
+def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
+    """Traffic of a trace's tokens, one by one, under the dispatch rule of serving.py."""
+    layers, gpus, nodes = placement.layers, placement.gpus, placement.nodes
+    node_of = placement.node_of_gpu
+    maps = [LayerMap.of(placement, layer) for layer in range(layers)]
+    homes = np.repeat(_homes(trace.seq_lens, gpus), trace.seq_lens)
+    served = np.zeros((layers, gpus))
+    sent = Flow(np.zeros((layers, gpus, gpus)), np.zeros((layers, gpus, nodes)))
+    back = Flow(np.zeros_like(sent.gpu), np.zeros_like(sent.node))
+    hops = 0
+    for start in range(0, trace.tokens, TOKENS_AT_A_TIME):
+        part = slice(start, min(start + TOKENS_AT_A_TIME, trace.tokens))
+        ids, top1 = trace.expert_ids[part], trace.top1[part]
+        rows = np.arange(len(ids))
+        hashed = token_hash(np.arange(part.start, part.stop))
+        here, last = homes[part], None
+        for layer in range(layers):
+            origin = None if dispatch == "allgather" else here
+            gpu = serve(ids[:, layer].astype(np.intp), maps[layer], hashed, origin, node_of)
+            visited: BoolArray = np.zeros((len(ids), gpus), dtype=bool)
+            visited[rows[:, None], gpu] = True
+            in_node: BoolArray = np.logical_or.reduce(
+                visited.reshape(len(ids), nodes, -1), axis=2
+            )
+            main = gpu[rows, top1[:, layer]]
+            served[layer] += np.bincount(gpu.ravel(), minlength=gpus)
+            hops += 0 if last is None else int((main != last).sum())
+            _add(sent, layer, here, visited, in_node)
+            last = main
+            if dispatch == "coherent":
+                here = main
+                _add(back, layer, here, visited, in_node)
+    return Traffic(
+        tokens=trace.tokens,
+        served=served,
+        dispatch=sent,
+        combine=back if dispatch == "coherent" else sent,
+        fanout_gpus=sent.gpu.sum(axis=(1, 2)) / trace.tokens,
+        fanout_nodes=sent.node.sum(axis=(1, 2)) / trace.tokens,
+        hops=hops / trace.tokens if layers > 1 else None,
+    )
+
+
+def _homes(seq_lens: IntArray, gpus: int) -> IntArray:
+    """[sequences] the GPU where each sequence is."""
+    waiting = [(0, gpu) for gpu in range(gpus)]
+    homes = np.empty(len(seq_lens), dtype=np.intp)
+    for sequence, length in enumerate(seq_lens.tolist()):
+        tokens, gpu = waiting[0]
+        homes[sequence] = gpu
+        heapq.heapreplace(waiting, (tokens + length, gpu))
+    return homes
+
+
+def _add(flow: Flow, layer: int, owner: IntArray, visited: BoolArray, in_node: BoolArray) -> None:
+    for counts, there in ((flow.gpu[layer], visited), (flow.node[layer], in_node)):
+        token, place = np.nonzero(there)
+        pair = owner[token] * counts.shape[1] + place
+        counts += np.bincount(pair, minlength=counts.size).reshape(counts.shape)
+
+
+def expected(profile: Profile, placement: Placement, dispatch: Dispatch) -> Traffic:
+    """Traffic that a profile predicts: replicas share evenly, requests' homes are spread evenly.
+
+    The chance that a token visits a GPU follows from loads and co-activations (``_any_of``);
+    without co-activations experts count as independent and fan-out is not reported. Under
+    ``coherent`` the top-1 expert follows the transitions and the others are taken as independent
+    of where the token was: exact for top-1 models without replicas.
+    """
+    tokens, gpus, nodes = profile.tokens, placement.gpus, placement.nodes
+    copies = placement.copies
+    share = copies / np.maximum(copies.sum(axis=2, keepdims=True), 1)
+    use = profile.load / tokens
+    if profile.coactivation is None:
+        pairs = use[:, :, None] * use[:, None, :] * (1 - np.eye(profile.experts))
+    else:
+        pairs = profile.coactivation / tokens
+    visit = _any_of(use, pairs, share, profile.top_k)
+    node_visit = _any_of(use, pairs, _by_node(share, nodes), profile.top_k)
+
+    home = np.full((len(visit), gpus, 1), tokens / gpus)
+    sent = Flow(home * visit[:, None, :], home * node_visit[:, None, :])
+    back, hops = sent, None
+    if profile.transitions is not None and profile.layers > 1:
+        follow = _follow(profile.transitions, copies, share)
+        hops = float((follow.sum() - np.einsum("lgg->", follow)) / tokens)
+        if dispatch == "coherent":
+            sent, back = _coherent(sent, follow, visit, node_visit)
+    known = profile.coactivation is not None
+    return Traffic(
+        tokens=tokens,
+        served=np.einsum("le,leg->lg", profile.load, share),
+        dispatch=sent,
+        combine=back,
+        fanout_gpus=visit.sum(axis=1) if known else None,
+        fanout_nodes=node_visit.sum(axis=1) if known else None,
+        hops=hops,
+    )
+
+
+def _by_node(per_gpu: FloatArray, nodes: int) -> FloatArray:
+    """Sums [..., gpus] over each node's GPUs: [..., nodes]."""
+    summed: FloatArray = per_gpu.reshape(*per_gpu.shape[:-1], nodes, -1).sum(axis=-1)
+    return summed
+
+
+def _any_of(use: FloatArray, pairs: FloatArray, share: FloatArray, top_k: int) -> FloatArray:
+    """[layers, places] the chance that a token has at least one expert in each place.
+
+    use:   [layers, experts] chance of each expert
+    pairs: [layers, experts, experts] chance of each two together
+    share: [layers, experts, places] share of an expert's tokens that each place serves
+
+    Loads and co-activations give the mean number of a token's experts in a place, and the mean
+    number of pairs of them. The chance of none is that of the beta-binomial law with these two
+    moments (with the hypergeometric as its under-dispersed side): exact for top-2.
+    """
+    mean = np.einsum("le,leg->lg", use, share) / top_k
+    if top_k == 1:
+        return mean
+    both = np.einsum("leg,leg->lg", pairs @ share, share) / (top_k * (top_k - 1))
+    again = np.divide(both, mean, out=np.zeros_like(mean), where=mean > 0)
+    spread = np.divide(again - mean, 1 - again, out=np.zeros_like(mean), where=again < 1)
+    step = np.arange(top_k)[:, None, None]
+    of = 1 + step * spread
+    none = np.divide(1 - mean + step * spread, of, out=np.zeros_like(of), where=of > 0)
+    visit: FloatArray = np.where(again < 1, 1 - np.clip(none, 0, 1).prod(axis=0), mean)
+    return visit
+
+
+def _follow(transitions: FloatArray, copies: IntArray, share: FloatArray) -> FloatArray:
+    """[layers - 1, gpus, gpus] tokens whose top-1 expert is served on g, then on h.
+
+    A token stays where it is if a replica of its next expert is there.
+    """
+    leaving = np.einsum("lig,lij->lgj", share[:-1], transitions)
+    stays = copies[1:].transpose(0, 2, 1) > 0
+    follow: FloatArray = (leaving * ~stays) @ share[1:]
+    gpus = np.arange(share.shape[2])
+    follow[:, gpus, gpus] += (leaving * stays).sum(axis=2)
+    return follow
+
+
+def _coherent(
+    first: Flow, follow: FloatArray, visit: FloatArray, node_visit: FloatArray
+) -> tuple[Flow, Flow]:
+    """Dispatch from the GPU of the last top-1 expert, and combine into the next one's.
+
+    A token reaches a place with its top-1 expert, or else with one of the others.
+    """
+    tokens = follow[0].sum()
+    nodes = node_visit.shape[1]
+    main = np.concatenate([follow[:1].sum(axis=2), follow.sum(axis=1)])  # [layers, gpus]
+
+    def flows(per_place: FloatArray, follow: FloatArray, visit: FloatArray) -> list[FloatArray]:
+        top1 = per_place / tokens
+        rest = np.divide(visit - top1, 1 - top1, out=np.zeros_like(visit), where=top1 < 1)
+        others = np.clip(rest, 0, 1)[:, None, :]
+        sent = follow + (main[:-1, :, None] - follow) * others[1:]
+        return [sent, main[:, :, None] * others]
+
+    sent, back = flows(main, follow, visit)
+    node_sent, node_back = flows(_by_node(main, nodes), _by_node(follow, nodes), node_visit)
+    return (
+        Flow(
+            np.concatenate([first.gpu[:1], sent]),
+            np.concatenate([first.node[:1], node_sent]),
+        ),
+        Flow(back, node_back),
+    )

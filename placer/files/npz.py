@@ -1,0 +1,122 @@
+"""Reading .npz files that anybody may have made.
+
+An array's type and size are taken from its header and held against the archive's directory before
+any of its data is read; nothing is ever unpickled.
+"""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from placer.errors import FileError
+
+MAX_ARRAY_BYTES = 8 * 2**30
+
+
+class Npz:
+    """An open archive. ``names`` are its arrays."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self.path = path
+        self._archive = archive
+        self.names = {n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")}
+
+    def shape(self, name: str, axes: str) -> tuple[int, ...]:
+        """The array's shape, if it has as many axes as ``axes`` names."""
+        with self._open(name) as (_, _, shape):
+            if len(shape) != len(axes.split(", ")):
+                raise FileError(f"{self.path}: {name} is {list(shape)}: it must be [{axes}]")
+            return shape
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """The whole array."""
+        with self._open(name) as (file, dtype, shape):
+            return self._read(file, dtype, shape, name)
+
+    def text(self, name: str) -> str:
+        """An array that holds one string."""
+        array = self.array(name)
+        if array.dtype.kind == "U" and array.ndim == 0:
+            return str(array[()])
+        raise FileError(f"{self.path}: {name} is not a string: write it again with placer")
+
+    @contextmanager
+    def rows(self, name: str, counts: Iterable[int]) -> Iterator[Iterator[npt.NDArray[Any]]]:
+        """Consecutive pieces of the array along its first axis, of ``counts`` rows each."""
+        with self._open(name) as (file, dtype, shape):
+            yield (self._read(file, dtype, (count, *shape[1:]), name) for count in counts)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[tuple[IO[bytes], np.dtype[Any], tuple[int, ...]]]:
+        if name not in self.names:
+            raise FileError(
+                f"{self.path} has no array {name!r} (it has {', '.join(sorted(self.names))})"
+                ": is it the right file?"
+            )
+        info = self._archive.getinfo(f"{name}.npy")
+        with self._archive.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }.get(version)
+            if read is None:
+                raise FileError(f"{self.path}: {name} has npy version {version}: save it again")
+            shape, fortran, dtype = read(file)
+            if dtype.hasobject:
+                raise FileError(
+                    f"{self.path}: {name} holds pickled objects, which are never loaded"
+                    ": save plain arrays"
+                )
+            if fortran and len(shape) > 1:
+                raise FileError(
+                    f"{self.path}: {name} is in Fortran order: save np.ascontiguousarray of it"
+                )
+            size = math.prod(shape) * dtype.itemsize
+            if size > MAX_ARRAY_BYTES:
+                raise FileError(
+                    f"{self.path}: {name} has {size} bytes, the limit is {MAX_ARRAY_BYTES}"
+                    ": split the recording into several files"
+                )
+            if size != info.file_size - file.tell():
+                raise FileError(
+                    f"{self.path}: {name} should have {size} bytes of data and has "
+                    f"{info.file_size - file.tell()}: the file is damaged, record it again"
+                )
+            yield file, dtype, shape
+
+    def _read(
+        self, file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], name: str
+    ) -> npt.NDArray[Any]:
+        size = math.prod(shape) * dtype.itemsize
+        data = file.read(size)
+        if len(data) != size:
+            raise FileError(f"{self.path}: {name} ends early: the file is cut short, copy it again")
+        return np.frombuffer(data, dtype=dtype).reshape(shape)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Npz]:
+    """The archive at ``path``. Whatever is wrong with it is raised as FileError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield Npz(path, archive)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}: check the path") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise FileError(
+            f"{path} is not a whole .npz file ({error}): copy or record it again"
+        ) from error
+    except (ValueError, TypeError, SyntaxError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileError(
+            f"{path} is not a .npz file placer can read ({reason})"
+            ": save it with np.savez_compressed"
+        ) from error

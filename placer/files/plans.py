@@ -1,0 +1,168 @@
+"""Plan files: JSON that a person can read and a program can trust; docs/files.md describes them."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from placer.cost import Score
+from placer.cost.moves import MoveCost
+from placer.errors import FileError
+from placer.files.atomic import read_text, write_text
+from placer.files.specs import first_fault
+from placer.model import ModelShape
+from placer.objective import Objective
+from placer.placement import Placement
+from placer.plan import Comparison, Move, Plan, Provenance
+from placer.topology import Topology
+
+FORMAT = "placer.plan"
+VERSION = 1
+LIMIT = 256 * 2**20
+
+
+class PlacementSpec(BaseModel):
+    gpus: int
+    nodes: int = 1
+    experts: int | None = None
+    physical_to_logical: list[list[int]]
+
+
+class ScoreSpec(BaseModel):
+    before: Score | None = None
+    after: Score | None = None
+    holdout: Comparison | None = None
+
+
+class PlanFile(BaseModel):
+    """The file's layout. Only format, version and placement must be there."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    format: Literal["placer.plan"] = "placer.plan"
+    version: int = VERSION
+    digest: str | None = None
+    reason: str = ""
+    placement: PlacementSpec
+    model: ModelShape | None = None
+    topology: Topology | None = None
+    objective: Objective = Objective()
+    provenance: Provenance | None = None
+    score: ScoreSpec = ScoreSpec()
+    bound_s: float | None = None
+    notes: tuple[str, ...] = ()
+    move_cost: MoveCost | None = None
+    moves: tuple[Move, ...] = ()
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan at ``path``.
+
+    Raises FileError if it is no plan, or if its map no longer has the digest that it was
+    written with.
+    """
+    file = _parse(path)
+    placement = placement_of(
+        file.placement.physical_to_logical,
+        file.placement.gpus,
+        file.placement.nodes,
+        file.placement.experts,
+    )
+    if file.digest is not None and file.digest != placement.digest:
+        raise FileError(
+            f"{path}: its digest is {file.digest:.19}... but its map's is {placement.digest:.19}..."
+            ": the map was changed; drop the digest if that was you"
+        )
+    before, after = file.score.before, file.score.after
+    return Plan(
+        placement=placement,
+        reason=file.reason,
+        model=file.model,
+        topology=file.topology,
+        objective=file.objective,
+        provenance=file.provenance,
+        fit=Comparison(before, after) if before and after else None,
+        holdout=file.score.holdout,
+        moves=file.moves,
+        move_cost=file.move_cost,
+        bound_s=file.bound_s,
+        notes=file.notes,
+    )
+
+
+def placement_of(
+    rows: list[list[int]], gpus: int, nodes: int, experts: int | None = None
+) -> Placement:
+    """A placement from lists. Without ``experts``, ids run up to the largest there is."""
+    if len({len(row) for row in rows}) != 1:
+        raise FileError("the layers of the map differ in length: is the file cut short?")
+    try:
+        table = np.array(rows, dtype=np.int32)
+    except OverflowError as error:
+        raise FileError(f"an expert id is out of all range ({error})") from error
+    return Placement(table, experts or int(table.max(initial=-1)) + 1, gpus, nodes)
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Raises FileError if the file cannot be written; nothing is left half-written."""
+    placement = plan.placement
+    file = PlanFile(
+        digest=placement.digest,
+        reason=plan.reason,
+        placement=PlacementSpec(
+            gpus=placement.gpus,
+            nodes=placement.nodes,
+            experts=placement.experts,
+            physical_to_logical=placement.physical_to_logical.tolist(),
+        ),
+        model=plan.model,
+        topology=plan.topology,
+        objective=plan.objective,
+        provenance=plan.provenance,
+        score=ScoreSpec(
+            before=plan.fit.before if plan.fit else None,
+            after=plan.fit.after if plan.fit else None,
+            holdout=plan.holdout,
+        ),
+        bound_s=plan.bound_s,
+        notes=plan.notes,
+        move_cost=plan.move_cost,
+        moves=plan.moves,
+    )
+    write_text(path, _layout(file.model_dump(mode="json")) + "\n")
+
+
+def _parse(path: Path) -> PlanFile:
+    try:
+        data = json.loads(read_text(path, LIMIT))
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is not JSON ({error}): is it a plan?") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise FileError(
+            f'{path} is not a plan (no "format": "{FORMAT}")'
+            ": placer import reads other engines' files"
+        )
+    if data.get("version") != VERSION:
+        raise FileError(
+            f"{path} has version {data.get('version')!r} of {FORMAT}, this placer reads {VERSION}"
+            ": upgrade placer"
+        )
+    try:
+        return PlanFile.model_validate(data)
+    except ValidationError as error:
+        raise FileError(f"{path}: {first_fault(error)}: make the plan again") from error
+
+
+def _layout(value: Any, indent: str = "") -> str:
+    """JSON where only what holds lists or objects is broken into lines: one a layer, one a move."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if not any(isinstance(part, dict | list) and part for part in parts):
+        return json.dumps(value)
+    inner = indent + " "
+    if isinstance(value, dict):
+        lines = [f"{json.dumps(k)}: {_layout(v, inner)}" for k, v in value.items()]
+        return "{\n" + inner + f",\n{inner}".join(lines) + f"\n{indent}}}"
+    lines = [_layout(item, inner) for item in value]
+    return "[\n" + inner + f",\n{inner}".join(lines) + f"\n{indent}]"

@@ -1,0 +1,170 @@
+"""Models and topologies as users write them: a preset's name, YAML, or a HF config.json."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from placer import model, topology
+from placer.errors import FileError, ModelError
+from placer.files.atomic import read_text
+from placer.model import ModelShape
+from placer.topology import GB, Gpu, Link, Topology
+
+LIMIT = 2**20
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LinkSpec(_Strict):
+    gigabytes_per_s: float | None = Field(default=None, gt=0)
+    latency_us: float | None = Field(default=None, ge=0)
+
+    def on(self, link: Link) -> Link:
+        rate, latency = self.gigabytes_per_s, self.latency_us
+        return Link(
+            link.bytes_per_s if rate is None else rate * GB,
+            link.latency_s if latency is None else latency * 1e-6,
+        )
+
+
+class GpuSpec(_Strict):
+    tflops_16bit: float | None = Field(default=None, gt=0)
+    tflops_8bit: float | None = Field(default=None, gt=0)
+    memory_gb: float | None = Field(default=None, gt=0)
+    memory_gb_per_s: float | None = Field(default=None, gt=0)
+
+    def on(self, gpu: Gpu) -> Gpu:
+        given = {
+            "flops_16bit": (self.tflops_16bit, 1e12),
+            "flops_8bit": (self.tflops_8bit, 1e12),
+            "hbm_bytes": (self.memory_gb, GB),
+            "hbm_bytes_per_s": (self.memory_gb_per_s, GB),
+        }
+        changes = {n: type(getattr(gpu, n))(v * unit) for n, (v, unit) in given.items() if v}
+        return replace(gpu, **changes)
+
+
+class TopologySpec(_Strict):
+    """A preset's node, with what differs."""
+
+    name: str | None = None
+    preset: str
+    gpus: int = Field(ge=1)
+    nodes: int | None = Field(default=None, ge=1)
+    gpu: GpuSpec = GpuSpec()
+    local: LinkSpec = LinkSpec()
+    network: LinkSpec = LinkSpec()
+
+    def topology(self, path: Path) -> Topology:
+        base = topology.preset(self.preset).resized(self.gpus, self.nodes)
+        return replace(
+            base,
+            name=self.name or path.stem,
+            gpu=self.gpu.on(base.gpu),
+            local=self.local.on(base.local),
+            network=self.network.on(base.network),
+        )
+
+
+def _either(*names: str, **kwargs: Any) -> Any:
+    return Field(validation_alias=AliasChoices(*names), **kwargs)
+
+
+class HfConfig(BaseModel):
+    """The few keys that matter of a Hugging Face config.json, under their various names."""
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    experts: int = _either("n_routed_experts", "num_experts", "num_local_experts")
+    top_k: int = _either("num_experts_per_tok", "experts_per_token")
+    moe_intermediate: int = _either("moe_intermediate_size", "intermediate_size")
+    n_group: int | None = None
+    first_k_dense_replace: int = 0
+    decoder_sparse_step: int = 1
+    mlp_only_layers: list[int] = []
+    quantization_config: dict[str, Any] | None = None
+
+    def shape(self, path: Path) -> ModelShape:
+        if self.decoder_sparse_step != 1 or self.mlp_only_layers:
+            raise ModelError(
+                f"{path}: layers with and without experts alternate"
+                ": write the sizes in a YAML file instead (docs/files.md)"
+            )
+        method = (self.quantization_config or {}).get("quant_method", "")
+        return ModelShape(
+            name=path.parent.name or self.model_type,
+            layers=self.num_hidden_layers - self.first_k_dense_replace,
+            experts=self.experts,
+            top_k=self.top_k,
+            hidden=self.hidden_size,
+            moe_intermediate=self.moe_intermediate,
+            groups=self.n_group or 1,
+            first_moe_layer=self.first_k_dense_replace,
+            weight_bits={"fp8": 8.0, "mxfp4": 4.25}.get(method, 16.0),
+        )
+
+
+_SHAPE = TypeAdapter(ModelShape)
+
+
+def read_model(name: str) -> ModelShape:
+    """A preset, or the model that a YAML file or a HF config.json describes."""
+    path = Path(name)
+    if not _is_file(name):
+        return model.preset(name)
+    data = _mapping(path)
+    try:
+        if "model_type" in data:
+            return HfConfig.model_validate(data).shape(path)
+        return shape_of({"name": path.stem, **data})
+    except ValidationError as error:
+        raise ModelError(f"{path}: {first_fault(error)}: see docs/files.md") from error
+
+
+def shape_of(data: Any) -> ModelShape:
+    """The shape in a file's own words. Raises pydantic's ValidationError."""
+    if isinstance(data, dict) and (unknown := set(data) - set(ModelShape.__slots__)):
+        raise ModelError(
+            f"unknown model key {min(unknown)!r}: use {', '.join(ModelShape.__slots__)}"
+        )
+    return _SHAPE.validate_python(data)
+
+
+def read_topology(name: str) -> Topology:
+    """One node of a preset, or the topology that a YAML file describes."""
+    path = Path(name)
+    if not _is_file(name):
+        return topology.preset(name)
+    try:
+        return TopologySpec.model_validate(_mapping(path)).topology(path)
+    except ValidationError as error:
+        raise FileError(f"{path}: {first_fault(error)}: see docs/files.md") from error
+
+
+def _is_file(name: str) -> bool:
+    """Whether the user meant a file: it has a suffix or a folder, or it is there."""
+    path = Path(name)
+    return path.suffix in {".yaml", ".yml", ".json"} or len(path.parts) > 1 or path.is_file()
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(read_text(path, LIMIT))
+    except yaml.YAMLError as error:
+        raise FileError(f"{path} is not YAML or JSON: {str(error).splitlines()[0]}") from error
+    if not isinstance(data, dict):
+        raise FileError(f"{path} holds a {type(data).__name__}: it must hold keys and values")
+    return {str(key): value for key, value in data.items()}
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault, on one line."""
+    fault = error.errors()[0]
+    where = ".".join(map(str, fault["loc"])) or "the file"
+    return f"{where}: {fault['msg'].lower()} (it has {fault['input']!r:.60})"

@@ -1,0 +1,41 @@
+"""Objective: how the engine moves tokens, how many of them a step has, and the limits."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from placer.errors import PlacementError
+
+Dispatch = Literal["allgather", "dedup", "coherent"]
+DISPATCHES: tuple[Dispatch, ...] = get_args(Dispatch)
+
+# Tokens that each GPU brings to one step: vLLM's usual token budget for prefill and for mixed
+# batches, a well-filled decode batch otherwise.
+STEP_TOKENS_PER_GPU = {"prefill": 8192, "mixed": 8192, "decode": 128}
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a placement is judged by: the seconds of one step's MoE layers, within limits.
+
+    dispatch:        ``allgather``: every rank gets every token (vLLM's default);
+                     ``dedup``: a token goes once to each distinct remote GPU (DeepEP);
+                     ``coherent``: a token stays where its expert ran (ExFlow)
+    tokens_per_gpu:  tokens that each GPU brings to a step
+    efficiency:      share of peak FLOPS that grouped expert GEMMs reach
+    memory_share:    share of a GPU's memory that weights and KV cache may use
+    allow_duplicates: whether a GPU may hold the same expert twice
+    keep_groups:     whether the experts of a group must stay on one node
+    """
+
+    dispatch: Dispatch = "allgather"
+    tokens_per_gpu: int = STEP_TOKENS_PER_GPU["mixed"]
+    efficiency: float = 0.5
+    memory_share: float = 0.9
+    allow_duplicates: bool = False
+    keep_groups: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dispatch not in DISPATCHES:
+            raise PlacementError(
+                f"unknown dispatch {self.dispatch!r}: use one of {', '.join(DISPATCHES)}"
+            )

@@ -1,0 +1,96 @@
+"""Placement: which logical expert stands in each slot of each GPU, layer by layer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from placer import arrays
+from placer.arrays import IntArray, frozen
+from placer.errors import PlacementError
+
+EMPTY = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """``physical_to_logical`` [layers, slots]: the expert of each slot, ``EMPTY`` for none.
+
+    Slots are laid GPU after GPU, the same number on each; GPUs node after node. That a placement
+    is well-formed says nothing of its quality or safety: checks.py does.
+    """
+
+    physical_to_logical: IntArray
+    experts: int
+    gpus: int
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        table = self.physical_to_logical
+        if table.ndim != 2 or table.dtype.kind not in "iu" or 0 in table.shape:
+            raise PlacementError(
+                f"physical_to_logical is {table.dtype}{list(table.shape)}"
+                ": it must be integers [layers, slots]"
+            )
+        if self.gpus < 1 or self.nodes < 1 or self.gpus % self.nodes:
+            raise PlacementError(
+                f"{self.gpus} GPUs do not divide into {self.nodes} nodes: give counts that do"
+            )
+        if table.shape[1] % self.gpus:
+            raise PlacementError(slots_remedy(table.shape[1], self.gpus, self.experts))
+        low, high = int(table.min()), int(table.max())
+        if low < EMPTY or high >= self.experts:
+            raise PlacementError(
+                f"expert id {low if low < EMPTY else high} is outside 0..{self.experts - 1}"
+                f" (and {EMPTY} for an empty slot): is this another model's placement?"
+            )
+        object.__setattr__(self, "physical_to_logical", frozen(table.astype(np.int32)))
+
+    @property
+    def layers(self) -> int:
+        return self.physical_to_logical.shape[0]
+
+    @property
+    def slots(self) -> int:
+        return self.physical_to_logical.shape[1]
+
+    @property
+    def slots_per_gpu(self) -> int:
+        return self.slots // self.gpus
+
+    @property
+    def gpu_of_slot(self) -> IntArray:
+        """[slots]"""
+        return np.arange(self.slots) // self.slots_per_gpu
+
+    @property
+    def node_of_gpu(self) -> IntArray:
+        """[gpus]"""
+        return np.arange(self.gpus) // (self.gpus // self.nodes)
+
+    @property
+    def copies(self) -> IntArray:
+        """[layers, experts, gpus] how many slots of each GPU hold each expert."""
+        layer, slot = np.nonzero(self.physical_to_logical != EMPTY)
+        expert = self.physical_to_logical[layer, slot]
+        shape = (self.layers, self.experts, self.gpus)
+        flat = np.ravel_multi_index((layer, expert, self.gpu_of_slot[slot]), shape)
+        return np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape)
+
+    @property
+    def replicas(self) -> IntArray:
+        """[layers, experts] slots that hold each expert."""
+        return self.copies.sum(axis=2)
+
+    @property
+    def digest(self) -> str:
+        """``sha256:...`` of the map; two placements are the same if and only if this is."""
+        header = f"placer.placement/1 experts={self.experts} gpus={self.gpus} nodes={self.nodes}"
+        return arrays.digest(header, self.physical_to_logical)
+
+
+def slots_remedy(slots: int, gpus: int, experts: int) -> str:
+    """The sentence for slots that do not divide by the GPUs."""
+    below = slots // gpus * gpus
+    fitting = [count for count in (below, below + gpus) if count >= experts]
+    use = " or ".join(f"{count} (--redundant {count - experts})" for count in fitting)
+    return f"{slots} slots do not divide by {gpus} GPUs: use {use}"

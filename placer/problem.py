@@ -1,0 +1,85 @@
+"""Problem: the one argument of every optimizer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from placer.arrays import IntArray
+from placer.errors import ModelError, PlacementError
+from placer.model import ModelShape
+from placer.objective import Objective
+from placer.placement import Placement, slots_remedy
+from placer.profile import Profile
+from placer.topology import Topology
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """Place ``model``'s experts, used as in ``profile``, in ``slots`` a layer on ``topology``.
+
+    ``current`` is what runs today, if anything does; moves are counted from it, or else from
+    the linear placement that engines start with.
+    """
+
+    model: ModelShape
+    topology: Topology
+    profile: Profile
+    slots: int
+    objective: Objective = Objective()
+    current: Placement | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        model, profile = self.model, self.profile
+        if (profile.layers, profile.experts, profile.top_k) != (
+            model.layers,
+            model.experts,
+            model.top_k,
+        ):
+            raise ModelError(
+                f"{model.name} has {model.dims} but the input has {profile.layers} layers x "
+                f"{profile.experts} experts, top-{profile.top_k}: give the --model it came from"
+            )
+        if self.slots < model.experts:
+            raise PlacementError(
+                f"{self.slots} slots cannot hold {model.experts} experts"
+                ": --redundant must be 0 or more"
+            )
+        if self.slots % self.topology.gpus:
+            raise PlacementError(slots_remedy(self.slots, self.topology.gpus, model.experts))
+        if self.current is not None and _shape(self.current) != self._shape():
+            raise PlacementError(
+                f"the current plan has {_shape(self.current)} but this asks for {self._shape()}"
+                ": give the same GPUs, nodes and --redundant"
+            )
+
+    @property
+    def linear(self) -> Placement:
+        """What an engine starts with: experts in order, then their first replicas in order."""
+        row = np.arange(self.slots) % self.model.experts
+        return self.placement(np.tile(row, (self.model.layers, 1)))
+
+    @property
+    def start(self) -> Placement:
+        """What moves are counted from."""
+        return self.linear if self.current is None else self.current
+
+    def placement(self, physical_to_logical: IntArray) -> Placement:
+        """[layers, slots] as a placement on this problem's GPUs."""
+        return Placement(
+            physical_to_logical, self.model.experts, self.topology.gpus, self.topology.nodes
+        )
+
+    def _shape(self) -> str:
+        model, topology = self.model, self.topology
+        return (
+            f"{model.layers} layers x {self.slots} slots of {model.experts} experts on "
+            f"{topology.gpus} GPUs in {topology.nodes} nodes"
+        )
+
+
+def _shape(placement: Placement) -> str:
+    return (
+        f"{placement.layers} layers x {placement.slots} slots of {placement.experts} experts on "
+        f"{placement.gpus} GPUs in {placement.nodes} nodes"
+    )

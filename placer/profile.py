@@ -1,0 +1,174 @@
+"""Profile: what traffic did to the experts, summed over tokens; small, mergeable, with its size."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from placer.arrays import FloatArray, IntArray, frozen
+from placer.errors import RoutingError
+from placer.trace import PHASES, Trace
+
+TOKENS_AT_A_TIME = 16_384  # keeps one layer's columns in the cache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Profile:
+    """Counts of tokens.
+
+    load:         [layers, experts] tokens routed to each expert
+    transitions:  [layers - 1, experts, experts] tokens whose top-1 expert was i at a layer and
+                  j at the next (ExFlow's affinity, unnormalised)
+    coactivation: [layers, experts, experts] tokens that used both i and j; symmetric, zero
+                  diagonal
+    tokens, sequences: how much traffic this is; the sampling noise follows from them
+    window_s:     seconds that it was recorded over, if known
+
+    Counters that know loads alone leave ``transitions`` and ``coactivation`` out: fan-out and
+    hops are then unknown.
+    """
+
+    load: FloatArray
+    top_k: int
+    tokens: float
+    sequences: int
+    transitions: FloatArray | None = None
+    coactivation: FloatArray | None = None
+    phase: str = "mixed"
+    window_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.load.ndim != 2 or 0 in self.load.shape:
+            raise RoutingError(f"load is {list(self.load.shape)}: it must be [layers, experts]")
+        layers, experts = self.load.shape
+        if not 1 <= self.top_k <= experts:
+            raise RoutingError(f"top_k {self.top_k} is outside 1..{experts}")
+        if self.phase not in PHASES:
+            raise RoutingError(f"phase {self.phase!r}: use one of {', '.join(PHASES)}")
+        pairs = (experts, experts)
+        for name, shape in (
+            ("load", self.load.shape),
+            ("transitions", (layers - 1, *pairs)),
+            ("coactivation", (layers, *pairs)),
+        ):
+            array = getattr(self, name)
+            if array is None:
+                continue
+            if array.shape != shape:
+                raise RoutingError(f"{name} is {list(array.shape)}: it must be {list(shape)}")
+            if not np.isfinite(array).all() or array.min(initial=0) < 0:
+                raise RoutingError(f"{name} holds NaN, infinity or negative counts: record again")
+            object.__setattr__(self, name, frozen(np.asarray(array, dtype=np.float64)))
+        if not self.load.any() or not self.tokens > 0:
+            raise RoutingError("an empty profile (no tokens): record some traffic first")
+
+    @property
+    def layers(self) -> int:
+        return self.load.shape[0]
+
+    @property
+    def experts(self) -> int:
+        return self.load.shape[1]
+
+
+def of_trace(trace: Trace) -> Profile:
+    """Everything that a trace says."""
+    return of_chunks([trace])
+
+
+def of_chunks(chunks: Iterable[Trace]) -> Profile:
+    """The profile of traces that together are one recording, read one after another.
+
+    Cost: top_k * (top_k - 1) / 2 counts a token and layer; memory does not grow with tokens.
+    """
+    counts: _Counts | None = None
+    for chunk in chunks:
+        counts = counts or _Counts(chunk)
+        counts.add(chunk)
+    if counts is None:
+        raise RoutingError("an empty trace: record some tokens first")
+    return counts.profile()
+
+
+def merge(profiles: Sequence[Profile]) -> Profile:
+    """The sum of profiles of one model. Raises RoutingError if their shapes disagree."""
+    first = profiles[0]
+    for other in profiles[1:]:
+        if (other.load.shape, other.top_k) != (first.load.shape, first.top_k):
+            raise RoutingError(
+                f"the profiles disagree: {list(first.load.shape)} top-{first.top_k} and "
+                f"{list(other.load.shape)} top-{other.top_k} [layers, experts]"
+                ": give profiles of one model only"
+            )
+
+    def total(name: Literal["load", "transitions", "coactivation"]) -> FloatArray | None:
+        parts = [getattr(profile, name) for profile in profiles]
+        return None if any(part is None for part in parts) else np.sum(parts, axis=0)
+
+    load = total("load")
+    assert load is not None  # every profile has one
+    phases = {profile.phase for profile in profiles}
+    windows = [profile.window_s for profile in profiles]
+    return Profile(
+        load=load,
+        top_k=first.top_k,
+        tokens=sum(profile.tokens for profile in profiles),
+        sequences=sum(profile.sequences for profile in profiles),
+        transitions=total("transitions"),
+        coactivation=total("coactivation"),
+        phase=phases.pop() if len(phases) == 1 else "mixed",
+        window_s=None if None in windows else sum(w for w in windows if w is not None),
+    )
+
+
+class _Counts:
+    """Running sums over the chunks of one recording."""
+
+    def __init__(self, like: Trace) -> None:
+        self.experts, self.top_k, self.layers = like.experts, like.top_k, like.layers
+        pairs = self.experts**2
+        self.load = np.zeros((self.layers, self.experts), dtype=np.int64)
+        self.transitions = np.zeros((self.layers - 1, pairs), dtype=np.int64)
+        self.coactivation = np.zeros((self.layers, pairs), dtype=np.int64)
+        self.tokens = self.sequences = 0
+        self.phases: set[str] = set()
+
+    def add(self, trace: Trace) -> None:
+        for start in range(0, trace.tokens, TOKENS_AT_A_TIME):
+            part = slice(start, start + TOKENS_AT_A_TIME)
+            self._add(trace.expert_ids[part], trace.top1[part])
+        self.tokens += trace.tokens
+        self.sequences += trace.sequences
+        self.phases.add(trace.phase)
+
+    def _add(self, ids: IntArray, top1: IntArray) -> None:
+        experts, pairs = self.experts, self.experts**2
+        heaviest = np.take_along_axis(ids, top1[:, :, None], axis=2)[:, :, 0]
+        previous: IntArray | None = None
+        for layer in range(self.layers):
+            columns = np.ascontiguousarray(ids[:, layer, :].T, dtype=np.intp)
+            self.load[layer] += np.bincount(columns.ravel(), minlength=experts)
+            rows = columns * experts
+            for a, b in combinations(range(self.top_k), 2):
+                self.coactivation[layer] += np.bincount(rows[a] + columns[b], minlength=pairs)
+            first = heaviest[:, layer].astype(np.intp)
+            if previous is not None:
+                self.transitions[layer - 1] += np.bincount(
+                    previous * experts + first, minlength=pairs
+                )
+            previous = first
+
+    def profile(self) -> Profile:
+        square = (-1, self.experts, self.experts)
+        one_way = self.coactivation.reshape(square)
+        return Profile(
+            load=self.load.astype(np.float64),
+            top_k=self.top_k,
+            tokens=self.tokens,
+            sequences=self.sequences,
+            transitions=self.transitions.reshape(square).astype(np.float64),
+            coactivation=(one_way + one_way.transpose(0, 2, 1)).astype(np.float64),
+            phase=self.phases.pop() if len(self.phases) == 1 else "mixed",
+        )

@@ -1,0 +1,182 @@
+"""Trace: which experts each token was routed to, layer by layer, sequence after sequence."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from placer.arrays import BoolArray, FloatArray, IntArray, frozen
+from placer.errors import RoutingError
+
+PHASES = ("prefill", "decode", "mixed")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """Routing of real tokens.
+
+    expert_ids: [tokens, layers, top_k] the experts of each token; without ``gates`` the first
+        is taken as its top-1
+    seq_lens:   [sequences] lengths of the sequences laid end to end
+    experts:    logical experts a layer
+    token_ids:  [tokens] vocabulary ids, if known
+    gates:      [tokens, layers, top_k] router weights, if known
+    meta:       what else the recorder wrote (model, phase, ...)
+    """
+
+    expert_ids: IntArray
+    seq_lens: IntArray
+    experts: int
+    token_ids: IntArray | None = None
+    gates: FloatArray | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ids, lens = self.expert_ids, self.seq_lens
+        if ids.ndim != 3 or ids.dtype.kind not in "iu":
+            raise RoutingError(
+                f"expert_ids is {ids.dtype}{list(ids.shape)}"
+                ": it must be integers [tokens, layers, top_k]"
+            )
+        if 0 in ids.shape:
+            raise RoutingError(
+                f"an empty trace (expert_ids {list(ids.shape)}): record some tokens first"
+            )
+        check_lengths(lens, len(ids))
+        if self.phase not in PHASES:
+            raise RoutingError(f"phase {self.phase!r}: use one of {', '.join(PHASES)}")
+        for name, array, shape in (
+            ("token_ids", self.token_ids, ids.shape[:1]),
+            ("gates", self.gates, ids.shape),
+        ):
+            if array is not None and array.shape != shape:
+                raise RoutingError(f"{name} is {list(array.shape)}: it must be {list(shape)}")
+        if self.gates is not None and not np.isfinite(self.gates).all():
+            raise RoutingError("gates hold NaN or infinity: record the routing again")
+        self._check_ids()
+        for name in ("expert_ids", "seq_lens", "token_ids", "gates"):
+            if (array := getattr(self, name)) is not None:
+                object.__setattr__(self, name, frozen(array))
+
+    def _check_ids(self) -> None:
+        ids = self.expert_ids
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.experts:
+            raise RoutingError(
+                f"expert id {low if low < 0 else high} is outside 0..{self.experts - 1}"
+                ": is this another model's trace?"
+            )
+        for a, b in combinations(range(self.top_k), 2):
+            same = ids[:, :, a] == ids[:, :, b]
+            if same.any():
+                token, layer = np.argwhere(same)[0]
+                raise RoutingError(
+                    f"token {token} has expert {ids[token, layer, a]} twice in the top-"
+                    f"{self.top_k} of layer {layer}: the recorder mixed up its columns"
+                )
+
+    @property
+    def tokens(self) -> int:
+        return self.expert_ids.shape[0]
+
+    @property
+    def layers(self) -> int:
+        return self.expert_ids.shape[1]
+
+    @property
+    def top_k(self) -> int:
+        return self.expert_ids.shape[2]
+
+    @property
+    def sequences(self) -> int:
+        return len(self.seq_lens)
+
+    @property
+    def phase(self) -> str:
+        return str(self.meta.get("phase", "mixed"))
+
+    @property
+    def dims(self) -> str:
+        return f"{self.layers} layers x {self.experts} experts, top-{self.top_k}"
+
+    @property
+    def top1(self) -> IntArray:
+        """[tokens, layers] column of each token's heaviest expert."""
+        if self.gates is None:
+            return np.zeros(self.expert_ids.shape[:2], dtype=np.intp)
+        return self.gates.argmax(axis=2)
+
+    @property
+    def load(self) -> IntArray:
+        """[layers, experts] tokens routed to each expert."""
+        layer = np.arange(self.layers)[:, None] * self.experts
+        flat = (self.expert_ids.astype(np.intp) + layer).ravel()
+        counts = np.bincount(flat, minlength=self.layers * self.experts)
+        return counts.reshape(self.layers, self.experts)
+
+    def select(self, chosen: BoolArray) -> "Trace":
+        """The sequences where ``chosen`` [sequences] is true, in their order."""
+        kept = np.repeat(chosen, self.seq_lens)
+        return replace(
+            self,
+            expert_ids=self.expert_ids[kept],
+            seq_lens=self.seq_lens[chosen],
+            token_ids=None if self.token_ids is None else self.token_ids[kept],
+            gates=None if self.gates is None else self.gates[kept],
+        )
+
+    def split(self, share: float, seed: int) -> tuple["Trace", "Trace"]:
+        """Two traces: the sequences to fit on, and a random ``share`` of them held out."""
+        if not 0 < share < 1:
+            raise RoutingError(f"holdout {share}: it must be a share between 0 and 1, such as 0.5")
+        if self.sequences < 2:
+            raise RoutingError("a trace of one sequence cannot be split: drop --holdout")
+        size = min(max(round(share * self.sequences), 1), self.sequences - 1)
+        held_out = np.zeros(self.sequences, dtype=bool)
+        held_out[np.random.default_rng(seed).permutation(self.sequences)[:size]] = True
+        return self.select(~held_out), self.select(held_out)
+
+
+def check_lengths(seq_lens: IntArray, tokens: int) -> None:
+    """Raises RoutingError unless the sequences' lengths add up to the tokens."""
+    if seq_lens.ndim != 1 or seq_lens.dtype.kind not in "iu":
+        raise RoutingError(
+            f"seq_lens is {seq_lens.dtype}{list(seq_lens.shape)}: it must be integers [sequences]"
+        )
+    if not len(seq_lens):
+        raise RoutingError("an empty trace (no sequences): record some tokens first")
+    if seq_lens.min() < 1:
+        raise RoutingError(
+            f"seq_lens holds {seq_lens.min()}: every sequence must have a token or more"
+        )
+    if (total := sum(seq_lens.tolist())) != tokens:
+        raise RoutingError(
+            f"seq_lens add up to {total} but expert_ids holds {tokens} tokens"
+            ": the file is cut short or mixed up"
+        )
+
+
+def concatenate(traces: Sequence[Trace]) -> Trace:
+    """One trace of all sequences. Token ids and gates stay only where every trace has them."""
+    first = traces[0]
+    for other in traces[1:]:
+        if other.dims != first.dims:
+            raise RoutingError(
+                f"the traces disagree: {first.dims} and {other.dims}: give traces of one model only"
+            )
+    phases = {trace.phase for trace in traces}
+
+    def joined(name: str) -> Any:
+        parts = [getattr(trace, name) for trace in traces]
+        return None if any(part is None for part in parts) else np.concatenate(parts)
+
+    return Trace(
+        expert_ids=joined("expert_ids"),
+        seq_lens=joined("seq_lens"),
+        experts=first.experts,
+        token_ids=joined("token_ids"),
+        gates=joined("gates"),
+        meta={**first.meta, "phase": phases.pop() if len(phases) == 1 else "mixed"},
+    )
