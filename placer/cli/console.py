@@ -43,6 +43,7 @@ def progress(what: str, total: float | None = None) -> Iterator[Progress]:
         TimeElapsedColumn(),
         console=err,
         transient=True,
+        disable=not err.is_terminal,
     )
     bar.add_task(what, total=total)
     with bar:

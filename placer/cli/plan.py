@@ -3,18 +3,19 @@
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from placer.cli import figures, inputs
+from placer.cli import inputs
 from placer.cli.console import HOLD, INFEASIBLE, note, out, print_json, progress, stop
-from placer.errors import PlacementError
+from placer.files.atomic import write_text
 from placer.files.plans import read_plan, write_plan
 from placer.objective import STEP_TOKENS_PER_GPU, Dispatch, Objective
 from placer.plan import Hold, Infeasible, Plan, Provenance
 from placer.planner import make_plan, solve
 from placer.problem import Problem
+from placer.report import figures
 
 
 def plan(
@@ -75,7 +76,12 @@ def plan(
     )
     provenance = Provenance(
         optimizer=optimizer,
-        options={"redundant": redundant, "holdout": holdout, "seed": seed},
+        options={
+            "redundant": redundant,
+            "holdout": holdout,
+            "seed": seed,
+            "current": running.digest if running else None,
+        },
         inputs=traffic.inputs,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -94,9 +100,9 @@ def plan(
         _refuse(as_json, "hold", answer.reason, optimizer, HOLD)
 
     if html:
-        from placer.report.html import write_report
+        from placer.report.html import report  # reads Plotly: only where a report is asked for
 
-        write_report(html, answer, traffic.profile, problem.start)
+        write_text(html, report(answer, traffic.profile, problem.start))
     if out_file:
         write_plan(out_file, answer)
     if as_json:
@@ -106,3 +112,52 @@ def plan(
     for written, what in ((out_file, "plan"), (html, "report")):
         if written:
             note(f"wrote the {what} to {written}")
+
+
+def plan_json(plan: Plan, optimizer: str, solve_ms: float) -> figures.Figures:
+    """The object that --json prints."""
+    assert plan.fit and plan.model and plan.move_cost  # make_plan gives all three
+    sized = plan.model.sized
+    return {
+        **figures.NO_ANSWER,
+        "status": "planned",
+        "reason": plan.reason,
+        "optimizer": optimizer,
+        **figures.measured(plan.fit, sized),
+        "moved": plan.move_cost.moved,
+        "moved_share": plan.move_cost.moved_share,
+        "moved_bytes": plan.move_cost.moved_bytes if sized else None,
+        "solve_ms": solve_ms,
+        "bound": plan.bound_s * 1e3 if plan.bound_s and sized else None,
+        "gap": plan.gap,
+        "digest": plan.placement.digest,
+        "holdout": figures.measured(plan.holdout, sized) if plan.holdout else None,
+    }
+
+
+def _print(plan: Plan, optimizer: str, solve_ms: float) -> None:
+    assert plan.fit and plan.model and plan.topology and plan.move_cost
+    scores = {"before": plan.fit.before, "after": plan.fit.after}
+    if plan.holdout:
+        scores |= {"held out, before": plan.holdout.before, "held out, after": plan.holdout.after}
+    where = f"{plan.topology.gpus} GPUs of {plan.topology.name}, {plan.topology.nodes} node(s)"
+    title = f"{plan.model.name} on {where}, {plan.objective.dispatch}, {optimizer}"
+    out.print(figures.table(f"{title}; {plan.fit.after.basis}", scores, plan.model.sized))
+    cost = plan.move_cost
+    size = f", {cost.moved_bytes / 1e9:.2f} GB" if plan.model.sized else ""
+    gap = "" if plan.gap is None else f"; within {plan.gap:.1%} of the best possible"
+    out.print(
+        f"{plan.reason} ({cost.moved_share:.0%} of all{size}); "
+        f"solved in {solve_ms:.0f} ms{gap}",
+        highlight=False,
+    )
+    for text in plan.notes:
+        note(text)
+
+
+def _refuse(as_json: bool, status: str, reason: str, optimizer: str, code: int) -> NoReturn:
+    if as_json:
+        print_json(
+            {**figures.NO_ANSWER, "status": status, "reason": reason, "optimizer": optimizer}
+        )
+    stop(status, f"{reason}; nothing was written", code)

@@ -201,23 +201,21 @@ def _coherent(
 
     A token reaches a place with its top-1 expert, or else with one of the others.
     """
-    tokens = follow[0].sum()
-    nodes = node_visit.shape[1]
-    main = np.concatenate([follow[:1].sum(axis=2), follow.sum(axis=1)])  # [layers, gpus]
+    owned = np.concatenate([follow[:1].sum(axis=2), follow.sum(axis=1)])  # [layers, gpus]
+    gpus, nodes = owned.shape[1], node_visit.shape[1]
+    own_gpu = np.eye(gpus)
+    own_node = _by_node(own_gpu, nodes)
 
-    def flows(per_place: FloatArray, follow: FloatArray, visit: FloatArray) -> list[FloatArray]:
-        top1 = per_place / tokens
+    def flows(follow: FloatArray, visit: FloatArray, own: FloatArray) -> list[FloatArray]:
+        top1 = owned @ own / owned.sum(axis=1, keepdims=True)
         rest = np.divide(visit - top1, 1 - top1, out=np.zeros_like(visit), where=top1 < 1)
         others = np.clip(rest, 0, 1)[:, None, :]
-        sent = follow + (main[:-1, :, None] - follow) * others[1:]
-        return [sent, main[:, :, None] * others]
+        sent = follow + (owned[:-1, :, None] - follow) * others[1:]
+        return [sent, owned[:, :, None] * np.maximum(others, own)]
 
-    sent, back = flows(main, follow, visit)
-    node_sent, node_back = flows(_by_node(main, nodes), _by_node(follow, nodes), node_visit)
+    sent, back = flows(follow, visit, own_gpu)
+    node_sent, node_back = flows(_by_node(follow, nodes), node_visit, own_node)
     return (
-        Flow(
-            np.concatenate([first.gpu[:1], sent]),
-            np.concatenate([first.node[:1], node_sent]),
-        ),
+        Flow(np.concatenate([first.gpu[:1], sent]), np.concatenate([first.node[:1], node_sent])),
         Flow(back, node_back),
     )

@@ -83,8 +83,13 @@ def read_chunks(path: Path, experts: int) -> Iterator[Trace]:
 
 def highest_expert(path: Path) -> int:
     """The largest expert id in a trace, for recordings that do not name their model."""
+    highest = -1
     with opened(path) as npz:
-        return max(int(arrays["expert_ids"].max(initial=-1)) for _, arrays in _pieces(npz))
+        for _, arrays in _pieces(npz):
+            ids = arrays["expert_ids"]
+            if ids.size and ids.dtype.kind in "iu":  # reading it as a Trace says what is wrong
+                highest = max(highest, int(ids.max()))
+    return highest
 
 
 def write_trace(path: Path, trace: Trace, model: ModelShape | None = None) -> None:

@@ -98,7 +98,7 @@ class HfConfig(BaseModel):
             )
         method = (self.quantization_config or {}).get("quant_method", "")
         return ModelShape(
-            name=path.parent.name or self.model_type,
+            name=path.resolve().parent.name,
             layers=self.num_hidden_layers - self.first_k_dense_replace,
             experts=self.experts,
             top_k=self.top_k,

@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from placer.cost import Score
+from placer.plan import Comparison
 
 Figures = dict[str, Any]
 
@@ -39,13 +40,13 @@ NO_ANSWER: Figures = {
 }
 
 
-def measured(before: Score, after: Score, sized: bool) -> Figures:
+def measured(scores: Comparison, sized: bool) -> Figures:
     """The fields that depend on traffic; times only for a model whose sizes are known."""
     names = [name for name in NO_FIGURES if not name.startswith("step_ms")]
     return {
-        **{name: getattr(after, name) for name in names},
-        "step_ms_before": before.step_s * 1e3 if sized else None,
-        "step_ms_after": after.step_s * 1e3 if sized else None,
+        **{name: getattr(scores.after, name) for name in names},
+        "step_ms_before": scores.before.step_s * 1e3 if sized else None,
+        "step_ms_after": scores.after.step_s * 1e3 if sized else None,
     }
 
 
@@ -63,7 +64,7 @@ def table(title: str, columns: Mapping[str, Score], sized: bool) -> Table:
 def rows(scores: Sequence[Score], sized: bool) -> list[tuple[str, list[str]]]:
     """(label, a cell a score); figures that no score knows are left out."""
     lines: list[tuple[str, str, float, str]] = [
-        ("balancedness, mean of layers", "balancedness", 1, ".4f"),
+        ("balancedness, mean", "balancedness", 1, ".4f"),
         ("balancedness, worst layer", "balancedness_min", 1, ".4f"),
         ("balancedness, aggregate", "balancedness_aggregate", 1, ".4f"),
         ("balancedness, as served", "balancedness_served", 1, ".4f"),
@@ -73,10 +74,10 @@ def rows(scores: Sequence[Score], sized: bool) -> list[tuple[str, list[str]]]:
     ]
     if sized:
         lines += [
-            ("step of the MoE layers, ms", "step_s", 1e3, ".3f"),
-            ("  dispatch, ms", "dispatch_s", 1e3, ".3f"),
-            ("  experts, ms", "experts_s", 1e3, ".3f"),
-            ("  combine, ms", "combine_s", 1e3, ".3f"),
+            ("step, ms", "step_s", 1e3, ".3f"),
+            ("of which dispatch, ms", "dispatch_s", 1e3, ".3f"),
+            ("of which experts, ms", "experts_s", 1e3, ".3f"),
+            ("of which combine, ms", "combine_s", 1e3, ".3f"),
         ]
     result = []
     for label, name, unit, form in lines:

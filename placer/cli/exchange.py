@@ -1,0 +1,72 @@
+"""placer export and placer import: plans as other engines' files, and back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from placer.checks import violations
+from placer.cli.console import BAD_INPUT, note, stop
+from placer.errors import FileError, PlacementError
+from placer.files.atomic import read_text, write_text
+from placer.files.plans import LIMIT, placement_of, read_plan, write_plan
+from placer.files.specs import read_model
+from placer.formats import FORMATS, dump, parse
+from placer.plan import Plan, Provenance
+
+Format = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", help="The model: says where its layers with experts begin."),
+]
+
+
+def export_plan(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan (.json).")],
+    format_name: Format,
+    out_file: Annotated[Path, typer.Option("--out", help="Where the engine's file goes.")],
+    model: ModelName = None,
+) -> None:
+    """Write a plan as an engine's own file. A plan that breaks a rule is refused."""
+    plan = read_plan(plan_file)
+    shape = read_model(model) if model else plan.model
+    if broken := violations(plan.placement, plan.objective, shape, plan.topology):
+        stop("error", f"{plan_file}: {broken[0]}", BAD_INPUT)
+    first = shape.first_moe_layer if shape else 0
+    write_text(out_file, dump(format_name, plan.placement, first))
+    note(f"wrote {out_file} ({format_name}; experts from layer {first} of the model on)")
+
+
+def import_plan(
+    foreign: Annotated[Path, typer.Argument(metavar="FILE", help="An engine's placement file.")],
+    format_name: Format,
+    out_file: Annotated[Path, typer.Option("--out", help="Where the plan goes (.json).")],
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs, where the file does not say.", min=1)
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Nodes they stand in.", min=1)] = 1,
+    model: ModelName = None,
+) -> None:
+    """Read an engine's placement file into a plan, to check, score or plan from."""
+    shape = read_model(model) if model else None
+    text = read_text(foreign, LIMIT)
+    try:
+        found = parse(format_name, text, shape.first_moe_layer if shape else 0)
+        if gpus and found.gpus and gpus != found.gpus:
+            raise PlacementError(f"--gpus {gpus} but the file has {found.gpus}: leave --gpus out")
+        if not (count := gpus or found.gpus):
+            raise PlacementError(f"{format_name} files do not say how many GPUs: give --gpus")
+        experts = shape.experts if shape else None
+        placement = placement_of(found.rows, count, nodes, experts)
+    except (FileError, PlacementError) as error:
+        raise type(error)(f"{foreign}: {error}") from error
+    plan = Plan(
+        placement,
+        reason=f"imported from {foreign.name} ({format_name})",
+        model=shape,
+        provenance=Provenance(optimizer=f"imported from {format_name}"),
+    )
+    write_plan(out_file, plan)
+    note(f"wrote the plan to {out_file}")
+    for sentence in violations(placement, plan.objective, shape)[:5]:
+        note(f"placer check will refuse it: {sentence}")

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from placer.arrays import FloatArray
+from placer.cost.traffic import expected, measured
+from placer.placement import Placement
+from placer.profile import of_trace
+from tests.builders import a_placement, a_trace, loads, random_trace, worlds
+from placer.problem import Problem
+
+# GPU 0 holds experts 0 and 1, GPU 1 holds 2 and 3.
+PLACEMENT = a_placement([[0, 1, 2, 3], [0, 1, 2, 3]])
+
+
+def mean(values: FloatArray | None) -> float:
+    assert values is not None
+    return float(values.mean())
+
+
+def test_fanout_is_the_distinct_gpus_of_a_token() -> None:
+    trace = a_trace([[[0, 1], [0, 2]], [[2, 3], [1, 3]]])
+    found = measured(trace, PLACEMENT, "dedup")
+    assert found.fanout_gpus is not None
+    assert found.fanout_gpus.tolist() == [1, 2]
+    assert mean(found.fanout_nodes) == 1
+
+
+def test_nodes_are_counted_once() -> None:
+    four = a_placement([[0, 1, 2, 3]], gpus=4, nodes=2)
+    found = measured(a_trace([[[0, 1, 2]]]), four, "dedup")
+    assert (mean(found.fanout_gpus), mean(found.fanout_nodes)) == (3, 2)
+
+
+def test_hops_follow_the_top1_expert() -> None:
+    trace = a_trace([[[0], [1]], [[0], [2]], [[3], [0]]])  # stays, leaves, leaves
+    assert measured(trace, PLACEMENT, "dedup").hops == pytest.approx(2 / 3)
+    assert expected(of_trace(trace), PLACEMENT, "dedup").hops == pytest.approx(2 / 3)
+
+
+def test_one_layer_has_no_hops() -> None:
+    one = a_placement([[0, 1, 2, 3]])
+    assert measured(a_trace([[[0]]]), one, "dedup").hops is None
+
+
+def test_sequences_go_to_the_gpu_with_the_fewest_tokens() -> None:
+    # The long one to GPU 0, both short ones to GPU 1; all need expert 0 on GPU 0.
+    trace = a_trace([[[0]]] * 4, seq_lens=[2, 1, 1])
+    found = measured(trace, a_placement([[0, 1, 2, 3]]), "dedup")
+    assert found.dispatch.gpu[0].tolist() == [[2, 0], [2, 0]]
+
+
+def test_a_coherent_token_stays_where_its_top1_expert_ran() -> None:
+    # Top-1 on GPU 1 then 0; the second expert on the other GPU each time.
+    trace = a_trace([[[2, 0], [0, 2]]])
+    found = measured(trace, PLACEMENT, "coherent")
+    assert found.dispatch.gpu.tolist() == [[[1, 1], [0, 0]], [[0, 0], [1, 1]]]
+    assert found.combine.gpu.tolist() == [[[0, 0], [1, 1]], [[1, 1], [0, 0]]]
+
+
+@given(worlds())
+def test_a_replica_or_not_every_activation_is_served_once(problem: Problem) -> None:
+    trace = random_trace(
+        1,
+        layers=problem.model.layers,
+        experts=problem.model.experts,
+        top_k=problem.model.top_k,
+    )
+    for dispatch in ("allgather", "dedup", "coherent"):
+        found = measured(trace, problem.linear, dispatch)
+        assert found.served.sum(axis=1).tolist() == [trace.tokens * trace.top_k] * trace.layers
+
+
+@given(st.integers(0, 500))
+def test_expected_equals_measured_for_top2_without_replicas(seed: int) -> None:
+    """With two experts a token, loads and pairs say everything about fan-out."""
+    trace = random_trace(seed, experts=6, top_k=2)
+    placement = a_placement([[0, 3, 1, 5, 2, 4]] * 2, experts=6, gpus=3)
+    truth = measured(trace, placement, "dedup")
+    guess = expected(of_trace(trace), placement, "dedup")
+    assert guess.fanout_gpus == pytest.approx(truth.fanout_gpus)
+    assert guess.served == pytest.approx(truth.served)
+    assert guess.hops == pytest.approx(truth.hops)
+
+
+@given(st.integers(0, 500))
+def test_expected_equals_measured_for_coherent_top1(seed: int) -> None:
+    trace = random_trace(seed, layers=3, top_k=1)
+    rows = [[0, 1, 2, 3], [3, 0, 1, 2], [1, 2, 0, 3]]
+    placement = a_placement(rows, gpus=4, nodes=2)
+    truth = measured(trace, placement, "coherent")
+    guess = expected(of_trace(trace), placement, "coherent")
+    assert guess.dispatch.gpu[1:] == pytest.approx(truth.dispatch.gpu[1:])
+    assert guess.dispatch.node[1:] == pytest.approx(truth.dispatch.node[1:])
+    assert guess.combine.gpu == pytest.approx(truth.combine.gpu)
+    assert guess.combine.node == pytest.approx(truth.combine.node)
+
+
+def test_expected_fanout_of_top6_is_close_to_measured() -> None:
+    trace = random_trace(3, tokens=4000, layers=2, experts=16, top_k=6)
+    order = np.random.default_rng(0).permutation(16)
+    placement = Placement(np.array([order, order]), 16, 4)
+    truth, guess = (
+        measured(trace, placement, "dedup").fanout_gpus,
+        expected(of_trace(trace), placement, "dedup").fanout_gpus,
+    )
+    assert mean(guess) == pytest.approx(mean(truth), rel=0.01)
+
+
+def test_a_following_replica_saves_the_hop() -> None:
+    # Expert 2 is on both GPUs at layer 1, so a token from expert 0 need not leave.
+    trace = a_trace([[[0], [2]]])
+    placement = a_placement([[0, 1, 2, 3, -1, -1], [0, 1, 2, 3, 2, -1]])
+    assert measured(trace, placement, "coherent").hops == 0
+    assert expected(of_trace(trace), placement, "coherent").hops == 0
+
+
+def test_loads_alone_leave_fanout_and_hops_unknown() -> None:
+    found = expected(loads([[4, 3, 2, 1]] * 2), PLACEMENT, "dedup")
+    assert (found.fanout_gpus, found.hops) == (None, None)
