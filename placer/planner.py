@@ -27,7 +27,7 @@ def solve(problem: Problem, name: str) -> Solution | Infeasible:
     broken = violations(solution.placement, problem.objective, problem.model, problem.topology)
     if broken:
         raise PlacementError(
-            f"{name} broke a rule ({broken[0]}): please report it, and use another --optimizer"
+            f"{name} cannot keep the limits ({broken[0]}): use another --optimizer"
         )
     return solution
 

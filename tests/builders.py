@@ -27,7 +27,7 @@ def a_topology(gpus: int = 2, nodes: int = 1) -> Topology:
 
 
 def a_trace(
-    tokens: Sequence[Sequence[Sequence[int]]],
+    tokens: Sequence[Sequence[Sequence[float]]],
     experts: int = 4,
     seq_lens: Sequence[int] | None = None,
     **more: Any,

@@ -42,7 +42,7 @@ def test_an_engine_starts_with_experts_in_order_then_their_replicas() -> None:
         (lambda: a_placement([[0, 1, -2, 3]]), "expert id -2 is outside 0..3"),
         (lambda: a_placement([[0, 1, 2, 3]], gpus=3), "4 slots do not divide by 3 GPUs: use 6"),
         (lambda: a_placement([[0, 1, 2, 3]], gpus=2, nodes=3), "do not divide into 3 nodes"),
-        (lambda: Placement(np.zeros((1, 2)), 2, 1), "must be integers"),
+        (lambda: Placement(np.array([0, 1]), 2, 1), "must be integers"),
         (
             lambda: a_problem(loads([[1.0] * 256]), slots=290, gpus=32),
             r"290 slots do not divide by 32 GPUs: use 288 \(--redundant 32\)"

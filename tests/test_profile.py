@@ -49,9 +49,11 @@ def test_a_profile_equals_counting_token_by_token(seed: int) -> None:
         for layer in range(2):
             transitions[layer, token[layer][0], token[layer + 1][0]] += 1
     found = of_trace(trace)
-    assert (found.load == load).all()
-    assert (found.transitions == transitions).all()
-    assert (found.coactivation == coactivation).all()
+    assert np.array_equal(found.load, load)
+    assert found.transitions is not None
+    assert np.array_equal(found.transitions, transitions)
+    assert found.coactivation is not None
+    assert np.array_equal(found.coactivation, coactivation)
 
 
 def test_reading_in_pieces_changes_nothing() -> None:

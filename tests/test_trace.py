@@ -69,7 +69,7 @@ def test_traces_of_two_phases_are_mixed() -> None:
         (lambda: a_trace([[[0]]], seq_lens=[1, 0]), "seq_lens holds 0"),
         (lambda: a_trace([[[0]]], seq_lens=[]), r"seq_lens is float64\[0\]"),
         (lambda: Trace(np.zeros((0, 1, 1), int), np.array([1]), 4), "an empty trace"),
-        (lambda: Trace(np.zeros((1, 1, 1)), np.array([1]), 4), "must be integers"),
+        (lambda: a_trace([[[0.5]]]), "must be integers"),
         (lambda: Trace(np.zeros((1, 1), int), np.array([1]), 4), "must be integers"),
         (lambda: a_trace([[[0]]], token_ids=np.zeros(2)), r"token_ids is \[2\]"),
         (lambda: a_trace([[[0]]], gates=np.array([[[np.nan]]])), "gates hold NaN"),

@@ -1,1 +1,1 @@
-"""The command line: main.py, and one file a verb. Reads and writes files, prints, decides nothing."""
+"""The command line: main.py, and one file a verb. It reads, writes and prints; decides nothing."""

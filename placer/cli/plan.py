@@ -147,8 +147,7 @@ def _print(plan: Plan, optimizer: str, solve_ms: float) -> None:
     size = f", {cost.moved_bytes / 1e9:.2f} GB" if plan.model.sized else ""
     gap = "" if plan.gap is None else f"; within {plan.gap:.1%} of the best possible"
     out.print(
-        f"{plan.reason} ({cost.moved_share:.0%} of all{size}); "
-        f"solved in {solve_ms:.0f} ms{gap}",
+        f"{plan.reason} ({cost.moved_share:.0%} of all{size}); solved in {solve_ms:.0f} ms{gap}",
         highlight=False,
     )
     for text in plan.notes:

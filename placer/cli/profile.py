@@ -25,6 +25,5 @@ def profile(
     shape = inputs.resolve_model(headers, model)
     counted = inputs.read_profiles(headers, shape)
     write_profile(out_file, counted, shape if shape.sized else None)
-    note(
-        f"wrote {out_file}: {counted.tokens:g} tokens of {counted.sequences} sequences, {shape.dims}"
-    )
+    size = f"{counted.tokens:g} tokens of {counted.sequences} sequences"
+    note(f"wrote {out_file}: {size}, {shape.dims}")

@@ -72,9 +72,7 @@ def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
             gpu = serve(ids[:, layer].astype(np.intp), maps[layer], hashed, origin, node_of)
             visited: BoolArray = np.zeros((len(ids), gpus), dtype=bool)
             visited[rows[:, None], gpu] = True
-            in_node: BoolArray = np.logical_or.reduce(
-                visited.reshape(len(ids), nodes, -1), axis=2
-            )
+            in_node: BoolArray = np.logical_or.reduce(visited.reshape(len(ids), nodes, -1), axis=2)
             main = gpu[rows, top1[:, layer]]
             served[layer] += np.bincount(gpu.ravel(), minlength=gpus)
             hops += 0 if last is None else int((main != last).sum())

@@ -15,6 +15,8 @@ possible. It loses where traffic matters more than balance: it sees no affinity 
 placement, so it scatters experts and moves nearly all of them.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -42,7 +44,7 @@ def hierarchical(groups: int, nodes: int) -> bool:
 
 
 def rebalance(
-    load: npt.NDArray[np.floating], slots: int, groups: int, nodes: int, gpus: int
+    load: npt.NDArray[np.number[Any]], slots: int, groups: int, nodes: int, gpus: int
 ) -> IntArray:
     """[layers, slots] the logical expert of each slot, GPU after GPU, as DeepSeek's file gives it.
 
@@ -119,35 +121,44 @@ def _pack(weight: Weights, packs: int) -> IntArray:
 def separate(table: IntArray, load: FloatArray, gpus: int, nodes: int) -> IntArray:
     """``table`` with no expert twice on a GPU.
 
-    A second replica is exchanged with a slot of another GPU in its node: of those that make no
-    new duplicate, the one that leaves the heavier of the two GPUs lightest. If every GPU there
-    has the expert already, its slot goes to the node's heaviest replica that this GPU lacks.
+    A second replica is exchanged with a slot of another GPU: of those that make no new duplicate,
+    the one that leaves the heavier of the two GPUs lightest. If every GPU has the expert already,
+    its slot goes to the heaviest replica that this GPU lacks. Its node is tried first, then all.
     """
     table = table.copy()
-    slots, node_size = table.shape[1] // gpus, gpus // nodes
+    size = gpus // nodes
     for layer, row in enumerate(table):
-        held = row.reshape(gpus, slots)  # a view: exchanges go into the table
-        for gpu, slot in _second_replicas(held):
-            expert = held[gpu, slot]
+        held = row.reshape(gpus, -1)  # a view: exchanges go into the table
+        while duplicates := _second_replicas(held):
+            gpu, slot = duplicates[0]
             each = load[layer] / np.maximum(np.bincount(row, minlength=load.shape[1]), 1)
-            weight = each[held].sum(axis=1)
-            first = gpu // node_size * node_size
-            node = held[first : first + node_size]
-            exchanges = [
-                (max(weight[gpu] - gain, weight[other] + gain), other, at)
-                for other in range(first, first + node_size)
-                if expert not in held[other]
-                for at in range(slots)
-                if held[other, at] not in held[gpu]
-                for gain in [each[expert] - each[held[other, at]]]
-            ]
-            if exchanges:
-                _, other, at = min(exchanges)
-                held[gpu, slot], held[other, at] = held[other, at], expert
-            else:
-                lacking = np.setdiff1d(node, held[gpu])
-                held[gpu, slot] = lacking[each[lacking].argmax()]
+            first = gpu // size * size
+            node, everywhere = range(first, first + size), range(gpus)
+            if not any(_exchange(held, each, (gpu, slot), scope) for scope in (node, everywhere)):
+                break  # more slots a GPU than experts
     return table
+
+
+def _exchange(held: IntArray, each: FloatArray, at: tuple[int, int], scope: range) -> bool:
+    """Part one duplicate with the help of the GPUs in ``scope``; False if they cannot."""
+    gpu, expert = at[0], held[at]
+    weight = each[held].sum(axis=1)
+    exchanges = [
+        (max(weight[gpu] - gain, weight[other] + gain), other, slot)
+        for other in scope
+        if expert not in held[other]
+        for slot in range(held.shape[1])
+        if held[other, slot] not in held[gpu]
+        for gain in [each[expert] - each[held[other, slot]]]
+    ]
+    if exchanges:
+        _, other, slot = min(exchanges)
+        held[at], held[other, slot] = held[other, slot], expert
+        return True
+    lacking = np.setdiff1d(held[scope], held[gpu])
+    if len(lacking):
+        held[at] = lacking[each[lacking].argmax()]
+    return len(lacking) > 0
 
 
 def _second_replicas(held: IntArray) -> list[tuple[int, int]]:

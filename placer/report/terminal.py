@@ -59,7 +59,9 @@ def of_profile(profile: Profile) -> RenderableType:
     lines: list[RenderableType] = [table]
     if absent:
         lines.append(Text(f"not recorded: {', '.join(absent)}"))
-    lines.append(heat_map("Load of each expert over its layer's mean", relative, "layers", "experts"))
+    lines.append(
+        heat_map("Load of each expert over its layer's mean", relative, "layers", "experts")
+    )
     return Group(*lines)
 
 

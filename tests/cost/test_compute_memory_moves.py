@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from placer.cost import compute, memory, moves, score
-from placer.objective import Objective
+from placer.objective import DISPATCHES, Objective
 from placer.topology import Gpu
 from tests.builders import a_model, a_placement, a_problem, a_topology, a_trace, loads
 
@@ -69,8 +69,8 @@ def test_a_move_is_counted_priced_and_shared_out() -> None:
 
 def test_a_step_is_the_sum_of_its_parts() -> None:
     trace = a_trace([[[0, 1], [2, 3]], [[0, 2], [1, 3]]])
-    for dispatch in ("allgather", "dedup", "coherent"):
-        problem = a_problem(trace, objective=Objective(dispatch))  # type: ignore[arg-type]
+    for dispatch in DISPATCHES:
+        problem = a_problem(trace, objective=Objective(dispatch))
         for found in (score(problem, problem.linear), score(problem, problem.linear, trace)):
             parts = found.dispatch_s + found.experts_s + found.combine_s
             assert found.step_s == pytest.approx(parts)

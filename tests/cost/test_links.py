@@ -1,3 +1,6 @@
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,12 +13,10 @@ FAST, SLOW = Link(100.0, 0.5), Link(10.0, 1.0)
 
 
 def links(gpus: int, nodes: int) -> Topology:
-    from dataclasses import replace
-
     return replace(a_topology(gpus, nodes), local=FAST, network=SLOW)
 
 
-def flow(gpu: list[list[float]], nodes: int) -> Flow:
+def flow(gpu: Sequence[Sequence[float]], nodes: int) -> Flow:
     """Every visit to a node is a visit to one GPU there, as for top-1."""
     per_gpu = np.array([gpu])
     per_node = per_gpu.reshape(1, len(gpu), nodes, -1).sum(axis=3)
@@ -43,8 +44,6 @@ def test_the_counterpart_forwards_inside_its_node() -> None:
     tokens = [[0, 0, 0, 500], [0] * 4, [0] * 4, [0] * 4]
     assert seconds(flow(tokens, 2), links(4, 2), 1.0).tolist() == [500 / 10 + 1]
     quick_network = Link(1e9, 0.0)
-    from dataclasses import replace
-
     forwarding = replace(links(4, 2), network=quick_network)
     assert seconds(flow(tokens, 2), forwarding, 1.0).tolist() == [500 / 100 + 0.5]
 

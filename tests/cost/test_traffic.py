@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from placer.arrays import FloatArray
 from placer.cost.traffic import expected, measured
 from placer.placement import Placement
+from placer.problem import Problem
 from placer.profile import of_trace
 from tests.builders import a_placement, a_trace, loads, random_trace, worlds
-from placer.problem import Problem
 
 # GPU 0 holds experts 0 and 1, GPU 1 holds 2 and 3.
 PLACEMENT = a_placement([[0, 1, 2, 3], [0, 1, 2, 3]])

@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench`. Medians and ratios of things measured side by side, never asserted."""

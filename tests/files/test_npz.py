@@ -1,0 +1,173 @@
+"""Whatever bytes a .npz holds, reading ends in arrays or in one FileError."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from placer.errors import FileError, PlacerError
+from placer.files import npz
+from placer.files.npz import opened
+from placer.files.routing import read_chunks, read_header, read_profile, read_trace, write_trace
+from tests.builders import random_trace
+
+
+def save(path: Path, **arrays: Any) -> Path:
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def read(path: Path, name: str = "a") -> Any:
+    with opened(path) as archive:
+        return archive.array(name)
+
+
+def test_arrays_come_back_as_they_were(tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    assert (read(save(tmp_path / "x.npz", a=array)) == array).all()
+
+
+def test_rows_come_piece_by_piece(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npz", a=np.arange(10).reshape(5, 2))
+    with opened(path) as archive, archive.rows("a", [2, 3]) as pieces:
+        assert [piece.shape for piece in pieces] == [(2, 2), (3, 2)]
+
+
+def test_pickled_objects_are_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, a=np.array([{}], dtype=object))
+    with pytest.raises(FileError, match="a holds pickled objects, which are never loaded"):
+        read(path)
+
+
+def with_header(path: Path, shape: tuple[int, ...], data: bytes, descr: str = "|u1") -> Path:
+    """An array whose header says what it likes."""
+    member = io.BytesIO()
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(member, header)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", member.getvalue() + data)
+    return path
+
+
+def test_a_size_is_checked_before_anything_is_read(tmp_path: Path) -> None:
+    path = with_header(tmp_path / "x.npz", (10,), b"123")
+    with pytest.raises(FileError, match="a should have 10 bytes of data and has 3"):
+        read(path)
+
+
+def test_an_oversized_array_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npz, "MAX_ARRAY_BYTES", 4)
+    path = with_header(tmp_path / "x.npz", (5,), b"12345")
+    with pytest.raises(FileError, match="a has 5 bytes, the limit is 4: split the recording"):
+        read(path)
+
+
+def test_a_forged_size_beyond_all_memory_is_refused(tmp_path: Path) -> None:
+    path = with_header(tmp_path / "x.npz", (2**62, 2**62), b"")
+    with pytest.raises(FileError, match="the limit is"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a whole .npz file"),
+        (b"PK\x03\x04 and then nothing", "is not a whole .npz file"),
+        (b"expert,load\n1,2\n", "is not a whole .npz file"),
+    ],
+)
+def test_foreign_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=message):
+        read(path)
+
+
+def test_a_missing_file_and_a_missing_array_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"cannot read .*none.npz: No such file"):
+        read(tmp_path / "none.npz")
+    with pytest.raises(FileError, match=r"has no array 'a' \(it has b\)"):
+        read(save(tmp_path / "x.npz", b=np.zeros(1)))
+
+
+def test_a_truncated_trace_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    write_trace(path, random_trace(0))
+    whole = path.read_bytes()
+    for size in (10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(FileError):
+            read_trace(path, 4)
+
+
+FUZZ = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@FUZZ
+@given(data=st.data())
+def test_flipped_bytes_never_crash_a_reader(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "x.npz"
+    write_trace(path, random_trace(data.draw(st.integers(0, 3))))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    read_everything(path)
+
+
+any_array = st.sampled_from(
+    [
+        np.zeros((2, 2, 2), np.uint8),
+        np.array([[[0, 1]], [[1, 0]]], np.uint8),
+        np.array([2]),
+        np.array([1, 1], np.int8),
+        np.array([2**62, 2**62]),
+        np.array([-1, 3]),
+        np.ones((2, 3)),
+        np.full((1, 2), np.nan),
+        np.array("{}"),
+        np.array('{"format": "placer.profile", "version": 1, "top_k": 1, "tokens": 3}'),
+        np.array('{"version": 7}'),
+        np.array('["list"]'),
+        np.array("nonsense"),
+        np.zeros((0, 0, 0), np.uint8),
+        np.array(["a", "b"]),
+        np.array(3.5),
+    ]
+)
+
+
+@FUZZ
+@given(
+    arrays=st.dictionaries(
+        st.sampled_from(
+            ["expert_ids", "seq_lens", "token_ids", "gates", "meta", "load", "coactivation"]
+        ),
+        any_array,
+    )
+)
+def test_arrays_of_any_kind_never_crash_a_reader(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    read_everything(save(tmp_path / "x.npz", **arrays))
+
+
+def read_everything(path: Path) -> None:
+    for reader in (
+        read_header,
+        read_profile,
+        lambda p: read_trace(p, 4),
+        lambda p: list(read_chunks(p, 4)),
+    ):
+        try:
+            reader(path)
+        except PlacerError as error:
+            assert "\n" not in str(error)  # noqa: PT017

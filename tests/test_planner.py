@@ -1,0 +1,158 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from placer import topology
+from placer.errors import PlacementError
+from placer.model import preset
+from placer.objective import Objective
+from placer.plan import Hold, Infeasible, Plan, Provenance, Solution
+from placer.planner import make_plan, solve
+from placer.problem import Problem
+from placer.profile import Profile
+from tests.builders import a_model, a_placement, a_problem, a_trace, loads, worlds
+
+EPLB = Provenance(optimizer="eplb")
+# Experts 0 and 1 are hot and start on one GPU.
+HOT = loads([[90_000, 80_000, 20_000, 10_000]])
+
+
+def planned(problem: Problem, name: str = "eplb") -> Plan:
+    solution = solve(problem, name)
+    assert isinstance(solution, Solution)
+    plan = make_plan(problem, solution, replace(EPLB, optimizer=name))
+    assert isinstance(plan, Plan)
+    return plan
+
+
+def big(problem: Problem) -> Problem:
+    """Experts large enough for arithmetic to matter."""
+    return replace(problem, model=replace(problem.model, hidden=4096, moe_intermediate=2048))
+
+
+def test_a_plan_says_what_it_wins_and_moves() -> None:
+    plan = planned(big(a_problem(HOT)))
+    assert plan.fit is not None
+    assert plan.move_cost is not None
+    assert plan.fit.before.balancedness == pytest.approx(100 / 170)
+    assert plan.fit.after.balancedness == 1.0
+    assert plan.move_cost.moved == len(plan.moves) == 2
+    assert plan.reason.startswith("a step takes ")
+
+
+def test_every_move_has_a_holder_as_its_source_and_a_reason() -> None:
+    cold_first = loads([[10_000, 20_000, 80_000, 90_000]])
+    problem = big(a_problem(cold_first, slots=6))
+    plan = planned(problem)
+    for move in plan.moves:
+        assert problem.start.copies[move.layer, move.expert, move.source] > 0
+        assert plan.placement.physical_to_logical[move.layer, move.slot] == move.expert
+        assert plan.placement.gpu_of_slot[move.slot] == move.gpu
+    reasons = " ".join(move.reason for move in plan.moves)
+    assert "2 replicas, not 1" in reasons
+
+
+def test_nothing_to_win_over_the_current_plan_is_a_hold() -> None:
+    problem = big(a_problem(HOT))
+    running = planned(problem).placement
+    again = replace(problem, current=running)
+    solution = solve(again, "eplb")
+    assert isinstance(solution, Solution)
+    answer = make_plan(again, solution, EPLB)
+    assert isinstance(answer, Hold)
+    assert answer.reason.endswith("nothing to win")
+
+
+def test_figures_are_measured_where_there_is_a_trace() -> None:
+    trace = a_trace([[[0]], [[1]], [[0]], [[2]]])
+    problem = a_problem(trace)
+    solution = solve(problem, "linear")
+    assert isinstance(solution, Solution)
+    plan = make_plan(problem, solution, EPLB, fit=trace, holdout=trace)
+    assert isinstance(plan, Plan)
+    assert plan.fit is not None
+    assert plan.holdout is not None
+    assert plan.fit.after.basis == plan.holdout.after.basis == "measured"
+
+
+def test_the_best_there_is_has_no_gap() -> None:
+    plan = planned(a_problem(HOT), "exhaustive")
+    assert plan.gap == 0
+    assert planned(a_problem(HOT)).gap is None
+
+
+@given(worlds())
+def test_planning_twice_gives_the_same_plan(problem: Problem) -> None:
+    first, second = planned(problem), planned(problem)
+    assert first.placement.digest == second.placement.digest
+    assert (first.fit, first.moves, first.reason) == (second.fit, second.moves, second.reason)
+
+
+def uniform(name: str) -> Profile:
+    shape = preset(name)
+    return loads(np.ones((shape.layers, shape.experts)).tolist(), shape.top_k)
+
+
+def problem_of(name: str, gpus: int, redundant: int = 0, **objective: bool) -> Problem:
+    shape = preset(name)
+    return Problem(
+        model=shape,
+        topology=topology.preset("h100").resized(gpus),
+        profile=uniform(name),
+        slots=shape.experts + redundant,
+        objective=Objective(**objective),  # type: ignore[arg-type]
+    )
+
+
+def test_too_little_memory_for_the_experts_is_an_error_with_the_gpus_needed() -> None:
+    with pytest.raises(PlacementError, match=r"take 653\.9 GB and 8 GPUs .* use at least 13 GPUs"):
+        solve(problem_of("deepseek-v3", 8), "eplb")
+
+
+def test_more_redundancy_than_memory_is_infeasible_with_what_fits() -> None:
+    answer = solve(problem_of("deepseek-v3", 16, redundant=256), "eplb")
+    assert isinstance(answer, Infeasible)
+    assert "512 slots clash with memory" in answer.reason
+    assert "use --redundant 80 or less" in answer.reason
+    assert isinstance(solve(problem_of("deepseek-v3", 16, redundant=80), "eplb"), Solution)
+
+
+def test_more_slots_a_gpu_than_experts_is_infeasible_without_duplicates() -> None:
+    crowded = a_problem(HOT, slots=12)
+    answer = solve(crowded, "eplb")
+    assert isinstance(answer, Infeasible)
+    assert "use --redundant 4 or less" in answer.reason
+    allowed = replace(crowded, objective=Objective(allow_duplicates=True))
+    assert isinstance(solve(allowed, "eplb"), Solution)
+
+
+def test_groups_that_do_not_divide_by_nodes_are_infeasible_where_they_must_stay() -> None:
+    grouped = a_model(layers=1, experts=6, groups=3)
+    problem = a_problem(
+        loads([[1.0] * 6]), gpus=2, nodes=2, model=grouped, objective=Objective(keep_groups=True)
+    )
+    answer = solve(problem, "eplb")
+    assert isinstance(answer, Infeasible)
+    assert "3 groups of experts clash with 2 nodes" in answer.reason
+
+
+def test_an_optimizer_that_breaks_a_rule_gets_nowhere() -> None:
+    grouped = a_model(layers=1, groups=2)
+    problem = a_problem(
+        loads([[1.0] * 4]),
+        slots=8,
+        gpus=4,
+        nodes=2,
+        model=grouped,
+        objective=Objective(keep_groups=True),
+    )
+    with pytest.raises(PlacementError, match=r"linear cannot keep the limits .*group 0 is spread"):
+        solve(problem, "linear")
+    assert isinstance(solve(problem, "eplb"), Solution)
+
+
+def test_a_foreign_current_plan_is_refused_with_both_shapes() -> None:
+    with pytest.raises(PlacementError, match=r"6 slots of 4 experts on 2 GPUs .* 4 slots of 4"):
+        a_problem(HOT, current=a_placement([[0, 1, 2, 0, 3, 1]]))
