@@ -58,6 +58,11 @@ class Topology:
         return self.gpus // self.nodes
 
     @property
+    def title(self) -> str:
+        nodes = "1 node" if self.nodes == 1 else f"{self.nodes} nodes"
+        return f"{self.gpus} GPUs in {nodes} ({self.name})"
+
+    @property
     def node_of(self) -> IntArray:
         """[gpus] the node of each GPU."""
         return np.arange(self.gpus) // self.gpus_per_node

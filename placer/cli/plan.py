@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.filesize import decimal
 
 from placer.cli import inputs
 from placer.cli.console import HOLD, INFEASIBLE, note, out, print_json, progress, stop
@@ -140,11 +141,10 @@ def _print(plan: Plan, optimizer: str, solve_ms: float) -> None:
     scores = {"before": plan.fit.before, "after": plan.fit.after}
     if plan.holdout:
         scores |= {"held out, before": plan.holdout.before, "held out, after": plan.holdout.after}
-    where = f"{plan.topology.gpus} GPUs of {plan.topology.name}, {plan.topology.nodes} node(s)"
-    title = f"{plan.model.name} on {where}, {plan.objective.dispatch}, {optimizer}"
+    title = f"{plan.model.name} on {plan.topology.title}, {plan.objective.dispatch}, {optimizer}"
     out.print(figures.table(f"{title}; {plan.fit.after.basis}", scores, plan.model.sized))
     cost = plan.move_cost
-    size = f", {cost.moved_bytes / 1e9:.2f} GB" if plan.model.sized else ""
+    size = f", {decimal(cost.moved_bytes)}" if plan.model.sized else ""
     gap = "" if plan.gap is None else f"; within {plan.gap:.1%} of the best possible"
     out.print(
         f"{plan.reason} ({cost.moved_share:.0%} of all{size}); solved in {solve_ms:.0f} ms{gap}",

@@ -53,7 +53,7 @@ def measured(scores: Comparison, sized: bool) -> Figures:
 def table(title: str, columns: Mapping[str, Score], sized: bool) -> Table:
     """One column a score."""
     result = Table(title=title, title_justify="left")
-    result.add_column("")
+    result.add_column("", no_wrap=True)
     for name in columns:
         result.add_column(name, justify="right")
     for label, cells in rows(list(columns.values()), sized):

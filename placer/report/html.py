@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import numpy.typing as npt
+from rich.filesize import decimal
 
 from placer.arrays import FloatArray
 from placer.cost.balance import rank_load
@@ -31,6 +32,7 @@ def report(plan: Plan, profile: Profile, before: Placement) -> str:
         plan=plan,
         rows=rows(scores, plan.model.sized),
         moves=plan.moves[:MOVES_SHOWN],
+        moved_size=decimal(plan.move_cost.moved_bytes),
         data=_data(plan, profile, before),
         plotly=_plotly(),
     )
