@@ -13,6 +13,26 @@ DISPATCHES: tuple[Dispatch, ...] = get_args(Dispatch)
 STEP_TOKENS_PER_GPU = {"prefill": 8192, "mixed": 8192, "decode": 128}
 
 
+Solver = Literal["highs", "cbc", "cp-sat"]
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How hard an optimizer tries. The same effort gives the same placement.
+
+    solver:       of integer programmes
+    gap:          share of the optimum that a solver may leave (MoETuner uses 0.025)
+    time_limit_s: seconds after which a solver returns the best that it has
+    iterations:   exchanges that a local search tries, over all layers
+    """
+
+    solver: Solver = "highs"
+    gap: float = 0.025
+    time_limit_s: float = 60.0
+    iterations: int = 4_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class Objective:
     """What a placement is judged by: the seconds of one step's MoE layers, within limits.

@@ -7,10 +7,11 @@ import numpy as np
 from placer.arrays import IntArray
 from placer.errors import ModelError, PlacementError
 from placer.model import ModelShape
-from placer.objective import Objective
+from placer.objective import Effort, Objective
 from placer.placement import Placement, slots_remedy
 from placer.profile import Profile
 from placer.topology import Topology
+from placer.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,7 +19,8 @@ class Problem:
     """Place ``model``'s experts, used as in ``profile``, in ``slots`` a layer on ``topology``.
 
     ``current`` is what runs today, if anything does; moves are counted from it, or else from
-    the linear placement that engines start with.
+    the linear placement that engines start with. ``trace`` is the traffic behind the profile, for
+    optimizers that look at tokens.
     """
 
     model: ModelShape
@@ -28,6 +30,8 @@ class Problem:
     objective: Objective = Objective()
     current: Placement | None = None
     seed: int = 0
+    effort: Effort = Effort()
+    trace: Trace | None = None
 
     def __post_init__(self) -> None:
         model, profile = self.model, self.profile

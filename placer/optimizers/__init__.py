@@ -1,25 +1,28 @@
 """The optimizers: one algorithm a file, one line in ``OPTIMIZERS``.
 
-Each is a function of a Problem, deterministic, that neither reads nor changes anything else.
+Each file has an ``optimize``: a function of a Problem, deterministic, that neither reads nor
+changes anything else. A file is imported when its optimizer is asked for: some bring a solver.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 
 from placer.errors import PlacementError
 from placer.names import lookup
-from placer.optimizers import eplb, exhaustive, linear
 from placer.plan import Solution
 from placer.problem import Problem
 
 Optimizer = Callable[[Problem], Solution]
 
-OPTIMIZERS: dict[str, Optimizer] = {
-    "linear": linear.optimize,
-    "eplb": eplb.optimize,
-    "exhaustive": exhaustive.optimize,
+OPTIMIZERS: dict[str, str] = {
+    "linear": "placer.optimizers.linear",
+    "eplb": "placer.optimizers.eplb",
+    "exhaustive": "placer.optimizers.exhaustive",
 }
 
 
 def optimizer(name: str) -> Optimizer:
     """The optimizer of that name. Raises PlacementError with the nearest name."""
-    return lookup("optimizer", name, OPTIMIZERS, PlacementError)
+    module = import_module(lookup("optimizer", name, OPTIMIZERS, PlacementError))
+    found: Optimizer = module.optimize
+    return found

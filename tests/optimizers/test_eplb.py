@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from placer.checks import violations
 from placer.cost.balance import by_layer, rank_load
 from placer.objective import Objective
-from placer.optimizers import OPTIMIZERS
+from placer.optimizers import optimizer
 from placer.optimizers.eplb import rebalance, separate
 from placer.problem import Problem
 from tests.builders import a_placement, a_problem, loads, worlds
@@ -116,11 +116,11 @@ def test_a_replica_for_which_no_gpu_is_left_goes_to_another_expert() -> None:
 def test_deepseeks_duplicates_stay_where_they_are_allowed() -> None:
     profile = loads([[100, 1, 1, 1]])
     allowed = a_problem(profile, slots=8, objective=Objective(allow_duplicates=True))
-    assert OPTIMIZERS["eplb"](allowed).placement.replicas[0, 0] > 2
-    assert OPTIMIZERS["eplb"](a_problem(profile, slots=8)).placement.replicas[0].tolist() == [2] * 4
+    assert optimizer("eplb")(allowed).placement.replicas[0, 0] > 2
+    assert optimizer("eplb")(a_problem(profile, slots=8)).placement.replicas[0].tolist() == [2] * 4
 
 
 @given(worlds())
 def test_eplb_always_passes_the_checks(problem: Problem) -> None:
-    placement = OPTIMIZERS["eplb"](problem).placement
+    placement = optimizer("eplb")(problem).placement
     assert violations(placement, problem.objective, problem.model, problem.topology) == []

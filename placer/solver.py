@@ -1,0 +1,1 @@
+"""The only door to PuLP (HiGHS, CBC) and OR-Tools (CP-SAT)."""
