@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench.timing import console, medians_ms
 from placer.cost.balance import by_layer, rank_load
-from placer.optimizers.eplb import rebalance
+from placer.packing import rebalance
 from placer.placement import Placement
 
 LAYERS, EXPERTS, SLOTS, GPUS = 58, 256, 288, 32

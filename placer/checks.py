@@ -22,6 +22,8 @@ def violations(
     found = _missing(placement)
     if not objective.allow_duplicates:
         found += _duplicates(placement)
+    if objective.survive_node:
+        found += _on_one_node(placement)
     if model is not None:
         found += _other_model(placement, model)
         if objective.keep_groups and not found:
@@ -60,6 +62,22 @@ def _duplicates(placement: Placement) -> list[str]:
         for expert, times in Counter(held).items()
         if times > 1
     ]
+
+
+def _on_one_node(placement: Placement) -> list[str]:
+    found = []
+    per_node = placement.gpus // placement.nodes
+    for layer in range(placement.layers):
+        nodes: dict[int, set[int]] = {}
+        for gpu, held in enumerate(_gpus(placement, layer)):
+            for expert in held:
+                nodes.setdefault(expert, set()).add(gpu // per_node)
+        found += [
+            f"layer {layer}: expert {expert} is on node {min(on)} alone: it would be lost with it"
+            for expert, on in sorted(nodes.items())
+            if len(on) == 1
+        ]
+    return found
 
 
 def _split_groups(placement: Placement, model: ModelShape) -> list[str]:

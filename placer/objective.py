@@ -30,7 +30,7 @@ class Effort:
     solver: Solver = "highs"
     gap: float = 0.025
     time_limit_s: float = 60.0
-    iterations: int = 4_000_000
+    iterations: int = 2_500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,9 @@ class Objective:
     memory_share:    share of a GPU's memory that weights and KV cache may use
     allow_duplicates: whether a GPU may hold the same expert twice
     keep_groups:     whether the experts of a group must stay on one node
+    survive_node:    whether every expert must be on two nodes, so that none is lost with one
+    horizon_s:       seconds that a plan will last: what its moves cost must be won back in them
+    max_moved:       share of the slots that one plan may move away from the one that runs
     """
 
     dispatch: Dispatch = "allgather"
@@ -53,6 +56,9 @@ class Objective:
     memory_share: float = 0.9
     allow_duplicates: bool = False
     keep_groups: bool = False
+    survive_node: bool = False
+    horizon_s: float = 60.0
+    max_moved: float = 0.1
 
     def __post_init__(self) -> None:
         if self.dispatch not in DISPATCHES:

@@ -1,11 +1,14 @@
 """From a problem to an answer. Pure: the same problem gives the same plan, byte for byte."""
 
+from typing import NoReturn
+
 import numpy as np
 
 from placer.checks import violations
-from placer.cost import moves, score
+from placer.cost import moves, outlook, score
 from placer.cost.balance import rank_load
 from placer.cost.memory import budget_bytes, slots_that_fit
+from placer.cost.moves import MoveCost
 from placer.errors import PlacementError
 from placer.optimizers import optimizer
 from placer.placement import Placement
@@ -46,16 +49,13 @@ def make_plan(
     """
     start, placement = problem.start, solution.placement
     on_fit = Comparison(score(problem, start, fit), score(problem, placement, fit))
+    cost = moves.cost(problem, start, placement)
+    if problem.current is not None and (reason := _not_worth(problem, placement, on_fit, cost)):
+        return Hold(reason)
     gain = 1 - on_fit.after.step_s / on_fit.before.step_s
-    if problem.current is not None and gain <= 0:
-        return Hold(
-            f"the {provenance.optimizer} plan would take {on_fit.after.step_s * 1e3:.3f} ms a step"
-            f" where the current one takes {on_fit.before.step_s * 1e3:.3f} ms: nothing to win"
-        )
     on_holdout = None
     if holdout is not None:
         on_holdout = Comparison(score(problem, start, holdout), score(problem, placement, holdout))
-    cost = moves.cost(problem, start, placement)
     return Plan(
         placement=placement,
         reason=f"a step takes {gain:.1%} less time for {cost.moved} moved slots"
@@ -74,29 +74,40 @@ def make_plan(
     )
 
 
+def _not_worth(problem: Problem, placement: Placement, scores: Comparison, cost: MoveCost) -> str:
+    """Why the current plan should stay, or nothing: both sides in seconds."""
+    before, after = scores.before, scores.after
+    if not cost.moved:
+        return "no expert would move: the current plan is as good as this optimizer's"
+    experts = outlook.experts_gain(problem, problem.start, placement)
+    links_s = before.dispatch_s + before.combine_s - after.dispatch_s - after.combine_s
+    gain = (experts.seconds + links_s) / before.step_s
+    noise = experts.noise_s / before.step_s
+    if gain < noise:
+        return (
+            f"gain {gain:.2%} of a step < noise {noise:.2%}: the difference may be chance; "
+            "a longer recording would tell"
+        )
+    horizon_s = problem.objective.horizon_s
+    if gain * horizon_s < cost.seconds:
+        return (
+            f"gain {gain * horizon_s:.2f} s in {horizon_s:g} s < {cost.seconds:.2f} s for moving "
+            f"{cost.moved} slots: it does not pay within the horizon"
+        )
+    return ""
+
+
 def _clash(problem: Problem) -> Infeasible | None:
-    """Limits that no placement can keep together, and what would satisfy them."""
+    """The fewest limits that no placement can keep together, and what would satisfy them."""
     model, topology, objective = problem.model, problem.topology, problem.objective
     fitting = slots_that_fit(model, topology, objective)
     if fitting < model.experts:
-        room = budget_bytes(topology, objective) - model.other_bytes
-        if room <= 0:
-            raise PlacementError(
-                f"{model.name} needs {model.other_bytes / 1e9:.1f} GB on every GPU besides its "
-                f"experts and {topology.name} allows {budget_bytes(topology, objective) / 1e9:.1f}"
-                " GB: use GPUs with more memory"
-            )
-        need = model.layers * model.experts * model.expert_bytes
-        raise PlacementError(
-            f"{model.name}'s experts take {need / 1e9:.1f} GB and {topology.gpus} GPUs "
-            f"({topology.name}) have room for {room * topology.gpus / 1e9:.1f} GB"
-            f": use at least {_gpus_needed(problem)} GPUs"
-        )
+        _refuse_memory(problem)
+    allowed = f"{budget_bytes(topology, objective) / 1e9:.1f} GB of memory"
     if problem.slots > fitting:
         return Infeasible(
-            f"{problem.slots} slots clash with memory: each of {topology.gpus} GPUs "
-            f"({topology.name}) may use {budget_bytes(topology, objective) / 1e9:.1f} GB"
-            f": use --redundant {fitting - model.experts} or less, or more GPUs"
+            f"{problem.slots} slots clash with {allowed} on each of {topology.gpus} GPUs "
+            f"({topology.name}): use --redundant {fitting - model.experts} or less, or more GPUs"
         )
     per_gpu = problem.slots // topology.gpus
     if per_gpu > model.experts and not objective.allow_duplicates:
@@ -110,14 +121,49 @@ def _clash(problem: Problem) -> Infeasible | None:
             f"{model.groups} groups of experts clash with {topology.nodes} nodes"
             ": use a node count that divides the groups, or leave --keep-groups out"
         )
+    if not objective.survive_node:
+        return None
+    if topology.nodes < 2:
+        return Infeasible("surviving a node clashes with having one: use --nodes 2 or more")
+    if objective.keep_groups:
+        return Infeasible(
+            "every expert on two nodes clashes with each group on one"
+            ": leave out --keep-groups or --survive-node"
+        )
+    # Experts take turns at the nodes, so one node may get one more than another.
+    needed = topology.nodes * -(-2 * model.experts // topology.nodes)
+    needed = topology.gpus * -(-needed // topology.gpus)
+    if needed > fitting:
+        return Infeasible(
+            f"every expert on two nodes takes {needed} slots, which clash with {allowed} on each "
+            f"of {topology.gpus} GPUs ({topology.name}): use more GPUs, or leave out --survive-node"
+        )
+    if needed > problem.slots:
+        return Infeasible(
+            f"every expert on two nodes clashes with {problem.slots} slots"
+            f": use --redundant {needed - model.experts} or more"
+        )
     return None
 
 
-def _gpus_needed(problem: Problem) -> int:
-    model = problem.model
-    room = budget_bytes(problem.topology, problem.objective) - model.other_bytes
-    per_gpu = room // (model.expert_bytes * model.layers)
-    return -(-model.experts // per_gpu) if per_gpu else -1
+def _refuse_memory(problem: Problem) -> NoReturn:
+    """Not even one copy of each expert fits: the wrong hardware for the model."""
+    model, topology = problem.model, problem.topology
+    budget = budget_bytes(topology, problem.objective)
+    room = budget - model.other_bytes
+    if room < model.expert_bytes * model.layers:
+        need = model.other_bytes + model.expert_bytes * model.layers
+        raise PlacementError(
+            f"{model.name} needs {need / 1e9:.1f} GB on every GPU for one expert a layer and "
+            f"{topology.name} allows {budget / 1e9:.1f} GB: use GPUs with more memory"
+        )
+    experts = model.layers * model.experts * model.expert_bytes
+    gpus = -(-model.experts // (room // (model.expert_bytes * model.layers)))
+    raise PlacementError(
+        f"{model.name}'s experts take {experts / 1e9:.1f} GB and {topology.gpus} GPUs "
+        f"({topology.name}) have room for {room * topology.gpus / 1e9:.1f} GB"
+        f": use at least {gpus} GPUs"
+    )
 
 
 def _moves(problem: Problem, before: Placement, after: Placement) -> tuple[Move, ...]:

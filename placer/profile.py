@@ -12,6 +12,45 @@ from placer.errors import RoutingError
 from placer.trace import PHASES, Trace
 
 TOKENS_AT_A_TIME = 16_384  # keeps one layer's columns in the cache
+BLOCK_TOKENS = 64  # shorter sequences are taken together: fewer blocks, the same noise
+FEWEST_BLOCKS = 10  # fewer say nothing of how traffic varies
+SHRINKAGE = 0.2  # of covariances, which few blocks make look smaller than they are
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spread:
+    """How traffic varies from one block of sequences to the next: sums over blocks, which add up.
+
+    With x [layers, experts] a block's tokens by expert and n its tokens:
+    products: [layers, experts, experts] sum of x x^T
+    lengths:  [layers, experts] sum of n x
+    squares:  sum of n^2
+    blocks:   how many there are
+    """
+
+    products: FloatArray
+    lengths: FloatArray
+    squares: float
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Noise:
+    """Sampling noise of ``load / tokens``: how far another recording of this traffic would be off.
+
+    variance:   [layers, experts]
+    covariance: [layers, experts, experts] with a zero diagonal; None: experts vary by themselves
+    """
+
+    variance: FloatArray
+    covariance: FloatArray | None = None
+
+    def of(self, weight: FloatArray) -> FloatArray:
+        """[layers, sums] variance of weighted sums of experts. weight: [layers, experts, sums]"""
+        found: FloatArray = np.einsum("le,leg->lg", self.variance, weight**2)
+        if self.covariance is not None:
+            found += np.einsum("leg,leg->lg", self.covariance @ weight, weight)
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,6 +64,7 @@ class Profile:
                   diagonal
     tokens, sequences: how much traffic this is; the sampling noise follows from them
     window_s:     seconds that it was recorded over, if known
+    spread:       how it varies between sequences, if they were told apart
 
     Counters that know loads alone leave ``transitions`` and ``coactivation`` out: fan-out and
     hops are then unknown.
@@ -38,11 +78,21 @@ class Profile:
     coactivation: FloatArray | None = None
     phase: str = "mixed"
     window_s: float | None = None
+    spread: Spread | None = None
 
     def __post_init__(self) -> None:
         if self.load.ndim != 2 or 0 in self.load.shape:
             raise RoutingError(f"load is {list(self.load.shape)}: it must be [layers, experts]")
         layers, experts = self.load.shape
+        if self.spread is not None and (
+            self.spread.products.shape != (layers, experts, experts)
+            or self.spread.lengths.shape != (layers, experts)
+        ):
+            raise RoutingError(
+                f"spread is {list(self.spread.products.shape)} and "
+                f"{list(self.spread.lengths.shape)}: it must be {[layers, experts, experts]} and "
+                f"{[layers, experts]}"
+            )
         if not 1 <= self.top_k <= experts:
             raise RoutingError(f"top_k {self.top_k} is outside 1..{experts}")
         if self.phase not in PHASES:
@@ -63,6 +113,24 @@ class Profile:
             object.__setattr__(self, name, frozen(np.asarray(array, dtype=np.float64)))
         if not self.load.any() or not self.tokens > 0:
             raise RoutingError("an empty profile (no tokens): record some traffic first")
+
+    @property
+    def noise(self) -> Noise:
+        """From the variation between blocks of sequences (a ratio estimator's), since the tokens of
+        a sequence resemble each other; without blocks as if every token were drawn by itself."""
+        share = self.load / self.tokens
+        spread = self.spread
+        if spread is None or spread.blocks < FEWEST_BLOCKS:
+            return Noise(share / self.tokens)
+        cross = share[:, :, None] * spread.lengths[:, None, :]
+        residual = spread.products - cross - cross.transpose(0, 2, 1)
+        residual += spread.squares * share[:, :, None] * share[:, None, :]
+        residual *= spread.blocks / (spread.blocks - 1) / self.tokens**2
+        diagonal = np.arange(self.experts)
+        variance = residual[:, diagonal, diagonal]
+        residual *= 1 - SHRINKAGE
+        residual[:, diagonal, diagonal] = 0.0
+        return Noise(variance, residual)
 
     @property
     def layers(self) -> int:
@@ -120,6 +188,19 @@ def merge(profiles: Sequence[Profile]) -> Profile:
         coactivation=total("coactivation"),
         phase=phases.pop() if len(phases) == 1 else "mixed",
         window_s=None if None in windows else sum(w for w in windows if w is not None),
+        spread=_merge_spreads([profile.spread for profile in profiles]),
+    )
+
+
+def _merge_spreads(spreads: Sequence[Spread | None]) -> Spread | None:
+    known = [spread for spread in spreads if spread is not None]
+    if len(known) < len(spreads):
+        return None
+    return Spread(
+        products=np.sum([spread.products for spread in known], axis=0),
+        lengths=np.sum([spread.lengths for spread in known], axis=0),
+        squares=sum(spread.squares for spread in known),
+        blocks=sum(spread.blocks for spread in known),
     )
 
 
@@ -132,16 +213,36 @@ class _Counts:
         self.load = np.zeros((self.layers, self.experts), dtype=np.int64)
         self.transitions = np.zeros((self.layers - 1, pairs), dtype=np.int64)
         self.coactivation = np.zeros((self.layers, pairs), dtype=np.int64)
-        self.tokens = self.sequences = 0
+        self.tokens = self.sequences = self.blocks = 0
+        self.products = np.zeros((self.layers, self.experts, self.experts))
+        self.lengths = np.zeros((self.layers, self.experts))
+        self.squares = 0.0
         self.phases: set[str] = set()
 
     def add(self, trace: Trace) -> None:
         for start in range(0, trace.tokens, TOKENS_AT_A_TIME):
             part = slice(start, start + TOKENS_AT_A_TIME)
             self._add(trace.expert_ids[part], trace.top1[part])
+        self._add_blocks(trace)
         self.tokens += trace.tokens
         self.sequences += trace.sequences
         self.phases.add(trace.phase)
+
+    def _add_blocks(self, trace: Trace) -> None:
+        """Counts by blocks of whole sequences, each of BLOCK_TOKENS or one sequence's more."""
+        ends = np.cumsum(trace.seq_lens)
+        block_of = np.repeat((ends - 1) // BLOCK_TOKENS, trace.seq_lens)
+        names, block_of = np.unique(block_of, return_inverse=True)
+        tokens = np.bincount(block_of).astype(np.float64)
+        rows, blocks = block_of[:, None] * self.experts, len(names)
+        for layer in range(self.layers):
+            flat = (rows + trace.expert_ids[:, layer]).ravel()
+            counts = np.bincount(flat, minlength=blocks * self.experts)
+            by_block = counts.reshape(blocks, self.experts).astype(np.float64)
+            self.products[layer] += by_block.T @ by_block
+            self.lengths[layer] += tokens @ by_block
+        self.squares += float(tokens @ tokens)
+        self.blocks += blocks
 
     def _add(self, ids: IntArray, top1: IntArray) -> None:
         experts, pairs = self.experts, self.experts**2
@@ -171,4 +272,5 @@ class _Counts:
             transitions=self.transitions.reshape(square).astype(np.float64),
             coactivation=(one_way + one_way.transpose(0, 2, 1)).astype(np.float64),
             phase=self.phases.pop() if len(self.phases) == 1 else "mixed",
+            spread=Spread(self.products, self.lengths, self.squares, self.blocks),
         )

@@ -65,6 +65,7 @@ def a_problem(
         profile=found,
         slots=found.experts if slots is None else slots,
         objective=objective or Objective(),
+        trace=profile if isinstance(profile, Trace) else None,
         **more,
     )
 

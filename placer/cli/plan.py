@@ -12,11 +12,14 @@ from placer.cli import inputs
 from placer.cli.console import HOLD, INFEASIBLE, note, out, print_json, progress, stop
 from placer.files.atomic import write_text
 from placer.files.plans import read_plan, write_plan
-from placer.objective import STEP_TOKENS_PER_GPU, Dispatch, Objective
+from placer.objective import STEP_TOKENS_PER_GPU, Dispatch, Effort, Objective, Solver
+from placer.optimizers import OPTIMIZERS
 from placer.plan import Hold, Infeasible, Plan, Provenance
 from placer.planner import make_plan, solve
 from placer.problem import Problem
 from placer.report import figures
+
+OBJECTIVE, EFFORT = Objective(), Effort()  # for their defaults
 
 
 def plan(
@@ -32,7 +35,7 @@ def plan(
         str | None, typer.Option(help="Preset (deepseek-v3, ...), YAML file or config.json.")
     ] = None,
     redundant: Annotated[int, typer.Option(help="Slots a layer beyond one an expert.", min=0)] = 0,
-    optimizer: Annotated[str, typer.Option(help="linear, eplb or exhaustive.")] = "eplb",
+    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "joint",
     dispatch: Annotated[
         Dispatch,
         typer.Option(help="How the engine moves tokens: vLLM's default, DeepEP-like, ExFlow-like."),
@@ -49,6 +52,24 @@ def plan(
     keep_groups: Annotated[
         bool, typer.Option("--keep-groups", help="Keep each expert group on one node.")
     ] = False,
+    survive_node: Annotated[
+        bool, typer.Option("--survive-node", help="Keep every expert on two nodes.")
+    ] = False,
+    max_moved: Annotated[
+        float, typer.Option(help="Share of slots that may differ from --current.", min=0, max=1)
+    ] = OBJECTIVE.max_moved,
+    horizon: Annotated[
+        float, typer.Option(help="Seconds in which moves from --current must pay.", min=0)
+    ] = OBJECTIVE.horizon_s,
+    solver: Annotated[
+        Solver, typer.Option(help="Of integer programmes (moetuner, exflow).")
+    ] = EFFORT.solver,
+    gap: Annotated[
+        float, typer.Option(help="Share of the optimum that a solver may leave.", min=0)
+    ] = EFFORT.gap,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds after which a solver gives its best.", min=0)
+    ] = EFFORT.time_limit_s,
     seed: Annotated[int, typer.Option(help="For the hold-out and for the optimizer.")] = 0,
     out_file: Annotated[Path | None, typer.Option("--out", help="Where the plan goes.")] = None,
     html: Annotated[Path | None, typer.Option(help="Where the report goes.")] = None,
@@ -71,9 +92,14 @@ def plan(
             tokens_per_gpu=STEP_TOKENS_PER_GPU[traffic.profile.phase],
             allow_duplicates=allow_duplicates,
             keep_groups=keep_groups,
+            survive_node=survive_node,
+            max_moved=max_moved,
+            horizon_s=horizon,
         ),
         current=running,
         seed=seed,
+        effort=Effort(solver=solver, gap=gap, time_limit_s=time_limit),
+        trace=traffic.fit,
     )
     provenance = Provenance(
         optimizer=optimizer,

@@ -11,6 +11,15 @@ from placer.arrays import FloatArray
 from placer.cost.traffic import Flow
 from placer.topology import Link, Topology
 
+# Share of the local links' rate that all-to-all kernels reach, measured: DeepEP reports 153 to 158
+# GB/s of NVLink's 450, and the network's full 50.
+ALL_TO_ALL = 0.35
+
+
+def local_rate(topology: Topology) -> float:
+    """Bytes a second of one GPU in an all-to-all inside its node."""
+    return topology.local.bytes_per_s * ALL_TO_ALL
+
 
 def seconds(flow: Flow, topology: Topology, token_bytes: float) -> FloatArray:
     """[layers] the slowest GPU's time for a flow of tokens."""
@@ -26,7 +35,8 @@ def seconds(flow: Flow, topology: Topology, token_bytes: float) -> FloatArray:
     for node in range(nodes):
         for at in range(size):
             into[:, node * size + at] = remote[:, place == at, node].sum(axis=1)
-    network = _slowest(out, into, topology.network, token_bytes)
+    network = _slowest(out, into, topology.network.bytes_per_s, token_bytes)
+    network += topology.network.latency_s * (network > 0)
 
     # Inside a node: from the owner, or from the GPU that forwards for it.
     sender = node_of[None, :] * size + place[:, None]  # [owner, gpu]
@@ -34,7 +44,8 @@ def seconds(flow: Flow, topology: Topology, token_bytes: float) -> FloatArray:
     into = carried.sum(axis=1)
     forwards = sender[:, :, None] == np.arange(gpus)  # [owner, gpu, sender]
     out = np.einsum("lhg,hgs->ls", carried, forwards)
-    local = _slowest(out, into, topology.local, token_bytes)
+    local = _slowest(out, into, local_rate(topology), token_bytes)
+    local += topology.local.latency_s * (local > 0)
     return np.maximum(network, local)
 
 
@@ -51,9 +62,11 @@ def allgather_seconds(topology: Topology, tokens: float, token_bytes: float) -> 
     return max(times)
 
 
-def _slowest(out: FloatArray, into: FloatArray, link: Link, token_bytes: float) -> FloatArray:
-    busiest = np.maximum(out, into).max(axis=1)
-    return np.where(busiest > 0, busiest * token_bytes / link.bytes_per_s + link.latency_s, 0.0)
+def _slowest(
+    out: FloatArray, into: FloatArray, bytes_per_s: float, token_bytes: float
+) -> FloatArray:
+    busiest: FloatArray = np.maximum(out, into).max(axis=1) * token_bytes / bytes_per_s
+    return busiest
 
 
 def _time(size: float, link: Link) -> float:

@@ -21,7 +21,7 @@ from placer.errors import FileError
 from placer.files.atomic import replacing
 from placer.files.npz import Npz, opened
 from placer.model import ModelShape
-from placer.profile import Profile
+from placer.profile import Profile, Spread
 from placer.trace import Trace, check_lengths
 
 VERSION = 1
@@ -120,6 +120,7 @@ def read_profile(path: Path) -> Profile:
             coactivation=_counts(npz, "coactivation") if "coactivation" in npz.names else None,
             phase=str(meta.get("phase", "mixed")),
             window_s=None if window is None else _number(npz, meta, "window_s"),
+            spread=_spread(npz, meta),
         )
 
 
@@ -127,6 +128,12 @@ def write_profile(path: Path, profile: Profile, model: ModelShape | None = None)
     names = ("load", "transitions", "coactivation")
     arrays = {n: _smallest(a) for n in names if (a := getattr(profile, n)) is not None}
     meta = {n: getattr(profile, n) for n in ("top_k", "tokens", "sequences", "phase", "window_s")}
+    if (spread := profile.spread) is not None:
+        arrays |= {
+            "spread_products": _smallest(spread.products),
+            "spread_lengths": _smallest(spread.lengths),
+        }
+        meta |= {"spread_squares": spread.squares, "spread_blocks": spread.blocks}
     if model is not None:
         meta["model"] = asdict(model)
     _write(path, arrays, {**meta, "format": "placer.profile", "version": VERSION})
@@ -182,6 +189,17 @@ def _number(npz: Npz, meta: Mapping[str, Any], name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
         raise FileError(f"{npz.path}: meta has {name} {value!r}: it must be a number, 0 or more")
     return value
+
+
+def _spread(npz: Npz, meta: Mapping[str, Any]) -> Spread | None:
+    if "spread_products" not in npz.names:
+        return None
+    return Spread(
+        products=_counts(npz, "spread_products"),
+        lengths=_counts(npz, "spread_lengths"),
+        squares=_number(npz, meta, "spread_squares"),
+        blocks=int(_number(npz, meta, "spread_blocks")),
+    )
 
 
 def _counts(npz: Npz, name: str) -> FloatArray:

@@ -93,7 +93,7 @@ def test_a_plan_from_itself_is_held_with_code_3_and_nothing_written(placer: Plac
     )
     assert ended.code == 3
     assert (ended.json["status"], ended.json["moved"]) == ("hold", None)
-    assert "nothing to win" in ended.err
+    assert "no expert would move" in ended.err
     assert not Path("q.json").exists()
 
 

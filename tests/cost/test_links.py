@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from placer.cost.links import allgather_seconds, seconds
+from placer.cost.links import allgather_seconds, local_rate, seconds
 from placer.cost.traffic import Flow
 from placer.topology import Link, Topology
 from tests.builders import a_topology
@@ -14,6 +14,10 @@ FAST, SLOW = Link(100.0, 0.5), Link(10.0, 1.0)
 
 def links(gpus: int, nodes: int) -> Topology:
     return replace(a_topology(gpus, nodes), local=FAST, network=SLOW)
+
+
+def test_all_to_all_reaches_a_part_of_the_local_rate() -> None:
+    assert local_rate(links(2, 1)) == 35
 
 
 def flow(gpu: Sequence[Sequence[float]], nodes: int) -> Flow:
@@ -30,7 +34,7 @@ def test_what_stays_on_its_gpu_costs_nothing() -> None:
 def test_the_busier_direction_of_the_busiest_gpu_counts() -> None:
     # GPU 0 sends 3 + 4 tokens of 2 bytes and receives 1.
     found = seconds(flow([[0, 3, 4], [1, 0, 0], [0, 0, 0]], 1), links(3, 1), 2.0)
-    assert found.tolist() == [7 * 2 / 100 + 0.5]
+    assert found.tolist() == [7 * 2 / 35 + 0.5]
 
 
 def test_nodes_are_reached_over_the_network() -> None:
@@ -45,7 +49,7 @@ def test_the_counterpart_forwards_inside_its_node() -> None:
     assert seconds(flow(tokens, 2), links(4, 2), 1.0).tolist() == [500 / 10 + 1]
     quick_network = Link(1e9, 0.0)
     forwarding = replace(links(4, 2), network=quick_network)
-    assert seconds(flow(tokens, 2), forwarding, 1.0).tolist() == [500 / 100 + 0.5]
+    assert seconds(flow(tokens, 2), forwarding, 1.0).tolist() == pytest.approx([500 / 35 + 0.5])
 
 
 def test_a_token_for_two_gpus_of_a_node_crosses_the_network_once() -> None:

@@ -12,7 +12,7 @@ from placer.checks import violations
 from placer.cost.balance import by_layer, rank_load
 from placer.objective import Objective
 from placer.optimizers import optimizer
-from placer.optimizers.eplb import rebalance, separate
+from placer.packing import rebalance, separate
 from placer.problem import Problem
 from tests.builders import a_placement, a_problem, loads, worlds
 

@@ -1,0 +1,70 @@
+"""What a change will win in the traffic to come, and how sure that is.
+
+A profile is a sample. A plan made from it fits its noise too: on the next recording it will be off
+by that noise and by the next one's. The plan that runs was made from other traffic, so how unevenly
+it spreads this recording is already an honest measurement. Per layer, with z how far the slowest of
+G GPUs lies above their mean:
+
+    before: mean + z * rms(deviation)            after: mean + z * rms(deviation, noise, noise)
+
+The noise of a GPU's seconds comes from the profile's covariance (``Profile.noise``); the standard
+error of a layer's rms is noise / sqrt(G), that of the sum over layers follows.
+"""
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from placer.arrays import FloatArray
+from placer.cost import compute
+from placer.placement import Placement
+from placer.problem import Problem
+
+SIGMAS = 2.0  # a gain below two standard errors is taken for noise
+
+
+def slowest(gpus: int) -> float:
+    """Standard deviations by which the slowest of so many GPUs lies above their mean.
+
+    Blom's approximation for normal deviations; of any numbers, the largest is one above or more.
+    """
+    return max(NormalDist().inv_cdf((gpus - 0.375) / (gpus + 0.25)), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Seconds of a step that the experts will take less, and what may be noise of that."""
+
+    seconds: float
+    noise_s: float
+
+
+def experts_gain(problem: Problem, before: Placement, after: Placement) -> Gain:
+    """What ``after``, made from the problem's profile, wins over ``before``, which was not."""
+    now, then = _of(problem, before), _of(problem, after)
+    z = slowest(problem.topology.gpus)
+    measured = now.mean + z * np.sqrt(now.deviation)
+    to_come = then.mean + z * np.sqrt(then.deviation + 2 * then.noise)
+    error = z * np.sqrt((now.noise / problem.topology.gpus).sum())
+    return Gain(float((measured - to_come).sum()), float(SIGMAS * error))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Spread:
+    """[layers] mean seconds of the GPUs, mean squared deviation from it, mean noise variance."""
+
+    mean: FloatArray
+    deviation: FloatArray
+    noise: FloatArray
+
+
+def _of(problem: Problem, placement: Placement) -> _Spread:
+    copies, replicas = placement.copies, placement.replicas
+    seconds, slope = compute.replica_seconds(problem, int(replicas.max()))
+    each = np.take_along_axis(seconds, replicas[:, :, None], axis=2)
+    by_gpu = (each * copies).sum(axis=1)
+    weight = copies * (slope / np.maximum(replicas, 1))[:, :, None]
+    noise = problem.profile.noise.of(weight)
+    mean = by_gpu.mean(axis=1)
+    return _Spread(mean, by_gpu.var(axis=1), noise.mean(axis=1))

@@ -1,0 +1,100 @@
+"""joint: replication, placement and traffic at once, in seconds a step.
+
+Objective: the time of a step's layers in the traffic to come. Per layer it is
+
+- the slowest GPU's experts: mean + z * rms of the GPUs' seconds, z being how far the slowest of G
+  lies above the mean, and rms holding both today's deviations and the variance that sampling noise
+  adds (the profile's own, once for the recording and once for the time to come). The experts of a
+  GPU that rise and fall together make it noisy, so co-activated experts are not simply piled up;
+- the links: fan-out to GPUs and nodes from loads and co-activations (``traffic.visit_chance``);
+  under ``coherent`` less what is saved where an expert stands on the GPU that its tokens come from;
+- the price of bringing an expert to a GPU, spread over the horizon, where a plan is running.
+
+Method: per layer, simulated annealing over exchanges of two slots and over the expert that a
+redundant slot holds, and then the best exchanges of the GPU that is furthest from the mean; from a
+balanced start, or from the current plan, and never worse than that in this objective. Layers are
+independent but under ``coherent``, where GPUs are first relabelled along the layers and then even
+and odd layers take turns. Deterministic for a seed and a number of iterations, the budget. A
+current plan is only touched up, within the share of slots that may move.
+
+Bound: none is stated. Balance alone has one (its mean), fan-out and hops have none that is cheap.
+
+It loses to ``exhaustive`` where that can finish, and by a hair in balance to ``eplb`` where traffic
+costs time: it gives up balance that is within the noise for less traffic.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from placer.arrays import IntArray
+from placer.cost.moves import arrivals
+from placer.optimizers.joint import terms
+from placer.optimizers.joint.anneal import Schedule, anneal
+from placer.optimizers.joint.relabel import follow
+from placer.optimizers.joint.start import start
+from placer.optimizers.joint.state import Layer, Rules
+from placer.plan import Solution
+from placer.problem import Problem
+
+# Temperatures, as shares of what a random exchange costs. A running plan is only touched up.
+HOT, WARM, COLD = 0.1, 0.02, 0.003
+TURNS = 6  # of even and odd layers, where they depend on each other
+FROZEN = 1e12  # times the price of a move: none is made
+TRIES = 12  # at a price of moves that keeps within ``max_moved``
+ENOUGH = 50  # iterations for each two slots
+THREADS = 2
+
+
+def optimize(problem: Problem) -> Solution:
+    layers = terms.layers(problem)
+    placement = problem.placement(_search(problem, layers))
+    if problem.current is None:
+        return Solution(placement)
+    most = problem.objective.max_moved
+    for _ in range(TRIES):
+        moved = arrivals(problem.current, placement).mean()
+        if moved <= most:
+            return Solution(placement)
+        # Twice the price moves about a tenth less, so this lands just below the limit.
+        dearer = max((moved / most) ** 7, 1.5) if most > 0 else FROZEN
+        layers = [layer._replace(standing=dearer * layer.standing) for layer in layers]
+        placement = problem.placement(_search(problem, layers))
+    return Solution(problem.current, notes=(f"nothing pays with --max-moved {most}",))
+
+
+def _search(problem: Problem, layers: list[Layer]) -> IntArray:
+    """[layers, slots] the best found."""
+    table, rules = start(problem), terms.rules(problem)
+    first = HOT if problem.current is None else COLD
+    iterations = min(problem.effort.iterations // len(table), ENOUGH * problem.slots**2)
+    if problem.current is not None and not len(layers[0].pairs):
+        iterations = 0  # only balance counts: tightening does it
+    schedule = Schedule(iterations, first, COLD, problem.seed)
+    if not rules.coherent:
+        return _anneal(dict(enumerate(layers)), rules, schedule, table)
+    if problem.current is None:
+        alone, half = rules._replace(coherent=False), schedule._replace(iterations=iterations // 2)
+        table = follow(problem, _anneal(dict(enumerate(layers)), alone, half, table))
+    schedule = schedule._replace(iterations=iterations // TURNS, hot=min(first, WARM))
+    for turn in range(TURNS):
+        mine = {
+            at: terms.with_neighbours(problem, layers[at], table, at)
+            for at in range(turn % 2, len(table), 2)
+        }
+        table = _anneal(mine, rules, schedule, table)
+    return table
+
+
+def _anneal(
+    layers: dict[int, Layer], rules: Rules, schedule: Schedule, table: IntArray
+) -> IntArray:
+    """``table`` with the given layers annealed, each with a seed of its own."""
+    table = table.copy()
+
+    def some(chosen: list[int]) -> None:
+        for at in chosen:
+            seeded = schedule._replace(seed=schedule.seed * len(table) + at)
+            table[at] = anneal(layers[at], rules, seeded, table[at])[0]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(some, (list(layers)[first::THREADS] for first in range(THREADS))))
+    return table

@@ -1,0 +1,51 @@
+"""Where the search of ``joint`` begins."""
+
+import numpy as np
+
+from placer.arrays import FloatArray, IntArray
+from placer.checks import violations
+from placer.packing import hierarchical, rebalance, separate
+from placer.problem import Problem
+
+
+def start(problem: Problem) -> IntArray:
+    """[layers, slots] the current plan if it keeps the limits, or else a balanced one that does."""
+    current, load = problem.current, problem.profile.load
+    if current is not None and not violations(current, problem.objective, problem.model):
+        return current.physical_to_logical.astype(np.int64)
+    gpus, nodes = problem.topology.gpus, problem.topology.nodes
+    if problem.objective.survive_node:
+        rows = [on_two_nodes(row, problem.slots, gpus, nodes) for row in load]
+        return np.array(rows, dtype=np.int64)
+    kept = nodes if hierarchical(problem.model.groups, nodes) else 1
+    groups = problem.model.groups
+    if not problem.objective.keep_groups:
+        groups = kept = 1
+    table = rebalance(load, problem.slots, groups, kept, gpus)
+    return separate(table, load, gpus, kept).astype(np.int64)
+
+
+def on_two_nodes(load: FloatArray, slots: int, gpus: int, nodes: int) -> list[int]:
+    """[slots] every expert on two nodes, heavier ones first onto the lighter of the GPUs.
+
+    load: [experts]. By load, experts take turns at the nodes, each at one node and the next; what
+    room is left goes to the heaviest replica that a GPU lacks.
+    """
+    size, per_node = slots // gpus, gpus // nodes
+    order = np.argsort(-load, kind="stable").tolist()
+    held: list[list[int]] = [[] for _ in range(gpus)]
+    each = load / 2
+    for turn, expert in enumerate(order):
+        for node in (turn % nodes, (turn + 1) % nodes):
+            members = range(node * per_node, (node + 1) * per_node)
+            free = [gpu for gpu in members if len(held[gpu]) < size]
+            if free:
+                held[min(free, key=lambda gpu: each[held[gpu]].sum())].append(expert)
+    count = np.full(len(load), 2)
+    for gpu in range(gpus):
+        while len(held[gpu]) < size:
+            lacking = [expert for expert in order if expert not in held[gpu]]
+            chosen = max(lacking, key=lambda expert: load[expert] / count[expert])
+            count[chosen] += 1
+            held[gpu].append(chosen)
+    return [expert for gpu in held for expert in gpu]

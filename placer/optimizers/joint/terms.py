@@ -1,0 +1,126 @@
+"""A problem in the numbers that the search of ``joint`` works with."""
+
+import numpy as np
+
+from placer.arrays import FloatArray, IntArray
+from placer.cost import compute, links, moves, outlook
+from placer.cost.traffic import company
+from placer.optimizers.joint.state import Layer, Rules
+from placer.problem import Problem
+
+RECORDINGS = 2  # whose noise counts: the one planned from, and one as long in the time to come
+# Replicas follow company and share less evenly than balance takes them to.
+CARE_OF_REPLICAS = 1.75
+
+
+def is_coherent(problem: Problem) -> bool:
+    """Whether it matters where tokens come from."""
+    return problem.objective.dispatch == "coherent" and problem.profile.transitions is not None
+
+
+def rules(problem: Problem) -> Rules:
+    topology, objective = problem.topology, problem.objective
+    gpus, nodes, size = topology.gpus, topology.nodes, topology.gpus_per_node
+    experts = problem.model.experts
+    visit_s = node_visit_s = 0.0
+    if objective.dispatch != "allgather":
+        there_and_back = 2 * objective.tokens_per_gpu * problem.model.token_bytes
+        visit_s = there_and_back * (size - 1) / size / links.local_rate(topology)
+        node_visit_s = there_and_back * (nodes - 1) / nodes / topology.network.bytes_per_s
+    most = np.arange(most_replicas(problem) + 2)
+    by_level = [company(most, places, objective.dispatch) for places in (gpus, nodes)]
+    return Rules(
+        nodes=nodes,
+        top_k=problem.model.top_k,
+        visit_s=visit_s,
+        node_visit_s=node_visit_s,
+        slowest=outlook.slowest(gpus) * (CARE_OF_REPLICAS if problem.slots > experts else 1),
+        coherent=is_coherent(problem),
+        keep_nodes=objective.keep_groups and nodes > 1,
+        two_nodes=objective.survive_node,
+        company=np.stack(by_level),
+    )
+
+
+def most_replicas(problem: Problem) -> int:
+    """The most GPUs that can hold one expert."""
+    return min(problem.topology.gpus, problem.slots - problem.model.experts + 1)
+
+
+def layers(problem: Problem) -> list[Layer]:
+    """What each layer's traffic costs, wherever its tokens come from."""
+    profile = problem.profile
+    experts, none = profile.experts, np.zeros((profile.layers, 0, 0))
+    use = profile.load / profile.tokens
+    if problem.objective.dispatch == "allgather":
+        pairs = none
+    elif profile.coactivation is None:
+        pairs = use[:, :, None] * use[:, None, :] * (1 - np.eye(experts))
+    else:
+        pairs = profile.coactivation / profile.tokens
+    seconds, slope = compute.replica_seconds(problem, most_replicas(problem) + 1)
+    noise = profile.noise
+    risk, together = RECORDINGS * noise.variance * slope**2, none
+    if noise.covariance is not None:
+        together = RECORDINGS * noise.covariance * slope[:, :, None] * slope[:, None, :]
+    standing = prices(problem)
+    nowhere = np.zeros((experts, problem.topology.gpus))
+    return [
+        Layer(use[at], pairs[at], risk[at], together[at], seconds[at], standing[at], nowhere)
+        for at in range(profile.layers)
+    ]
+
+
+def prices(problem: Problem) -> FloatArray:
+    """[layers, experts, gpus] seconds a step for bringing an expert to a GPU, if a plan is running.
+
+    As over the slowest link, since every copy interrupts serving for a while; all GPUs' links work
+    at once, and what they take is spread over the steps of the horizon.
+    """
+    model, topology = problem.model, problem.topology
+    if problem.current is None:
+        return np.zeros((model.layers, model.experts, topology.gpus))
+    rate = moves.rates(topology)[1 if topology.nodes > 1 else 0]
+    steps = problem.objective.horizon_s / _step_seconds(problem)
+    price = model.expert_bytes / rate / topology.gpus / steps
+    return np.where(problem.current.copies > 0, 0.0, price)
+
+
+def _step_seconds(problem: Problem) -> float:
+    """A step's seconds, roughly: GPUs evenly loaded, every token sent to every node and GPU."""
+    seconds, _ = compute.replica_seconds(problem, 1)
+    experts = float(seconds[:, :, 1].sum()) / problem.topology.gpus
+    tokens = problem.objective.tokens_per_gpu * problem.topology.gpus
+    exchange = links.allgather_seconds(problem.topology, tokens, problem.model.token_bytes)
+    return experts + 2 * problem.model.layers * exchange
+
+
+def with_neighbours(problem: Problem, layer: Layer, table: IntArray, at: int) -> Layer:
+    """``layer``, the one ``at``, with what is saved by standing where tokens come from and go to.
+
+    table: [layers, slots] the experts of the layers beside it
+    """
+    transitions, tokens = problem.profile.transitions, problem.profile.tokens
+    assert transitions is not None  # is_coherent
+    found = rules(problem)
+    standing, leaving = layer.standing.copy(), np.zeros_like(layer.leaving)
+    for places, seconds in (
+        (problem.topology.gpus, found.visit_s),
+        (found.nodes, found.node_visit_s),
+    ):
+        width = problem.topology.gpus // places
+        half = seconds / 2 / tokens  # dispatch, but not combine
+        if at > 0:
+            share = _share(table[at - 1], problem.model.experts, places)
+            standing -= np.repeat(half * transitions[at - 1].T @ share, width, axis=1)
+        if at + 1 < len(table):
+            held = _share(table[at + 1], problem.model.experts, places) > 0
+            leaving += np.repeat(half * transitions[at] @ held, width, axis=1)
+    return layer._replace(standing=standing, leaving=leaving)
+
+
+def _share(row: IntArray, experts: int, places: int) -> FloatArray:
+    """[experts, places] share of each expert's replicas in each place."""
+    held = np.zeros((experts, places))
+    np.add.at(held, (row, np.arange(len(row)) * places // len(row)), 1.0)
+    return held / np.maximum(held.sum(axis=1, keepdims=True), 1)

@@ -1,0 +1,214 @@
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from placer.checks import violations
+from placer.cost import score
+from placer.cost.moves import arrivals
+from placer.cost.traffic import visit_chance as expected_visit_chance
+from placer.objective import DISPATCHES, Effort, Objective
+from placer.optimizers import optimizer
+from placer.optimizers.joint import terms
+from placer.optimizers.joint.relabel import assign, follow
+from placer.optimizers.joint.start import start
+from placer.optimizers.joint.state import (
+    PAIRS,
+    accept,
+    settle,
+    step_seconds,
+    visit_chance,
+    weigh,
+)
+from placer.placement import Placement
+from placer.problem import Problem
+from tests.builders import a_model, a_placement, a_problem, a_trace, loads, random_trace, worlds
+
+QUICK = settings(max_examples=40)
+
+
+def large(problem: Problem) -> Problem:
+    """With experts large enough for arithmetic to count."""
+    return replace(problem, model=replace(problem.model, hidden=2048, moe_intermediate=1024))
+
+
+def joint(problem: Problem) -> Placement:
+    return optimizer("joint")(problem).placement
+
+
+def test_experts_that_are_used_together_share_a_gpu() -> None:
+    # Tokens use 0 with 1 or 2 with 3; eplb parts them, since loads are equal.
+    trace = a_trace([[[0, 1]], [[2, 3]]] * 50)
+    found = joint(large(a_problem(trace, objective=Objective("dedup"))))
+    held = found.physical_to_logical.reshape(2, 2)
+    assert sorted(sorted(gpu.tolist()) for gpu in held) == [[0, 1], [2, 3]]
+
+
+def test_company_is_not_worth_any_imbalance() -> None:
+    # As before, but the second kind is rare: together, 0 and 1 would be most of the load.
+    trace = a_trace([[[0, 1]]] * 90 + [[[2, 3]]] * 10)
+    found = joint(large(a_problem(trace, objective=Objective("dedup"))))
+    assert score(large(a_problem(trace)), found).balancedness == 1.0
+
+
+def test_under_allgather_only_balance_counts() -> None:
+    found = joint(large(a_problem(loads([[5000, 4000, 2000, 1000]]))))
+    held = found.physical_to_logical.reshape(2, 2)
+    assert sorted(sorted(gpu.tolist()) for gpu in held) == [[0, 3], [1, 2]]
+
+
+def test_redundant_slots_go_to_hot_experts() -> None:
+    found = joint(large(a_problem(loads([[8000, 2000, 1000, 1000]]), slots=6)))
+    assert found.replicas[0, 0] == 2
+
+
+def test_coherent_tokens_find_their_next_expert_where_they_are() -> None:
+    trace = a_trace([[[0], [3]], [[1], [2]], [[2], [1]], [[3], [0]]] * 50)
+    problem = large(a_problem(trace, objective=Objective("coherent")))
+    assert score(problem, joint(problem), trace).hops == 0
+
+
+@QUICK
+@given(worlds(), st.sampled_from(DISPATCHES))
+def test_it_is_valid_deterministic_and_never_worse_than_its_start(
+    problem: Problem, dispatch: str
+) -> None:
+    problem = replace(problem, objective=Objective(dispatch))  # type: ignore[arg-type]
+    problem = replace(problem, effort=Effort(iterations=3000))
+    found = joint(problem)
+    assert violations(found, problem.objective, problem.model, problem.topology) == []
+    assert joint(problem).digest == found.digest
+    if dispatch != "coherent":  # whose layers depend on each other
+        rules = terms.rules(problem)
+        for at, layer in enumerate(terms.layers(problem)):
+            rows = start(problem)[at], found.physical_to_logical[at].astype(np.int64)
+            before, after = (settle(layer, rules, row) for row in rows)
+            gpus = problem.topology.gpus
+            later = step_seconds(rules, after.totals, gpus)
+            assert later <= step_seconds(rules, before.totals, gpus) + 1e-15
+
+
+@QUICK
+@given(worlds(), st.integers(0, 10**6))
+def test_what_an_exchange_costs_is_the_difference_that_it_makes(
+    problem: Problem, seed: int
+) -> None:
+    """The incremental sums against counting everything again."""
+    problem = large(replace(problem, objective=Objective("dedup")))
+    rules, layer = terms.rules(problem), terms.layers(problem)[0]
+    state = settle(layer, rules, start(problem)[0].copy())
+    rng = np.random.default_rng(seed)
+    gpus, size = problem.topology.gpus, problem.slots // problem.topology.gpus
+    for _ in range(20):
+        x, y = (int(slot) for slot in rng.integers(problem.slots, size=2))
+        f = int(state.slots[y])
+        if rng.random() < 0.5 and state.replicas[0, state.slots[x]] > 1:
+            y, f = -1, int(rng.integers(problem.model.experts))
+        elif x // size == y // size or state.held[y // size, state.slots[x]]:
+            continue
+        if state.held[x // size, f]:
+            continue
+        before = settle(layer, rules, state.slots.copy())
+        cost = weigh(layer, rules, state, (x, y, f))
+        accept(layer, state, (x, y, f))
+        after = settle(layer, rules, state.slots.copy())
+        difference = step_seconds(rules, after.totals, gpus)
+        difference -= step_seconds(rules, before.totals, gpus)
+        assert cost == pytest.approx(difference, abs=1e-12)
+        for name in ("replicas", "held", "company", "danger", "sums", "totals"):
+            assert getattr(state, name) == pytest.approx(getattr(after, name), abs=1e-12), name
+    assert state.sums[PAIRS].min() >= -1e-9
+
+
+@given(
+    mean=st.floats(0, 1), again=st.floats(0, 1), top_k=st.integers(1, 8)
+)  # again: the share of pairs among what the mean allows
+def test_the_kernel_knows_the_same_chance_of_a_visit(mean: float, again: float, top_k: int) -> None:
+    mean *= top_k
+    pairs = again * mean * (top_k - 1) / 2
+    arrays = (np.array([[mean]]), np.array([[pairs]]))
+    expected = expected_visit_chance(*arrays, top_k)[0, 0]
+    assert visit_chance(mean, pairs, top_k) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_running_plan_is_only_touched_up() -> None:
+    rng = np.random.default_rng(0)
+    load = rng.lognormal(0, 1, (2, 32)) * 10_000
+    first = large(a_problem(loads(load.tolist()), slots=40, gpus=8))
+    running = joint(first)
+    drifted = load * rng.lognormal(0, 0.2, load.shape)
+    again = large(a_problem(loads(drifted.tolist()), slots=40, gpus=8, current=running))
+    found = joint(again)
+    assert 0 < arrivals(running, found).mean() <= 0.1
+    before, after = (score(again, placement).balancedness for placement in (running, found))
+    assert after > before
+    frozen = replace(again, objective=Objective(max_moved=0.0))
+    assert joint(frozen).digest == running.digest
+
+
+@pytest.mark.parametrize("gpus", [4, 6])
+def test_every_expert_survives_any_one_node(gpus: int) -> None:
+    load = np.random.default_rng(1).lognormal(0, 1, (2, 12)).tolist()
+    objective = Objective("dedup", survive_node=True)
+    problem = large(a_problem(loads(load), slots=36, gpus=gpus, nodes=2, objective=objective))
+    found = joint(problem)
+    assert violations(found, objective, problem.model, problem.topology) == []
+    by_node = found.copies.reshape(2, 12, 2, -1).sum(axis=3)
+    assert (by_node > 0).all()
+
+
+def test_groups_stay_on_their_node_where_they_must() -> None:
+    model = a_model(layers=1, experts=8, groups=4)
+    objective = Objective("allgather", keep_groups=True)
+    profile = loads([[9000, 8000, 7000, 1000, 5000, 2000, 100, 50]])
+    problem = a_problem(profile, slots=12, gpus=4, nodes=2, objective=objective, model=model)
+    found = joint(large(problem))
+    assert violations(found, objective, problem.model, problem.topology) == []
+
+
+@given(st.integers(0, 1000), st.sampled_from([(4, 1), (4, 2), (6, 3)]))
+def test_relabelling_is_the_best_there_is(seed: int, shape: tuple[int, int]) -> None:
+    gpus, nodes = shape
+    size = gpus // nodes
+    value = np.random.default_rng(seed).random((gpus, gpus))
+    node_of = np.arange(gpus) // size
+
+    def keeps_nodes(order: tuple[int, ...]) -> bool:
+        parts = np.array([node_of[gpu] for gpu in order]).reshape(nodes, size)
+        return bool((parts == parts[:, :1]).all())
+
+    best = max(
+        sum(value[row, gpu] for row, gpu in enumerate(order))
+        for order in permutations(range(gpus))
+        if keeps_nodes(order)
+    )
+    assert value[np.arange(gpus), assign(value, nodes)].sum() == pytest.approx(best)
+
+
+def test_following_leaves_balance_and_fanout_as_they_are() -> None:
+    trace = random_trace(0, tokens=200, layers=4, experts=8)
+    problem = a_problem(trace, gpus=4, objective=Objective("coherent"))
+    table = np.array([np.random.default_rng(s).permutation(8) for s in range(4)])
+    before = Placement(table, 8, 4)
+    after = Placement(follow(problem, table), 8, 4)
+    one, other = score(problem, before), score(problem, after)
+    assert one.balancedness == pytest.approx(other.balancedness)
+    assert one.fanout_gpus == pytest.approx(other.fanout_gpus)
+    assert one.hops is not None
+    assert other.hops is not None
+    assert other.hops < one.hops
+
+
+def test_where_tokens_come_from_pulls_on_the_layer_after() -> None:
+    # Every token goes from expert 0 to expert 3; expert 0 is on GPU 0.
+    trace = a_trace([[[0], [3]]] * 10)
+    problem = a_problem(trace, objective=Objective("coherent"))
+    layers = terms.layers(problem)
+    table = a_placement([[0, 1, 2, 3], [0, 1, 2, 3]]).physical_to_logical
+    second = terms.with_neighbours(problem, layers[1], table, 1)
+    assert second.standing[3, 0] < 0 == second.standing[3, 1]
+    first = terms.with_neighbours(problem, layers[0], table, 0)
+    assert first.leaving[0, 1] > 0 == first.leaving[0, 0]
