@@ -1,10 +1,15 @@
-"""Run every benchmark, or those named: python -m bench [eplb] [plan] [profile]."""
+"""Run every benchmark, or those named: python -m bench [eplb] [plan] [profile] [schedule]."""
 
 import sys
 
-from bench import eplb, plan, profile
+from bench import eplb, plan, profile, schedule
 
-BENCHMARKS = {"eplb": eplb.run, "plan": plan.run, "profile": profile.run}
+BENCHMARKS = {
+    "eplb": eplb.run,
+    "plan": plan.run,
+    "profile": profile.run,
+    "schedule": schedule.run,
+}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:

@@ -54,6 +54,14 @@ class Placement:
         return self.physical_to_logical.shape[1]
 
     @property
+    def shape(self) -> str:
+        """In words; placements of one shape can follow each other."""
+        return (
+            f"{self.layers} layers x {self.slots} slots of {self.experts} experts on "
+            f"{self.gpus} GPUs in {self.nodes} nodes"
+        )
+
+    @property
     def slots_per_gpu(self) -> int:
         return self.slots // self.gpus
 

@@ -1,5 +1,6 @@
 """From a problem to an answer. Pure: the same problem gives the same plan, byte for byte."""
 
+from dataclasses import replace
 from typing import NoReturn
 
 import numpy as np
@@ -14,11 +15,12 @@ from placer.optimizers import optimizer
 from placer.placement import Placement
 from placer.plan import Comparison, Hold, Infeasible, Move, Plan, Provenance, Solution
 from placer.problem import Problem
+from placer.schedule import Relabel, match_slots
 from placer.trace import Trace
 
 
 def solve(problem: Problem, name: str) -> Solution | Infeasible:
-    """The optimizer's placement, checked.
+    """The optimizer's placement, with the labels that move the fewest experts, checked.
 
     Raises PlacementError if even one copy of each expert does not fit the memory, and if an
     optimizer breaks a rule (its plan then goes nowhere).
@@ -27,6 +29,11 @@ def solve(problem: Problem, name: str) -> Solution | Infeasible:
     if clash := _clash(problem):
         return clash
     solution = chosen(problem)
+    if problem.current is not None:
+        # Labels are free, but for what joins the layers.
+        relabel: Relabel = "once" if problem.objective.dispatch == "coherent" else "layers"
+        matched = match_slots(problem.current, solution.placement, relabel)
+        solution = replace(solution, placement=matched)
     broken = violations(solution.placement, problem.objective, problem.model, problem.topology)
     if broken:
         raise PlacementError(

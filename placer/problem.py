@@ -51,9 +51,9 @@ class Problem:
             )
         if self.slots % self.topology.gpus:
             raise PlacementError(slots_remedy(self.slots, self.topology.gpus, model.experts))
-        if self.current is not None and _shape(self.current) != self._shape():
+        if self.current is not None and self.current.shape != self.linear.shape:
             raise PlacementError(
-                f"the current plan has {_shape(self.current)} but this asks for {self._shape()}"
+                f"the current plan has {self.current.shape} but this asks for {self.linear.shape}"
                 ": give the same GPUs, nodes and --redundant"
             )
 
@@ -73,17 +73,3 @@ class Problem:
         return Placement(
             physical_to_logical, self.model.experts, self.topology.gpus, self.topology.nodes
         )
-
-    def _shape(self) -> str:
-        model, topology = self.model, self.topology
-        return (
-            f"{model.layers} layers x {self.slots} slots of {model.experts} experts on "
-            f"{topology.gpus} GPUs in {topology.nodes} nodes"
-        )
-
-
-def _shape(placement: Placement) -> str:
-    return (
-        f"{placement.layers} layers x {placement.slots} slots of {placement.experts} experts on "
-        f"{placement.gpus} GPUs in {placement.nodes} nodes"
-    )

@@ -16,4 +16,4 @@ def test_importing_placer_pulls_in_nothing() -> None:
 
 def test_planning_pulls_in_neither_pydantic_nor_plotting() -> None:
     found = modules_after("import placer.planner")
-    assert not {"pydantic", "plotly", "jinja2", "rich", "typer", "scipy"} & found
+    assert not {"pydantic", "plotly", "jinja2", "rich", "typer", "numba", "ray"} & found

@@ -41,14 +41,19 @@ class Traffic:
 
 
 def load_traffic(
-    paths: Sequence[Path], model_name: str | None, holdout: float | None, seed: int
+    paths: Sequence[Path],
+    model_name: str | None,
+    holdout: float | None,
+    seed: int,
+    only_traces: bool = True,
 ) -> Traffic:
-    """Traces and profiles as one. Only traces alone can be held out or measured on."""
+    """Traces and profiles as one. Only traces can be held out or measured on: with ``only_traces``
+    a hold-out of profiles is refused, without it is left out."""
     headers = [read_header(path) for path in paths]
     model = resolve_model(headers, model_name)
     inputs = tuple(Input(str(h.path), sha256(h.path), h.tokens) for h in headers)
     if any(header.kind == "profile" for header in headers):
-        if holdout is not None:
+        if holdout is not None and only_traces:
             raise FileError("--holdout needs sequences and a profile has none: give traces")
         return Traffic(model, read_profiles(headers, model), None, None, inputs)
     trace = read_traces(headers, model)

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from placer.cli import check, exchange, plan, profile, score, show
+from placer.cli import check, exchange, plan, profile, score, show, whatif
 from placer.cli.console import BAD_INPUT, err, print_json
 from placer.errors import PlacerError
 from placer.report.figures import NO_ANSWER
@@ -19,6 +19,7 @@ app.command()(profile.profile)
 app.command()(show.show)
 app.command()(plan.plan)
 app.command()(score.score)
+app.command()(whatif.whatif)
 app.command()(check.check)
 app.command("export")(exchange.export_plan)
 app.command("import")(exchange.import_plan)

@@ -127,9 +127,9 @@ def plan(
         _refuse(as_json, "hold", answer.reason, optimizer, HOLD)
 
     if html:
-        from placer.report.html import report  # reads Plotly: only where a report is asked for
+        from placer.report.html import plan_report  # reads Plotly: only where a report is asked for
 
-        write_text(html, report(answer, traffic.profile, problem.start))
+        write_text(html, plan_report(answer, traffic.profile, problem.start))
     if out_file:
         write_plan(out_file, answer)
     if as_json:

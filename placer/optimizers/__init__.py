@@ -17,7 +17,11 @@ Optimizer = Callable[[Problem], Solution]
 OPTIMIZERS: dict[str, str] = {
     "linear": "placer.optimizers.linear",
     "eplb": "placer.optimizers.eplb",
+    "joint": "placer.optimizers.joint",
+    "moetuner": "placer.optimizers.moetuner",
+    "exflow": "placer.optimizers.exflow",
     "exhaustive": "placer.optimizers.exhaustive",
+    "cocluster": "placer.optimizers.cocluster",
 }
 
 

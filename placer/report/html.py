@@ -1,4 +1,4 @@
-"""A plan as one HTML file that needs nothing else: no network, no fonts, no other file."""
+"""A plan or a sweep as one HTML file that needs nothing else: no network, no other file."""
 
 import base64
 from functools import cache
@@ -17,23 +17,54 @@ from placer.placement import Placement
 from placer.plan import Plan
 from placer.profile import Profile
 from placer.report.figures import rows
+from placer.report.sweep import names, sweep_rows
+from placer.whatif import Advice, Study
 
 MOVES_SHOWN = 200
 
 
-def report(plan: Plan, profile: Profile, before: Placement) -> str:
-    """The page. ``profile`` is the traffic that the plan was made from, ``before`` what it
-    replaces."""
+def plan_report(plan: Plan, profile: Profile, before: Placement) -> str:
+    """The page of a plan that was made from ``profile`` and replaces ``before``."""
     assert plan.fit and plan.model and plan.topology and plan.provenance and plan.move_cost
     scores = [plan.fit.before, plan.fit.after]
     if plan.holdout:
         scores += [plan.holdout.before, plan.holdout.after]
-    return _template().render(
+    return _template("plan.html.j2").render(
         plan=plan,
         rows=rows(scores, plan.model.sized),
         moves=plan.moves[:MOVES_SHOWN],
         moved_size=decimal(plan.move_cost.moved_bytes),
         data=_data(plan, profile, before),
+        plotly=_plotly(),
+    )
+
+
+def sweep_report(study: Study, advice: Advice) -> str:
+    """The page of a sweep."""
+    curves = []
+    for knee in advice.knees:
+        case = knee.case
+        mine = [
+            o
+            for o in advice.outcomes
+            if o.after and (o.case.topology, o.case.dispatch) == (case.topology, case.dispatch)
+        ]
+        curves.append(
+            {
+                "name": f"{case.topology.title}, {case.dispatch}",
+                "redundant": [o.case.redundant for o in mine],
+                "step_ms": [o.after.step_s * 1e3 for o in mine if o.after],
+                "kv_gb": [o.kv_bytes / 1e9 for o in mine],
+                "knee": case.redundant,
+                "rate": knee.tokens_per_s,
+            }
+        )
+    return _template("sweep.html.j2").render(
+        study=study,
+        advice=advice,
+        names=names(study.model.sized),
+        rows=sweep_rows(advice, study.model.sized),
+        data={"curves": curves},
         plotly=_plotly(),
     )
 
@@ -86,10 +117,14 @@ def _array(array: npt.NDArray[Any]) -> dict[str, str]:
 
 
 @cache
-def _template() -> jinja2.Template:
-    text = files("placer.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(text)
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("placer", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _plotly() -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from placer.arrays import FloatArray
 from placer.cost.outlook import experts_gain, slowest
 from placer.optimizers import optimizer
 from placer.placement import Placement
@@ -12,7 +13,7 @@ from tests.builders import a_problem, a_trace, loads
 LAYERS, EXPERTS, GPUS = 40, 16, 4
 
 
-def draw(rng: np.random.Generator, shape: np.ndarray, tokens: int = 2000) -> Profile:  # type: ignore[type-arg]
+def draw(rng: np.random.Generator, shape: FloatArray, tokens: int = 2000) -> Profile:
     return loads(np.array([rng.multinomial(tokens, row) for row in shape]).tolist())
 
 

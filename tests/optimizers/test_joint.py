@@ -1,5 +1,4 @@
 from dataclasses import replace
-from itertools import permutations
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from placer.cost.traffic import visit_chance as expected_visit_chance
 from placer.objective import DISPATCHES, Effort, Objective
 from placer.optimizers import optimizer
 from placer.optimizers.joint import terms
-from placer.optimizers.joint.relabel import assign, follow
+from placer.optimizers.joint.relabel import follow
 from placer.optimizers.joint.start import start
 from placer.optimizers.joint.state import (
     PAIRS,
@@ -87,8 +86,8 @@ def test_it_is_valid_deterministic_and_never_worse_than_its_start(
             rows = start(problem)[at], found.physical_to_logical[at].astype(np.int64)
             before, after = (settle(layer, rules, row) for row in rows)
             gpus = problem.topology.gpus
-            later = step_seconds(rules, after.totals, gpus)
-            assert later <= step_seconds(rules, before.totals, gpus) + 1e-15
+            later = step_seconds(rules, tuple(after.totals), gpus)
+            assert later <= step_seconds(rules, tuple(before.totals), gpus) + 1e-15
 
 
 @QUICK
@@ -115,8 +114,8 @@ def test_what_an_exchange_costs_is_the_difference_that_it_makes(
         cost = weigh(layer, rules, state, (x, y, f))
         accept(layer, state, (x, y, f))
         after = settle(layer, rules, state.slots.copy())
-        difference = step_seconds(rules, after.totals, gpus)
-        difference -= step_seconds(rules, before.totals, gpus)
+        difference = step_seconds(rules, tuple(after.totals), gpus)
+        difference -= step_seconds(rules, tuple(before.totals), gpus)
         assert cost == pytest.approx(difference, abs=1e-12)
         for name in ("replicas", "held", "company", "danger", "sums", "totals"):
             assert getattr(state, name) == pytest.approx(getattr(after, name), abs=1e-12), name
@@ -167,25 +166,6 @@ def test_groups_stay_on_their_node_where_they_must() -> None:
     problem = a_problem(profile, slots=12, gpus=4, nodes=2, objective=objective, model=model)
     found = joint(large(problem))
     assert violations(found, objective, problem.model, problem.topology) == []
-
-
-@given(st.integers(0, 1000), st.sampled_from([(4, 1), (4, 2), (6, 3)]))
-def test_relabelling_is_the_best_there_is(seed: int, shape: tuple[int, int]) -> None:
-    gpus, nodes = shape
-    size = gpus // nodes
-    value = np.random.default_rng(seed).random((gpus, gpus))
-    node_of = np.arange(gpus) // size
-
-    def keeps_nodes(order: tuple[int, ...]) -> bool:
-        parts = np.array([node_of[gpu] for gpu in order]).reshape(nodes, size)
-        return bool((parts == parts[:, :1]).all())
-
-    best = max(
-        sum(value[row, gpu] for row, gpu in enumerate(order))
-        for order in permutations(range(gpus))
-        if keeps_nodes(order)
-    )
-    assert value[np.arange(gpus), assign(value, nodes)].sum() == pytest.approx(best)
 
 
 def test_following_leaves_balance_and_fanout_as_they_are() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from placer.plan import Input, Plan, Provenance, Solution
 from placer.planner import make_plan, solve
-from placer.report.html import report
+from placer.report.html import plan_report
 from tests.builders import a_problem, loads, random_trace
 
 
@@ -15,7 +15,7 @@ def a_page(name: str = "t.npz", with_pairs: bool = True) -> str:
     assert isinstance(solution, Solution)
     plan = make_plan(problem, solution, Provenance("eplb", {}, (Input(name, "00ff", 40),)))
     assert isinstance(plan, Plan)
-    return report(plan, problem.profile, problem.start)
+    return plan_report(plan, problem.profile, problem.start)
 
 
 def without_scripts(page: str) -> str:

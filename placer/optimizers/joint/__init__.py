@@ -32,33 +32,47 @@ from placer.optimizers.joint.anneal import Schedule, anneal
 from placer.optimizers.joint.relabel import follow
 from placer.optimizers.joint.start import start
 from placer.optimizers.joint.state import Layer, Rules
+from placer.placement import Placement
 from placer.plan import Solution
 from placer.problem import Problem
 
 # Temperatures, as shares of what a random exchange costs. A running plan is only touched up.
 HOT, WARM, COLD = 0.1, 0.02, 0.003
 TURNS = 6  # of even and odd layers, where they depend on each other
-FROZEN = 1e12  # times the price of a move: none is made
-TRIES = 12  # at a price of moves that keeps within ``max_moved``
+TRIES, NEAR = 8, 0.7  # prices of moves that are tried, until so much of ``max_moved`` is used
 ENOUGH = 50  # iterations for each two slots
 THREADS = 2
 
 
 def optimize(problem: Problem) -> Solution:
     layers = terms.layers(problem)
-    placement = problem.placement(_search(problem, layers))
     if problem.current is None:
-        return Solution(placement)
-    most = problem.objective.max_moved
-    for _ in range(TRIES):
-        moved = arrivals(problem.current, placement).mean()
-        if moved <= most:
-            return Solution(placement)
-        # Twice the price moves about a tenth less, so this lands just below the limit.
-        dearer = max((moved / most) ** 7, 1.5) if most > 0 else FROZEN
-        layers = [layer._replace(standing=dearer * layer.standing) for layer in layers]
-        placement = problem.placement(_search(problem, layers))
-    return Solution(problem.current, notes=(f"nothing pays with --max-moved {most}",))
+        return Solution(problem.placement(_search(problem, layers)))
+    return _within_limit(problem, problem.current, layers)
+
+
+def _within_limit(problem: Problem, current: Placement, layers: list[Layer]) -> Solution:
+    """The best that moves no more than ``max_moved``: moves are made as dear as that takes."""
+    most, best = problem.objective.max_moved, 0.0
+    solution = Solution(current, notes=(f"nothing pays with --max-moved {most}",))
+    price, too_low, too_high = 1.0, 0.0, 0.0
+    for _ in range(TRIES if most > 0 else 0):
+        dear = [layer._replace(standing=price * layer.standing) for layer in layers]
+        placement = problem.placement(_search(problem, dear))
+        moved = float(arrivals(current, placement).mean())
+        if best < moved <= most:
+            solution, best = Solution(placement), moved
+        if best > NEAR * most or (moved <= most and price == 1.0):
+            break
+        if moved > most:
+            too_low = price
+            # Of load alone, twice the price moves about a tenth less.
+            price *= min(max((moved / most) ** 7, 1.5), 16.0)
+        else:
+            too_high = price
+        if too_high:
+            price = (too_low * too_high) ** 0.5
+    return solution
 
 
 def _search(problem: Problem, layers: list[Layer]) -> IntArray:

@@ -1,9 +1,9 @@
-"""Which GPU is which: relabelling costs neither balance nor fan-out, but decides hops."""
+"""GPUs relabelled along the layers, so that tokens stay."""
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from placer.arrays import FloatArray, IntArray
+from placer.labels import assign
 from placer.problem import Problem
 
 
@@ -25,23 +25,6 @@ def follow(problem: Problem, table: IntArray) -> IntArray:
         held = table[layer].reshape(gpus, -1)
         table[layer] = held[assign(stays, nodes)].ravel()
     return table
-
-
-def assign(value: FloatArray, nodes: int) -> IntArray:
-    """[gpus] which of the columns' GPUs each of the rows' becomes, so that value adds up to most.
-
-    value: [gpus, gpus]; whole nodes change places, and GPUs inside them.
-    """
-    size = len(value) // nodes
-    blocks = value.reshape(nodes, size, nodes, size).transpose(0, 2, 1, 3)
-    inside = np.empty((nodes, nodes, size), dtype=np.intp)
-    total = np.empty((nodes, nodes))
-    for row, column in np.ndindex(nodes, nodes):
-        _, inside[row, column] = linear_sum_assignment(blocks[row, column], maximize=True)
-        total[row, column] = blocks[row, column][np.arange(size), inside[row, column]].sum()
-    _, node = linear_sum_assignment(total, maximize=True)
-    chosen = node[:, None] * size + inside[np.arange(nodes), node]
-    return chosen.ravel()
 
 
 def _held(row: IntArray, experts: int, gpus: int) -> FloatArray:

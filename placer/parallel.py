@@ -1,0 +1,56 @@
+"""Where a sweep runs: on this machine's cores, or on a Ray cluster. The only door to Ray."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from placer.errors import PlacerError
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+
+@contextmanager
+def cores() -> Iterator[Map]:
+    """A map over as many processes as there are cores; results come in order, as they are ready."""
+    workers = max(os.cpu_count() or 1, 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield pool.map
+
+
+@contextmanager
+def ray_cluster(address: str) -> Iterator[Map]:
+    """A map over the cluster at ``address``; "local" starts one here for as long as it takes."""
+    try:
+        import ray
+    except ImportError as error:
+        raise PlacerError("--ray needs Ray: pip install 'moe-placer[ray]'") from error
+
+    def over(
+        function: Callable[[Argument], Result], arguments: Iterable[Argument]
+    ) -> Iterator[Result]:
+        remote: Any = ray.remote(_call)
+        shared = ray.put(function)
+        yield from map(ray.get, [remote.remote(shared, argument) for argument in arguments])
+
+    try:
+        options = {"num_cpus": os.cpu_count()} if address == "local" else {"address": address}
+        ray.init(
+            **options, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise PlacerError(f"no Ray cluster at {address!r} ({reason}): check --ray") from error
+    try:
+        yield over
+    finally:
+        ray.shutdown()
+
+
+def _call(function: Callable[[Argument], Result], argument: Argument) -> Result:
+    return function(argument)
