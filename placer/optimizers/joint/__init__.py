@@ -28,10 +28,9 @@ from concurrent.futures import ThreadPoolExecutor
 from placer.arrays import IntArray
 from placer.cost.moves import arrivals
 from placer.optimizers.joint import terms
-from placer.optimizers.joint.anneal import Schedule, anneal
 from placer.optimizers.joint.relabel import follow
+from placer.optimizers.joint.search import Layer, Rules, Schedule, anneal
 from placer.optimizers.joint.start import start
-from placer.optimizers.joint.state import Layer, Rules
 from placer.placement import Placement
 from placer.plan import Solution
 from placer.problem import Problem

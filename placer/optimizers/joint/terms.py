@@ -5,7 +5,7 @@ import numpy as np
 from placer.arrays import FloatArray, IntArray
 from placer.cost import compute, links, moves, outlook
 from placer.cost.traffic import company
-from placer.optimizers.joint.state import Layer, Rules
+from placer.optimizers.joint.search import Layer, Rules
 from placer.problem import Problem
 
 RECORDINGS = 2  # whose noise counts: the one planned from, and one as long in the time to come
@@ -64,9 +64,23 @@ def layers(problem: Problem) -> list[Layer]:
     if noise.covariance is not None:
         together = RECORDINGS * noise.covariance * slope[:, :, None] * slope[:, None, :]
     standing = prices(problem)
+    owning = np.zeros((profile.layers, 0))
+    if is_coherent(problem) and profile.transitions is not None:
+        first = profile.transitions.sum(axis=2)[:1]
+        tops = np.concatenate([first, profile.transitions.sum(axis=1)])
+        owning = tops / tops.sum(axis=1, keepdims=True) * problem.topology.gpus
     nowhere = np.zeros((experts, problem.topology.gpus))
     return [
-        Layer(use[at], pairs[at], risk[at], together[at], seconds[at], standing[at], nowhere)
+        Layer(
+            use=use[at],
+            pairs=pairs[at],
+            risk=risk[at],
+            together=together[at],
+            seconds=seconds[at],
+            standing=standing[at],
+            leaving=nowhere,
+            owning=owning[at],
+        )
         for at in range(profile.layers)
     ]
 
