@@ -14,8 +14,9 @@ CARE_OF_REPLICAS = 1.75
 
 
 def is_coherent(problem: Problem) -> bool:
-    """Whether it matters where tokens come from."""
-    return problem.objective.dispatch == "coherent" and problem.profile.transitions is not None
+    """Whether it matters where tokens come from, and is known."""
+    known = problem.profile.transitions is not None and problem.profile.layers > 1
+    return problem.objective.dispatch == "coherent" and known
 
 
 def rules(problem: Problem) -> Rules:
