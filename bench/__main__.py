@@ -1,13 +1,16 @@
-"""Run every benchmark, or those named: python -m bench [eplb] [plan] [profile] [schedule]."""
+"""Run every benchmark, or those named: python -m bench [eplb] [optimizers] [replan] ..."""
 
 import sys
 
-from bench import eplb, plan, profile, schedule
+from bench import eplb, optimizers, plan, profile, replan, schedule, sizes
 
 BENCHMARKS = {
     "eplb": eplb.run,
     "plan": plan.run,
     "profile": profile.run,
+    "optimizers": optimizers.run,
+    "sizes": sizes.run,
+    "replan": replan.run,
     "schedule": schedule.run,
 }
 

@@ -176,7 +176,8 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
         if level == 1 and rules.two_nodes and (e1 < 2 or f1 < 2):
             return math.inf
         spread = e1 != e0 or f1 != f0
-        for index in range((gpus if level == 0 else rules.nodes) if spread else 2):
+        every = gpus if level == 0 else rules.nodes
+        for index in range(every if spread else 1 if back < 0 else 2):
             k = first + index if spread else (to if index == 0 else back)
             into = int(k == to) - int(k == back)
             has_e, has_f = state.held[k, e], state.held[k, f]
@@ -309,8 +310,8 @@ def settle(layer: Layer, rules: Rules, slots: IntArray) -> State:
         for e in range(experts):
             if held[k, e] > 0:
                 r = replicas[level, e]
-                sums[MEAN, k] += layer.use[e] / r
                 if len(layer.pairs):
+                    sums[MEAN, k] += layer.use[e] / r
                     company[k] += rules.company[level, r] * layer.pairs[e]
                 if level == 0:
                     sums[SECONDS, k] += layer.seconds[e, r]
