@@ -133,6 +133,17 @@ class Profile:
         return Noise(variance, residual)
 
     @property
+    def variety(self) -> float | None:
+        """How much blocks of sequences differ: the rms of their loads' differences over the rms of
+        the loads, less what drawing tokens alone would give. None if they were not told apart."""
+        if self.spread is None or self.spread.blocks < FEWEST_BLOCKS:
+            return None
+        share = self.load / self.tokens
+        drawn = share * (1 - share) / self.tokens
+        between = (self.noise.variance - drawn).sum(axis=1) * self.spread.blocks
+        return float(np.sqrt(np.maximum(between / (share**2).sum(axis=1), 0).mean()))
+
+    @property
     def layers(self) -> int:
         return self.load.shape[0]
 

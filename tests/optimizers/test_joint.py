@@ -192,3 +192,12 @@ def test_where_tokens_come_from_pulls_on_the_layer_after() -> None:
     assert second.standing[3, 0] < 0 == second.standing[3, 1]
     first = terms.with_neighbours(problem, layers[0], table, 0)
     assert first.leaving[0, 1] > 0 == first.leaving[0, 0]
+
+
+def test_requests_that_are_all_alike_are_planned_from_with_caution() -> None:
+    # Tokens of one kind or, in the second world, whole requests of one of two kinds.
+    alike = a_trace([[[0]], [[1]], [[2]], [[3]]] * 400, seq_lens=[100] * 16)
+    varied = a_trace([[[0]], [[1]]] * 400 + [[[2]], [[3]]] * 400, seq_lens=[100] * 16)
+    cautious, ordinary = (optimizer("joint")(a_problem(trace)) for trace in (alike, varied))
+    assert "resemble each other" in cautious.notes[0]
+    assert ordinary.notes == ()

@@ -17,6 +17,9 @@ independent but under ``coherent``, where GPUs are first relabelled along the la
 and odd layers take turns. Deterministic for a seed and a number of iterations, the budget. A
 current plan is only touched up, within the share of slots that may move.
 
+A recording whose requests all resemble each other (``Profile.variety``) is planned from with
+caution: balance and noise count for more, and the plan says so.
+
 Bound: none is stated. Balance alone has one (its mean), fan-out and hops have none that is cheap.
 
 It loses to ``exhaustive`` where that can finish, and by a hair in balance to ``eplb`` where traffic
@@ -24,6 +27,7 @@ costs time: it gives up balance that is within the noise for less traffic.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from placer.arrays import IntArray
 from placer.cost.moves import arrivals
@@ -45,9 +49,18 @@ THREADS = 2
 
 def optimize(problem: Problem) -> Solution:
     layers = terms.layers(problem)
-    if problem.current is None:
-        return Solution(problem.placement(_search(problem, layers)))
-    return _within_limit(problem, problem.current, layers)
+    if problem.current is not None:
+        solution = _within_limit(problem, problem.current, layers)
+    else:
+        solution = Solution(problem.placement(_search(problem, layers)))
+    if (times := terms.caution(problem.profile)) > 1:
+        note = (
+            f"the recording's requests resemble each other (variety {problem.profile.variety:.2f}, "
+            f"ordinary from {terms.ORDINARY}): balance counts {times**2.5:.1f} times as much, in "
+            "case others come; record more kinds of traffic for a bolder plan"
+        )
+        return replace(solution, notes=(*solution.notes, note))
+    return solution
 
 
 def _within_limit(problem: Problem, current: Placement, layers: list[Layer]) -> Solution:
