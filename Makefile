@@ -33,6 +33,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -c "import placer.optimizers.joint"  # compiles its kernels, once
 	@touch $@
 
 # Newest versions of everything, written down for everybody.

@@ -509,3 +509,15 @@ def anneal(
                 best[:] = state.slots
     state = settle(layer, rules, best)
     return best, lowest + tighten(layer, rules, state)
+
+
+def _compile() -> None:
+    """Compile now, or load what was compiled before: a search should not have to wait for it."""
+    experts, rates = np.zeros(2), np.zeros((2, 4))
+    square, none = np.zeros((2, 2)), np.zeros(0)
+    layer = Layer(experts, square, experts, square, rates, square, square, none)
+    rules = Rules(1, 1, 0.0, 0.0, 1.0, False, False, False, np.ones((2, 4)))
+    anneal(layer, rules, Schedule(1, 1.0, 1.0, 0), np.arange(2))
+
+
+_compile()
