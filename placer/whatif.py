@@ -183,20 +183,17 @@ def judge(best: Outcome | None, holdout: Trace | None) -> tuple[Verdict, str]:
     """Whether to use the best plan, and why, with both numbers."""
     if best is None:
         return "not_recommended", "no case keeps its limits"
-    where = f"on {best.case.label}"
     against = "the current plan" if best.moved is not None else "the linear placement"
     basis = "held-out sequences" if holdout is not None else "the profile alone, without a hold-out"
-    numbers = (
-        f"a step takes {best.gain:.1%} (noise {best.noise:.1%}) less than with {against} {where}"
+    reason = (
+        f"on {best.case.label}, a step takes {best.gain:.1%} less time than with {against} "
+        f"(noise {best.noise:.1%}), judged on {basis}"
     )
     if best.gain - best.noise > WORTH:
-        return "recommended", f"{numbers}, measured on {basis}"
+        return "recommended", reason
     if best.gain + best.noise < WORTH:
-        return "not_recommended", f"{numbers}, measured on {basis}: not worth a change"
-    return (
-        "insufficient_evidence",
-        f"{numbers}, measured on {basis}: a longer recording would tell",
-    )
+        return "not_recommended", f"{reason}: not worth a change"
+    return "insufficient_evidence", f"{reason}: a longer recording would tell"
 
 
 def _gain(

@@ -20,7 +20,8 @@ current plan is only touched up, within the share of slots that may move.
 A recording whose requests all resemble each other (``Profile.variety``) is planned from with
 caution: balance and noise count for more, and the plan says so.
 
-Bound: none is stated. Balance alone has one (its mean), fan-out and hops have none that is cheap.
+Bound: balance alone has one, all GPUs alike; fan-out and hops have none that is cheap. The notes of
+a solution say so, and how far its balance is from the bound.
 
 It loses to ``exhaustive`` where that can finish, and by a hair in balance to ``eplb`` where traffic
 costs time: it gives up balance that is within the noise for less traffic.
@@ -30,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from placer.arrays import IntArray
+from placer.cost import balance
 from placer.cost.moves import arrivals
 from placer.optimizers.joint import terms
 from placer.optimizers.joint.relabel import follow
@@ -53,14 +55,21 @@ def optimize(problem: Problem) -> Solution:
         solution = _within_limit(problem, problem.current, layers)
     else:
         solution = Solution(problem.placement(_search(problem, layers)))
+    notes = [*solution.notes, _bounds(problem, solution.placement)]
     if (times := terms.caution(problem.profile)) > 1:
-        note = (
+        notes.append(
             f"the recording's requests resemble each other (variety {problem.profile.variety:.2f}, "
             f"ordinary from {terms.ORDINARY}): balance counts {times**2.5:.1f} times as much, in "
             "case others come; record more kinds of traffic for a bolder plan"
         )
-        return replace(solution, notes=(*solution.notes, note))
-    return solution
+    return replace(solution, notes=tuple(notes))
+
+
+def _bounds(problem: Problem, placement: Placement) -> str:
+    """Which terms have a bound, and how far from it they are."""
+    uneven = 1 - balance.by_layer(balance.rank_load(problem.profile.load, placement)).mean()
+    traffic = "" if problem.objective.dispatch == "allgather" else "; traffic has no bound"
+    return f"balance is within {uneven:.2%} of its bound, all GPUs alike{traffic}"
 
 
 def _within_limit(problem: Problem, current: Placement, layers: list[Layer]) -> Solution:
