@@ -10,8 +10,8 @@ TRACES := $(wildcard simulations/tiny_moe/traces/*.npz)
 
 demo: setup
 	@mkdir -p demo
-	$(BIN)/placer plan $(TRACES) --gpus 4 --redundant 4 --dispatch dedup --holdout 0.5 \
-		--out demo/plan.json --html demo/report.html
+	$(BIN)/placer plan $(TRACES) --topology simulations/tiny_moe/cpus.yaml --redundant 4 \
+		--dispatch dedup --holdout 0.5 --out demo/plan.json --html demo/report.html
 	$(BIN)/placer check demo/plan.json
 	@echo "Open demo/report.html in a browser."
 

@@ -89,6 +89,7 @@ def whatif(
     else:
         for table in sweep_tables(advice, study.model.sized):
             out.print(table)
+        out.print("* further redundancy does not pay; ** the best of these", style="dim")
         out.print(f"{advice.verdict}: {advice.reason}", highlight=False, soft_wrap=True)
     if html:
         note(f"wrote the report to {html}")
