@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from placer.cli import check, exchange, plan, profile, score, show, whatif
+from placer.cli import apply, check, exchange, plan, profile, record, score, show, whatif
 from placer.cli.console import BAD_INPUT, err, print_json
 from placer.errors import PlacerError
 from placer.report.figures import NO_ANSWER
@@ -20,6 +20,8 @@ app.command()(show.show)
 app.command()(plan.plan)
 app.command()(score.score)
 app.command()(whatif.whatif)
+app.command()(record.record)
+app.command()(apply.apply)
 app.command()(check.check)
 app.command("export")(exchange.export_plan)
 app.command("import")(exchange.import_plan)

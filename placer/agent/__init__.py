@@ -1,0 +1,1 @@
+"""What runs inside a serving engine, beside the model: it records, and applies plans."""

@@ -1,0 +1,148 @@
+"""What leaves and reaches a worker, on a thread of its own: the engine waits for none of it."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from placer.agent.recording import Recording
+from placer.agent.status import Status, Worker
+from placer.errors import PlacerError
+from placer.plan import Plan
+
+if TYPE_CHECKING:  # both need torch
+    from placer.agent.applying import Applying
+    from placer.agent.recorder import Recorder
+
+EVERY_S = 5.0  # between pushes
+POLL_S = 1.0  # between looks for a plan
+QUEUE = 8  # pushes that wait at most; the oldest goes first
+PATIENCE_S = 60.0  # the longest pause after failures, which double it from POLL_S
+
+log = logging.getLogger("vllm.placer")
+
+
+class Sink(Protocol):
+    """Where recordings go and plans come from. Raises PlacerError where that fails for now."""
+
+    def push(self, sequence: int, recording: Recording) -> None:
+        """Hand on the worker's ``sequence``-th recording; the same again is taken once."""
+
+    def plan(self, after: int) -> tuple[int, Plan | PlacerError] | None:
+        """The newest plan, if its epoch is above ``after``; or what is wrong with it."""
+
+    def report(self, status: Status) -> None: ...
+
+
+class Courier:
+    """Of one worker. ``offer`` runs on the engine's thread."""
+
+    def __init__(
+        self, worker: Worker, sink: Sink, recorder: "Recorder | None", applying: "Applying | None"
+    ) -> None:
+        self.sink, self.recorder, self.applying = sink, recorder, applying
+        self.status = Status(worker)
+        self.due_s = time.monotonic() + EVERY_S
+        self._waiting: deque[Recording] = deque()
+        self._dropped = self._sequence = self._epoch = 0
+        self._pause_s, self._resume_s = 0.0, 0.0
+        self._said = ""
+        self._lock = threading.Lock()
+        self._work = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="placer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def tick(self) -> None:
+        """After a step: take what was recorded, if it is time."""
+        if self.recorder is not None and time.monotonic() >= self.due_s:
+            self._take(self.recorder.take())
+
+    def close(self) -> None:
+        """Push what is left, once, before the process ends."""
+        if self.recorder is not None:
+            self._take(self.recorder.take())
+        with self._work:
+            self._try(self._push)
+            self._try(self._report)
+
+    def _take(self, recording: Recording) -> None:
+        self.due_s = time.monotonic() + EVERY_S
+        with self._lock:
+            self._waiting.append(recording)
+            if len(self._waiting) > QUEUE:
+                self._waiting.popleft()
+                self._dropped += 1
+
+    def _run(self) -> None:
+        while True:
+            with self._work:
+                self._round()
+            time.sleep(POLL_S)
+
+    def _round(self) -> None:
+        if self.recorder is not None and (rest := self.recorder.take_idle()):
+            self._take(rest)
+        if time.monotonic() < self._resume_s:
+            return
+        worked = self._try(self._push)
+        worked = self._try(self._fetch) and worked
+        worked = self._try(self._report) and worked
+        self._pause_s = 0.0 if worked else min(max(2 * self._pause_s, POLL_S), PATIENCE_S)
+        self._resume_s = time.monotonic() + self._pause_s
+
+    def _push(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
+                recording = self._waiting[0]
+            if recording.counts.tokens.any():
+                self.sink.push(self._sequence + 1, recording)
+                self._sequence += 1
+                tokens = self.status.tokens + int(recording.counts.tokens.sum())
+                self.status = replace(self.status, tokens=tokens)
+            with self._lock:
+                if self._waiting and self._waiting[0] is recording:
+                    self._waiting.popleft()
+
+    def _fetch(self) -> None:
+        if self.applying is None or (found := self.sink.plan(self._epoch)) is None:
+            return
+        self._epoch, plan = found
+        reason = (
+            str(plan) if isinstance(plan, PlacerError) else self.applying.offer(self._epoch, plan)
+        )
+        if reason:
+            log.warning("placer: plan %d is refused, the map stays: %s", self._epoch, reason)
+            self.status = replace(self.status, refused_epoch=self._epoch, refused=reason)
+
+    def _report(self) -> None:
+        trouble = ""
+        if self.applying is not None:
+            if self.applying.epoch > self.status.epoch:
+                log.info("placer: plan %d is applied", self.applying.epoch)
+            self.status = replace(
+                self.status, epoch=self.applying.epoch, digest=self.applying.digest
+            )
+            trouble = self.applying.stalled()
+        if trouble and not self.status.trouble:
+            log.error("placer: %s", trouble)
+        self.status = replace(self.status, dropped=self._dropped, trouble=trouble)
+        self.sink.report(self.status)
+
+    def _try(self, what: Callable[[], None]) -> bool:
+        """Whether it worked. Whatever goes wrong here stays here: serving goes on."""
+        try:
+            what()
+        except Exception as error:
+            said = str(error) or repr(error)
+            if said != self._said:
+                log.warning("placer: %s; serving goes on, will try again", said)
+            self._said = said
+            return False
+        return True

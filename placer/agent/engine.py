@@ -1,0 +1,241 @@
+"""The one door to vLLM's insides, 0.32 and 0.33: where the agent hooks in, and what it reads there.
+
+Hooks, set once a process: a model runner's ``load_model``, after which the routers are known, and
+``execute_model``, one step; ``EplbState.rearrange``, and the balancing policy. What goes wrong in
+a hook is logged once and ends the agent's work, not the engine's.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial, wraps
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.distributed.eplb import policy as policies
+from vllm.distributed.eplb.eplb_state import EplbState
+from vllm.distributed.parallel_state import get_ep_group, get_eplb_group, get_tp_group
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.fused_moe.layer import MoERunner
+from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+from vllm.platforms import current_platform
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from placer.agent.applying import Applying, Vote
+from placer.agent.counters import Counters
+from placer.agent.courier import Courier, Sink
+from placer.agent.recorder import Batch, Recorder
+from placer.agent.status import Worker
+from placer.errors import PlacerError
+from placer.files.specs import HfConfig
+from placer.model import ModelShape
+
+log = logging.getLogger("vllm.placer")
+
+OpenSink = Callable[[Worker, ModelShape | None], Sink]
+
+
+class Agent:
+    """Of one worker, from when its model is loaded."""
+
+    def __init__(self, runner: Any, routers: list[Any], open_sink: OpenSink) -> None:
+        config = runner.vllm_config
+        parallel, moe = config.parallel_config, routers[0].moe_config
+        tp_rank = get_tp_group().rank_in_group
+        rank = parallel.data_parallel_rank * parallel.tensor_parallel_size + tp_rank
+        eplb = runner.eplb_state
+        reason = _cannot_record(config, routers, is_first=tp_rank == 0)
+        self.worker = Worker(
+            name=f"worker-{rank}",
+            model=str(config.model_config.model),
+            layers=len(routers),
+            experts=moe.num_logical_experts,
+            top_k=moe.experts_per_token,
+            slots=moe.num_experts,
+            ep_rank=get_ep_group().rank_in_group if moe.moe_parallel_config.use_ep else 0,
+            ep_size=moe.moe_parallel_config.ep_size,
+            can_apply=eplb is not None,
+            records=not reason,
+        )
+        self.recorder = self.applying = None
+        if self.worker.records:
+            self.recorder = self._record(config, routers, runner.device)
+        if eplb is not None:
+            self.applying = Applying(self.worker, _poll, policies.DefaultEplbPolicy)
+            eplb.policy = self.applying
+            eplb.placer = self
+        sink = open_sink(self.worker, _shape(config, self.worker))
+        self.courier = Courier(self.worker, sink, self.recorder, self.applying)
+        self._eplb = eplb
+        does = ["records"] if self.worker.records else [f"records nothing ({reason})"]
+        does.append(
+            "applies plans; the engine no longer rebalances by itself"
+            if eplb is not None
+            else "applies nothing (start with --enable-eplb for that)"
+        )
+        log.info("placer: %s %s", self.worker.name, ", ".join(does))
+        # Ends before the process does, unlike atexit in a process that multiprocessing began.
+        Finalize(None, self.courier.close, exitpriority=100)
+        self.courier.start()
+
+    def _record(self, config: Any, routers: list[Any], device: torch.device) -> Recorder:
+        worker, most = self.worker, config.scheduler_config.max_num_batched_tokens
+        counters = Counters(worker.layers, worker.experts, worker.top_k, most, device)
+        dp_rank = config.parallel_config.data_parallel_rank
+        for at, router in enumerate(routers):
+            router.router.set_capture_fn(partial(_capture, counters, at, dp_rank))
+        return Recorder(counters)
+
+    def step(self, runner: Any, scheduled: Any) -> None:
+        """After each step."""
+        if self.recorder is not None and (batch := _batch(runner, scheduled)) is not None:
+            self.recorder.observe(batch)
+            self.courier.tick()
+        if self.applying is not None:
+            self.applying.verify(self._read_map)
+
+    def _read_map(self) -> Any:
+        (state,) = self._eplb.model_states.values()
+        return state.physical_to_logical_map.cpu().numpy()
+
+
+def install(open_sink: OpenSink) -> None:
+    """Hook into the model runners of this process."""
+    runners: list[type] = [GPUModelRunner, GPUModelRunnerV2]
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+        runners.append(CPUModelRunner)
+    for runner in runners:
+        if "load_model" in vars(runner):
+            _after(runner, "load_model", partial(_loaded, open_sink))
+        if "execute_model" in vars(runner):
+            _after(runner, "execute_model", _stepped)
+    rearrange = EplbState.rearrange
+
+    @wraps(rearrange)
+    def watched(self: Any, is_profile: bool = False, *args: Any, **kwargs: Any) -> Any:
+        run = partial(rearrange, self, is_profile, *args, **kwargs)
+        agent = getattr(self, "placer", None)
+        return run() if agent is None else agent.applying.rearranging(run, is_profile)
+
+    EplbState.rearrange = watched
+
+
+def _after(owner: type, name: str, then: Callable[..., None]) -> None:
+    """Run ``then`` after a method, with its arguments; its errors end the agent alone."""
+    method = getattr(owner, name)
+
+    @wraps(method)
+    def extended(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, *args, **kwargs)
+        try:
+            then(self, *args, **kwargs)
+        except Exception:
+            log.exception("placer: the agent stops, serving goes on")
+            self.placer = None
+        return result
+
+    setattr(owner, name, extended)
+
+
+def _loaded(open_sink: OpenSink, runner: Any, *_: Any, **__: Any) -> None:
+    if getattr(runner, "placer", None) is not None:
+        return
+    routers = [module for module in runner.model.modules() if isinstance(module, MoERunner)]
+    if not routers:
+        log.info("placer: the model has no experts, nothing to do")
+        return
+    runner.placer = Agent(runner, sorted(routers, key=lambda one: one.layer_id), open_sink)
+
+
+def _stepped(runner: Any, scheduled: Any, *_: Any, dummy_run: bool = False, **__: Any) -> None:
+    if (agent := getattr(runner, "placer", None)) is not None and not dummy_run:
+        agent.step(runner, scheduled)
+
+
+def _cannot_record(config: Any, routers: list[Any], is_first: bool) -> str:
+    """Why this worker does not count; empty if it does."""
+    if not is_first:
+        return "tensor-parallel rank 0 sees the same tokens"
+    if config.parallel_config.pipeline_parallel_size > 1:
+        return "pipeline stages see only some of the layers"
+    for router in routers:
+        if not isinstance(router.router, BaseRouter) or router._quant_method.is_monolithic:
+            return f"layer {router.layer_id} routes inside its kernel"
+        if router.router.capture_fn is not None:
+            return "vLLM's own capture of routed experts is on"
+    if routers[0].moe_config.is_sequence_parallel:
+        return "each tensor-parallel rank routes other tokens"
+    return ""
+
+
+def _capture(counters: Counters, layer: int, dp_rank: int, expert_ids: torch.Tensor) -> None:
+    """Keep this rank's rows of a layer's choices; all ranks' may have been gathered before."""
+    data_parallel = get_forward_context().dp_metadata
+    if data_parallel is not None:
+        tokens = data_parallel.num_tokens_across_dp_cpu
+        if len(expert_ids) == int(tokens.sum()):
+            end = int(tokens[: dp_rank + 1].sum())
+            expert_ids = expert_ids[end - int(tokens[dp_rank]) : end]
+    counters.capture(layer, expert_ids)
+
+
+def _batch(runner: Any, scheduled: Any) -> Batch | None:
+    """The step that just ran."""
+    new = {request.req_id for request in scheduled.scheduled_new_reqs}
+    if not scheduled.total_num_scheduled_tokens:
+        none = np.zeros(0, dtype=np.int64)
+        empty = torch.zeros(0, dtype=torch.int64)
+        return Batch([], none, none, none, empty, (), scheduled.finished_req_ids)
+    if isinstance(runner, GPUModelRunnerV2):
+        state = runner.execute_model_state
+        if state is None:
+            return None
+        inputs = state.input_batch
+        return Batch(
+            requests=inputs.req_ids,
+            counts=inputs.num_scheduled_tokens,
+            positions=inputs.num_computed_tokens_np,
+            prompts=inputs.prefill_len_np,
+            token_ids=inputs.input_ids,
+            new=new,
+            finished=scheduled.finished_req_ids,
+        )
+    inputs = runner.input_batch
+    size = inputs.num_reqs
+    counts = [scheduled.num_scheduled_tokens[request] for request in inputs.req_ids]
+    return Batch(
+        requests=inputs.req_ids,
+        counts=np.array(counts, dtype=np.int64),
+        positions=inputs.num_computed_tokens_cpu[:size].astype(np.int64),
+        prompts=inputs.num_prompt_tokens[:size].astype(np.int64),
+        token_ids=runner.input_ids.gpu,
+        new=new,
+        finished=scheduled.finished_req_ids,
+    )
+
+
+def _poll(mine: Vote) -> list[Vote]:
+    """All ranks' votes. The balancer's group: it is free wherever the policy is called."""
+    group = get_eplb_group().cpu_group
+    vote = torch.tensor(mine, dtype=torch.int64)
+    votes = [torch.empty_like(vote) for _ in range(group.size())]
+    torch.distributed.all_gather(votes, vote, group=group)
+    return [(int(epoch), int(digest)) for epoch, digest in votes]
+
+
+def _shape(config: Any, worker: Worker) -> ModelShape | None:
+    """The model's sizes, if its config says them as others' do."""
+    text = config.model_config.hf_text_config.to_dict()
+    try:
+        shape = HfConfig.model_validate(text).shape(Path(worker.model, "config.json"))
+    except (PlacerError, ValueError):
+        return None
+    same = (shape.layers, shape.experts, shape.top_k) == (
+        worker.layers, worker.experts, worker.top_k,
+    )  # fmt: skip
+    return shape if same else None

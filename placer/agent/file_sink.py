@@ -1,0 +1,76 @@
+"""Recordings to files, in a directory that `placer plan` reads; plans from there."""
+
+from pathlib import Path
+
+from placer.agent import folder
+from placer.agent.recording import Recording
+from placer.agent.status import Status, Worker
+from placer.errors import FileError, PlacerError
+from placer.files.plans import read_plan
+from placer.files.routing import write_profile, write_trace
+from placer.model import ModelShape
+from placer.plan import Plan
+from placer.profile import Profile, merge
+from placer.trace import Trace, concatenate
+
+TRACE_BYTES = 16 * 2**20  # of expert ids in one file, before the next is begun
+TRACES_KEPT = 32
+
+
+class FileSink:
+    """Of one worker. Files are replaced whole: a reader never sees half of one."""
+
+    def __init__(self, directory: Path, worker: Worker, model: ModelShape | None) -> None:
+        self.directory, self.model = directory, model
+        self._own = directory / worker.name
+        self._totals: dict[str, Profile] = {}
+        self._trace: Trace | None = None
+        self._number = 1
+
+    def push(self, sequence: int, recording: Recording) -> None:
+        self._make(self._own / "traces")
+        trace, number = self._grown(recording.trace())
+        if trace is not self._trace and trace is not None:
+            write_trace(self._own / "traces" / f"{number:06}.npz", trace, self.model)
+        totals = {
+            profile.phase: merge([self._totals[profile.phase], profile])
+            if profile.phase in self._totals
+            else profile
+            for profile in recording.profiles()
+        }
+        for phase, profile in totals.items():
+            write_profile(self._own / f"{phase}.npz", profile, self.model)
+        # Only now that all is written: what failed is tried again from here.
+        self._totals |= totals
+        self._trace, self._number = trace, number
+        (self._own / "traces" / f"{number - TRACES_KEPT:06}.npz").unlink(missing_ok=True)
+
+    def plan(self, after: int) -> tuple[int, Plan | PlacerError] | None:
+        found = folder.newest_plan(self.directory)
+        if found is None or found[0] <= after:
+            return None
+        epoch, path = found
+        try:
+            return epoch, read_plan(path)
+        except PlacerError as error:
+            return epoch, error
+
+    def report(self, status: Status) -> None:
+        self._make(self._own)
+        folder.write_status(self.directory, status)
+
+    def _grown(self, more: Trace | None) -> tuple[Trace | None, int]:
+        """The trace file's content with ``more``, and its number."""
+        if more is None or self._trace is None:
+            return more or self._trace, self._number
+        if self._trace.expert_ids.nbytes > TRACE_BYTES:
+            return more, self._number + 1
+        return concatenate([self._trace, more]), self._number
+
+    def _make(self, path: Path) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(
+                f"cannot make {path}: {error.strerror}: give PLACER_AGENT a directory to write to"
+            ) from error

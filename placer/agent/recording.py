@@ -1,0 +1,73 @@
+"""What a worker recorded in a while, as values that `placer plan` reads."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from placer.agent.sampling import Sequence
+from placer.arrays import FloatArray, IntArray
+from placer.profile import Profile
+from placer.trace import Trace
+
+PHASES = ("prefill", "decode")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counts:
+    """What was counted in a while, by phase (see PHASES), on the host.
+
+    load: [2, layers, experts]; transitions: [2, layers - 1, experts, experts];
+    coactivation: [2, layers, experts, experts], its diagonal being the load
+    tokens: [2]
+    """
+
+    load: FloatArray
+    transitions: FloatArray
+    coactivation: FloatArray
+    tokens: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """What a worker recorded in ``window_s`` seconds. requests: [2] seen in each phase"""
+
+    counts: Counts
+    sequences: list[Sequence]
+    requests: IntArray
+    window_s: float
+
+    def profiles(self) -> list[Profile]:
+        """One of each phase in which there were tokens."""
+        counts, found = self.counts, []
+        for at, phase in enumerate(PHASES):
+            if not counts.tokens[at]:
+                continue
+            coactivation = counts.coactivation[at].astype(np.float64)
+            diagonal = np.arange(coactivation.shape[-1])
+            coactivation[:, diagonal, diagonal] = 0  # there it is the load
+            load = counts.load[at].astype(np.float64)
+            found.append(
+                Profile(
+                    load=load,
+                    top_k=round(load[0].sum() / counts.tokens[at]),
+                    tokens=int(counts.tokens[at]),
+                    sequences=int(self.requests[at]),
+                    transitions=counts.transitions[at].astype(np.float64),
+                    coactivation=coactivation,
+                    phase=phase,
+                    window_s=self.window_s,
+                )
+            )
+        return found
+
+    def trace(self) -> Trace | None:
+        """The sampled requests."""
+        if not self.sequences:
+            return None
+        return Trace(
+            expert_ids=np.concatenate([one.expert_ids for one in self.sequences]),
+            seq_lens=np.array([len(one.token_ids) for one in self.sequences]),
+            experts=self.counts.load.shape[-1],
+            token_ids=np.concatenate([one.token_ids for one in self.sequences]),
+            meta={"phase": "mixed", "recorder": "placer agent"},
+        )

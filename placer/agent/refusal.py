@@ -1,0 +1,33 @@
+"""Whether a worker may apply a plan; asked before it is handed over, and by the worker again."""
+
+from placer.agent.status import Worker
+from placer.checks import violations
+from placer.placement import EMPTY
+from placer.plan import Plan
+
+
+def refusal(plan: Plan, worker: Worker) -> str:
+    """Why ``worker`` must not apply ``plan``; empty if it may."""
+    placement = plan.placement
+    if not worker.can_apply:
+        return "the engine's expert load balancer is off: start it with --enable-eplb"
+    if (placement.layers, placement.experts) != (worker.layers, worker.experts):
+        name = f"{plan.model.name}, " if plan.model else ""
+        return (
+            f"the plan is for {name}{placement.layers} layers x {placement.experts} experts and "
+            f"the engine serves {worker.model}, {worker.dims}: plan for that model"
+        )
+    if placement.gpus != worker.ep_size:
+        return (
+            f"the plan is for {placement.gpus} ranks and the engine has {worker.ep_size}"
+            f": plan with --gpus {worker.ep_size}"
+        )
+    if placement.slots != worker.slots:
+        return (
+            f"the plan has {placement.slots} slots a layer and the engine {worker.slots}"
+            f": plan with --redundant {worker.slots - worker.experts}"
+        )
+    if (placement.physical_to_logical == EMPTY).any():
+        return "the plan leaves slots empty, which vLLM cannot serve: plan again"
+    broken = violations(plan.placement, plan.objective)
+    return broken[0] if broken else ""

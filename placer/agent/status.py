@@ -1,0 +1,51 @@
+"""What a worker says of itself."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What does not change while it runs.
+
+    name:     of the worker among those of its engine, such as ``worker-3``
+    model:    name, and in ``dims`` layers x experts and top-k, of the experts alone
+    slots:    physical experts a layer, of all ranks
+    ep_rank, ep_size: its place in expert parallelism
+    can_apply: whether the engine's balancer is on, which moves the weights
+    records:  whether it counts; of ranks that see the same tokens the first does
+    """
+
+    name: str
+    model: str
+    layers: int
+    experts: int
+    top_k: int
+    slots: int
+    ep_rank: int
+    ep_size: int
+    can_apply: bool
+    records: bool
+
+    @property
+    def dims(self) -> str:
+        return f"{self.layers} layers x {self.experts} experts"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What does.
+
+    epoch, digest: of the plan that was applied last, as read back from the engine's map
+    refused:   the epoch of a plan that it will not apply, and why
+    tokens:    counted and pushed so far; ``dropped`` pushes were lost
+    trouble:   what keeps it from its work
+    """
+
+    worker: Worker
+    epoch: int = 0
+    digest: str = ""
+    refused_epoch: int = 0
+    refused: str = ""
+    tokens: int = 0
+    dropped: int = 0
+    trouble: str = ""
