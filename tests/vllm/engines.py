@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -83,12 +84,12 @@ class Engine:
         return self._ask(["call", method, list(args)])
 
     def close(self) -> None:
-        if self._process.poll() is None:
-            assert self._process.stdin is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._process.stdout, self._log, suppress(BrokenPipeError):
             self._process.stdin.close()
-            self._drain()
-            self._process.wait(timeout=60)
-        self._log.close()
+            self._log.writelines(self._process.stdout)
+        self._process.wait(timeout=60)
 
     def __enter__(self) -> Self:
         return self
@@ -114,11 +115,6 @@ class Engine:
             self._log.flush()
         raise RuntimeError(f"the engine ended:\n{self.log.read_text()[-4000:]}")
 
-    def _drain(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._log.write(line)
-
 
 class Extension:
     """What tests ask of a worker."""
@@ -128,6 +124,35 @@ class Extension:
         (state,) = self.model_runner.eplb_state.model_states.values()  # type: ignore[attr-defined]
         table: list[list[int]] = state.physical_to_logical_map.tolist()
         return table
+
+    def placer_pid(self) -> int:
+        return os.getpid()
+
+    def placer_count_loads(self) -> None:
+        """Count activations by physical expert from now on."""
+        import torch
+        from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+
+        eplb = self.model_runner.eplb_state  # type: ignore[attr-defined]
+        (state,) = eplb.model_states.values()
+        self._loads: Any = torch.zeros(state.physical_to_logical_map.shape, dtype=torch.int64)
+        layer_of = {id(layer.router): at for at, layer in enumerate(state.model.moe_layers)}
+        mapped, loads = BaseRouter._apply_eplb_mapping, self._loads
+
+        def counted(router: Any, topk_ids: Any) -> Any:
+            physical = mapped(router, topk_ids)
+            loads[layer_of[id(router)]] += torch.bincount(
+                physical.flatten().long(), minlength=loads.shape[1]
+            )
+            return physical
+
+        BaseRouter._apply_eplb_mapping = counted
+
+    def placer_rank_loads(self) -> list[list[int]]:
+        """[layers][ranks] of what was counted."""
+        ranks = self.model_runner.placer.worker.ep_size  # type: ignore[attr-defined]
+        by_rank: list[list[int]] = self._loads.reshape(len(self._loads), ranks, -1).sum(2).tolist()
+        return by_rank
 
     def placer_offer(self, rank: int, epoch: int, path: str) -> str:
         """Let one rank alone know of a plan."""
