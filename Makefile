@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRACES := $(wildcard simulations/tiny_moe/traces/*.npz)
 
-.PHONY: demo test check setup bench lock clean
+.PHONY: demo test check setup proto bench lock clean
 
 demo: setup
 	@mkdir -p demo
@@ -24,6 +24,11 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -m "not slow"
+
+# Python from protos/, which is committed.
+proto: setup
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --grpc_python_out=. \
+		protos/placer/v1/*.proto
 
 bench: setup
 	$(BIN)/python -m bench

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from placer.objective import Objective
 from placer.placement import Placement
 from placer.problem import Problem
 from placer.profile import Profile, of_trace
-from placer.topology import Topology
+from placer.topology import Gpu, Link, Topology
 from placer.trace import Trace
 
 
@@ -24,6 +25,13 @@ def a_model(layers: int = 2, experts: int = 4, top_k: int = 1, **more: Any) -> M
 
 def a_topology(gpus: int = 2, nodes: int = 1) -> Topology:
     return topology.preset("h100").resized(gpus, nodes)
+
+
+def by_hand(gpus: int = 2) -> Topology:
+    """Where an expert of ``a_model`` takes a microsecond a token, and links take no time."""
+    free = Link(bytes_per_s=inf, latency_s=0.0)
+    flops = 2 * a_model().expert_flops * 1e6  # of which arithmetic reaches half
+    return Topology("by hand", gpus, 1, Gpu(flops, flops, 10_000, inf), free, free)
 
 
 def a_trace(

@@ -4,11 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placer.errors import RoutingError
-from placer.profile import Profile, merge, of_chunks, of_trace
+from placer.profile import BLOCK_TOKENS, Profile, Spread, merge, of_chunks, of_trace
+from placer.trace import Trace, concatenate
 from tests.builders import a_trace, loads, random_trace
 
 # Two tokens, two layers, top-2 of three experts.
 TRACE = a_trace([[[0, 1], [1, 2]], [[0, 2], [1, 0]]], experts=3)
+PLAIN = (np.ones((2, 3)), 1.0, 1)  # of a spread, what comes after its products
 
 
 def test_load_counts_every_activation() -> None:
@@ -65,6 +67,80 @@ def test_reading_in_pieces_changes_nothing() -> None:
         assert (getattr(whole, name) == getattr(pieces, name)).all()
 
 
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=12), st.integers(0, 1000))
+def test_a_spread_equals_summing_block_by_block(lens: list[int], seed: int) -> None:
+    """A block is every sequence that ends within the same 64 tokens."""
+    ids = random_trace(seed, tokens=sum(lens) + 1, experts=5).expert_ids[:-1]
+    blocks: dict[int, list[int]] = {}
+    for token, end in enumerate(np.repeat(np.cumsum(lens), lens).tolist()):
+        blocks.setdefault((end - 1) // BLOCK_TOKENS, []).append(token)
+    products, lengths = np.zeros((2, 5, 5)), np.zeros((2, 5))
+    for tokens in blocks.values():
+        for layer in range(2):
+            counts = np.array([(ids[tokens, layer] == expert).sum() for expert in range(5)])
+            products[layer] += np.outer(counts, counts)
+            lengths[layer] += len(tokens) * counts
+    found = of_trace(Trace(ids, np.array(lens), 5)).spread
+    assert found is not None
+    assert np.array_equal(found.products, products)
+    assert np.array_equal(found.lengths, lengths)
+    assert found.squares == sum(len(tokens) ** 2 for tokens in blocks.values())
+    assert found.blocks == len(blocks)
+
+
+def test_spreads_of_pieces_add_up_to_that_of_the_whole() -> None:
+    first, second = (random_trace(seed, tokens=2 * BLOCK_TOKENS) for seed in (1, 2))
+    pieces, whole = of_chunks([first, second]).spread, of_trace(concatenate([first, second])).spread
+    assert pieces is not None
+    assert whole is not None
+    assert np.array_equal(pieces.products, whole.products)
+    assert np.array_equal(pieces.lengths, whole.lengths)
+    assert (pieces.squares, pieces.blocks) == (whole.squares, whole.blocks)
+
+
+def requests(*hot: float, tokens: int = 64) -> Profile:
+    """Top-1 traffic of two experts: of each request, the share of tokens that use expert 0."""
+    rows = [[[int(at >= share * tokens)]] for share in hot for at in range(tokens)]
+    return of_trace(a_trace(rows, experts=2, seq_lens=[tokens] * len(hot)))
+
+
+@pytest.mark.parametrize("apart", [0.25, 0.5])
+def test_variety_is_how_far_requests_are_apart(apart: float) -> None:
+    # Shares of 1/2 +- apart: each expert's have the variance apart^2, with 19 of 20 degrees of
+    # freedom. The loads' squares sum to 1/2. 1280 tokens alone would make 1/4 / 1280 of noise.
+    found = requests(*[0.5 - apart, 0.5 + apart] * 10).variety
+    between = 2 * 20 * (apart**2 / 19 - 0.25 / 1280)
+    assert found == pytest.approx((between / 0.5) ** 0.5)
+
+
+def test_requests_that_are_all_alike_have_no_variety() -> None:
+    assert requests(*[0.5] * 20).variety == 0
+    assert requests(*[1.0] * 20).variety == 0
+
+
+def test_drawing_every_token_by_itself_makes_little_variety() -> None:
+    ids = np.random.default_rng(0).integers(4, size=(6400, 2, 1))
+    found = of_trace(Trace(ids, np.full(100, 64), 4)).variety
+    assert found is not None
+    assert found < 0.1
+
+
+def test_two_recordings_that_are_each_alike_are_various_together() -> None:
+    one, other = requests(*[0.0] * 10), requests(*[1.0] * 10)
+    assert one.variety == other.variety == 0
+    together = merge([one, other]).variety
+    assert together == requests(*[0.0, 1.0] * 10).variety
+    assert together == pytest.approx((20 / 19 - 1 / 64) ** 0.5)  # as above, with apart = 1/2
+
+
+def test_too_few_requests_have_no_known_variety() -> None:
+    assert requests(*[0.0, 1.0] * 4, 0.0).variety is None
+    assert requests(*[0.0, 1.0] * 5).variety is not None
+    assert requests(*[0.0, 1.0] * 32, tokens=8).variety is None  # 8 blocks of 64 tokens
+    assert loads([[30.0, 10.0]]).variety is None
+    assert merge([requests(*[0.0, 1.0] * 10), loads([[30.0, 10.0]])]).variety is None
+
+
 def test_profiles_add_up() -> None:
     one = of_trace(TRACE)
     two = merge([one, one])
@@ -90,6 +166,10 @@ def test_merging_with_bare_loads_leaves_only_loads() -> None:
         (
             lambda: Profile(np.ones((2, 3)), 1, 3, 1, transitions=np.ones((2, 3, 3))),
             r"transitions is \[2, 3, 3\]: it must be \[1, 3, 3\]",
+        ),
+        (
+            lambda: Profile(np.ones((2, 3)), 1, 3, 1, spread=Spread(np.ones((2, 3)), *PLAIN)),
+            r"spread is \[2, 3\] and \[2, 3\]: it must be \[2, 3, 3\] and \[2, 3\]",
         ),
         (lambda: merge([loads([[1, 1]]), loads([[1, 1, 1]])]), "the profiles disagree"),
     ],

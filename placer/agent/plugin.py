@@ -38,14 +38,6 @@ def _install(target: str) -> None:
             " or ".join(SUPPORTED),
         )
         return
-    if re.fullmatch(r"[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+", target):
-        log.warning(
-            "placer: PLACER_AGENT=%s is an address and controllers are yet to come"
-            ": give a directory",
-            target,
-        )
-        return
-
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
     init_device = WorkerWrapperBase.init_device
@@ -53,7 +45,7 @@ def _install(target: str) -> None:
     @wraps(init_device)
     def hooked(self: Any) -> None:
         # Only workers need the hooks, and only now may they import the model runner.
-        _hook(Path(target).absolute())
+        _hook(target)
         init_device(self)
 
     WorkerWrapperBase.init_device = hooked
@@ -64,11 +56,22 @@ def _install(target: str) -> None:
 
 
 @cache
-def _hook(directory: Path) -> None:
+def _hook(target: str) -> None:
     try:
         from placer.agent.engine import install
-        from placer.agent.file_sink import FileSink
 
-        install(partial(FileSink, directory))
+        install(_sink(target))
     except Exception:
         log.exception("placer: the agent cannot start, serving goes on without it")
+
+
+def _sink(target: str) -> Any:
+    """What opens the way to a controller, or to a directory."""
+    if re.fullmatch(r"[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+", target):
+        from placer.agent.grpc_sink import GrpcSink
+
+        return lambda worker, _: GrpcSink(target, worker)
+
+    from placer.agent.file_sink import FileSink
+
+    return partial(FileSink, Path(target).absolute())

@@ -58,12 +58,17 @@ class PlanFile(BaseModel):
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan at ``path``.
+    """The plan at ``path``. Raises FileError if it is none."""
+    return parse_plan(read_text(path, LIMIT), str(path))
+
+
+def parse_plan(text: str, name: str) -> Plan:
+    """The plan in a text, which errors call ``name``.
 
     Raises FileError if it is no plan, or if its map no longer has the digest that it was
     written with.
     """
-    file = _parse(path)
+    file = _parse(text, name)
     placement = placement_of(
         file.placement.physical_to_logical,
         file.placement.gpus,
@@ -72,7 +77,7 @@ def read_plan(path: Path) -> Plan:
     )
     if file.digest is not None and file.digest != placement.digest:
         raise FileError(
-            f"{path}: its digest is {file.digest:.19}... but its map's is {placement.digest:.19}..."
+            f"{name}: its digest is {file.digest:.19}... but its map's is {placement.digest:.19}..."
             ": the map was changed; drop the digest if that was you"
         )
     before, after = file.score.before, file.score.after
@@ -134,25 +139,25 @@ def write_plan(path: Path, plan: Plan) -> None:
     write_text(path, _layout(file.model_dump(mode="json")) + "\n")
 
 
-def _parse(path: Path) -> PlanFile:
+def _parse(text: str, name: str) -> PlanFile:
     try:
-        data = json.loads(read_text(path, LIMIT))
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not JSON ({error}): is it a plan?") from error
+        raise FileError(f"{name} is not JSON ({error}): is it a plan?") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise FileError(
-            f'{path} is not a plan (no "format": "{FORMAT}")'
+            f'{name} is not a plan (no "format": "{FORMAT}")'
             ": placer import reads other engines' files"
         )
     if data.get("version") != VERSION:
         raise FileError(
-            f"{path} has version {data.get('version')!r} of {FORMAT}, this placer reads {VERSION}"
+            f"{name} has version {data.get('version')!r} of {FORMAT}, this placer reads {VERSION}"
             ": upgrade placer"
         )
     try:
         return PlanFile.model_validate(data)
     except ValidationError as error:
-        raise FileError(f"{path}: {first_fault(error)}: make the plan again") from error
+        raise FileError(f"{name}: {first_fault(error)}: make the plan again") from error
 
 
 def _layout(value: Any, indent: str = "") -> str:

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from placer.errors import FileError, PlacerError
 from placer.files import npz
 from placer.files.npz import opened
-from placer.files.routing import read_chunks, read_header, read_profile, read_trace, write_trace
+from placer.files.routing import (
+    read_chunks,
+    read_header,
+    read_profile,
+    read_trace,
+    write_profile,
+    write_trace,
+)
+from placer.profile import of_trace
 from tests.builders import random_trace
 
 
@@ -117,13 +125,22 @@ FUZZ = settings(
 @given(data=st.data())
 def test_flipped_bytes_never_crash_a_reader(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "x.npz"
-    write_trace(path, random_trace(data.draw(st.integers(0, 3))))
+    trace = random_trace(data.draw(st.integers(0, 3)))
+    if data.draw(st.booleans()):
+        write_trace(path, trace)
+    else:
+        write_profile(path, of_trace(trace))
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     read_everything(path)
 
+
+NAMES = [
+    *("expert_ids", "seq_lens", "token_ids", "gates", "meta"),
+    *("load", "transitions", "coactivation", "spread_products", "spread_lengths"),
+]
 
 any_array = st.sampled_from(
     [
@@ -137,6 +154,9 @@ any_array = st.sampled_from(
         np.full((1, 2), np.nan),
         np.array("{}"),
         np.array('{"format": "placer.profile", "version": 1, "top_k": 1, "tokens": 3}'),
+        np.array(
+            '{"top_k": 1, "tokens": 3, "sequences": 1, "spread_squares": 2, "spread_blocks": 20}'
+        ),
         np.array('{"version": 7}'),
         np.array('["list"]'),
         np.array("nonsense"),
@@ -148,14 +168,7 @@ any_array = st.sampled_from(
 
 
 @FUZZ
-@given(
-    arrays=st.dictionaries(
-        st.sampled_from(
-            ["expert_ids", "seq_lens", "token_ids", "gates", "meta", "load", "coactivation"]
-        ),
-        any_array,
-    )
-)
+@given(arrays=st.dictionaries(st.sampled_from(NAMES), any_array))
 def test_arrays_of_any_kind_never_crash_a_reader(tmp_path: Path, arrays: dict[str, Any]) -> None:
     read_everything(save(tmp_path / "x.npz", **arrays))
 

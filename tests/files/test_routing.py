@@ -1,7 +1,11 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from placer.errors import FileError, RoutingError
 from placer.files import routing
@@ -14,7 +18,7 @@ from placer.files.routing import (
     write_profile,
     write_trace,
 )
-from placer.profile import of_chunks, of_trace
+from placer.profile import Spread, of_chunks, of_trace
 from placer.trace import Trace
 from tests.builders import a_model, loads, random_trace
 
@@ -78,6 +82,33 @@ def test_a_profile_comes_back_as_it_was(tmp_path: Path, profile: object) -> None
         assert getattr(profile, name) == getattr(found, name)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 1000),
+    lens=st.lists(st.integers(1, 90), min_size=1, max_size=12),
+    scale=st.sampled_from([1.0, 0.1, 1e6]),
+)
+def test_how_traffic_varies_comes_back_as_it_was(
+    tmp_path: Path, seed: int, lens: list[int], scale: float
+) -> None:
+    ids = random_trace(seed, tokens=sum(lens) + 1, experts=5).expert_ids[:-1]
+    profile = of_trace(Trace(ids, np.array(lens), 5))
+    before = profile.spread
+    assert before is not None
+    before = Spread(before.products * scale, before.lengths * scale, before.squares * scale, 12)
+    write_profile(tmp_path / "p.npz", replace(profile, spread=before))
+    after = read_profile(tmp_path / "p.npz").spread
+    assert after is not None
+    assert np.array_equal(after.products, before.products)
+    assert np.array_equal(after.lengths, before.lengths)
+    assert (after.squares, after.blocks) == (before.squares, before.blocks)
+
+
+def test_a_profile_from_before_spreads_were_kept_still_reads(tmp_path: Path) -> None:
+    write_profile(tmp_path / "p.npz", replace(of_trace(TRACE), spread=None))
+    assert read_profile(tmp_path / "p.npz").spread is None
+
+
 def save(path: Path, meta: str, **arrays: object) -> Path:
     np.savez(path, meta=np.array(meta), **arrays)  # type: ignore[arg-type]
     return path
@@ -110,6 +141,28 @@ def test_negative_loads_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "p.npz", meta, load=np.array([[1.0, -2.0]]))
     with pytest.raises(RoutingError, match="negative counts"):
         read_profile(path)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("spread_lengths", "no array 'spread_lengths'"),
+        ("spread_squares", "meta has spread_squares None: it must be a number"),
+        ("spread_blocks", "meta has spread_blocks None: it must be a number"),
+    ],
+)
+def test_half_a_spread_is_refused(tmp_path: Path, missing: str, message: str) -> None:
+    meta = {"top_k": 1, "tokens": 2, "sequences": 1, "spread_squares": 4, "spread_blocks": 1}
+    arrays = {
+        "load": np.ones((1, 2)),
+        "spread_products": np.ones((1, 2, 2)),
+        "spread_lengths": np.ones((1, 2)),
+    }
+    assert read_profile(save(tmp_path / "p.npz", json.dumps(meta), **arrays)).spread is not None
+    meta.pop(missing, None)
+    arrays.pop(missing, None)
+    with pytest.raises(FileError, match=message):
+        read_profile(save(tmp_path / "p.npz", json.dumps(meta), **arrays))
 
 
 def test_neither_trace_nor_profile_is_named(tmp_path: Path) -> None:
