@@ -59,6 +59,7 @@ def _duplicates(placement: Placement) -> list[str]:
         ": a second copy on a GPU serves nothing"
         for layer in range(placement.layers)
         for gpu, held in enumerate(_gpus(placement, layer))
+        if len(set(held)) < len(held)
         for expert, times in Counter(held).items()
         if times > 1
     ]

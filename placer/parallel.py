@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -38,6 +40,12 @@ def ray_cluster(address: str) -> Iterator[Map]:
         shared = ray.put(function)
         yield from map(ray.get, [remote.remote(shared, argument) for argument in arguments])
 
+    if (found := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)) is not None:
+        try:  # Ray itself would wait for minutes
+            socket.create_connection((found[1], int(found[2])), timeout=5).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise PlacerError(f"no Ray cluster at {address!r} ({reason}): check --ray") from error
     try:
         options = {"num_cpus": os.cpu_count()} if address == "local" else {"address": address}
         ray.init(

@@ -15,7 +15,7 @@ from placer.optimizers import optimizer
 from placer.placement import Placement
 from placer.plan import Comparison, Hold, Infeasible, Move, Plan, Provenance, Solution
 from placer.problem import Problem
-from placer.schedule import Relabel, match_slots
+from placer.schedule import fewest_moves
 from placer.trace import Trace
 
 
@@ -29,11 +29,7 @@ def solve(problem: Problem, name: str) -> Solution | Infeasible:
     if clash := _clash(problem):
         return clash
     solution = chosen(problem)
-    if problem.current is not None:
-        # Labels are free, but for what joins the layers.
-        relabel: Relabel = "once" if problem.objective.dispatch == "coherent" else "layers"
-        matched = match_slots(problem.current, solution.placement, relabel)
-        solution = replace(solution, placement=matched)
+    solution = replace(solution, placement=fewest_moves(problem, solution.placement))
     broken = violations(solution.placement, problem.objective, problem.model, problem.topology)
     if broken:
         raise PlacementError(
@@ -57,7 +53,7 @@ def make_plan(
     start, placement = problem.start, solution.placement
     on_fit = Comparison(score(problem, start, fit), score(problem, placement, fit))
     cost = moves.cost(problem, start, placement)
-    if problem.current is not None and (reason := _not_worth(problem, placement, on_fit, cost)):
+    if problem.current is not None and (reason := _not_worth(problem, solution, on_fit, cost)):
         return Hold(reason)
     gain = 1 - on_fit.after.step_s / on_fit.before.step_s
     on_holdout = None
@@ -81,12 +77,13 @@ def make_plan(
     )
 
 
-def _not_worth(problem: Problem, placement: Placement, scores: Comparison, cost: MoveCost) -> str:
+def _not_worth(problem: Problem, solution: Solution, scores: Comparison, cost: MoveCost) -> str:
     """Why the current plan should stay, or nothing: both sides in seconds."""
-    before, after = scores.before, scores.after
+    before, after, notes = scores.before, scores.after, solution.notes
     if not cost.moved:
-        return "no expert would move: the current plan is as good as this optimizer's"
-    experts = outlook.experts_gain(problem, problem.start, placement)
+        why = "; ".join(notes) or "the current plan is as good as this optimizer's"
+        return f"no expert would move: {why}"
+    experts = outlook.experts_gain(problem, problem.start, solution.placement)
     links_s = before.dispatch_s + before.combine_s - after.dispatch_s - after.combine_s
     gain = (experts.seconds + links_s) / before.step_s
     noise = experts.noise_s / before.step_s
@@ -98,7 +95,7 @@ def _not_worth(problem: Problem, placement: Placement, scores: Comparison, cost:
     horizon_s = problem.objective.horizon_s
     if gain * horizon_s < cost.seconds:
         return (
-            f"gain {gain * horizon_s:.2f} s in {horizon_s:g} s < {cost.seconds:.2f} s for moving "
+            f"gain {gain * horizon_s:.3g} s in {horizon_s:g} s < {cost.seconds:.3g} s for moving "
             f"{cost.moved} slots: it does not pay within the horizon"
         )
     return ""

@@ -33,6 +33,11 @@ class Spread:
     squares: float
     blocks: int
 
+    @property
+    def is_possible(self) -> bool:
+        sums = (self.products, self.lengths, np.array(self.squares))
+        return all(bool(np.isfinite(one).all() and (one >= 0).all()) for one in sums)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Noise:
@@ -93,6 +98,8 @@ class Profile:
                 f"{list(self.spread.lengths.shape)}: it must be {[layers, experts, experts]} and "
                 f"{[layers, experts]}"
             )
+        if self.spread is not None and not self.spread.is_possible:
+            raise RoutingError("spread holds NaN, infinity or negative sums: record again")
         if not 1 <= self.top_k <= experts:
             raise RoutingError(f"top_k {self.top_k} is outside 1..{experts}")
         if self.phase not in PHASES:

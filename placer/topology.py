@@ -70,11 +70,13 @@ class Topology:
     def resized(self, gpus: int, nodes: int | None = None) -> "Topology":
         """The same hardware with other counts; without ``nodes``, nodes of today's size."""
         if nodes is None:
-            size = min(self.gpus_per_node, gpus)
-            if gpus < 1 or gpus % size:
+            size = min(self.gpus_per_node, max(gpus, 1))
+            if gpus < 1:
+                raise TopologyError(f"{gpus} GPUs hold no experts: give 1 or more")
+            if gpus % size:
                 raise TopologyError(
                     f"{gpus} GPUs do not fill nodes of {self.gpus_per_node} ({self.name})"
-                    ": give --nodes as well"
+                    ": give --nodes as well, or a topology file with nodes of another size"
                 )
             nodes = gpus // size
         return replace(self, gpus=gpus, nodes=nodes)

@@ -24,6 +24,7 @@ from placer.topology import Topology
 from placer.trace import Trace
 
 PARTS = 8  # of the held-out sequences: how much the gain differs between them says how sure it is
+STRAIGHT = 0.1  # a plot of step time that bends by less of its fall has no knee
 WORTH = 0.01  # a share of a step below which nobody should bother
 Verdict = Literal["recommended", "not_recommended", "insufficient_evidence"]
 
@@ -66,6 +67,7 @@ class Outcome:
     tokens_per_s:  tokens a second and GPU that the MoE layers let through
     kv_bytes:      memory of a GPU that the weights leave to the KV cache
     moved:         share of the slots that moves from the current plan, if it fits the case
+    against:       what would run otherwise
     """
 
     case: Case
@@ -77,6 +79,7 @@ class Outcome:
     tokens_per_s: float = 0.0
     kv_bytes: int = 0
     moved: float | None = None
+    against: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ def evaluate(study: Study, case: Case) -> Outcome:
         tokens_per_s=problem.objective.tokens_per_gpu / after.step_s,
         kv_bytes=budget_bytes(case.topology, problem.objective) - weights,
         moved=moved.moved_share if moved else None,
+        against="the current plan" if otherwise.current else "the linear placement",
     )
 
 
@@ -166,7 +170,8 @@ def knee(outcomes: Sequence[Outcome]) -> Outcome:
     """Of outcomes that differ in redundancy, the one after which more does not pay.
 
     The point furthest below the line from the first to the last in a plot of step time over
-    redundancy (Satopaa et al., Kneedle, 2011); the first if redundancy wins nothing to speak of.
+    redundancy (Satopaa et al., Kneedle, 2011). Where the plot is nearly straight or bends the other
+    way, more pays to the end: the fastest. If redundancy wins nothing to speak of: the first.
     """
     ordered = sorted(outcomes, key=lambda outcome: outcome.case.redundant)
     steps = np.array([outcome.after.step_s for outcome in ordered if outcome.after])
@@ -176,18 +181,21 @@ def knee(outcomes: Sequence[Outcome]) -> Outcome:
         return ordered[int(steps.argmin())]
     slots = np.array([outcome.case.redundant for outcome in ordered], dtype=np.float64)
     line = np.interp(slots, slots[[0, -1]], steps[[0, -1]])
-    return ordered[int((line - steps).argmax())]
+    bend = line - steps
+    if bend.max() < STRAIGHT * (steps[0] - steps[-1]):
+        return ordered[int(steps.argmin())]
+    return ordered[int(bend.argmax())]
 
 
 def judge(best: Outcome | None, holdout: Trace | None) -> tuple[Verdict, str]:
     """Whether to use the best plan, and why, with both numbers."""
     if best is None:
         return "not_recommended", "no case keeps its limits"
-    against = "the current plan" if best.moved is not None else "the linear placement"
     basis = "held-out sequences" if holdout is not None else "the profile alone, without a hold-out"
+    less = "less" if best.gain >= 0 else "more"
     reason = (
-        f"on {best.case.label}, a step takes {best.gain:.1%} less time than with {against} "
-        f"(noise {best.noise:.1%}), judged on {basis}"
+        f"on {best.case.label}, a step takes {abs(best.gain):.1%} {less} time than with "
+        f"{best.against} (noise {best.noise:.1%}), judged on {basis}"
     )
     if best.gain - best.noise > WORTH:
         return "recommended", reason
@@ -202,7 +210,7 @@ def _gain(
     """Share of a step saved over ``otherwise.start``, and two standard errors of it."""
     if holdout is None or holdout.sequences < 2:
         before = score(otherwise, otherwise.start)
-        noise_s = outlook.experts_gain(problem, problem.start, after).noise_s
+        noise_s = outlook.experts_gain(problem, otherwise.start, after).noise_s
         return 1 - score(problem, after).step_s / before.step_s, noise_s / before.step_s
     parts = min(PARTS, holdout.sequences)
     gains = []

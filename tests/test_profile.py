@@ -171,6 +171,12 @@ def test_merging_with_bare_loads_leaves_only_loads() -> None:
             lambda: Profile(np.ones((2, 3)), 1, 3, 1, spread=Spread(np.ones((2, 3)), *PLAIN)),
             r"spread is \[2, 3\] and \[2, 3\]: it must be \[2, 3, 3\] and \[2, 3\]",
         ),
+        (
+            lambda: Profile(
+                np.ones((2, 3)), 1, 3, 1, spread=Spread(np.full((2, 3, 3), np.nan), *PLAIN)
+            ),
+            "spread holds NaN",
+        ),
         (lambda: merge([loads([[1, 1]]), loads([[1, 1, 1]])]), "the profiles disagree"),
     ],
 )

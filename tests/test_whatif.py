@@ -86,6 +86,7 @@ def test_a_running_plan_of_the_same_shape_is_what_runs_otherwise() -> None:
     assert steps(found) == pytest.approx((20 * US, 16 * US))
     assert found.gain == pytest.approx(1 / 5)
     assert found.moved == pytest.approx(4 / 8)
+    assert found.against == "the current plan"
 
 
 def test_a_running_plan_of_another_shape_is_not_compared_with() -> None:
@@ -93,6 +94,13 @@ def test_a_running_plan_of_another_shape_is_not_compared_with() -> None:
     found = evaluate(a_study(UNEVEN, current=running), a_case())
     assert steps(found)[0] == pytest.approx(24 * US)
     assert found.moved is None
+
+
+def test_a_running_plan_without_redundancy_is_what_more_slots_are_compared_with() -> None:
+    running = a_placement([[0, 2, 1, 3]] * 2)
+    found = evaluate(a_study(UNEVEN, current=running), a_case(2))
+    assert steps(found)[0] == pytest.approx(20 * US)
+    assert (found.moved, found.against) == (None, "the current plan")
 
 
 def test_figures_are_those_of_the_held_out_sequences() -> None:
@@ -168,6 +176,8 @@ def curve(taken: dict[int, float]) -> list[Outcome]:
         ({0: 100, 8: 80, 64: 50}, 8),  # 8 slots are an eighth of the way and two fifths of the win
         ({4: 8, 0: 12, 2: 8}, 2),
         ({0: 12, 4: 9}, 4),
+        ({0: 12, 2: 10, 4: 8}, 4),  # as much again for the same: no knee, more pays to the end
+        ({0: 12, 2: 11.9, 4: 8}, 4),  # or even more
         ({0: 12, 2: 8, 4: 13}, 2),  # more slots can be slower: what they hold must be read
     ],
 )
@@ -231,17 +241,17 @@ def test_nothing_is_recommended_where_no_case_can_be() -> None:
 def test_a_gain_counts_as_far_as_it_is_sure(gain: float, noise: float, verdict: Verdict) -> None:
     found, reason = judge(Outcome(a_case(), gain=gain, noise=noise), None)
     assert found == verdict
-    assert f"{gain:.1%}" in reason
+    assert f"{abs(gain):.1%} {'more' if gain < 0 else 'less'} time" in reason
     assert f"noise {noise:.1%}" in reason
     assert "2 GPUs in 1 node (by hand), 0 redundant, allgather" in reason
 
 
 def test_the_sentence_says_what_was_compared_with_what_on_what() -> None:
-    best = Outcome(a_case(), gain=0.3)
+    best = Outcome(a_case(), gain=0.3, against="the linear placement")
     _, linear = judge(best, None)
-    assert "the linear placement" in linear
+    assert "than with the linear placement (noise" in linear
     assert "the profile alone, without a hold-out" in linear
-    _, running = judge(replace(best, moved=0.0), sequences(HOT))
+    _, running = judge(replace(best, against="the current plan"), sequences(HOT))
     assert "the current plan" in running
     assert "held-out sequences" in running
 

@@ -71,7 +71,7 @@ def plan(
     time_limit: Annotated[
         float, typer.Option(help="Seconds after which a solver gives its best.", min=0)
     ] = EFFORT.time_limit_s,
-    seed: Annotated[int, typer.Option(help="For the hold-out and for the optimizer.")] = 0,
+    seed: Annotated[int, typer.Option(help="For the hold-out and for the optimizer.", min=0)] = 0,
     out_file: Annotated[Path | None, typer.Option("--out", help="Where the plan goes.")] = None,
     html: Annotated[Path | None, typer.Option(help="Where the report goes.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
@@ -108,6 +108,9 @@ def plan(
             "redundant": redundant,
             "holdout": holdout,
             "seed": seed,
+            "solver": solver,
+            "gap": gap,
+            "time_limit_s": time_limit,
             "current": running.digest if running else None,
         },
         inputs=traffic.inputs,

@@ -44,7 +44,7 @@ def whatif(
     holdout: Annotated[
         float, typer.Option(help="Share of sequences to judge on and not to plan from.")
     ] = 0.5,
-    seed: Annotated[int, typer.Option(help="For the hold-out and for the optimizer.")] = 0,
+    seed: Annotated[int, typer.Option(help="For the hold-out and for the optimizer.", min=0)] = 0,
     ray: Annotated[
         str | None, typer.Option(help='Address of a Ray cluster; "local" starts one here.')
     ] = None,
@@ -116,7 +116,13 @@ def _redundancies(text: str, experts: int, gpus: int) -> list[int]:
     if not dots:
         return [_number(part, "--redundant") for part in text.split(",")]
     low, high = _number(first, "--redundant"), _number(last, "--redundant")
-    return [extra for extra in range(low, high + 1) if (experts + extra) % gpus == 0]
+    fitting = [extra for extra in range(low, high + 1) if (experts + extra) % gpus == 0]
+    if not fitting:
+        raise PlacementError(
+            f"--redundant {text}: none of these gives {gpus} GPUs as many slots each"
+            f": {-experts % gpus} and every {gpus} more do"
+        )
+    return fitting
 
 
 def _number(text: str, option: str) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from placer.errors import PlacementError
 from placer.placement import Placement
 from placer.schedule.copies import NETWORK, Copies, Limits, lower_bound_s, needed
-from placer.schedule.matching import Relabel, match_slots, same_shape
+from placer.schedule.matching import Relabel, fewest_moves, match_slots, same_shape
 from placer.schedule.replay import faults
 from placer.schedule.rounds import rounds
 from placer.schedule.values import Budget, Round, Schedule, Transfer
@@ -29,6 +29,7 @@ __all__ = [
     "Schedule",
     "Transfer",
     "faults",
+    "fewest_moves",
     "match_slots",
     "schedule",
 ]

@@ -5,7 +5,6 @@ of many that differ in labels alone. The one nearest to what runs today is an as
 giving the experts of GPU a to GPU b keeps as many slots as they have experts in common.
 """
 
-from collections import Counter
 from typing import Literal
 
 import numpy as np
@@ -14,8 +13,18 @@ from placer.arrays import IntArray
 from placer.errors import PlacementError
 from placer.labels import assign
 from placer.placement import Placement
+from placer.problem import Problem
 
 Relabel = Literal["never", "once", "layers"]
+
+
+def fewest_moves(problem: Problem, after: Placement) -> Placement:
+    """``after`` with the labels that move the fewest slots from the problem's current placement, if
+    there is one. Labels are free, but for what joins the layers."""
+    if problem.current is None:
+        return after
+    relabel: Relabel = "once" if problem.objective.dispatch == "coherent" else "layers"
+    return match_slots(problem.current, after, relabel)
 
 
 def match_slots(
@@ -74,10 +83,12 @@ def _fewest_moves(kept: IntArray, nodes: int) -> IntArray:
 
 def _seat(old: list[int], new: list[int]) -> list[int]:
     """``new`` in an order in which what is in ``old`` too keeps its place."""
-    stays = Counter(old) & Counter(new)
-    arrivals = (Counter(new) - stays).elements()
-    row = []
+    if old == new:
+        return new
+    arrivals, stays = list(new), []
     for expert in old:
-        row.append(expert if stays[expert] > 0 else next(arrivals))
-        stays[expert] -= 1
-    return row
+        stays.append(expert in arrivals)
+        if stays[-1]:
+            arrivals.remove(expert)
+    arriving = iter(arrivals)
+    return [expert if stay else next(arriving) for expert, stay in zip(old, stays, strict=True)]

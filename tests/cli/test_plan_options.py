@@ -35,6 +35,27 @@ def test_with_max_moved_0_nothing_moves(running: Placer) -> None:
     assert "no expert would move" in ended.json["reason"]
 
 
+def test_what_may_move_more_is_never_lost(placer: Placer) -> None:
+    small = ("t.npz", "--gpus", "4")
+    assert placer("plan", *small, "--optimizer", "linear", "--out", "linear4.json").code == 0
+    for most in ("0.3", "0.5", "1"):
+        ended = placer("plan", *small, "--current", "linear4.json", "--max-moved", most, "--json")
+        assert (ended.code, ended.json["moved_share"] <= float(most)) == (0, True)
+
+
+def test_within_a_horizon_of_0_nothing_pays(running: Placer) -> None:
+    ended = running("plan", *HERE, "--current", "linear.json", "--horizon", "0", "--json")
+    assert (ended.code, ended.json["status"]) == (3, "hold")
+
+
+def test_a_plan_says_how_it_was_solved(placer: Placer) -> None:
+    placer("plan", *HERE, "--solver", "cbc", "--gap", "0.1", "--time-limit", "5", "--out", "p.json")
+    provenance = read_plan(Path("p.json")).provenance
+    assert provenance is not None
+    assert provenance.options["solver"] == "cbc"
+    assert (provenance.options["gap"], provenance.options["time_limit_s"]) == (0.1, 5)
+
+
 def test_a_short_horizon_holds_what_a_long_one_plans(running: Placer) -> None:
     def planned(horizon: str) -> Ended:
         args = ("--optimizer", "eplb", "--current", "linear.json", "--horizon", horizon)
@@ -100,6 +121,7 @@ def test_a_time_limit_ends_the_search_with_the_best_so_far(placer: Placer) -> No
         ("--horizon", "-1"),
         ("--horizon", "nan"),
         ("--horizon", "soon"),
+        ("--seed", "-1"),
         ("--gap", "-0.1"),
         ("--gap", "nan"),
         ("--time-limit", "-1"),

@@ -40,6 +40,7 @@ from placer.optimizers.joint.start import start
 from placer.placement import Placement
 from placer.plan import Solution
 from placer.problem import Problem
+from placer.schedule import fewest_moves
 
 # Temperatures, as shares of what a random exchange costs. A running plan is only touched up.
 HOT, WARM, COLD = 0.1, 0.02, 0.003
@@ -50,11 +51,11 @@ THREADS = 2
 
 
 def optimize(problem: Problem) -> Solution:
-    layers = terms.layers(problem)
+    layers, table = terms.layers(problem), start(problem)
     if problem.current is not None:
-        solution = _within_limit(problem, problem.current, layers)
+        solution = _within_limit(problem, problem.current, layers, table)
     else:
-        solution = Solution(problem.placement(_search(problem, layers)))
+        solution = Solution(problem.placement(_search(problem, layers, table)))
     notes = [*solution.notes, _bounds(problem, solution.placement)]
     if (times := terms.caution(problem.profile)) > 1:
         notes.append(
@@ -72,15 +73,19 @@ def _bounds(problem: Problem, placement: Placement) -> str:
     return f"balance is within {uneven:.2%} of its bound, all GPUs alike{traffic}"
 
 
-def _within_limit(problem: Problem, current: Placement, layers: list[Layer]) -> Solution:
+def _within_limit(
+    problem: Problem, current: Placement, layers: list[Layer], table: IntArray
+) -> Solution:
     """The best that moves no more than ``max_moved``: moves are made as dear as that takes."""
     most, best = problem.objective.max_moved, 0.0
-    solution = Solution(current, notes=(f"nothing pays with --max-moved {most}",))
+    solution = Solution(current, notes=(f"nothing pays with --max-moved {most:g}",))
     price, too_low, too_high = 1.0, 0.0, 0.0
+    freest: Placement | None = None
     for _ in range(TRIES if most > 0 else 0):
         dear = [layer._replace(standing=price * layer.standing) for layer in layers]
-        placement = problem.placement(_search(problem, dear))
+        placement = problem.placement(_search(problem, dear, table))
         moved = float(arrivals(current, placement).mean())
+        freest = freest or placement
         if best < moved <= most:
             solution, best = Solution(placement), moved
         if best > NEAR * most or (moved <= most and price == 1.0):
@@ -93,12 +98,17 @@ def _within_limit(problem: Problem, current: Placement, layers: list[Layer]) -> 
             too_high = price
         if too_high:
             price = (too_low * too_high) ** 0.5
+    if not best and freest is not None:
+        # With other labels fewer slots move: dear to find out, and rarely needed.
+        renamed = fewest_moves(problem, freest)
+        if 0 < arrivals(current, renamed).mean() <= most:
+            return Solution(renamed)
     return solution
 
 
-def _search(problem: Problem, layers: list[Layer]) -> IntArray:
-    """[layers, slots] the best found."""
-    table, rules = start(problem), terms.rules(problem)
+def _search(problem: Problem, layers: list[Layer], table: IntArray) -> IntArray:
+    """[layers, slots] the best found from ``table``."""
+    rules = terms.rules(problem)
     first = HOT if problem.current is None else COLD
     iterations = min(problem.effort.iterations // len(table), ENOUGH * problem.slots**2)
     if problem.current is not None and not len(layers[0].pairs):

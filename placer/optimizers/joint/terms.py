@@ -9,6 +9,7 @@ from placer.optimizers.joint.search import Layer, Rules
 from placer.problem import Problem
 from placer.profile import Profile
 
+NO_TIME_S = 1e-9  # instead of a horizon of 0, in which nothing pays
 RECORDINGS = 2  # whose noise counts: the one planned from, and one as long in the time to come
 # Replicas follow company and share less evenly than balance takes them to.
 CARE_OF_REPLICAS = 1.75
@@ -110,7 +111,7 @@ def prices(problem: Problem) -> FloatArray:
     if problem.current is None:
         return np.zeros((model.layers, model.experts, topology.gpus))
     rate = moves.rates(topology)[1 if topology.nodes > 1 else 0]
-    steps = problem.objective.horizon_s / _step_seconds(problem)
+    steps = max(problem.objective.horizon_s, NO_TIME_S) / _step_seconds(problem)
     price = model.expert_bytes / rate / topology.gpus / steps
     return np.where(problem.current.copies > 0, 0.0, price)
 
