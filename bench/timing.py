@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-console = Console(width=110, highlight=False)
+console = Console(width=130, highlight=False)
 
 
 def medians_ms(functions: Mapping[str, Callable[[], Any]], rounds: int = 15) -> dict[str, float]:
