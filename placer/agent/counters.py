@@ -10,7 +10,7 @@ with ``used`` [tokens, experts] a layer's choices and ``before``, ``first`` its 
 top-1. A token and layer takes 4 experts^2 additions: 0.04% of DeepSeek-V3's arithmetic in a layer.
 
 Memory in bytes, T tokens a step at most, S = STAGED, L layers, E experts, K = top-k:
-2 L K (T + S) + 12 S E + 8 L E (1 + 2 E): 90 MB for DeepSeek-V3 with T = 8192.
+4 L K (T + S) + 12 S E + 8 L E (1 + 2 E): 100 MB for DeepSeek-V3 with T = 8192.
 """
 
 import numpy as np
@@ -33,8 +33,9 @@ class Counters:
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        self.step = zeros(max_tokens, layers, top_k, dtype=torch.int16)
-        self.staged = zeros(STAGED, layers, top_k, dtype=torch.int16)
+        self.step = zeros(layers, max_tokens, top_k, dtype=torch.int32)
+        self.staged = zeros(layers, STAGED, top_k, dtype=torch.int32)
+        self._of_layer = list(self.step)
         self.load = zeros(2, layers, experts)
         self.transitions = zeros(2, layers - 1, experts, experts)
         self.coactivation = zeros(2, layers, experts, experts)
@@ -43,26 +44,26 @@ class Counters:
 
     def capture(self, layer: int, expert_ids: torch.Tensor) -> None:
         """Keep a layer's choices. expert_ids: [tokens, top_k] logical experts"""
-        self.step[: len(expert_ids), layer].copy_(expert_ids)
+        self._of_layer[layer][: expert_ids.shape[0]].copy_(expert_ids)
 
     def stage(self, first: int, count: int, at: int) -> None:
         """Set ``count`` tokens of the step aside, from ``first``, at place ``at``."""
-        self.staged[at : at + count].copy_(self.step[first : first + count])
+        self.staged[:, at : at + count].copy_(self.step[:, first : first + count])
 
     def fold(self, is_decode: BoolArray) -> None:
         """Count the first staged tokens. is_decode: [tokens] which phase each is in"""
         for phase, mask in enumerate((~is_decode, is_decode)):
             if count := int(mask.sum()):
-                ids = self.staged[: len(mask)]
+                ids = self.staged[:, : len(mask)]
                 if count < len(mask):
-                    ids = ids[torch.from_numpy(np.flatnonzero(mask)).to(self.device)]
+                    ids = ids[:, torch.from_numpy(np.flatnonzero(mask)).to(self.device)]
                 self._count(phase, ids)
                 self.tokens[phase] += count
 
     def _count(self, phase: int, ids: torch.Tensor) -> None:
-        used, first, before = (t[: len(ids)] for t in (self.used, self.first, self.before))
+        used, first, before = (t[: ids.shape[1]] for t in (self.used, self.first, self.before))
         for layer in range(self.layers):
-            chosen = ids[:, layer].long()
+            chosen = ids[layer].long()
             used.zero_().scatter_(1, chosen, 1.0)
             first.zero_().scatter_(1, chosen[:, :1], 1.0)
             self.load[phase, layer] += used.sum(dim=0)

@@ -46,9 +46,11 @@ class Courier:
         self.sink, self.recorder, self.applying = sink, recorder, applying
         self.status = Status(worker)
         self.due_s = time.monotonic() + EVERY_S
-        self._waiting: deque[Recording] = deque()
+        self._waiting: deque[tuple[int, Recording]] = deque()
         self._dropped = self._sequence = self._epoch = 0
         self._pause_s, self._resume_s = 0.0, 0.0
+        self._reported: Status | None = None
+        self._report_s = 0.0
         self._said = ""
         self._lock = threading.Lock()
         self._work = threading.Lock()
@@ -72,8 +74,12 @@ class Courier:
 
     def _take(self, recording: Recording) -> None:
         self.due_s = time.monotonic() + EVERY_S
+        if not recording.counts.tokens.any():
+            return
         with self._lock:
-            self._waiting.append(recording)
+            # Numbered here, so that what is dropped leaves a gap and no number is used twice.
+            self._sequence += 1
+            self._waiting.append((self._sequence, recording))
             if len(self._waiting) > QUEUE:
                 self._waiting.popleft()
                 self._dropped += 1
@@ -100,14 +106,12 @@ class Courier:
             with self._lock:
                 if not self._waiting:
                     return
-                recording = self._waiting[0]
-            if recording.counts.tokens.any():
-                self.sink.push(self._sequence + 1, recording)
-                self._sequence += 1
-                tokens = self.status.tokens + int(recording.counts.tokens.sum())
-                self.status = replace(self.status, tokens=tokens)
+                sequence, recording = self._waiting[0]
+            self.sink.push(sequence, recording)
+            tokens = self.status.tokens + int(recording.counts.tokens.sum())
+            self.status = replace(self.status, tokens=tokens)
             with self._lock:
-                if self._waiting and self._waiting[0] is recording:
+                if self._waiting and self._waiting[0][0] == sequence:
                     self._waiting.popleft()
 
     def _fetch(self) -> None:
@@ -133,7 +137,10 @@ class Courier:
         if trouble and not self.status.trouble:
             log.error("placer: %s", trouble)
         self.status = replace(self.status, dropped=self._dropped, trouble=trouble)
-        self.sink.report(self.status)
+        now_s = time.monotonic()
+        if self.status != self._reported or now_s >= self._report_s:
+            self.sink.report(self.status)
+            self._reported, self._report_s = self.status, now_s + EVERY_S
 
     def _try(self, what: Callable[[], None]) -> bool:
         """Whether it worked. Whatever goes wrong here stays here: serving goes on."""

@@ -35,6 +35,7 @@ from placer.model import ModelShape
 
 log = logging.getLogger("vllm.placer")
 
+Capture = Callable[[torch.Tensor], None]
 OpenSink = Callable[[Worker, ModelShape | None], Sink]
 
 
@@ -86,7 +87,10 @@ class Agent:
         counters = Counters(worker.layers, worker.experts, worker.top_k, most, device)
         dp_rank = config.parallel_config.data_parallel_rank
         for at, router in enumerate(routers):
-            router.router.set_capture_fn(partial(_capture, counters, at, dp_rank))
+            capture = partial(counters.capture, at)
+            if config.parallel_config.data_parallel_size > 1:
+                capture = partial(_capture_own, capture, dp_rank)
+            router.router.set_capture_fn(capture)
         return Recorder(counters)
 
     def step(self, runner: Any, scheduled: Any) -> None:
@@ -173,7 +177,7 @@ def _cannot_record(config: Any, routers: list[Any], is_first: bool) -> str:
     return ""
 
 
-def _capture(counters: Counters, layer: int, dp_rank: int, expert_ids: torch.Tensor) -> None:
+def _capture_own(capture: Capture, dp_rank: int, expert_ids: torch.Tensor) -> None:
     """Keep this rank's rows of a layer's choices; all ranks' may have been gathered before."""
     data_parallel = get_forward_context().dp_metadata
     if data_parallel is not None:
@@ -181,12 +185,12 @@ def _capture(counters: Counters, layer: int, dp_rank: int, expert_ids: torch.Ten
         if len(expert_ids) == int(tokens.sum()):
             end = int(tokens[: dp_rank + 1].sum())
             expert_ids = expert_ids[end - int(tokens[dp_rank]) : end]
-    counters.capture(layer, expert_ids)
+    capture(expert_ids)
 
 
 def _batch(runner: Any, scheduled: Any) -> Batch | None:
     """The step that just ran."""
-    new = {request.req_id for request in scheduled.scheduled_new_reqs}
+    new = [request.req_id for request in scheduled.scheduled_new_reqs]
     if not scheduled.total_num_scheduled_tokens:
         none = np.zeros(0, dtype=np.int64)
         empty = torch.zeros(0, dtype=torch.int64)
@@ -198,7 +202,7 @@ def _batch(runner: Any, scheduled: Any) -> Batch | None:
         inputs = state.input_batch
         return Batch(
             requests=inputs.req_ids,
-            counts=inputs.num_scheduled_tokens,
+            sizes=inputs.num_scheduled_tokens,
             positions=inputs.num_computed_tokens_np,
             prompts=inputs.prefill_len_np,
             token_ids=inputs.input_ids,
@@ -206,13 +210,13 @@ def _batch(runner: Any, scheduled: Any) -> Batch | None:
             finished=scheduled.finished_req_ids,
         )
     inputs = runner.input_batch
-    size = inputs.num_reqs
-    counts = [scheduled.num_scheduled_tokens[request] for request in inputs.req_ids]
+    requests = inputs.req_ids[:]  # the engine goes on to change it, and the arrays
+    size = len(requests)
     return Batch(
-        requests=inputs.req_ids,
-        counts=np.array(counts, dtype=np.int64),
-        positions=inputs.num_computed_tokens_cpu[:size].astype(np.int64),
-        prompts=inputs.num_prompt_tokens[:size].astype(np.int64),
+        requests=requests,
+        sizes=np.array([*map(scheduled.num_scheduled_tokens.__getitem__, requests)]),
+        positions=inputs.num_computed_tokens_cpu[:size].copy(),
+        prompts=inputs.num_prompt_tokens[:size].copy(),
         token_ids=runner.input_ids.gpu,
         new=new,
         finished=scheduled.finished_req_ids,

@@ -13,8 +13,8 @@ from placer.plan import Plan
 from placer.profile import Profile, merge
 from placer.trace import Trace, concatenate
 
-TRACE_BYTES = 16 * 2**20  # of expert ids in one file, before the next is begun
-TRACES_KEPT = 32
+TRACE_BYTES = 2**20  # of expert ids in one file, before the next is begun
+TRACES_KEPT = 64
 
 
 class FileSink:

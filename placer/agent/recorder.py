@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +14,15 @@ from placer.agent.recording import Recording
 from placer.agent.sampling import Sampler
 from placer.arrays import IntArray
 
+SKIPPED: list[int] = []  # the rows of requests that are not sampled
 IDLE_S = 1.0  # without a step, after which other threads may touch the device's counters
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
+class Batch(NamedTuple):
     """One step of the engine. R requests, whose tokens lie end to end; padding comes after them.
 
     requests:  their ids
-    counts:    [R] tokens of each in this step
+    sizes:     [R] tokens of each in this step
     positions: [R] position of its first token in the request
     prompts:   [R] tokens of its prompt: those from there on are decoded
     token_ids: [tokens] on the device
@@ -29,7 +30,7 @@ class Batch:
     """
 
     requests: list[str]
-    counts: IntArray
+    sizes: IntArray
     positions: IntArray
     prompts: IntArray
     token_ids: torch.Tensor
@@ -37,64 +38,37 @@ class Batch:
     finished: Collection[str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Staged tokens of a sampled request, by their place."""
-
-    request: str
-    position: int
-    first: int
-    count: int
-
-
 class Recorder:
-    """Of one worker. ``observe`` runs on the engine's thread, ``take_idle`` on another."""
+    """Of one worker. ``observe`` runs on the engine's thread, ``take_idle`` on another.
+
+    A step costs the engine a few copies; all else is done for some thousand tokens at once.
+    """
 
     def __init__(self, counters: Counters) -> None:
         self.counters = counters
-        self.token_ids = torch.zeros(STAGED, dtype=torch.int64, device=counters.device)
-        size = counters.layers * counters.top_k * 2
-        self.sampler = Sampler(size, time.monotonic())
-        self._is_decode = np.zeros(STAGED, dtype=bool)
+        self.token_ids = torch.zeros(STAGED, dtype=torch.int32, device=counters.device)
+        now_s = time.monotonic()
+        self.sampler = Sampler(counters.layers * counters.top_k * 4, now_s)
+        self._batches: list[tuple[float, Batch]] = []  # when they came, those that are staged
         self._at = 0  # staged tokens
-        self._parts: list[_Part] = []
-        self._ended: list[str] = []  # sampled requests whose last tokens may still be staged
         self._requests = np.zeros(2, dtype=np.int64)
-        self._since_s = self._stepped_s = time.monotonic()
+        self._since_s = self._stepped_s = now_s
         self._lock = threading.Lock()
 
     def observe(self, batch: Batch) -> None:
         """Take in what ``counters.capture`` saw during the step that just ran."""
         with self._lock:
             self._stepped_s = time.monotonic()
-            self._ended.extend(filter(self.sampler.wants, batch.finished))
-            counts, ends = batch.counts, np.cumsum(batch.counts)
-            starts = ends - counts
-            for at, request in enumerate(batch.requests if batch.new else ()):
-                if request in batch.new:
-                    self.sampler.begin(request, int(batch.positions[at]), self._stepped_s)
-            sampled = [at for at, name in enumerate(batch.requests) if self.sampler.wants(name)]
-            decodes = (batch.positions <= batch.prompts) & (
-                batch.prompts < batch.positions + counts
-            )
-            self._requests += (len(batch.new), decodes.sum())
-            ahead = np.repeat(batch.positions - starts - batch.prompts, counts)
-            is_decode = ahead + np.arange(len(ahead)) >= 0
-
-            row = 0
-            while row < len(is_decode):
-                size = min(len(is_decode) - row, STAGED - self._at)
-                here, there = slice(self._at, self._at + size), slice(row, row + size)
+            total, row = int(batch.sizes.sum()), 0
+            if not total:
+                self._batches.append((self._stepped_s, batch))
+            while row < total:
+                size = min(total - row, STAGED - self._at)
                 self.counters.stage(row, size, self._at)
-                self._is_decode[here] = is_decode[there]
-                if sampled:
-                    self.token_ids[here].copy_(batch.token_ids[there])
-                for at in sampled:
-                    first, end = max(int(starts[at]), row), min(int(ends[at]), row + size)
-                    if first < end:
-                        position = int(batch.positions[at] - starts[at]) + first
-                        place = self._at + first - row
-                        self._parts.append(_Part(batch.requests[at], position, place, end - first))
+                here = slice(self._at, self._at + size)
+                self.token_ids[here].copy_(batch.token_ids[row : row + size])
+                part = batch if size == total else _cut(batch, row, size)
+                self._batches.append((self._stepped_s, part))
                 self._at, row = self._at + size, row + size
                 if self._at == STAGED:
                     self._fold()
@@ -108,7 +82,9 @@ class Recorder:
         """The same from another thread, if no step ran for a while and there is something."""
         with self._lock:
             now_s = time.monotonic()
-            if now_s - self._stepped_s < IDLE_S or not (self._at or self.counters.tokens.any()):
+            if now_s - self._stepped_s < IDLE_S or not (
+                self._batches or self.counters.tokens.any()
+            ):
                 return None
             if self.counters.device.type != "cpu":
                 torch.accelerator.synchronize(self.counters.device)
@@ -122,18 +98,67 @@ class Recorder:
         return Recording(self.counters.take(), self.sampler.take(), requests, window_s)
 
     def _fold(self) -> None:
-        self.counters.fold(self._is_decode[: self._at])
-        if self._parts:
-            rows = np.concatenate([np.arange(p.first, p.first + p.count) for p in self._parts])
-            where = torch.from_numpy(rows).to(self.counters.device)
-            expert_ids = self.counters.staged[where].cpu().numpy()
+        """Count what is staged, and keep the tokens of sampled requests."""
+        if not self._batches:
+            return
+        counts, positions, prompts = (
+            np.concatenate([getattr(batch, name) for _, batch in self._batches])
+            for name in ("sizes", "positions", "prompts")
+        )
+        starts = np.cumsum(counts) - counts
+        is_decode = np.repeat(positions - prompts - starts, counts) + np.arange(self._at) >= 0
+        self.counters.fold(is_decode)
+        self._requests[1] += ((positions <= prompts) & (prompts < positions + counts)).sum()
+        self._sample(starts.tolist(), counts.tolist(), positions.tolist())
+        self._batches, self._at = [], 0
+
+    def _sample(self, starts: list[int], counts: list[int], positions: list[int]) -> None:
+        """Hand staged tokens of sampled requests on, of each request at once."""
+        at, sampler = 0, self.sampler
+        runs: dict[tuple[str, int], list[int]] = {}  # request, first position -> staged rows
+        last: dict[str, tuple[list[int], int]] = {}  # request -> its run, the position after it
+        for now_s, batch in self._batches:
+            self._requests[0] += len(batch.new)
+            for request in batch.requests:
+                position, count = positions[at], counts[at]
+                if request in batch.new:
+                    sampler.begin(request, position, now_s)
+                run, following = last.get(request, (None, 0))
+                if run is None or following != position:
+                    run = runs[request, position] = [] if sampler.wants(request) else SKIPPED
+                if run is not SKIPPED:
+                    run.extend(range(starts[at], starts[at] + count))
+                last[request] = run, position + count
+                at += 1
+        kept = {key: rows for key, rows in runs.items() if rows}
+        if kept:
+            where = torch.tensor(list(chain(*kept.values())), device=self.counters.device)
+            expert_ids = self.counters.staged[:, where].transpose(0, 1).cpu().numpy()
             token_ids = self.token_ids[where].cpu().numpy()
-            first = 0
-            for part in self._parts:
-                here = slice(first, first + part.count)
-                self.sampler.add(part.request, part.position, expert_ids[here], token_ids[here])
-                first += part.count
-            self._parts = []
-        self._at = 0
-        self.sampler.finish(self._ended)
-        self._ended = []
+            ends = np.cumsum([len(rows) for rows in kept.values()])[:-1]
+            pieces = zip(kept, np.split(expert_ids, ends), np.split(token_ids, ends), strict=True)
+            for (request, position), experts, tokens in pieces:
+                sampler.add(request, position, experts, tokens)
+        for _, batch in self._batches:
+            sampler.finish(batch.finished)
+
+
+def _cut(batch: Batch, row: int, size: int) -> Batch:
+    """A batch's tokens from ``row`` on, ``size`` of them; it begins and ends requests once."""
+    ends = np.cumsum(batch.sizes)
+    starts = ends - batch.sizes
+    first, end = np.maximum(starts, row), np.minimum(ends, row + size)
+    kept = np.flatnonzero(end > first)
+    requests = [batch.requests[at] for at in kept]
+    return batch._replace(
+        requests=requests,
+        sizes=(end - first)[kept],
+        positions=(batch.positions + first - starts)[kept],
+        prompts=batch.prompts[kept],
+        new=[
+            name
+            for name, start in zip(requests, (first - starts)[kept], strict=True)
+            if start == 0 and name in batch.new
+        ],
+        finished=() if row else batch.finished,
+    )

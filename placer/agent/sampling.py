@@ -8,7 +8,7 @@ import numpy as np
 from placer.arrays import IntArray
 
 BYTES_PER_S = 2**20  # of expert ids, in the mean
-BYTES = 64 * 2**20  # that a worker keeps at most, and may take at once after a quiet time
+BYTES = 16 * 2**20  # that a worker keeps at most, and may take at once after a quiet time
 LONGEST = 8192  # tokens of a request that are kept
 
 
@@ -17,6 +17,7 @@ class _Open:
     """A request that is still being served. ``next`` is the position of its next token."""
 
     next: int
+    tokens: int = 0
     expert_ids: list[IntArray] = field(default_factory=list)
     token_ids: list[IntArray] = field(default_factory=list)
 
@@ -61,10 +62,11 @@ class Sampler:
         kept.expert_ids.append(expert_ids)
         kept.token_ids.append(token_ids)
         kept.next += len(token_ids)
+        kept.tokens += len(token_ids)
         size = len(token_ids) * self.bytes_per_token
         self._held += size
         self._allowance -= size
-        if sum(map(len, kept.token_ids)) >= LONGEST:
+        if kept.tokens >= LONGEST:
             self.finish([request])
 
     def finish(self, requests: Iterable[str]) -> None:
@@ -83,5 +85,4 @@ class Sampler:
         return done
 
     def _drop(self, request: str) -> None:
-        kept = self._open.pop(request)
-        self._held -= self.bytes_per_token * sum(map(len, kept.token_ids))
+        self._held -= self.bytes_per_token * self._open.pop(request).tokens

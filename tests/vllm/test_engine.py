@@ -8,12 +8,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm instal
 from placer.cost.balance import rank_load
 from placer.profile import Profile, of_trace
 from tests.vllm.oracle import Oracle
-from tests.vllm.story import Story, tell
-
-
-@pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    return tell(tmp_path_factory.mktemp("engine"))
+from tests.vllm.story import Story
 
 
 @pytest.fixture(scope="module")

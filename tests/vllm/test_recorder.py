@@ -1,0 +1,162 @@
+"""Counting on the device, against counting every token by itself."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-vllm installs it")
+
+from placer.agent.counters import STAGED, Counters
+from placer.agent.recorder import Batch, Recorder
+from placer.profile import merge, of_trace
+from placer.trace import Trace
+
+LAYERS, EXPERTS, TOP_K = 3, 8, 2
+NO_ONE = np.zeros(0, dtype=np.int64)
+
+
+@dataclass
+class Request:
+    """What is left to do of it, and what was done."""
+
+    prompt: int
+    total: int
+    expert_ids: list[np.ndarray] = field(default_factory=list)
+    token_ids: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        return sum(map(len, self.token_ids))
+
+
+@dataclass
+class World:
+    """An engine of 6 slots whose router draws lots; padding follows every batch."""
+
+    recorder: Recorder
+    requests: dict[str, Request]
+    rng: np.random.Generator
+    chunk: int = 5  # prompt tokens a step
+
+    def run(self) -> None:
+        waiting, running = list(self.requests), list[str]()
+        finished: set[str] = set()
+        while waiting or running or finished:
+            new = waiting[: 6 - len(running)]
+            waiting, running = waiting[len(new) :], running + new
+            self._step(running, new, finished)
+            finished = {n for n in running if self.requests[n].done >= self.requests[n].total}
+            running = [name for name in running if name not in finished]
+
+    def _step(self, running: list[str], new: list[str], finished: set[str]) -> None:
+        chosen = [self.requests[name] for name in running]
+        sizes = [
+            min(self.chunk, one.prompt - one.done) if one.done < one.prompt else 1 for one in chosen
+        ]
+        draw = self.rng.random((sum(sizes) + 2, LAYERS, EXPERTS)).argsort(axis=2)
+        expert_ids, token_ids = draw[:, :, :TOP_K], self.rng.integers(0, 99, sum(sizes) + 2)
+        for layer in range(LAYERS):
+            self.recorder.counters.capture(layer, torch.from_numpy(expert_ids[:, layer].copy()))
+        positions = np.array([one.done for one in chosen], dtype=np.int64)
+        prompts = np.array([one.prompt for one in chosen], dtype=np.int64)
+        batch = Batch(
+            list(running), np.array(sizes, dtype=np.int64), positions, prompts,
+            torch.from_numpy(token_ids), new, finished,
+        )  # fmt: skip
+        self.recorder.observe(batch)
+        first = 0
+        for one, size in zip(chosen, sizes, strict=True):
+            one.expert_ids.append(expert_ids[first : first + size])
+            one.token_ids.append(token_ids[first : first + size])
+            first += size
+
+
+def a_world(seed: int, requests: int, longest: int, chunk: int = 5) -> World:
+    rng = np.random.default_rng(seed)
+    counters = Counters(LAYERS, EXPERTS, TOP_K, 6 * max(chunk, 5) + 2, torch.device("cpu"))
+    made = {
+        f"r{at}": Request(prompt, prompt + int(rng.integers(1, longest)))
+        for at, prompt in enumerate(rng.integers(1, longest, requests).tolist())
+    }
+    return World(Recorder(counters), made, rng, chunk)
+
+
+def true_trace(world: World, phase: str | None = None) -> Trace:
+    """All requests, or the tokens of each that are in one phase."""
+    parts = [np.concatenate(one.expert_ids) for one in world.requests.values()]
+    prompts = [one.prompt for one in world.requests.values()]
+    if phase == "prefill":
+        parts = [part[:prompt] for part, prompt in zip(parts, prompts, strict=True)]
+    if phase == "decode":
+        parts = [part[prompt:] for part, prompt in zip(parts, prompts, strict=True)]
+    lens = np.array([len(part) for part in parts if len(part)])
+    return Trace(np.concatenate(parts), lens, EXPERTS)
+
+
+@pytest.mark.parametrize(
+    ("requests", "longest", "chunk"), [(40, 30, 5), (300, 40, 5), (9, 3000, 999)]
+)
+def test_counts_equal_counting_every_token_in_its_phase(
+    requests: int, longest: int, chunk: int
+) -> None:
+    world = a_world(requests, requests, longest, chunk)
+    world.run()
+    profiles = {profile.phase: profile for profile in world.recorder.take().profiles()}
+    for phase, counted in profiles.items():
+        true = of_trace(true_trace(world, phase))
+        assert (counted.tokens, counted.top_k) == (true.tokens, TOP_K)
+        np.testing.assert_array_equal(counted.load, true.load)
+        np.testing.assert_array_equal(counted.transitions, true.transitions)
+        np.testing.assert_array_equal(counted.coactivation, true.coactivation)
+    assert profiles["prefill"].sequences == requests
+    assert sum(profile.tokens for profile in profiles.values()) > STAGED or requests == 40
+
+
+def test_what_is_taken_in_parts_adds_up() -> None:
+    world = a_world(3, 200, 30)
+    half = len(world.requests) // 2
+    everything, parts = dict(world.requests), []
+    for names in (list(everything)[:half], list(everything)[half:]):
+        world.requests = {name: everything[name] for name in names}
+        world.run()
+        parts += world.recorder.take().profiles()
+    world.requests = everything
+    np.testing.assert_array_equal(merge(parts).load, of_trace(true_trace(world)).load)
+
+
+def test_sampled_requests_are_kept_token_by_token() -> None:
+    world = a_world(5, 50, 30)
+    world.run()
+    trace = world.recorder.take().trace()
+    assert trace is not None
+    assert trace.token_ids is not None
+    got = np.split(trace.token_ids, np.cumsum(trace.seq_lens)[:-1])
+    want = [np.concatenate(one.token_ids) for one in world.requests.values()]
+    assert sorted(part.tolist() for part in got) == sorted(part.tolist() for part in want)
+    np.testing.assert_array_equal(of_trace(trace).load, of_trace(true_trace(world)).load)
+
+
+def test_a_request_that_begins_again_after_preemption_leaves_no_broken_trace() -> None:
+    counters = Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu"))
+    recorder = Recorder(counters)
+    for position in (0, 1, 0, 1, 2):  # preempted after two tokens
+        new = ["r"] if recorder.take().counts.tokens.sum() == 0 and position == 0 else []
+        one = np.array([1])
+        token_ids = torch.zeros(1, dtype=torch.int64)
+        recorder.observe(Batch(["r"], one, np.array([position]), np.array([9]), token_ids, new, ()))
+    recorder.observe(Batch([], NO_ONE, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]))
+    assert recorder.take().trace() is None
+
+
+def test_an_idle_recorder_gives_the_rest_to_another_thread_and_then_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = a_world(7, 4, 10)
+    world.run()
+    assert world.recorder.take_idle() is None  # a step has only just run
+    monkeypatch.setattr("placer.agent.recorder.IDLE_S", 0.0)
+    rest = world.recorder.take_idle()
+    assert rest is not None
+    assert rest.counts.tokens.sum() == sum(one.total for one in world.requests.values())
+    assert world.recorder.take_idle() is None
