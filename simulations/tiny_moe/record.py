@@ -1,59 +1,72 @@
-"""Record the example model's routing on text that it was not trained on.
+"""Record the example model's routing on text that it was not trained on, in a real vLLM.
 
-    python simulations/tiny_moe/record.py         # about a minute on 2 cores
+    python simulations/tiny_moe/record.py         # two minutes on 2 cores
 
-Writes ``traces/{prose,code,tables}.npz``: one prefill trace a domain, experts in the order of
-their gates. Needs the ``train`` extra.
+Serves each domain's text with `placer record`, as a user would, and keeps the agent's traces as
+``traces/{prose,code,tables}.npz``. Needs vLLM beside placer (`make test-vllm` installs a CPU build).
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 from corpus import DOMAINS, split
-from transformers import Qwen3MoeForCausalLM
 
-from placer.files.routing import write_trace
+from placer.agent import folder
+from placer.files.routing import read_trace, write_trace
 from placer.files.specs import read_model
-from placer.trace import Trace
 
 HERE = Path(__file__).parent
 SEQUENCES = 112
 LENGTH = 256
 
 
-def held_out_sequences(domain: str) -> torch.Tensor:
-    """[sequences, length] byte ids, taken evenly from all held-out documents."""
+def held_out_sequences(domain: str) -> list[list[int]]:
+    """Byte ids, taken evenly from all held-out documents."""
     text = b"\n\n".join(split(domain)[1])
     starts = np.linspace(0, len(text) - LENGTH, SEQUENCES).astype(int)
-    rows = [np.frombuffer(text[start : start + LENGTH], dtype=np.uint8) for start in starts]
-    return torch.from_numpy(np.stack(rows)).long()
+    return [list(text[start : start + LENGTH]) for start in starts]
+
+
+def serve(domain: str) -> None:
+    """Let the engine read the text. It generates a token each, which is not routed any more."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        str(HERE / "model"),
+        dtype="float32",
+        enforce_eager=True,
+        skip_tokenizer_init=True,
+        max_model_len=LENGTH + 1,
+        enable_prefix_caching=False,
+    )
+    prompts = [{"prompt_token_ids": ids} for ids in held_out_sequences(domain)]
+    llm.generate(prompts, SamplingParams(max_tokens=1, detokenize=False))
 
 
 def main() -> None:
-    model = Qwen3MoeForCausalLM.from_pretrained(HERE / "model", dtype=torch.float32).eval()
-    top_k = model.config.num_experts_per_tok
     shape = replace(read_model(str(HERE / "model" / "config.json")), name="tiny-moe")
+    settings = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     for domain in DOMAINS:
-        ids = held_out_sequences(domain)
-        with torch.inference_mode():
-            out = model(input_ids=ids, labels=ids, output_router_logits=True)
-        # One [tokens, experts] a layer; the sequences lie end to end.
-        chosen = torch.stack([logits.topk(top_k).indices for logits in out.router_logits], dim=1)
-        trace = Trace(
-            expert_ids=chosen.numpy(),
-            seq_lens=np.full(SEQUENCES, LENGTH),
-            experts=shape.experts,
-            token_ids=ids.flatten().numpy(),
-            meta={"phase": "prefill", "domain": domain, "recorder": "transformers"},
-        )
+        with TemporaryDirectory() as place:
+            command = [sys.executable, "-m", "placer.cli.main", "record", "--out", place, "--"]
+            command += [sys.executable, __file__, domain]
+            subprocess.run(command, env={**os.environ, **settings}, check=True)
+            (recorded,) = folder.traces(Path(place))
+            trace = read_trace(recorded, shape.experts)
+        assert trace.sequences == SEQUENCES
         path = HERE / "traces" / f"{domain}.npz"
-        path.parent.mkdir(exist_ok=True)
-        write_trace(path, trace, shape)
-        loss = (out.loss).item()
-        print(f"{path}: {trace.tokens} tokens, loss {loss:.3f}, {path.stat().st_size} bytes")
+        meta = {"phase": "prefill", "domain": domain, "recorder": "placer agent in vLLM"}
+        write_trace(path, replace(trace, meta=meta), shape)
+        print(f"{path}: {trace.tokens} tokens, {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        serve(sys.argv[1])
+    else:
+        main()
