@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # both need torch
 EVERY_S = 5.0  # between pushes
 POLL_S = 1.0  # between looks for a plan
 QUEUE = 8  # pushes that wait at most; the oldest goes first
-PATIENCE_S = 60.0  # the longest pause after failures, which double it from POLL_S
+PATIENCE_S = 20.0  # the longest pause after failures, which double it from POLL_S
 
 log = logging.getLogger("vllm.placer")
 
@@ -51,7 +51,8 @@ class Courier:
         self._pause_s, self._resume_s = 0.0, 0.0
         self._reported: Status | None = None
         self._report_s = 0.0
-        self._said = ""
+        self._said: dict[str, str] = {}  # what went wrong last, by what it was
+        self._is_pushing = False
         self._lock = threading.Lock()
         self._work = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="placer", daemon=True)
@@ -81,7 +82,7 @@ class Courier:
             self._sequence += 1
             self._waiting.append((self._sequence, recording))
             if len(self._waiting) > QUEUE:
-                self._waiting.popleft()
+                del self._waiting[1 if self._is_pushing else 0]
                 self._dropped += 1
 
     def _run(self) -> None:
@@ -91,8 +92,7 @@ class Courier:
             time.sleep(POLL_S)
 
     def _round(self) -> None:
-        if self.recorder is not None and (rest := self.recorder.take_idle()):
-            self._take(rest)
+        self._try(self._take_rest)
         if time.monotonic() < self._resume_s:
             return
         worked = self._try(self._push)
@@ -101,18 +101,25 @@ class Courier:
         self._pause_s = 0.0 if worked else min(max(2 * self._pause_s, POLL_S), PATIENCE_S)
         self._resume_s = time.monotonic() + self._pause_s
 
+    def _take_rest(self) -> None:
+        if self.recorder is not None and (rest := self.recorder.take_idle()):
+            self._take(rest)
+
     def _push(self) -> None:
         while True:
             with self._lock:
                 if not self._waiting:
                     return
                 sequence, recording = self._waiting[0]
-            self.sink.push(sequence, recording)
+                self._is_pushing = True
+            try:
+                self.sink.push(sequence, recording)
+            finally:
+                self._is_pushing = False
             tokens = self.status.tokens + int(recording.counts.tokens.sum())
             self.status = replace(self.status, tokens=tokens)
             with self._lock:
-                if self._waiting and self._waiting[0][0] == sequence:
-                    self._waiting.popleft()
+                self._waiting.popleft()
 
     def _fetch(self) -> None:
         if self.applying is None or (found := self.sink.plan(self._epoch)) is None:
@@ -148,8 +155,9 @@ class Courier:
             what()
         except Exception as error:
             said = str(error) or repr(error)
-            if said != self._said:
+            if said not in self._said.values():
                 log.warning("placer: %s; serving goes on, will try again", said)
-            self._said = said
+            self._said[what.__name__] = said
             return False
+        self._said.pop(what.__name__, None)
         return True

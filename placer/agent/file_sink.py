@@ -1,11 +1,13 @@
 """Recordings to files, in a directory that `placer plan` reads; plans from there."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from placer.agent import folder
 from placer.agent.recording import Recording
 from placer.agent.status import Status, Worker
-from placer.errors import FileError, PlacerError
+from placer.errors import PlacerError
+from placer.files.atomic import make_folder
 from placer.files.plans import read_plan
 from placer.files.routing import write_profile, write_trace
 from placer.model import ModelShape
@@ -25,10 +27,12 @@ class FileSink:
         self._own = directory / worker.name
         self._totals: dict[str, Profile] = {}
         self._trace: Trace | None = None
-        self._number = 1
+        # Behind those of a worker that was here before.
+        before = [int(path.stem) for path in self._own.glob("traces/*.npz")]
+        self._number = max(before, default=0) + 1
 
     def push(self, sequence: int, recording: Recording) -> None:
-        self._make(self._own / "traces")
+        make_folder(self._own / "traces")
         trace, number = self._grown(recording.trace())
         if trace is not self._trace and trace is not None:
             write_trace(self._own / "traces" / f"{number:06}.npz", trace, self.model)
@@ -43,7 +47,8 @@ class FileSink:
         # Only now that all is written: what failed is tried again from here.
         self._totals |= totals
         self._trace, self._number = trace, number
-        (self._own / "traces" / f"{number - TRACES_KEPT:06}.npz").unlink(missing_ok=True)
+        with suppress(OSError):
+            (self._own / "traces" / f"{number - TRACES_KEPT:06}.npz").unlink()
 
     def plan(self, after: int) -> tuple[int, Plan | PlacerError] | None:
         found = folder.newest_plan(self.directory)
@@ -56,7 +61,7 @@ class FileSink:
             return epoch, error
 
     def report(self, status: Status) -> None:
-        self._make(self._own)
+        make_folder(self._own)
         folder.write_status(self.directory, status)
 
     def _grown(self, more: Trace | None) -> tuple[Trace | None, int]:
@@ -66,11 +71,3 @@ class FileSink:
         if self._trace.expert_ids.nbytes > TRACE_BYTES:
             return more, self._number + 1
         return concatenate([self._trace, more]), self._number
-
-    def _make(self, path: Path) -> None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(
-                f"cannot make {path}: {error.strerror}: give PLACER_AGENT a directory to write to"
-            ) from error

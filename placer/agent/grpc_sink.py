@@ -62,7 +62,9 @@ class GrpcSink:
         try:
             return response.epoch, parse_plan(response.plan.decode(), name)
         except (PlacerError, UnicodeDecodeError) as error:
-            return response.epoch, FileError(f"{name}: {error}")
+            said = str(error)
+            named = said if said.startswith(name) else f"{name}: {said}"
+            return response.epoch, FileError(named)
 
     def report(self, status: Status) -> None:
         worker = {name: getattr(status.worker, name) for name in Worker.__slots__}
@@ -73,9 +75,15 @@ class GrpcSink:
         try:
             return method(request, timeout=DEADLINE_S)
         except grpc.RpcError as error:
+            code = error.code()
+            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise ControllerError(
+                    f"the controller at {self.address} does not answer ({code.name})"
+                    ": is PLACER_AGENT its address, and does it run?"
+                ) from error
             raise ControllerError(
-                f"the controller at {self.address} does not answer ({error.code().name})"
-                ": is PLACER_AGENT its address, and does it run?"
+                f"the controller at {self.address} answers {code.name} ({error.details()})"
+                ": is it placer's, and of this version?"
             ) from error
 
 

@@ -45,6 +45,8 @@ class Sampler:
         """A new request; kept if that is within the limits."""
         rested = (now_s - self._at_s) * BYTES_PER_S
         self._allowance, self._at_s = min(self._allowance + rested, BYTES), now_s
+        if request in self._open:  # resumed: it is routed again from its beginning
+            self._drop(request)
         if self._allowance > 0 and self._held < BYTES:
             self._open[request] = _Open(position)
 
@@ -56,7 +58,8 @@ class Sampler:
         kept = self._open.get(request)
         if kept is None:
             return
-        if position != kept.next:  # preempted and begun again, or drafts that were refused
+        # Preempted and begun again, or drafts that were refused; or there is no room.
+        if position != kept.next or self._held >= BYTES:
             self._drop(request)
             return
         kept.expert_ids.append(expert_ids)

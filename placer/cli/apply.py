@@ -1,6 +1,7 @@
 """placer apply: hand a plan to running engines."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from placer.agent.refusal import refusal
 from placer.agent.status import Status
 from placer.cli.console import BAD_INPUT, HOLD, out, progress, stop
 from placer.errors import FileError, PlacementError
+from placer.files.atomic import make_folder
 from placer.files.plans import read_plan, write_plan
 
 
@@ -27,23 +29,29 @@ def apply(
     it up in time: an engine does at its next rebalancing step, under traffic.
     """
     plan = read_plan(plan_file)
-    ranks = [status for status in folder.read_statuses(to) if status.worker.ep_size]
+    ranks = folder.read_statuses(to)
     if not ranks:
         raise FileError(f"no agent reports in {to}: start the engine with PLACER_AGENT={to}")
+    width = ranks[0].worker.ep_size
+    if len(ranks) < width:
+        raise FileError(f"{len(ranks)} of {width} ranks report in {to}: wait for the others")
     for status in ranks:
         if reason := refusal(plan, status.worker):
             raise PlacementError(f"{status.worker.name} would refuse {plan_file}: {reason}")
     newest = folder.newest_plan(to)
-    epoch = newest[0] + 1 if newest else 1
-    (to / "plans").mkdir(exist_ok=True)
+    known = [newest[0]] if newest else []
+    for status in ranks:
+        known += [status.epoch, status.refused_epoch]
+    epoch = max(known) + 1
+    make_folder(to / "plans")
     write_plan(to / "plans" / f"{epoch:06}.json", plan)
     with progress(f"waiting for {len(ranks)} ranks"):
-        late = _late(to, epoch, {status.worker.name for status in ranks}, wait)
+        late = _late(to, epoch, plan.placement.digest, ranks, wait)
     if late:
         stop(
             "hold",
-            f"plan {epoch} is handed over but {', '.join(sorted(late))} has not applied it in "
-            f"{wait:g} s: ranks do at the next rebalancing step, under traffic (--wait)",
+            f"plan {epoch} is handed over but not applied in {wait:g} s by {', '.join(late)}"
+            ": ranks do at the next rebalancing step, under traffic (--wait)",
             HOLD,
         )
     out.print(
@@ -53,16 +61,17 @@ def apply(
     )
 
 
-def _late(to: Path, epoch: int, names: set[str], wait_s: float) -> set[str]:
-    """The ranks that have not applied the plan in time."""
+def _late(to: Path, epoch: int, digest: str, ranks: Sequence[Status], wait_s: float) -> list[str]:
+    """Names of the ranks that have not applied the plan in time."""
+    names = {status.worker.name for status in ranks}
     until = time.monotonic() + wait_s
     while True:
         statuses = folder.read_statuses(to)
         for status in statuses:
             _stop_if_refused(status, epoch)
-        late = names - {status.worker.name for status in statuses if status.epoch >= epoch}
+        late = names - {one.worker.name for one in statuses if one.digest == digest}
         if not late or time.monotonic() >= until:
-            return late
+            return sorted(late)
         time.sleep(0.2)
 
 

@@ -1,6 +1,7 @@
 """placer record: an engine with the agent, from start to end."""
 
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -12,9 +13,12 @@ import typer
 from placer.agent import folder
 from placer.cli.console import BAD_INPUT, note, out, progress, stop
 from placer.errors import FileError
+from placer.files.atomic import make_folder
 from placer.files.routing import read_header, read_profile, write_profile
 from placer.files.specs import shape_of
-from placer.profile import merge
+from placer.profile import Profile, merge
+
+WRITES_S = 3.0  # in which an idle engine's agents have written everything
 
 
 def record(
@@ -31,21 +35,22 @@ def record(
     """
     if folder.profiles(out_dir):
         raise FileError(f"{out_dir} holds a recording: choose another --out, or remove it")
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(out_dir)
     code = _run(command, {**os.environ, "PLACER_AGENT": str(out_dir.absolute())})
-    note(f"{command[0]} ended with code {code}")
     paths = folder.profiles(out_dir)
     if not paths:
         stop(
             "error",
-            f"nothing was recorded in {out_dir}: were there requests? The engine's log says "
-            "'placer:' where the agent started",
+            f"{command[0]} ended with code {code} and nothing was recorded in {out_dir}: were "
+            "there requests? The engine's log says 'placer:' where the agent started",
             BAD_INPUT,
         )
     with progress("adding up"):
         total = merge([read_profile(path) for path in paths])
         model = read_header(paths[0]).meta.get("model")
         write_profile(out_dir / "profile.npz", total, shape_of(model) if model else None)
+    if code:
+        note(f"{command[0]} ended with code {code}")
     traces = folder.traces(out_dir)
     sampled = sum(int(read_header(path).tokens) for path in traces)
     out.print(
@@ -54,26 +59,50 @@ def record(
         highlight=False,
         soft_wrap=True,
     )
+    out.print(f"next: {_next(out_dir, total, sampled > 0)}", highlight=False, soft_wrap=True)
+
+
+def _next(out_dir: Path, total: Profile, is_sampled: bool) -> str:
+    """A command that plans from the recording, for the engine's own width if it has one."""
+    place = shlex.quote(str(out_dir))
     # A trace knows which tokens belong together, and what a hold-out is.
-    source = f"{out_dir}/worker-*/traces/*.npz" if sampled else f"{out_dir}/profile.npz"
-    holdout = " --holdout 0.5" if sampled else ""
-    out.print(
-        f"next: placer plan {source} --gpus 8{holdout} --out plan.json --html report.html",
-        highlight=False,
-        soft_wrap=True,
-    )
+    source = f"{place}/worker-*/traces/*.npz" if is_sampled else f"{place}/profile.npz"
+    holdout = " --holdout 0.5" if is_sampled and total.sequences > 1 else ""
+    gpus = next(width for width in (8, 6, 4, 3, 2, 1) if total.experts % width == 0)
+    where = f"--gpus {gpus}"
+    for status in folder.read_statuses(out_dir):
+        worker = status.worker
+        if worker.ep_size > 1:
+            where = f"--gpus {worker.ep_size} --redundant {worker.slots - worker.experts}"
+    return f"placer plan {source} {where}{holdout} --out plan.json --html report.html"
 
 
 def _run(command: Sequence[str], env: dict[str, str]) -> int:
-    """Until the command ends; an interrupt is for the engine, which then has something to save."""
+    """Until the command ends. An interrupt reaches it late: vLLM kills its workers at once."""
     try:
-        process = subprocess.Popen(command, env=env)
+        process = subprocess.Popen(command, env=env, start_new_session=True)
     except OSError as error:
-        raise FileError(f"cannot start {command[0]}: {error.strerror}: is it installed?") from error
-    mine = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: process.terminate()}
-    before = {number: signal.signal(number, handler) for number, handler in mine.items()}
+        raise FileError(
+            f"cannot start {command[0]}: {error.strerror}: give a command that can be run"
+        ) from error
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    interrupts = 0
     try:
-        return process.wait()
+        while True:
+            try:
+                return process.wait(timeout=WRITES_S if interrupts == 1 else None)
+            except subprocess.TimeoutExpired:
+                interrupts += 1
+                process.send_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                interrupts += 1
+                if interrupts > 1:
+                    process.terminate()
+                else:
+                    note("the agents write what is left, then the engine ends; again: it ends now")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

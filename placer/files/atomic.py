@@ -28,6 +28,16 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         ) from error
 
 
+def make_folder(path: Path) -> None:
+    """With those that it is in; it may be there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"cannot make the folder {path}: {error.strerror}: choose another place"
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as file:
         file.write(text.encode())

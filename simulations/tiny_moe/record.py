@@ -3,7 +3,7 @@
     python simulations/tiny_moe/record.py         # two minutes on 2 cores
 
 Serves each domain's text with `placer record`, as a user would, and keeps the agent's traces as
-``traces/{prose,code,tables}.npz``. Needs vLLM beside placer (`make test-vllm` installs a CPU build).
+``traces/{prose,code,tables}.npz``. Needs vLLM beside placer: `make test-vllm` installs it.
 """
 
 import os
