@@ -11,7 +11,7 @@ from bench.timing import console
 from tests.vllm.engines import Engine
 from tests.vllm.story import real_prompts
 
-PAIRS, TOKENS = 15, 100
+PAIRS, TOKENS = 60, 100
 
 
 def run() -> None:

@@ -1,50 +1,53 @@
 """Counts of what the routers of a worker choose, on its device, in tensors allocated once.
 
 Routers write the experts of a step's tokens into ``step``; that is all that happens inside the
-forward pass, and it replays with CUDA graphs. After the step the tokens that count are copied to
-``staged``, with their phase; when it is full, one-hot products turn it into counts:
+forward pass, and it replays with CUDA graphs. After the step its tokens are copied to ``staged``,
+without the padding behind them; when that is full, each pair of a token's choices adds one:
 
-    load += sum(used)    coactivation += used^T used    transitions += before^T first
+    coactivation[phase, layer, a, b] += 1    transitions[phase, layer, top-1, next top-1] += 1
 
-with ``used`` [tokens, experts] a layer's choices and ``before``, ``first`` its and the next layer's
-top-1. A token and layer takes 4 experts^2 additions: 0.04% of DeepSeek-V3's arithmetic in a layer.
+with a = b too, which is the load. A token and layer takes top_k^2 + 1 additions.
 
 Memory in bytes, T tokens a step at most, S = STAGED, L layers, E experts, K = top-k:
-4 L K (T + S) + 12 S E + 8 L E (1 + 2 E): 100 MB for DeepSeek-V3 with T = 8192.
+4 L K (T + S) + 16 L E^2, and 24 PAIRS for a moment: 110 MB for DeepSeek-V3 with T = 8192.
 """
+
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from placer.agent.recording import Counts
-from placer.arrays import BoolArray, FloatArray
+from placer.arrays import BoolArray, IntArray
 
 STAGED = 4096  # tokens counted at a time
+PAIRS = 2**20  # of choices counted at a time
 
 
 class Counters:
-    """[layers, experts] counters of one worker, on ``device``."""
+    """Of one worker, on ``device``."""
 
     def __init__(
         self, layers: int, experts: int, top_k: int, max_tokens: int, device: torch.device
     ) -> None:
         self.layers, self.experts, self.top_k, self.device = layers, experts, top_k, device
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self.step = zeros(layers, max_tokens, top_k, dtype=torch.int32)
-        self.staged = zeros(layers, STAGED, top_k, dtype=torch.int32)
-        self._of_layer = list(self.step)
-        self.load = zeros(2, layers, experts)
-        self.transitions = zeros(2, layers - 1, experts, experts)
-        self.coactivation = zeros(2, layers, experts, experts)
-        self.used, self.first, self.before = (zeros(STAGED, experts) for _ in range(3))
+        self.step = torch.zeros((layers, max_tokens, top_k), dtype=torch.int32, device=device)
+        self.staged = torch.zeros((layers, STAGED, top_k), dtype=torch.int32, device=device)
+        # Of so many tokens, each layer's part of ``step``: most steps have as many as others.
+        self._parts = lru_cache(lambda size: [layer[:size] for layer in self.step])
+        self._coactivation = self._cells(layers)
+        self._transitions = self._cells(layers - 1)
+        self._one = torch.ones(1, dtype=torch.int32, device=device)
         self.tokens = np.zeros(2, dtype=np.int64)
+
+    def _cells(self, layers: int) -> torch.Tensor:
+        """[2 * layers * experts * experts + 1]; the last is for ids that are no expert's."""
+        size = 2 * layers * self.experts**2 + 1
+        return torch.zeros(size, dtype=torch.int32, device=self.device)
 
     def capture(self, layer: int, expert_ids: torch.Tensor) -> None:
         """Keep a layer's choices. expert_ids: [tokens, top_k] logical experts"""
-        self._of_layer[layer][: expert_ids.shape[0]].copy_(expert_ids)
+        self._parts(expert_ids.shape[0])[layer].copy_(expert_ids)
 
     def stage(self, first: int, count: int, at: int) -> None:
         """Set ``count`` tokens of the step aside, from ``first``, at place ``at``."""
@@ -52,41 +55,47 @@ class Counters:
 
     def fold(self, is_decode: BoolArray) -> None:
         """Count the first staged tokens. is_decode: [tokens] which phase each is in"""
-        for phase, mask in enumerate((~is_decode, is_decode)):
-            if count := int(mask.sum()):
-                ids = self.staged[:, : len(mask)]
-                if count < len(mask):
-                    ids = ids[:, torch.from_numpy(np.flatnonzero(mask)).to(self.device)]
-                self._count(phase, ids)
-                self.tokens[phase] += count
+        size = len(is_decode)
+        phase = torch.from_numpy(is_decode).to(self.device).long()
+        at_once = max(PAIRS // (size * self.top_k**2), 1)
+        for first in range(0, self.layers, at_once):
+            ids = self.staged[first : first + at_once, :size]
+            layer = torch.arange(first, first + len(ids), device=self.device)
+            where = phase * self.layers + layer[:, None]
+            self._add(
+                self._coactivation, where[:, :, None, None], ids[:, :, :, None], ids[:, :, None]
+            )
+        top, before = self.staged[1:, :size, 0], self.staged[:-1, :size, 0]
+        layer = torch.arange(self.layers - 1, device=self.device)
+        self._add(self._transitions, phase * (self.layers - 1) + layer[:, None], before, top)
+        decoded = int(is_decode.sum())
+        self.tokens += (size - decoded, decoded)
 
-    def _count(self, phase: int, ids: torch.Tensor) -> None:
-        used, first, before = (t[: ids.shape[1]] for t in (self.used, self.first, self.before))
-        for layer in range(self.layers):
-            chosen = ids[layer].long()
-            used.zero_().scatter_(1, chosen, 1.0)
-            first.zero_().scatter_(1, chosen[:, :1], 1.0)
-            self.load[phase, layer] += used.sum(dim=0)
-            self.coactivation[phase, layer].addmm_(used.T, used)
-            if layer:
-                self.transitions[phase, layer - 1].addmm_(before.T, first)
-            first, before = before, first
+    def _add(
+        self, cells: torch.Tensor, where: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+    ) -> None:
+        """One to each cell [where, a, b]."""
+        flat = (where * self.experts + a) * self.experts + b
+        low, high = torch.minimum(a, b), torch.maximum(a, b)
+        # On a GPU an index out of range would end the engine.
+        flat.masked_fill_((low < 0) | (high >= self.experts), len(cells) - 1)
+        cells.scatter_add_(0, flat.flatten(), self._one.expand(flat.numel()))
 
     def take(self) -> Counts:
         """What was counted since the last time."""
+        coactivation = self._on_host(self._coactivation)
         counts = Counts(
-            load=_on_host(self.load),
-            transitions=_on_host(self.transitions),
-            coactivation=_on_host(self.coactivation),
+            load=np.diagonal(coactivation, axis1=2, axis2=3).copy(),
+            transitions=self._on_host(self._transitions),
+            coactivation=coactivation,
             tokens=self.tokens.copy(),
         )
-        for counter in (self.load, self.transitions, self.coactivation):
-            counter.zero_()
+        for cells in (self._coactivation, self._transitions):
+            cells.zero_()
         self.tokens[:] = 0
         return counts
 
-
-def _on_host(tensor: torch.Tensor) -> FloatArray:
-    """A copy that no longer changes."""
-    copy: FloatArray = tensor.to("cpu", copy=True).numpy()
-    return copy
+    def _on_host(self, cells: torch.Tensor) -> IntArray:
+        """[2, layers, experts, experts] a copy that no longer changes."""
+        copy: IntArray = cells[:-1].to("cpu", copy=True).numpy()
+        return copy.reshape(2, -1, self.experts, self.experts)

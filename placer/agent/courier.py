@@ -1,10 +1,12 @@
 """What leaves and reaches a worker, on a thread of its own: the engine waits for none of it."""
 
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -86,6 +88,9 @@ class Courier:
                 self._dropped += 1
 
     def _run(self) -> None:
+        with suppress(AttributeError, OSError):
+            # The engine pins its threads, and this one was born on one of their cores.
+            os.sched_setaffinity(0, range(os.cpu_count() or 1))
         while True:
             with self._work:
                 self._round()

@@ -35,6 +35,7 @@ from placer.model import ModelShape
 
 log = logging.getLogger("vllm.placer")
 
+NONE = np.zeros(0, dtype=np.int64)
 Capture = Callable[[torch.Tensor], None]
 OpenSink = Callable[[Worker, ModelShape | None], Sink]
 
@@ -190,35 +191,30 @@ def _capture_own(capture: Capture, dp_rank: int, expert_ids: torch.Tensor) -> No
 
 def _batch(runner: Any, scheduled: Any) -> Batch | None:
     """The step that just ran."""
-    new = [request.req_id for request in scheduled.scheduled_new_reqs]
-    if not scheduled.total_num_scheduled_tokens:
-        none = np.zeros(0, dtype=np.int64)
-        empty = torch.zeros(0, dtype=torch.int64)
-        return Batch([], none, none, none, empty, (), scheduled.finished_req_ids)
-    if isinstance(runner, GPUModelRunnerV2):
-        state = runner.execute_model_state
-        if state is None:
+    total = scheduled.total_num_scheduled_tokens
+    requests: list[str] = []
+    positions = prompts = NONE
+    token_ids = None
+    if total and isinstance(runner, GPUModelRunnerV2):
+        if (state := runner.execute_model_state) is None:
             return None
         inputs = state.input_batch
-        return Batch(
-            requests=inputs.req_ids,
-            sizes=inputs.num_scheduled_tokens,
-            positions=inputs.num_computed_tokens_np,
-            prompts=inputs.prefill_len_np,
-            token_ids=inputs.input_ids,
-            new=new,
-            finished=scheduled.finished_req_ids,
-        )
-    inputs = runner.input_batch
-    requests = inputs.req_ids[:]  # the engine goes on to change it, and the arrays
-    size = len(requests)
+        requests, token_ids = inputs.req_ids, inputs.input_ids
+        positions, prompts = inputs.num_computed_tokens_np, inputs.prefill_len_np
+    elif total:
+        # Copies, since the engine goes on to change all of them.
+        inputs = runner.input_batch
+        requests, token_ids = inputs.req_ids[:], runner.input_ids.gpu
+        positions = inputs.num_computed_tokens_cpu[: len(requests)].copy()
+        prompts = inputs.num_prompt_tokens[: len(requests)].copy()
     return Batch(
         requests=requests,
-        sizes=np.array([*map(scheduled.num_scheduled_tokens.__getitem__, requests)]),
-        positions=inputs.num_computed_tokens_cpu[:size].copy(),
-        prompts=inputs.num_prompt_tokens[:size].copy(),
-        token_ids=runner.input_ids.gpu,
-        new=new,
+        scheduled=scheduled.num_scheduled_tokens,
+        total=total,
+        positions=positions,
+        prompts=prompts,
+        token_ids=token_ids,
+        new=[request.req_id for request in scheduled.scheduled_new_reqs],
         finished=scheduled.finished_req_ids,
     )
 

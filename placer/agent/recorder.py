@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import chain
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     """One step of the engine. R requests, whose tokens lie end to end; padding comes after them.
 
     requests:  their ids
-    sizes:     [R] tokens of each in this step
+    scheduled: tokens of each in this step, ``total`` of all
     positions: [R] position of its first token in the request
     prompts:   [R] tokens of its prompt: those from there on are decoded
     token_ids: [tokens] on the device
@@ -30,12 +30,18 @@ class Batch(NamedTuple):
     """
 
     requests: list[str]
-    sizes: IntArray
+    scheduled: Mapping[str, int]
+    total: int
     positions: IntArray
     prompts: IntArray
     token_ids: torch.Tensor
     new: Collection[str]
     finished: Collection[str]
+
+    @property
+    def sizes(self) -> IntArray:
+        """[R] tokens of each request."""
+        return np.array([self.scheduled[name] for name in self.requests], dtype=np.int64)
 
 
 class Recorder:
@@ -59,7 +65,7 @@ class Recorder:
         """Take in what ``counters.capture`` saw during the step that just ran."""
         with self._lock:
             self._stepped_s = time.monotonic()
-            total, row = int(batch.sizes.sum()), 0
+            total, row = batch.total, 0
             if not total:
                 self._batches.append((self._stepped_s, batch))
             while row < total:
@@ -101,10 +107,9 @@ class Recorder:
         """Count what is staged, and keep the tokens of sampled requests."""
         if not self._batches:
             return
-        counts, positions, prompts = (
-            np.concatenate([getattr(batch, name) for _, batch in self._batches])
-            for name in ("sizes", "positions", "prompts")
-        )
+        counts = np.concatenate([batch.sizes for _, batch in self._batches])
+        positions = np.concatenate([batch.positions for _, batch in self._batches])
+        prompts = np.concatenate([batch.prompts for _, batch in self._batches])
         starts = np.cumsum(counts) - counts
         is_decode = np.repeat(positions - prompts - starts, counts) + np.arange(self._at) >= 0
         self.counters.fold(is_decode)
@@ -145,14 +150,16 @@ class Recorder:
 
 def _cut(batch: Batch, row: int, size: int) -> Batch:
     """A batch's tokens from ``row`` on, ``size`` of them; it begins and ends requests once."""
-    ends = np.cumsum(batch.sizes)
-    starts = ends - batch.sizes
+    sizes = batch.sizes
+    ends = np.cumsum(sizes)
+    starts = ends - sizes
     first, end = np.maximum(starts, row), np.minimum(ends, row + size)
     kept = np.flatnonzero(end > first)
     requests = [batch.requests[at] for at in kept]
     return batch._replace(
         requests=requests,
-        sizes=(end - first)[kept],
+        scheduled=dict(zip(requests, (end - first)[kept].tolist(), strict=True)),
+        total=size,
         positions=(batch.positions + first - starts)[kept],
         prompts=batch.prompts[kept],
         new=[

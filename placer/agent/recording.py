@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from placer.agent.sampling import Sequence
-from placer.arrays import FloatArray, IntArray
+from placer.arrays import IntArray
 from placer.profile import Profile
 from placer.trace import Trace
 
@@ -21,9 +21,9 @@ class Counts:
     tokens: [2]
     """
 
-    load: FloatArray
-    transitions: FloatArray
-    coactivation: FloatArray
+    load: IntArray
+    transitions: IntArray
+    coactivation: IntArray
     tokens: IntArray
 
 

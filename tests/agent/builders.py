@@ -76,5 +76,7 @@ def a_recording(
             coactivation[at] = profile.coactivation
             coactivation[at] += profile.load[:, :, None] * np.eye(experts)
     tokens = np.array([len(prefill), len(decode)])
-    counts = Counts(load, transitions, coactivation, tokens)
+    counts = Counts(
+        load.astype(np.int64), transitions.astype(np.int64), coactivation.astype(np.int64), tokens
+    )
     return Recording(counts, list(sampled), (tokens > 0).astype(np.int64), window_s)

@@ -61,7 +61,7 @@ class World:
         positions = np.array([one.done for one in chosen], dtype=np.int64)
         prompts = np.array([one.prompt for one in chosen], dtype=np.int64)
         batch = Batch(
-            list(running), np.array(sizes, dtype=np.int64), positions, prompts,
+            list(running), dict(zip(running, sizes, strict=True)), sum(sizes), positions, prompts,
             torch.from_numpy(token_ids), new, finished,
         )  # fmt: skip
         self.recorder.observe(batch)
@@ -113,6 +113,17 @@ def test_counts_equal_counting_every_token_in_its_phase(
     assert sum(profile.tokens for profile in profiles.values()) > STAGED or requests == 40
 
 
+def test_ids_that_are_no_experts_are_not_counted() -> None:
+    counters = Counters(2, 4, 2, 8, torch.device("cpu"))
+    for layer, chosen in enumerate(([[0, 1], [4, 2], [-1, 3]], [[1, 0], [2, 3], [3, 2]])):
+        counters.capture(layer, torch.tensor(chosen))
+    counters.stage(0, 3, 0)
+    counters.fold(np.zeros(3, dtype=bool))
+    counts = counters.take()
+    assert counts.load[0].tolist() == [[1, 1, 1, 1], [1, 1, 2, 2]]
+    assert counts.transitions[0, 0].sum() == counts.transitions[0, 0, 0, 1] == 1
+
+
 def test_what_is_taken_in_parts_adds_up() -> None:
     world = a_world(3, 200, 30)
     half = len(world.requests) // 2
@@ -142,10 +153,11 @@ def test_a_request_that_begins_again_after_preemption_leaves_no_broken_trace() -
     recorder = Recorder(counters)
     for position in (0, 1, 0, 1, 2):  # preempted after two tokens
         new = ["r"] if recorder.take().counts.tokens.sum() == 0 and position == 0 else []
-        one = np.array([1])
         token_ids = torch.zeros(1, dtype=torch.int64)
-        recorder.observe(Batch(["r"], one, np.array([position]), np.array([9]), token_ids, new, ()))
-    recorder.observe(Batch([], NO_ONE, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]))
+        recorder.observe(
+            Batch(["r"], {"r": 1}, 1, np.array([position]), np.array([9]), token_ids, new, ())
+        )
+    recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]))
     assert recorder.take().trace() is None
 
 
