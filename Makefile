@@ -23,7 +23,7 @@ test: setup
 # On a real vLLM, in an environment of its own.
 test-vllm: $(VLLM_READY)
 	@if [ -e $(VLLM_VENV)/.missing ]; then cat $(VLLM_VENV)/.missing; \
-	else $(VLLM_VENV)/bin/python -m bench agent && $(VLLM_VENV)/bin/pytest -n 0 -s tests/vllm; fi
+	else $(VLLM_VENV)/bin/python -m bench agent && $(VLLM_VENV)/bin/pytest -n 0 -s -W ignore tests/vllm; fi
 
 check: setup
 	$(BIN)/ruff check .

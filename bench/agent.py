@@ -11,7 +11,7 @@ from bench.timing import console
 from tests.vllm.engines import Engine
 from tests.vllm.story import real_prompts
 
-PAIRS, TOKENS = 60, 100
+PAIRS, TOKENS = 60, 40
 
 
 def run() -> None:

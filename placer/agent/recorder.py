@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from placer.agent.counters import STAGED, Counters
+from placer.agent.counters import STAGED, Counters, quick
 from placer.agent.recording import Recording
 from placer.agent.sampling import Sampler
 from placer.arrays import IntArray
@@ -53,6 +53,7 @@ class Recorder:
     def __init__(self, counters: Counters) -> None:
         self.counters = counters
         self.token_ids = torch.zeros(STAGED, dtype=torch.int32, device=counters.device)
+        self._token_ids = quick(self.token_ids)
         now_s = time.monotonic()
         self.sampler = Sampler(counters.layers * counters.top_k * 4, now_s)
         self._batches: list[tuple[float, Batch]] = []  # when they came, those that are staged
@@ -72,7 +73,7 @@ class Recorder:
                 size = min(total - row, STAGED - self._at)
                 self.counters.stage(row, size, self._at)
                 here = slice(self._at, self._at + size)
-                self.token_ids[here].copy_(batch.token_ids[row : row + size])
+                self._token_ids[here] = quick(batch.token_ids)[row : row + size]
                 part = batch if size == total else _cut(batch, row, size)
                 self._batches.append((self._stepped_s, part))
                 self._at, row = self._at + size, row + size

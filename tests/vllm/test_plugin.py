@@ -1,0 +1,72 @@
+"""When the agent leaves an engine alone, it says so in one line and changes nothing."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm installs it")
+
+import torch
+from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+from placer.agent import engine, plugin
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the agent logs; vLLM's loggers do not hand on what they get."""
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="vllm.placer")
+    return caplog.messages
+
+
+def test_without_placer_agent_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PLACER_AGENT", raising=False)
+    before = WorkerWrapperBase.init_device
+    plugin.register()
+    assert WorkerWrapperBase.init_device is before
+
+
+def test_an_unknown_vllm_is_left_alone_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PLACER_AGENT", "recording")
+    monkeypatch.setattr("vllm.version.__version__", "0.40.1")
+    before = WorkerWrapperBase.init_device
+    plugin.register()
+    assert WorkerWrapperBase.init_device is before
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "vLLM 0.40.1 is not known" in line
+    assert "0.32 or 0.33" in line
+
+
+def test_a_model_without_experts_gets_one_line_and_nothing_else(
+    said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("nothing should be opened")
+
+    runner = SimpleNamespace(model=torch.nn.Linear(2, 2))
+    engine._loaded(refuse, runner)  # type: ignore[arg-type]
+    assert [record.getMessage() for record in caplog.records] == [
+        "placer: the model has no experts, nothing to do"
+    ]
+    assert not hasattr(runner, "placer")
+
+
+def test_an_agent_that_fails_ends_alone(caplog: pytest.LogCaptureFixture, said: list[str]) -> None:
+    class Runner:
+        placer: object = "an agent"
+
+        def execute_model(self) -> str:
+            return "tokens"
+
+    def fails(*_: object) -> None:
+        raise ValueError("a bug")
+
+    engine._after(Runner, "execute_model", fails)
+    runner = Runner()
+    assert runner.execute_model() == "tokens"
+    assert runner.placer is None
+    assert "the agent stops, serving goes on" in caplog.text
