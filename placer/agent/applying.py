@@ -88,10 +88,16 @@ class Applying:
     ) -> torch.Tensor:
         """[layers, slots] the plan that all ranks agreed on, or the map as it is.
 
-        While the engine changes its width it decides itself: no plan has the new one.
+        While the engine changes its width it decides itself, since no plan has the new one, and
+        so it does for a model that drafts.
         """
-        old = old_global_expert_indices
-        if old is None or old.shape[1] != num_replicas or bool((old < 0).any()):
+        old, planned = old_global_expert_indices, (self.worker.layers, self.worker.slots)
+        if (
+            old is None
+            or tuple(old.shape) != planned
+            or num_replicas != self.worker.slots
+            or bool((old < 0).any())
+        ):
             return self._otherwise.rebalance_experts(
                 weight, num_replicas, num_groups, num_nodes, num_ranks, old
             )

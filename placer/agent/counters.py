@@ -54,7 +54,10 @@ class Counters:
 
     def capture(self, layer: int, expert_ids: torch.Tensor) -> None:
         """Keep a layer's choices. expert_ids: [tokens, top_k] logical experts"""
-        self._parts(expert_ids.shape[0])[layer].copy_(expert_ids)
+        size = expert_ids.shape[0]
+        if size > self.step.shape[1]:  # padding beyond the most that a step can have
+            size, expert_ids = self.step.shape[1], expert_ids[: self.step.shape[1]]
+        self._parts(size)[layer].copy_(expert_ids)
 
     def stage(self, first: int, count: int, at: int) -> None:
         """Set ``count`` tokens of the step aside, from ``first``, at place ``at``."""

@@ -40,7 +40,7 @@ class Sink(Protocol):
 
 
 class Courier:
-    """Of one worker. ``offer`` runs on the engine's thread."""
+    """Of one worker. ``tick`` runs on the engine's thread."""
 
     def __init__(
         self, worker: Worker, sink: Sink, recorder: "Recorder | None", applying: "Applying | None"

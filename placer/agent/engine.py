@@ -63,6 +63,7 @@ class Agent:
             records=not reason,
         )
         self.recorder = self.applying = None
+        self.lost_rows = False  # whether a layer's choices came in an order that is not known
         if self.worker.records:
             self.recorder = self._record(config, routers, runner.device)
         if eplb is not None:
@@ -90,12 +91,15 @@ class Agent:
         for at, router in enumerate(routers):
             capture = partial(counters.capture, at)
             if config.parallel_config.data_parallel_size > 1:
-                capture = partial(_capture_own, capture, dp_rank)
+                capture = partial(_capture_own, self, capture, dp_rank)
             router.router.set_capture_fn(capture)
         return Recorder(counters)
 
     def step(self, runner: Any, scheduled: Any) -> None:
         """After each step."""
+        if self.lost_rows and self.recorder is not None:
+            log.warning("placer: records no more: it cannot tell this rank's tokens from others'")
+            self.recorder = self.courier.recorder = None
         if self.recorder is not None and (batch := _batch(runner, scheduled)) is not None:
             self.recorder.observe(batch)
             self.courier.tick()
@@ -103,7 +107,7 @@ class Agent:
             self.applying.verify(self._read_map)
 
     def _read_map(self) -> Any:
-        (state,) = self._eplb.model_states.values()
+        state = next(iter(self._eplb.model_states.values()))  # one that drafts would come after
         return state.physical_to_logical_map.cpu().numpy()
 
 
@@ -178,14 +182,23 @@ def _cannot_record(config: Any, routers: list[Any], is_first: bool) -> str:
     return ""
 
 
-def _capture_own(capture: Capture, dp_rank: int, expert_ids: torch.Tensor) -> None:
+def _capture_own(agent: Agent, capture: Capture, dp_rank: int, expert_ids: torch.Tensor) -> None:
     """Keep this rank's rows of a layer's choices; all ranks' may have been gathered before."""
     data_parallel = get_forward_context().dp_metadata
-    if data_parallel is not None:
-        tokens = data_parallel.num_tokens_across_dp_cpu
-        if len(expert_ids) == int(tokens.sum()):
-            end = int(tokens[: dp_rank + 1].sum())
-            expert_ids = expert_ids[end - int(tokens[dp_rank]) : end]
+    if data_parallel is None:
+        capture(expert_ids)
+        return
+    tokens: list[int] = data_parallel.num_tokens_across_dp_cpu.tolist()
+    gathered = getattr(data_parallel, "local_sizes", None) or tokens
+    rows, own = len(expert_ids), tokens[dp_rank]
+    shards = len(gathered) // len(tokens)  # of each rank
+    agent.lost_rows = rows not in (own, sum(tokens), sum(gathered))
+    if rows == sum(gathered) and rows != own:
+        first = sum(gathered[: dp_rank * shards])
+        expert_ids = expert_ids[first : first + own]
+    elif rows == sum(tokens) and rows != own:
+        first = sum(tokens[:dp_rank])
+        expert_ids = expert_ids[first : first + own]
     capture(expert_ids)
 
 

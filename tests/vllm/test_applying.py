@@ -113,6 +113,12 @@ def test_no_plan_is_applied_while_the_engine_measures_itself() -> None:
     assert applying.rearranging(lambda: asked(applying), is_profile=False) is not OLD
 
 
+def test_a_model_that_drafts_is_the_engines_own() -> None:
+    applying = with_twin()
+    applying.offer(1, NEW)
+    assert asked(applying, 4, torch.tensor([[0, 1, 2, 3]] * 2)) == "the engine's map of 4 slots"
+
+
 @pytest.mark.parametrize("old", [None, OLD, torch.tensor([[0, 1, 2, -1]])])
 def test_while_the_width_changes_the_engine_decides(old: object) -> None:
     applying = with_twin()

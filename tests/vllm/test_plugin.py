@@ -55,6 +55,30 @@ def test_a_model_without_experts_gets_one_line_and_nothing_else(
     assert not hasattr(runner, "placer")
 
 
+@pytest.mark.parametrize(
+    ("rows", "kept", "lost"),
+    [
+        (3, [0, 1, 2], False),  # only this rank's
+        (5, [2, 3, 4], False),  # those of 2 and 3 tokens, end to end
+        (8, [4, 5, 6], False),  # each padded to 4
+        (7, None, True),
+    ],
+)
+def test_a_data_parallel_rank_keeps_its_own_rows(
+    monkeypatch: pytest.MonkeyPatch, rows: int, kept: list[int] | None, lost: bool
+) -> None:
+    padded = {"local_sizes": [4, 4]} if rows == 8 else {}
+    across = SimpleNamespace(num_tokens_across_dp_cpu=torch.tensor([2, 3]), **padded)
+    context = SimpleNamespace(dp_metadata=across)
+    monkeypatch.setattr(engine, "get_forward_context", lambda: context)
+    agent = SimpleNamespace(lost_rows=False)
+    seen: list[torch.Tensor] = []
+    engine._capture_own(agent, seen.append, 1, torch.arange(rows))  # type: ignore[arg-type]
+    assert agent.lost_rows is lost
+    if kept is not None:
+        assert seen[0].tolist() == kept
+
+
 def test_an_agent_that_fails_ends_alone(caplog: pytest.LogCaptureFixture, said: list[str]) -> None:
     class Runner:
         placer: object = "an agent"
