@@ -1,5 +1,6 @@
 """placer apply: hand a plan to running engines."""
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ def apply(
     """
     plan = read_plan(plan_file)
     ranks = folder.read_statuses(to)
+    if not ranks and re.search(r":\d+$", str(to)):
+        raise FileError(f"{to} is an address and controllers are yet to come: give a directory")
     if not ranks:
         raise FileError(f"no agent reports in {to}: start the engine with PLACER_AGENT={to}")
     width = ranks[0].worker.ep_size

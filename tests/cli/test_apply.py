@@ -220,3 +220,10 @@ def test_a_wait_that_is_no_time_is_refused(applying: Placer, wait: str) -> None:
     assert ended.code == 2
     assert "--wait" in ended.err
     assert nothing_written()
+
+
+def test_an_address_is_told_from_a_directory(applying: Placer) -> None:
+    ended = applying("apply", "p.json", "--to", "controller:50051")
+    assert ended.code == 2
+    assert "controller:50051 is an address" in ended.err
+    assert "give a directory" in ended.err
