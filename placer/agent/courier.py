@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from placer.agent.recording import Recording
+from placer.agent.recording import PAUSE_S, Recording
 from placer.agent.status import Status, Worker
 from placer.errors import PlacerError
 from placer.plan import Plan
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # both need torch
     from placer.agent.applying import Applying
     from placer.agent.recorder import Recorder
 
-EVERY_S = 5.0  # between pushes
+EVERY_S = 5.0  # between statuses that say nothing new
 POLL_S = 1.0  # between looks for a plan
 QUEUE = 8  # pushes that wait at most; the oldest goes first
 PATIENCE_S = 20.0  # the longest pause after failures, which double it from POLL_S
@@ -47,7 +47,7 @@ class Courier:
     ) -> None:
         self.sink, self.recorder, self.applying = sink, recorder, applying
         self.status = Status(worker)
-        self.due_s = time.monotonic() + EVERY_S
+        self.due_s = time.monotonic() + PAUSE_S
         self._waiting: deque[tuple[int, Recording]] = deque()
         self._dropped = self._sequence = self._epoch = 0
         self._pause_s, self._resume_s = 0.0, 0.0
@@ -76,7 +76,7 @@ class Courier:
             self._try(self._report)
 
     def _take(self, recording: Recording) -> None:
-        self.due_s = time.monotonic() + EVERY_S
+        self.due_s = time.monotonic() + recording.pause_s
         if not recording.counts.tokens.any():
             return
         with self._lock:

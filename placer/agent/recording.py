@@ -10,6 +10,8 @@ from placer.profile import Profile
 from placer.trace import Trace
 
 PHASES = ("prefill", "decode")
+PAUSE_S = 5.0  # between recordings, at least
+COPIED_PER_S = 2 * 2**20  # bytes of counters, in the mean: DeepSeek-V3 takes 29 s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,12 +31,20 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """What a worker recorded in ``window_s`` seconds. requests: [2] seen in each phase"""
+    """What a worker recorded in ``window_s`` seconds. requests: [2] seen in each phase
+
+    The next should wait for ``pause_s``: copying large counters makes the engine wait.
+    """
 
     counts: Counts
     sequences: list[Sequence]
     requests: IntArray
     window_s: float
+
+    @property
+    def pause_s(self) -> float:
+        size = self.counts.transitions.nbytes + self.counts.coactivation.nbytes
+        return max(PAUSE_S, size / COPIED_PER_S)
 
     def profiles(self) -> list[Profile]:
         """One of each phase in which there were tokens."""
