@@ -23,7 +23,7 @@ from placer.trace import Trace
 from tests.vllm.engines import ROOT, Engine, Generation
 
 TRACES = ROOT / "simulations" / "tiny_moe" / "traces"
-STREAMS, PROMPT, TOKENS = 8, 160, 240
+STREAMS, PROMPT, TOKENS = 8, 160, 600
 EXPERTS, REDUNDANT = 16, 4
 
 
@@ -75,10 +75,15 @@ def _tell(place: Path, agents: Path, engine: Engine) -> Story:
     plan = read_plan(plan_file)
 
     map_before = _maps(engine)
-    engine.begin(prompts, TOKENS)
-    time.sleep(1)
-    applied = _placer("apply", plan_file, "--to", agents)
-    disturbed = engine.finish()
+    command = _command("apply", plan_file, "--to", agents)
+    with subprocess.Popen(
+        command, text=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as applying:
+        # The agents look once a second: the streams are well under way when they find it.
+        _until((agents / "plans" / "000001.json").exists)
+        disturbed = engine.generate(prompts, TOKENS)
+        out, err = applying.communicate()
+    applied = subprocess.CompletedProcess(command, applying.returncode, out, err)
     map_after = _maps(engine)
     statuses = folder.read_statuses(agents)
     engine.call("placer_count_loads")
@@ -164,5 +169,9 @@ def _until(true: Callable[[], bool]) -> None:
 
 
 def _placer(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "placer.cli.main", *map(str, arguments)]
+    command = _command(*arguments)
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "placer.cli.main", *map(str, arguments)]
