@@ -8,7 +8,7 @@ from placer.arrays import IntArray
 from placer.errors import ModelError, PlacementError
 from placer.model import ModelShape
 from placer.objective import Effort, Objective
-from placer.placement import Placement, slots_remedy
+from placer.placement import EMPTY, Placement, slots_remedy
 from placer.profile import Profile
 from placer.topology import Topology
 from placer.trace import Trace
@@ -73,3 +73,16 @@ class Problem:
         return Placement(
             physical_to_logical, self.model.experts, self.topology.gpus, self.topology.nodes
         )
+
+    def partition(self, gpu: IntArray) -> Placement:
+        """One copy of every expert, and the rest of the slots empty.
+
+        gpu: [layers, experts] where each expert stands; on a GPU, ids ascend
+        """
+        gpus = self.topology.gpus
+        table = np.full((len(gpu), gpus, self.slots // gpus), EMPTY)
+        for row, places in zip(table, gpu, strict=True):
+            for at in range(gpus):
+                held = np.flatnonzero(places == at)
+                row[at, : len(held)] = held
+        return self.placement(table.reshape(len(gpu), self.slots))

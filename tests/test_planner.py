@@ -194,3 +194,9 @@ def test_an_optimizer_that_breaks_a_rule_gets_nowhere() -> None:
 def test_a_foreign_current_plan_is_refused_with_both_shapes() -> None:
     with pytest.raises(PlacementError, match=r"6 slots of 4 experts on 2 GPUs .* 4 slots of 4"):
         a_problem(HOT, current=a_placement([[0, 1, 2, 0, 3, 1]]))
+
+
+def test_a_partition_leaves_slots_empty_behind_each_gpus_experts() -> None:
+    problem = replace(a_problem(loads([[1, 1, 1, 1]])), slots=6)  # 3 on each of 2 GPUs
+    placed = problem.partition(np.array([[1, 0, 1, 1]]))
+    assert placed.physical_to_logical.tolist() == [[1, -1, -1, 0, 2, 3]]

@@ -38,7 +38,6 @@ import numpy as np
 
 from placer.arrays import FloatArray, IntArray, frozen
 from placer.errors import RoutingError
-from placer.placement import EMPTY
 from placer.plan import Solution
 from placer.problem import Problem
 from placer.profile import of_trace
@@ -80,7 +79,7 @@ def optimize(problem: Problem) -> Solution:
     ]
     if redundant := problem.slots - problem.model.experts:
         notes.append(f"{redundant} redundant slots a layer stay empty: cocluster has no replicas")
-    return Solution(problem.placement(_table(best.experts, problem)), notes=tuple(notes))
+    return Solution(problem.partition(best.experts), notes=tuple(notes))
 
 
 def cocluster(problem: Problem) -> tuple[Clusters, Clusters]:
@@ -254,14 +253,3 @@ def _excess(tokens: IntArray, times: IntArray, gpus: int) -> FloatArray:
 
 def _count(cells: IntArray, rows: int, columns: int) -> IntArray:
     return np.bincount(cells.ravel(), minlength=rows * columns).reshape(rows, columns)
-
-
-def _table(experts: IntArray, problem: Problem) -> IntArray:
-    """[layers, slots] each GPU's experts in ascending order, then its empty slots."""
-    size = problem.slots // problem.topology.gpus
-    table = np.full((len(experts), problem.slots), EMPTY)
-    for row, gpu in zip(table, experts, strict=True):
-        for place in range(problem.topology.gpus):
-            held = np.nonzero(gpu == place)[0]
-            row[place * size : place * size + len(held)] = held
-    return table

@@ -45,7 +45,6 @@ from placer.optimizers.exflow.chain import (
     search,
 )
 from placer.optimizers.exflow.programme import chain_of, crossing_programme, values_of
-from placer.placement import EMPTY
 from placer.plan import Solution
 from placer.problem import Problem
 from placer.solver import partitions
@@ -102,9 +101,7 @@ def optimize(problem: Problem) -> Solution:
             notes.append(_note(kind, stages, profile.tokens))
     if empty := problem.slots - profile.experts:
         notes.append(f"exflow has no replicas: {empty} slots a layer are empty")
-    return Solution(
-        problem.placement(_table(gpu, problem.slots, topology.gpus)), notes=tuple(notes)
-    )
+    return Solution(problem.partition(gpu), notes=tuple(notes))
 
 
 def split(counts: Counts, start: Chain, parts: int, effort: Effort, seed: int) -> Stage:
@@ -141,16 +138,6 @@ def every_split(experts: list[int], parts: int) -> list[IntArray] | None:
     if len(listed) < len(experts) or max(map(len, listed)) ** 2 * orders > COMPARED:
         return None
     return listed
-
-
-def _table(gpu: IntArray, slots: int, gpus: int) -> IntArray:
-    """[layers, slots] from the GPU of each expert [layers, experts]; lowest expert first."""
-    table = np.full((len(gpu), gpus, slots // gpus), EMPTY)
-    for layer, row in enumerate(gpu):
-        for at in range(gpus):
-            held = np.flatnonzero(row == at)
-            table[layer, at, : len(held)] = held
-    return table.reshape(len(gpu), slots)
 
 
 def _note(kind: str, stages: list[Stage], tokens: float) -> str:

@@ -29,7 +29,6 @@ from placer.arrays import IntArray
 from placer.errors import RoutingError
 from placer.optimizers.moetuner.clusters import Clusters, balanced
 from placer.optimizers.moetuner.layout import Layout, laid
-from placer.placement import EMPTY
 from placer.plan import Solution
 from placer.problem import Problem
 from placer.solver import partitions
@@ -56,19 +55,9 @@ def optimize(problem: Problem) -> Solution:
     layout = laid(flows, member.sum(axis=1), problem.topology, effort)
     gpu = np.take_along_axis(layout.gpu, cluster, axis=1)
     return Solution(
-        problem.placement(_table(gpu, problem.slots, gpus)),
+        problem.partition(gpu),
         notes=tuple(_notes(problem, found, layout, gpu)),
     )
-
-
-def _table(gpu: IntArray, slots: int, gpus: int) -> IntArray:
-    """[layers, slots] from the GPU of each expert [layers, experts]; lowest expert first."""
-    table = np.full((len(gpu), gpus, slots // gpus), EMPTY)
-    for layer, row in enumerate(gpu):
-        for at in range(gpus):
-            held = np.flatnonzero(row == at)
-            table[layer, at, : len(held)] = held
-    return table.reshape(len(gpu), slots)
 
 
 def _notes(
