@@ -1,1 +1,1 @@
-"""The controller: watches a fleet, decides with ``placer``, and acts. Nothing lives here yet."""
+"""Doing: the control plane of a fleet. Imports placer, which never imports it; docs/controller.md."""
