@@ -1,1 +1,1 @@
-"""Doing: the control plane of a fleet. Imports placer, which never imports it; docs/controller.md."""
+"""Doing: the control plane of a fleet. It imports placer, and is not imported by it."""

@@ -1,7 +1,7 @@
 """What a migration asks of an engine, and what the engine answers.
 
-An engine carries out one command at a time, on all of its ranks. Each may come twice, since a
-controller that was killed repeats its last one: what is done already is answered with ``Done`` again.
+An engine carries out one command at a time, on all of its ranks. Each may come twice, if its answer
+was lost: what is done already is answered with ``Done`` again.
 Whatever the answer, and whoever dies when, every expert of every layer stands in some slot.
 """
 

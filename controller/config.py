@@ -1,0 +1,177 @@
+"""What an operator may set, pool by pool; docs/controller.md has the table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from placer.errors import FileError
+from placer.files.atomic import read_text
+from placer.files.specs import first_fault, read_topology
+from placer.objective import STEP_TOKENS_PER_GPU, Dispatch, Objective
+from placer.optimizers import optimizer as known_optimizer
+from placer.topology import Topology
+
+LIMIT = 2**20
+Mode = Literal["advisory", "automatic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """A time of every day, UTC; past midnight if it ends before it begins."""
+
+    begin_minute: int
+    end_minute: int
+
+    def contain(self, now_s: float) -> bool:
+        at = datetime.fromtimestamp(now_s, UTC)
+        minute = at.hour * 60 + at.minute
+        if self.begin_minute <= self.end_minute:
+            return self.begin_minute <= minute < self.end_minute
+        return minute >= self.begin_minute or minute < self.end_minute
+
+    def __str__(self) -> str:
+        ends = (self.begin_minute, self.end_minute)
+        return "-".join(f"{minute // 60:02}:{minute % 60:02}" for minute in ends)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPolicy:
+    """How one pool is looked after.
+
+    mode:             ``advisory`` proposes and waits for approval; ``automatic`` acts
+    topology:         its hardware, of any size: a pool's width is its engines'
+    nodes:            that an engine's ranks stand in
+    phase:            the traffic that plans are made for: ``prefill``, ``decode`` or both
+    window_s:         how far back that traffic reaches
+    least_tokens:     fewer in the window are no ground for a decision
+    confirmations:    decisions in a row that must want to move
+    cooldown_s:       after a change, before the next
+    bytes_per_minute: of weights copied in an engine; None: as fast as ``rank_bytes`` allows; 0
+                      freezes
+    rank_bytes:       in flight to or from a rank
+    scratch_slots:    experts that a rank can hold beside its slots
+    hours:            when changes may begin; empty: always
+    """
+
+    topology: Topology
+    mode: Mode = "advisory"
+    nodes: int | None = None
+    optimizer: str = "joint"
+    dispatch: Dispatch = "allgather"
+    phase: Literal["prefill", "decode", "mixed"] = "mixed"
+    window_s: float = 300.0
+    least_tokens: int = 10_000
+    confirmations: int = 2
+    cooldown_s: float = 300.0
+    max_moved: float = Objective().max_moved
+    horizon_s: float = 600.0
+    survive_node: bool = False
+    bytes_per_minute: int | None = None
+    rank_bytes: int = 2**30
+    scratch_slots: int = 2
+    hours: tuple[Hours, ...] = ()
+
+    def hardware(self, ranks: int) -> Topology:
+        return self.topology.resized(ranks, self.nodes)
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(
+            dispatch=self.dispatch,
+            tokens_per_gpu=STEP_TOKENS_PER_GPU[self.phase],
+            survive_node=self.survive_node,
+            horizon_s=self.horizon_s,
+            max_moved=self.max_moved,
+        )
+
+    def closed(self, now_s: float) -> str:
+        """Why no change may begin now; empty if one may."""
+        if self.bytes_per_minute == 0:
+            return "bytes_per_minute is 0: frozen"
+        if self.hours and not any(hours.contain(now_s) for hours in self.hours):
+            return f"outside the hours of change, {', '.join(map(str, self.hours))} UTC"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Pools that are not named are looked after as ``default``.
+
+    every_s: between two decisions; retention_days: of what the ledger keeps
+    """
+
+    default: PoolPolicy
+    pools: Mapping[str, PoolPolicy] = field(default_factory=dict)
+    every_s: float = 30.0
+    retention_days: float = 30.0
+
+    def of(self, pool: str) -> PoolPolicy:
+        return self.pools.get(pool, self.default)
+
+
+class _PoolSpec(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    mode: Mode | None = None
+    topology: str | None = None
+    nodes: int | None = Field(default=None, ge=1)
+    optimizer: str | None = None
+    dispatch: Dispatch | None = None
+    phase: Literal["prefill", "decode", "mixed"] | None = None
+    window_s: float | None = Field(default=None, gt=0)
+    least_tokens: int | None = Field(default=None, ge=1)
+    confirmations: int | None = Field(default=None, ge=1)
+    cooldown_s: float | None = Field(default=None, ge=0)
+    max_moved: float | None = Field(default=None, ge=0, le=1)
+    horizon_s: float | None = Field(default=None, ge=0)
+    survive_node: bool | None = None
+    bytes_per_minute: int | None = Field(default=None, ge=0)
+    rank_bytes: int | None = Field(default=None, ge=1)
+    scratch_slots: int | None = Field(default=None, ge=0)
+    hours: list[str] | None = None
+
+    def on(self, policy: PoolPolicy) -> PoolPolicy:
+        given: dict[str, Any] = self.model_dump(exclude_none=True)
+        if self.topology is not None:
+            given["topology"] = read_topology(self.topology)
+        if self.hours is not None:
+            given["hours"] = tuple(_hours(text) for text in self.hours)
+        if self.optimizer is not None:
+            known_optimizer(self.optimizer)
+        return replace(policy, **given)
+
+
+class _ConfigSpec(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    every_s: float = Field(default=30.0, gt=0)
+    retention_days: float = Field(default=30.0, gt=0)
+    default: _PoolSpec = _PoolSpec()
+    pools: dict[str, _PoolSpec] = {}
+
+
+def read_config(path: Path | None) -> Config:
+    """The file's settings, or those of a first installation: advisory everywhere."""
+    try:
+        data = yaml.safe_load(read_text(path, LIMIT)) if path else {}
+        spec = _ConfigSpec.model_validate({} if data is None else data)
+    except yaml.YAMLError as error:
+        raise FileError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    except ValidationError as error:
+        raise FileError(f"{path}: {first_fault(error)}: see docs/controller.md") from error
+    default = spec.default.on(PoolPolicy(read_topology("h100")))
+    pools = {name: pool.on(default) for name, pool in spec.pools.items()}
+    return Config(default, pools, spec.every_s, spec.retention_days)
+
+
+def _hours(text: str) -> Hours:
+    try:
+        begin, end = (datetime.strptime(part.strip(), "%H:%M") for part in text.split("-"))
+    except ValueError as error:
+        raise FileError(f"hours {text!r}: write them as 22:00-06:00, in UTC") from error
+    return Hours(begin.hour * 60 + begin.minute, end.hour * 60 + end.minute)

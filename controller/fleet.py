@@ -1,0 +1,201 @@
+"""What is known of the fleet: who registered, what they pushed, how they stand. In memory: agents
+say all of it again within seconds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from controller.windows import Delta, Window
+from placer.agent.status import Worker
+from placer.errors import PlacerError, RoutingError
+from placer.model import ModelShape
+from placer.profile import Profile, merge
+
+SILENT_S = 30.0  # a worker that was not heard for so long is taken for gone
+FORGOTTEN_S = 3600.0
+WORKERS = 20_000  # at most
+
+
+class FleetError(PlacerError):
+    """A worker, engine or pool that is not there, or does not belong there."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerId:
+    pool: str
+    engine: str
+    worker: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a worker says of itself, again and again.
+
+    shape:  the model's sizes, if it knows them
+    actor:  the Ray actor that carries out migrations, if there is one
+    epoch, digest: of the plan that was applied last, as read back from the engine's map
+    """
+
+    id: WorkerId
+    worker: Worker
+    shape: ModelShape | None = None
+    actor: str = ""
+    epoch: int = 0
+    digest: str = ""
+    refused_epoch: int = 0
+    refused: str = ""
+    tokens: int = 0
+    dropped: int = 0
+    trouble: str = ""
+
+    @property
+    def model(self) -> ModelShape:
+        worker = self.worker
+        if self.shape is not None:
+            return self.shape
+        name = worker.model.rsplit("/", 1)[-1]
+        sizes = (worker.layers, worker.experts, worker.top_k, 4096, 2048)
+        return ModelShape(name, *sizes, sized=False)
+
+
+@dataclass(slots=True)
+class Member:
+    """One worker, as heard last. sequence: of its newest push; lost: pushes that never came"""
+
+    said: Registration
+    heard_s: float
+    sequence: int = 0
+    lost: int = 0
+
+
+@dataclass(slots=True)
+class Pool:
+    """Engines of one model and width. Windows by phase."""
+
+    name: str
+    model: ModelShape
+    ranks: int
+    slots: int
+    members: dict[tuple[str, str], Member] = field(default_factory=dict)
+    windows: dict[str, Window] = field(default_factory=dict)
+
+    @property
+    def engines(self) -> dict[str, list[Member]]:
+        """By name, in order; members by rank."""
+        found: dict[str, list[Member]] = {}
+        for key in sorted(self.members):
+            found.setdefault(key[0], []).append(self.members[key])
+        for members in found.values():
+            members.sort(key=lambda member: member.said.worker.ep_rank)
+        return found
+
+    def profile(self, phase: str, now_s: float) -> Profile | None:
+        """Of the window; ``mixed`` is all phases. None if there was no traffic."""
+        found = []
+        for name, window in self.windows.items():
+            window.roll(now_s)
+            if phase in (name, "mixed"):
+                found.append(window.profile(name, self.model.top_k, now_s))
+        known = [profile for profile in found if profile is not None]
+        if not known:
+            return None
+        window_s = max(profile.window_s or 0.0 for profile in known)
+        return replace(merge(known), window_s=window_s)
+
+
+class Fleet:
+    """Of one event loop. window_s: of a pool"""
+
+    def __init__(self, window_s: Callable[[str], float]) -> None:
+        self.pools: dict[str, Pool] = {}
+        self._window_s = window_s
+
+    def pool(self, name: str) -> Pool:
+        if name not in self.pools:
+            there = (
+                ", ".join(sorted(self.pools)) or "none yet: does PLACER_AGENT name this address?"
+            )
+            raise FleetError(f"no pool {name!r}: there is {there}")
+        return self.pools[name]
+
+    def engine(self, pool: str, engine: str) -> list[Member]:
+        """Its members, by rank."""
+        found = self.pool(pool).engines
+        if engine not in found:
+            raise FleetError(f"no engine {engine!r} in {pool}: there is {', '.join(found)}")
+        return found[engine]
+
+    def register(self, said: Registration, now_s: float) -> int:
+        """The newest push of this incarnation. Raises FleetError for whom the pool has no place."""
+        pool = self._place(said, now_s)
+        key = said.id.engine, said.id.worker
+        member = pool.members.get(key)
+        if member is None:
+            if sum(len(pool.members) for pool in self.pools.values()) >= WORKERS:
+                raise FleetError(f"{WORKERS} workers are registered: no place for more")
+            member = pool.members[key] = Member(said, now_s)
+        if said.id.incarnation < member.said.id.incarnation:
+            raise FleetError(f"{said.id.worker} of {said.id.engine} was started again since")
+        if said.id.incarnation > member.said.id.incarnation:
+            member.sequence = 0
+        member.said, member.heard_s = said, now_s
+        return member.sequence
+
+    def push(self, id: WorkerId, sequence: int, deltas: Sequence[Delta], now_s: float) -> None:
+        """Count a push, once. Raises FleetError for a worker that must register first, and
+        RoutingError for counts that cannot be."""
+        member = self._member(id)
+        if sequence < 1:
+            raise RoutingError(f"push {sequence}: they are counted from 1")
+        if sequence <= member.sequence:
+            return
+        pool = self.pools[id.pool]
+        model = pool.model
+        for delta in deltas:
+            delta.check(model.layers, model.experts, model.top_k)
+        for delta in deltas:
+            if delta.phase not in pool.windows:
+                pool.windows[delta.phase] = Window(self._window_s(pool.name), now_s)
+            pool.windows[delta.phase].add(delta, now_s)
+        member.lost += sequence - member.sequence - 1
+        member.sequence, member.heard_s = sequence, now_s
+
+    def forget(self, now_s: float) -> None:
+        """Workers and pools that were not heard for long."""
+        for pool in list(self.pools.values()):
+            for key, member in list(pool.members.items()):
+                if now_s - member.heard_s > FORGOTTEN_S:
+                    del pool.members[key]
+            if not pool.members:
+                del self.pools[pool.name]
+
+    def _member(self, id: WorkerId) -> Member:
+        pool = self.pools.get(id.pool)
+        member = pool.members.get((id.engine, id.worker)) if pool else None
+        if member is None or member.said.id.incarnation != id.incarnation:
+            raise FleetError(f"{id.worker} of {id.engine} in {id.pool} must register first")
+        return member
+
+    def _place(self, said: Registration, now_s: float) -> Pool:
+        """Its pool, which the first one defines, as long as one of them is there."""
+        worker, name = said.worker, said.id.pool
+        for what, text in (("pool", name), ("engine", said.id.engine), ("worker", said.id.worker)):
+            if not 0 < len(text) <= 200 or not text.isprintable():
+                raise FleetError(f"{what} {text[:50]!r}: a name has 1 to 200 printable characters")
+        if worker.slots < worker.experts or worker.ep_size < 1 or worker.slots % worker.ep_size:
+            raise FleetError(f"{worker.slots} slots on {worker.ep_size} ranks: they must divide")
+        pool = self.pools.get(name)
+        asked = (said.model.layers, worker.experts, worker.top_k, worker.ep_size, worker.slots)
+        if pool is not None:
+            model = pool.model
+            here = (model.layers, model.experts, model.top_k, pool.ranks, pool.slots)
+            if asked == here:
+                return pool
+            if any(now_s - member.heard_s < SILENT_S for member in pool.members.values()):
+                words = "{} layers x {} experts, top-{}, on {} ranks in {} slots"
+                raise FleetError(
+                    f"pool {name} has {words.format(*here)} and {said.id.worker} of "
+                    f"{said.id.engine} {words.format(*asked)}: give it another PLACER_POOL"
+                )
+        self.pools[name] = Pool(name, said.model, worker.ep_size, worker.slots)
+        return self.pools[name]

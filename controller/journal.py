@@ -1,0 +1,79 @@
+"""The ledger with a clock and an audience: what is written down is what watchers see."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from controller.clock import Clock
+from controller.store import Ledger, LedgerError, Record
+from placer.placement import Placement
+
+BACKLOG = 1000  # records that a watcher may be behind; then it is told that it missed some
+
+
+class Journal:
+    """Of one event loop."""
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self.ledger, self.clock = ledger, clock
+        self._watchers: set[asyncio.Queue[Record | None]] = set()
+
+    def write(
+        self,
+        kind: str,
+        id: str,
+        reason: str,
+        body: Mapping[str, Any],
+        **more: Any,
+    ) -> Record:
+        """The first version. ``more``: pool, final, blob. Raises LedgerError."""
+        return self.put(Record(kind, id, 1, self.clock.now_s(), reason, body, **more))
+
+    def follow(self, record: Record, reason: str, **changes: Any) -> Record:
+        """The version after ``record``. Raises Conflict if there is one already."""
+        return self.put(record.next(self.clock.now_s(), reason, **changes))
+
+    def put(self, *records: Record) -> Record:
+        """All or none; returns the first."""
+        written = self.ledger.put_all(records)
+        for record in written:
+            for queue in self._watchers:
+                if queue.qsize() < BACKLOG:
+                    queue.put_nowait(record)
+                elif queue.qsize() == BACKLOG:
+                    queue.put_nowait(None)
+        return written[0]
+
+    async def watch(self) -> AsyncIterator[Record]:
+        """What is written from now on. Raises LedgerError for a watcher that is too slow."""
+        queue: asyncio.Queue[Record | None] = asyncio.Queue()
+        self._watchers.add(queue)
+        try:
+            while (record := await queue.get()) is not None:
+                yield record
+        finally:
+            self._watchers.discard(queue)
+        raise LedgerError(f"{BACKLOG} changes were not read in time: watch again, or less")
+
+    def keep_placement(self, placement: Placement) -> str:
+        """Its digest, under which it is kept."""
+        digest = placement.digest
+        if self.ledger.get("placement", digest) is None:
+            table = placement.physical_to_logical
+            body = {
+                "shape": table.shape, "experts": placement.experts,
+                "gpus": placement.gpus, "nodes": placement.nodes,
+            }  # fmt: skip
+            self.write("placement", digest, placement.shape, body, blob=table.tobytes())
+        return digest
+
+    def placement(self, digest: str) -> Placement:
+        record = self.ledger.get("placement", digest)
+        blob = self.ledger.blob("placement", digest)
+        if record is None or blob is None:
+            raise LedgerError(f"the ledger has no placement {digest:.19}...: plan again")
+        body = record.body
+        table = np.frombuffer(blob, dtype=np.int32).reshape(body["shape"])
+        return Placement(table, body["experts"], body["gpus"], body["nodes"])

@@ -1,0 +1,237 @@
+"""Operations: one change to a pool, engine after engine, each step written down before it is taken.
+
+The record says what is about to be asked of which engine. A controller that was killed finds it
+open, has the engine forget what was half done, and goes on from what stands. If an engine fails, it
+and those that were changed before it go back.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+
+from controller.config import Config
+from controller.journal import Journal
+from controller.migration.commands import Command, Copy, Discard, Done, Lost, Outcome, Refused
+from controller.migration.machine import TRANSITIONS, Event, Leg, State
+from controller.ports import EngineLostError, Engines
+from controller.store import LedgerError, Record
+from placer.errors import PlacerError
+from placer.schedule import Budget, schedule
+
+DEADLINE_S = 60.0  # of a command
+ITSELF_S = 300.0  # an engine that moves by itself does at its next rebalancing step
+TRIES = 12  # of going back
+RETRY_S = 5.0
+
+
+class Phase(StrEnum):
+    RUNNING = "running"
+    RETURNING = "returning"
+    SUCCEEDED = "succeeded"
+    ROLLED_BACK = "rolled back"
+    HALTED = "halted"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """
+    key:    the caller's; the same again is the same operation
+    goal:   digest of the placement that all engines should have
+    homes:  each engine's before, to go back to; engines are changed in this order
+    at, state, turn, turns: the engine, the machine's state, and its round
+    epoch:  of the leg, unix milliseconds: grows even if a ledger is lost
+    tries:  of going back
+    why:    what made it go back, or ended it
+    """
+
+    id: str
+    key: str
+    pool: str
+    kind: str
+    plan_id: str
+    goal: str
+    expert_bytes: int
+    begun_s: float
+    homes: Mapping[str, str] = field(default_factory=dict)
+    phase: Phase = Phase.RUNNING
+    at: int = 0
+    state: State = State.STAGING
+    turn: int = 0
+    turns: int = 0
+    epoch: int = 0
+    tries: int = 0
+    why: str = ""
+    copied_bytes: int = 0
+    longest_pause_s: float = 0.0
+
+    @classmethod
+    def of(cls, record: Record) -> "Operation":
+        body = dict(record.body)
+        return cls(**{**body, "phase": Phase(body["phase"]), "state": State(body["state"])})
+
+    @property
+    def is_final(self) -> bool:
+        return self.phase not in (Phase.RUNNING, Phase.RETURNING)
+
+    @property
+    def engine(self) -> str:
+        return list(self.homes)[self.at]
+
+    @property
+    def target(self) -> str:
+        """Digest of the placement that the engine should get now."""
+        return self.homes[self.engine] if self.phase is Phase.RETURNING else self.goal
+
+    @property
+    def progress(self) -> str:
+        if self.is_final:
+            return self.phase
+        rounds = f", round {self.turn + 1} of {self.turns}" if self.turns else ""
+        back = ", going back" if self.phase is Phase.RETURNING else ""
+        return f"{self.engine}: {self.state}{rounds}{back}"
+
+    def after(self, event: Event, now_s: float) -> "Operation":
+        """What follows from an event: the machine's next state, or the next engine's first."""
+        state = TRANSITIONS[self.state, event]
+        phase, turn, tries = self.phase, self.turn, self.tries
+        if event in (Event.REFUSED, Event.LOST, Event.LATE, Event.ABORT):
+            tries += phase is Phase.RETURNING or self.state is State.DISCARDING
+            if self.state is not State.DISCARDING:
+                phase = Phase.RETURNING
+        if state is State.DROPPING:
+            turn = 0 if self.state is State.AGREEING else turn + 1
+        moved = replace(self, state=state, phase=phase, turn=turn, tries=tries)
+        if state is State.HALTED:
+            return replace(moved, phase=Phase.HALTED)
+        if state is State.SETTLED:
+            return moved._settled(now_s)
+        return moved._begun(now_s) if state is State.STAGING else moved
+
+    def _settled(self, now_s: float) -> "Operation":
+        going_back = self.phase is Phase.RETURNING
+        at = self.at - 1 if going_back else self.at + 1
+        if at < 0:
+            return replace(self, phase=Phase.ROLLED_BACK)
+        if at == len(self.homes):
+            return replace(self, phase=Phase.SUCCEEDED)
+        return replace(self, at=at, state=State.STAGING)._begun(now_s)
+
+    def _begun(self, now_s: float) -> "Operation":
+        epoch = max(self.epoch + 1, int(now_s * 1000))
+        return replace(self, epoch=epoch, turn=0, turns=0)
+
+
+class Operations:
+    """Carries one operation out at a time; who begins which is the loop's to say."""
+
+    def __init__(self, journal: Journal, engines: Engines, config: Config) -> None:
+        self.journal, self.engines, self.config = journal, engines, config
+        self._abort = ""
+
+    def abort(self, reason: str) -> None:
+        """Have the operation that runs go back at its next step."""
+        self._abort = reason
+
+    async def run(self, record: Record, is_restart: bool = False) -> Record:
+        """To its end. Raises LedgerError if a step cannot be written down: nothing moves then,
+        until it is run again."""
+        self._abort = ""
+        operation, leg = Operation.of(record), None
+        event = Event.RESTART if is_restart else None
+        while True:
+            if event is not None:
+                operation = operation.after(event, self.journal.clock.now_s())
+                if operation.state in (State.STAGING, State.DISCARDING):
+                    leg = None
+                record = self.journal.follow(
+                    record, operation.why, body=asdict(operation), final=operation.is_final
+                )
+            if operation.is_final:
+                return record
+            try:
+                if leg is None and operation.state is not State.DISCARDING:
+                    leg = await self._leg(operation)
+                    operation = replace(operation, turns=len(leg.turns))
+                outcome: Outcome | None = await self._ask(operation, leg)
+            except LedgerError:
+                raise
+            except EngineLostError as error:
+                outcome = Lost(str(error))
+            except PlacerError as error:
+                outcome = Refused(str(error))
+            event, operation = await self._judge(operation, outcome)
+
+    async def _leg(self, operation: Operation) -> Leg:
+        """From what stands to the target, in rounds that keep to the pool's budget."""
+        pool, engine = operation.pool, operation.engine
+        before = await self.engines.stands(pool, engine)
+        goal = self.journal.placement(operation.target)
+        if self.engines.moves_itself(pool, engine):
+            return Leg(operation.epoch, before, goal, ())
+        policy = self.config.of(pool)
+        size = operation.expert_bytes
+        budget = Budget(max(policy.rank_bytes, size), scratch_slots=policy.scratch_slots)
+        found = schedule(before, goal, size, policy.hardware(before.gpus), budget)
+        if found.reason:
+            raise PlacerError(found.reason)
+        return Leg(operation.epoch, before, found.after, found.rounds)
+
+    async def _ask(self, operation: Operation, leg: Leg | None) -> Outcome | None:
+        """Have the engine carry the state's command out; None if it does not answer in time."""
+        if self._abort and operation.phase is Phase.RUNNING:
+            return Refused(self._abort)
+        command: Command = Discard(operation.epoch)
+        if leg is not None:
+            command = leg.command(operation.state, operation.turn)
+        itself = self.engines.moves_itself(operation.pool, operation.engine)
+        deadline_s = ITSELF_S if itself else DEADLINE_S
+        try:
+            async with asyncio.timeout(deadline_s):
+                outcome = await self.engines.carry_out(operation.pool, operation.engine, command)
+        except TimeoutError:
+            return None
+        if isinstance(command, Copy) and isinstance(outcome, Done):
+            await self._slow_down(operation.pool, outcome.copied_bytes)
+        return outcome
+
+    async def _judge(
+        self, operation: Operation, outcome: Outcome | None
+    ) -> tuple[Event, Operation]:
+        """The machine's event, and what there is to remember of it."""
+        if isinstance(outcome, Done):
+            pause_s = max(operation.longest_pause_s, outcome.pause_s)
+            copied_bytes = operation.copied_bytes + outcome.copied_bytes
+            operation = replace(operation, copied_bytes=copied_bytes, longest_pause_s=pause_s)
+            return (Event.LAST if await self._is_last(operation) else Event.DONE), operation
+        reason = outcome.reason if outcome else "no answer in time"
+        if not operation.why:
+            operation = replace(operation, why=f"{operation.progress}: {reason}")
+        if self._abort and operation.phase is Phase.RUNNING:
+            return Event.ABORT, replace(operation, why=self._abort)
+        if operation.phase is Phase.RETURNING:
+            if operation.tries >= TRIES and operation.state is State.DISCARDING:
+                return Event.TIRED, operation
+            await self.journal.clock.sleep(RETRY_S)
+        return {Refused: Event.REFUSED, Lost: Event.LOST}.get(type(outcome), Event.LATE), operation
+
+    async def _is_last(self, operation: Operation) -> bool:
+        match operation.state:
+            case State.AGREEING:
+                return operation.turns == 0
+            case State.COMMITTING:
+                return operation.turn + 1 == operation.turns
+            case State.DISCARDING:
+                try:
+                    stands = await self.engines.stands(operation.pool, operation.engine)
+                except EngineLostError:
+                    return False  # staging will find out
+                return stands.digest == operation.target
+        return False
+
+    async def _slow_down(self, pool: str, copied_bytes: int) -> None:
+        """Spread copies over the time that the budget gives them."""
+        rate = self.config.of(pool).bytes_per_minute
+        if rate:
+            await self.journal.clock.sleep(copied_bytes * 60 / rate)

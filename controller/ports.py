@@ -1,0 +1,32 @@
+"""What the loop acts through. Adapters are in adapters/; each passes the same contract tests."""
+
+from typing import Protocol
+
+from controller.migration.commands import Command, Outcome
+from placer.errors import PlacerError
+from placer.placement import Placement
+from placer.plan import Hold, Infeasible, Plan
+from placer.problem import Problem
+
+
+class EngineLostError(PlacerError):
+    """The engine cannot be reached, or does not say how it stands."""
+
+
+class Engines(Protocol):
+    """The serving engines of the fleet, by pool and name."""
+
+    def moves_itself(self, pool: str, engine: str) -> bool:
+        """Whether it takes whole plans and moves the weights by itself, as vLLM's balancer does;
+        then ``Drop``, ``Copy`` and ``Commit`` are never asked of it."""
+
+    async def stands(self, pool: str, engine: str) -> Placement:
+        """The map that serves, as read back from its ranks. Raises EngineLostError."""
+
+    async def carry_out(self, pool: str, engine: str, command: Command) -> Outcome: ...
+
+
+class Planner(Protocol):
+    """Where optimizers run: never on the loop's own thread."""
+
+    async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible: ...

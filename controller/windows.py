@@ -1,0 +1,120 @@
+"""The traffic of the last while, by phase, merged over the workers of a pool."""
+
+from dataclasses import dataclass, replace
+
+from placer.arrays import IntArray
+from placer.errors import RoutingError
+from placer.profile import Profile, merge
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delta:
+    """What one worker counted in one phase since its last push.
+
+    load: [layers, experts] tokens; transitions: [layers - 1, experts, experts] and
+    coactivation: [layers, experts, experts], or None if it did not send them
+    """
+
+    phase: str
+    top_k: int
+    tokens: int
+    sequences: int
+    load: IntArray
+    transitions: IntArray | None = None
+    coactivation: IntArray | None = None
+
+    def check(self, layers: int, experts: int, top_k: int) -> None:
+        """Raises RoutingError unless the counts fit the model and each other."""
+        if (*self.load.shape, self.top_k) != (layers, experts, top_k):
+            raise RoutingError(
+                f"counts of {self.load.shape[0]} layers x {self.load.shape[1]} experts, top-"
+                f"{self.top_k}, in a pool of {layers} x {experts}, top-{top_k}: is PLACER_POOL the "
+                "model's?"
+            )
+        wrong = self.load.sum(axis=1) != self.tokens * self.top_k
+        if self.tokens < 1 or wrong.any():
+            raise RoutingError(
+                f"{self.tokens} tokens, top-{self.top_k}, but layer {int(wrong.argmax())} counts "
+                f"{int(self.load[wrong.argmax()].sum())} choices: the counts contradict themselves"
+            )
+
+
+class _Half:
+    """Sums since ``begun_s``."""
+
+    def __init__(self, begun_s: float) -> None:
+        self.begun_s = begun_s
+        self.tokens = self.sequences = 0
+        self.load: IntArray | None = None
+        self.pairs: tuple[IntArray, IntArray] | None = None
+        self.pair_tokens = 0  # that transitions and co-activations were counted of
+
+    def add(self, delta: Delta) -> None:
+        self.tokens += delta.tokens
+        self.sequences += delta.sequences
+        if self.load is None:
+            self.load = delta.load.astype("int64")
+        else:
+            self.load += delta.load
+        if delta.transitions is None or delta.coactivation is None:
+            return
+        self.pair_tokens += delta.tokens
+        if self.pairs is None:
+            self.pairs = delta.transitions.astype("int64"), delta.coactivation.astype("int64")
+        else:
+            self.pairs[0][...] += delta.transitions
+            self.pairs[1][...] += delta.coactivation
+
+
+class Window:
+    """Of one pool and phase: the sum of this half and the last, so it reaches back between half of
+    ``span_s`` and all of it. Memory does not grow with time."""
+
+    def __init__(self, span_s: float, now_s: float) -> None:
+        self.span_s = span_s
+        self._last: _Half | None = None
+        self._this = _Half(now_s)
+
+    def add(self, delta: Delta, now_s: float) -> None:
+        self.roll(now_s)
+        self._this.add(delta)
+
+    def roll(self, now_s: float) -> None:
+        """Forget what is too long ago."""
+        age_s = now_s - self._this.begun_s
+        if age_s >= self.span_s / 2:
+            self._last = self._this if age_s < self.span_s else None
+            self._this = _Half(now_s)
+
+    @property
+    def tokens(self) -> int:
+        return sum(half.tokens for half in self._halves)
+
+    def profile(self, phase: str, top_k: int, now_s: float) -> Profile | None:
+        """None if there was no traffic. With affinity if all of its tokens came with it."""
+        parts = []
+        for half in self._halves:
+            assert half.load is not None
+            transitions, coactivation = half.pairs or (None, None)
+            parts.append(
+                Profile(
+                    load=half.load.astype(float),
+                    top_k=top_k,
+                    tokens=half.tokens,
+                    sequences=half.sequences,
+                    transitions=None if transitions is None else transitions.astype(float),
+                    coactivation=None if coactivation is None else coactivation.astype(float),
+                    phase=phase,
+                )
+            )
+        if not parts:
+            return None
+        complete = all(half.pair_tokens == half.tokens for half in self._halves)
+        total = merge(parts)
+        if not complete:
+            total = replace(total, transitions=None, coactivation=None)
+        return replace(total, window_s=now_s - self._halves[0].begun_s)
+
+    @property
+    def _halves(self) -> list[_Half]:
+        return [half for half in (self._last, self._this) if half is not None and half.tokens]
