@@ -16,7 +16,11 @@ WORKERS = 20_000  # at most
 
 
 class FleetError(PlacerError):
-    """A worker, engine or pool that is not there, or does not belong there."""
+    """What the fleet, as it is now, does not allow."""
+
+
+class UnknownError(FleetError):
+    """A worker, engine, pool or plan that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +119,14 @@ class Fleet:
             there = (
                 ", ".join(sorted(self.pools)) or "none yet: does PLACER_AGENT name this address?"
             )
-            raise FleetError(f"no pool {name!r}: there is {there}")
+            raise UnknownError(f"no pool {name!r}: there is {there}")
         return self.pools[name]
 
     def engine(self, pool: str, engine: str) -> list[Member]:
         """Its members, by rank."""
         found = self.pool(pool).engines
         if engine not in found:
-            raise FleetError(f"no engine {engine!r} in {pool}: there is {', '.join(found)}")
+            raise UnknownError(f"no engine {engine!r} in {pool}: there is {', '.join(found)}")
         return found[engine]
 
     def register(self, said: Registration, now_s: float) -> int:
@@ -173,7 +177,7 @@ class Fleet:
         pool = self.pools.get(id.pool)
         member = pool.members.get((id.engine, id.worker)) if pool else None
         if member is None or member.said.id.incarnation != id.incarnation:
-            raise FleetError(f"{id.worker} of {id.engine} in {id.pool} must register first")
+            raise UnknownError(f"{id.worker} of {id.engine} in {id.pool} must register first")
         return member
 
     def _place(self, said: Registration, now_s: float) -> Pool:

@@ -44,6 +44,7 @@ class Operation:
     epoch:  of the leg, unix milliseconds: grows even if a ledger is lost
     tries:  of going back
     why:    what made it go back, or ended it
+    moved:  slots that were given another expert, on the way back too
     """
 
     id: str
@@ -63,6 +64,7 @@ class Operation:
     epoch: int = 0
     tries: int = 0
     why: str = ""
+    moved: int = 0
     copied_bytes: int = 0
     longest_pause_s: float = 0.0
 
@@ -161,7 +163,7 @@ class Operations:
                 outcome = Lost(str(error))
             except PlacerError as error:
                 outcome = Refused(str(error))
-            event, operation = await self._judge(operation, outcome)
+            event, operation = await self._judge(operation, leg, outcome)
 
     async def _leg(self, operation: Operation) -> Leg:
         """From what stands to the target, in rounds that keep to the pool's budget."""
@@ -197,13 +199,16 @@ class Operations:
         return outcome
 
     async def _judge(
-        self, operation: Operation, outcome: Outcome | None
+        self, operation: Operation, leg: Leg | None, outcome: Outcome | None
     ) -> tuple[Event, Operation]:
         """The machine's event, and what there is to remember of it."""
         if isinstance(outcome, Done):
             pause_s = max(operation.longest_pause_s, outcome.pause_s)
             copied_bytes = operation.copied_bytes + outcome.copied_bytes
             operation = replace(operation, copied_bytes=copied_bytes, longest_pause_s=pause_s)
+            if leg is not None and operation.state is State.COMMITTING:
+                moved = operation.moved + len(leg.turns[operation.turn].commits)
+                operation = replace(operation, moved=moved)
             return (Event.LAST if await self._is_last(operation) else Event.DONE), operation
         reason = outcome.reason if outcome else "no answer in time"
         if not operation.why:
@@ -223,6 +228,8 @@ class Operations:
             case State.COMMITTING:
                 return operation.turn + 1 == operation.turns
             case State.DISCARDING:
+                if self.engines.moves_itself(operation.pool, operation.engine):
+                    return False  # its ranks may yet take up what was offered: offer the other
                 try:
                     stands = await self.engines.stands(operation.pool, operation.engine)
                 except EngineLostError:

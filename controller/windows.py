@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from placer.arrays import IntArray
 from placer.errors import RoutingError
 from placer.profile import Profile, merge
@@ -31,7 +33,8 @@ class Delta:
                 f"{self.top_k}, in a pool of {layers} x {experts}, top-{top_k}: is PLACER_POOL the "
                 "model's?"
             )
-        wrong = self.load.sum(axis=1) != self.tokens * self.top_k
+        # Fewer is possible: an engine may mark choices that are no expert's.
+        wrong = self.load.sum(axis=1, dtype="int64") > self.tokens * self.top_k
         if self.tokens < 1 or wrong.any():
             raise RoutingError(
                 f"{self.tokens} tokens, top-{self.top_k}, but layer {int(wrong.argmax())} counts "
@@ -59,11 +62,29 @@ class _Half:
         if delta.transitions is None or delta.coactivation is None:
             return
         self.pair_tokens += delta.tokens
+        pairs = delta.transitions, delta.coactivation
         if self.pairs is None:
-            self.pairs = delta.transitions.astype("int64"), delta.coactivation.astype("int64")
+            self.pairs = pairs[0].astype("uint32"), pairs[1].astype("uint32")
         else:
-            self.pairs[0][...] += delta.transitions
-            self.pairs[1][...] += delta.coactivation
+            self.pairs[0][...] += pairs[0]
+            self.pairs[1][...] += pairs[1]
+
+    def profile(self, phase: str, top_k: int) -> Profile:
+        """Affinity is known of some tokens only, and taken to be that of all."""
+        assert self.load is not None
+        transitions = coactivation = None
+        if self.pairs is not None:
+            share = np.float64(self.pair_tokens / self.tokens)
+            transitions, coactivation = (pairs / share for pairs in self.pairs)
+        return Profile(
+            load=self.load.astype(float),
+            top_k=top_k,
+            tokens=self.tokens,
+            sequences=self.sequences,
+            transitions=transitions,
+            coactivation=coactivation,
+            phase=phase,
+        )
 
 
 class Window:
@@ -91,29 +112,12 @@ class Window:
         return sum(half.tokens for half in self._halves)
 
     def profile(self, phase: str, top_k: int, now_s: float) -> Profile | None:
-        """None if there was no traffic. With affinity if all of its tokens came with it."""
-        parts = []
-        for half in self._halves:
-            assert half.load is not None
-            transitions, coactivation = half.pairs or (None, None)
-            parts.append(
-                Profile(
-                    load=half.load.astype(float),
-                    top_k=top_k,
-                    tokens=half.tokens,
-                    sequences=half.sequences,
-                    transitions=None if transitions is None else transitions.astype(float),
-                    coactivation=None if coactivation is None else coactivation.astype(float),
-                    phase=phase,
-                )
-            )
-        if not parts:
+        """None if there was no traffic."""
+        halves = self._halves
+        if not halves:
             return None
-        complete = all(half.pair_tokens == half.tokens for half in self._halves)
-        total = merge(parts)
-        if not complete:
-            total = replace(total, transitions=None, coactivation=None)
-        return replace(total, window_s=now_s - self._halves[0].begun_s)
+        total = merge([half.profile(phase, top_k) for half in halves])
+        return replace(total, window_s=now_s - halves[0].begun_s)
 
     @property
     def _halves(self) -> list[_Half]:

@@ -28,10 +28,8 @@ def cores() -> Iterator[Map]:
 @contextmanager
 def ray_cluster(address: str) -> Iterator[Map]:
     """A map over the cluster at ``address``; "local" starts one here for as long as it takes."""
-    try:
-        import ray
-    except ImportError as error:
-        raise PlacerError("--ray needs Ray: pip install 'moe-placer[ray]'") from error
+    connect(address)
+    import ray
 
     def over(
         function: Callable[[Argument], Result], arguments: Iterable[Argument]
@@ -40,24 +38,34 @@ def ray_cluster(address: str) -> Iterator[Map]:
         shared = ray.put(function)
         yield from map(ray.get, [remote.remote(shared, argument) for argument in arguments])
 
+    try:
+        yield over
+    finally:
+        ray.shutdown()
+
+
+def connect(address: str, **options: Any) -> None:
+    """To the Ray cluster at ``address``; "local" starts one here. ``options`` are ray.init's."""
+    try:
+        import ray
+    except ImportError as error:
+        raise PlacerError("this needs Ray: pip install 'moe-placer[ray]'") from error
+
     if (found := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)) is not None:
         try:  # Ray itself would wait for minutes
             socket.create_connection((found[1], int(found[2])), timeout=5).close()
         except OSError as error:
             reason = error.strerror or str(error)
             raise PlacerError(f"no Ray cluster at {address!r} ({reason}): check --ray") from error
+    where: dict[str, Any] = {"address": address}
+    if address == "local":
+        where = {"num_cpus": os.cpu_count()}
+    defaults = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        options = {"num_cpus": os.cpu_count()} if address == "local" else {"address": address}
-        ray.init(
-            **options, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-        )
+        ray.init(**where, **{**defaults, **options})
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise PlacerError(f"no Ray cluster at {address!r} ({reason}): check --ray") from error
-    try:
-        yield over
-    finally:
-        ray.shutdown()
 
 
 def _call(function: Callable[[Argument], Result], argument: Argument) -> Result:

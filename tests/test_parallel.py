@@ -46,5 +46,5 @@ def test_an_address_that_is_none_is_named() -> None:
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
-    with pytest.raises(PlacerError, match=r"--ray needs Ray: pip install 'moe-placer\[ray\]'"):
+    with pytest.raises(PlacerError, match=r"this needs Ray: pip install 'moe-placer\[ray\]'"):
         ray_cluster("local").__enter__()

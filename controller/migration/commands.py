@@ -68,7 +68,8 @@ class Verify:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Forget what is staged and free what was copied and not committed. The map stays."""
+    """Forget what is staged, of this epoch or an earlier one, and free what was copied and not
+    committed. The map stays."""
 
     epoch: int
 

@@ -112,6 +112,11 @@ def placement_of(
 
 def write_plan(path: Path, plan: Plan) -> None:
     """Raises FileError if the file cannot be written; nothing is left half-written."""
+    write_text(path, plan_text(plan))
+
+
+def plan_text(plan: Plan) -> str:
+    """What a plan's file holds."""
     placement = plan.placement
     file = PlanFile(
         digest=placement.digest,
@@ -136,7 +141,7 @@ def write_plan(path: Path, plan: Plan) -> None:
         move_cost=plan.move_cost,
         moves=plan.moves,
     )
-    write_text(path, _layout(file.model_dump(mode="json")) + "\n")
+    return _layout(file.model_dump(mode="json")) + "\n"
 
 
 def _parse(text: str, name: str) -> PlanFile:

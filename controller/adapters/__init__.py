@@ -1,0 +1,1 @@
+"""How the controller reaches engines: one adapter a kind of engine."""

@@ -1,0 +1,228 @@
+"""The one loop: observe, decide, act. Everything that it calls is pure or a port."""
+
+import asyncio
+import logging
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from controller.config import Config, PoolPolicy
+from controller.desk import Desk
+from controller.fleet import Fleet, FleetError, Pool, Registration
+from controller.journal import Journal
+from controller.plans import PlanState
+from controller.ports import EngineLostError, Engines, Planner
+from controller.rebalance import Decision, Past, decide
+from controller.store import LedgerError
+from placer.arrays import FloatArray
+from placer.cost import Score, score
+from placer.errors import PlacerError
+from placer.placement import Placement
+from placer.plan import Hold, Infeasible, Plan
+from placer.problem import Problem
+
+AGAIN_S = 600.0  # a decision that stays the same is written down this often
+KEPT = {"plan": 500, "decision": 2000, "operation": 500, "acknowledgement": 20_000}
+
+log = logging.getLogger("placer.controller")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """What was seen of a pool and decided. Gains are of the plan that is applied.
+
+    load: [layers, experts] tokens, on what stood: ``placement``
+    """
+
+    decision: Decision
+    at_s: float
+    load: FloatArray | None = None
+    placement: Placement | None = None
+    score: Score | None = None
+    predicted_gain: float | None = None
+    measured_gain: float | None = None
+
+
+class Loop:
+    """Of one controller. ``troubles``: what keeps it from its work, by what it was doing."""
+
+    def __init__(
+        self, config: Config, journal: Journal, fleet: Fleet, engines: Engines, planner: Planner
+    ) -> None:
+        self.config, self.journal, self.fleet = config, journal, fleet
+        self.engines, self.planner = engines, planner
+        self.desk = Desk(config, journal, fleet, engines)
+        self.views: dict[str, View] = {}
+        self.troubles: dict[str, str] = {}
+        self.counted: Counter[tuple[str, ...]] = Counter()  # decisions by pool and outcome
+        self._pasts: dict[str, Past] = {}
+        self._written: dict[str, View] = {}
+        self._acknowledged: dict[str, dict[str, Any]] = {}
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self.tick()
+            await self.journal.clock.sleep(self.config.every_s)
+
+    async def tick(self) -> None:
+        """Look at every pool, and begin what is approved. What goes wrong with one is a trouble,
+        never the end."""
+        now_s = self.journal.clock.now_s()
+        self.fleet.forget(now_s)
+        await self._try("ledger", self._keep_house())
+        await self._try("operations", self.desk.resume())
+        pools = list(self.fleet.pools.values())
+        await asyncio.gather(*(self._try(pool.name, self._look(pool)) for pool in pools))
+        for pool in pools:
+            await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
+
+    def heard(self, said: Registration) -> None:
+        """Write down what a worker newly acknowledges or refuses."""
+        news = {
+            "epoch": said.epoch, "digest": said.digest,
+            "refused_epoch": said.refused_epoch, "refused": said.refused,
+        }  # fmt: skip
+        id = f"{said.id.pool}/{said.id.engine}/{said.id.worker}"
+        if not any(news.values()) or self._acknowledged.get(id) == news:
+            return
+        try:
+            last = self.journal.ledger.get("acknowledgement", id)
+            if last is None:
+                reason = said.refused or f"epoch {said.epoch} is applied"
+                self.journal.write("acknowledgement", id, reason, news, pool=said.id.pool)
+            elif last.body != news:
+                reason = said.refused if said.refused_epoch > said.epoch else ""
+                self.journal.follow(last, reason or f"epoch {said.epoch} is applied", body=news)
+        except LedgerError as error:  # the worker is heard all the same
+            self.troubles["acknowledgements"] = str(error)
+        else:
+            self._acknowledged[id] = news
+            self.troubles.pop("acknowledgements", None)
+
+    async def _keep_house(self) -> None:
+        since_s = self.journal.clock.now_s() - self.config.retention_days * 86_400
+        for kind, keep in KEPT.items():
+            self.journal.ledger.prune(kind, keep, since_s)
+
+    async def _look(self, pool: Pool) -> None:
+        """Observe one pool, and decide."""
+        now_s, policy = self.journal.clock.now_s(), self.config.of(pool.name)
+        past = self._past(pool.name)
+        problem = await self.problem(pool)
+        if isinstance(problem, Hold):
+            self._decided(pool.name, View(Decision("hold", problem.reason), now_s))
+            return
+        answer = await self.planner.answer(problem, policy.optimizer)
+        decision = decide(answer, past, policy, now_s)
+        self._pasts[pool.name] = Past(decision.streak, past.changed_s)
+        predicted, measured = self._gains(problem, pool)
+        view = View(
+            decision, now_s, problem.profile.load, problem.start, score(problem, problem.start),
+            predicted, measured,
+        )  # fmt: skip
+        if decision.outcome in ("propose", "act") and isinstance(answer, Plan):
+            view = self._propose(pool, problem, answer, view)
+        self._decided(pool.name, view)
+
+    async def problem(self, pool: Pool) -> Problem | Hold:
+        """What an optimizer would be asked about a pool now; or why there is nothing to ask."""
+        now_s, policy = self.journal.clock.now_s(), self.config.of(pool.name)
+        profile = pool.profile(policy.phase, now_s)
+        tokens = profile.tokens if profile else 0
+        if profile is None or tokens < policy.least_tokens:
+            return Hold(
+                f"{tokens:,.0f} tokens of {policy.phase} traffic in {policy.window_s:g} s < "
+                f"{policy.least_tokens:,} (least_tokens): too few to tell"
+            )
+        try:
+            current = await self.desk.stands(pool)
+        except EngineLostError as error:
+            return Hold(f"{error}: it is not known what stands")
+        return _problem(pool, policy, profile, current)
+
+    def _propose(self, pool: Pool, problem: Problem, plan: Plan, view: View) -> View:
+        """Keep the plan, unless an earlier one from the same map still waits for approval."""
+        before = problem.start.digest
+        policy, decision = self.config.of(pool.name), view.decision
+        waiting = self.desk.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
+        fresh_s = view.at_s - policy.window_s
+        for record in waiting:
+            if record.body["before"] == before and record.at_s > fresh_s:
+                reason = f"{record.id} waits for approval: {record.reason}"
+                return replace(view, decision=Decision("propose", reason, decision.streak))
+        record = self.desk.propose(pool.name, plan, before, decision.reason)
+        if decision.outcome == "act":
+            record = self.desk.plans.approve(record.id, record.version, "mode is automatic")
+        reason = f"{record.id}: {decision.reason}"
+        return replace(view, decision=replace(decision, reason=reason))
+
+    async def _begin_approved(self, pool: Pool) -> None:
+        for record in self.desk.plans.in_state(pool.name, PlanState.APPROVED):
+            closed = self.config.of(pool.name).closed(self.journal.clock.now_s())
+            if self.desk.is_busy or closed:
+                return
+            await self.desk.begin(record, key="", reason=record.reason)
+
+    def _past(self, pool: str) -> Past:
+        changed_s = self.desk.changed_s(pool)
+        past = self._pasts.get(pool, Past())
+        if changed_s != past.changed_s:  # what was wanted before the change is of no interest
+            return Past(0, changed_s)
+        return past
+
+    def _gains(self, problem: Problem, pool: Pool) -> tuple[float | None, float | None]:
+        """Of the plan that is applied: as predicted, and on today's traffic."""
+        applied = self.desk.plans.in_state(pool.name, PlanState.APPLIED)
+        if not applied or not applied[0].body["before"]:
+            return None, None
+        before = self.journal.placement(applied[0].body["before"])
+        if before.shape != problem.start.shape:
+            return None, None
+        now = score(problem, problem.start).step_s / score(problem, before).step_s
+        return applied[0].body["gain"], 1 - now
+
+    def _decided(self, pool: str, view: View) -> None:
+        """Remember, and write down what is new."""
+        self.views[pool] = view
+        self.counted[pool, view.decision.outcome] += 1
+        last = self._written.get(pool)
+        same = last is not None and last.decision.outcome == view.decision.outcome
+        if last is not None and same and view.at_s - last.at_s < AGAIN_S:
+            return
+        body: dict[str, Any] = {**asdict(view.decision)}
+        if view.score is not None:
+            body["balancedness"] = view.score.balancedness
+        self.journal.write(
+            "decision", f"{pool}@{view.at_s:.3f}", view.decision.reason, body, pool=pool
+        )
+        self._written[pool] = view
+
+    async def _try(self, what: str, doing: Any) -> None:
+        try:
+            await doing
+        except (LedgerError, FleetError, PlacerError) as error:
+            if self.troubles.get(what) != str(error):
+                log.warning("placer: %s: %s", what, error)
+            self.troubles[what] = str(error)
+        except Exception as error:
+            log.exception("placer: %s", what)
+            self.troubles[what] = f"{type(error).__name__}: {error} (a bug: see the log)"
+        else:
+            self.troubles.pop(what, None)
+
+
+def _problem(pool: Pool, policy: PoolPolicy, profile: Any, current: Placement) -> Problem:
+    return Problem(
+        model=pool.model,
+        topology=policy.hardware(pool.ranks),
+        profile=profile,
+        slots=pool.slots,
+        objective=policy.objective,
+        current=current,
+    )
+
+
+def outcome(answer: Plan | Hold | Infeasible) -> str:
+    """In the API's words."""
+    return {Plan: "plan", Hold: "hold", Infeasible: "infeasible"}[type(answer)]

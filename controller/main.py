@@ -1,0 +1,117 @@
+"""The composition root: one controller in a process of its own, a Ray actor that starts again."""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from controller import metrics
+from controller.adapters.fleet_engines import FleetEngines
+from controller.adapters.ray_fleet import NAMESPACE, RayEngines, RayPlanner
+from controller.adapters.vllm_engines import VllmEngines
+from controller.clock import SystemClock
+from controller.config import Config
+from controller.fleet import Fleet
+from controller.journal import Journal
+from controller.loop import Loop
+from controller.server.security import Listening
+from controller.server.serve import start
+from controller.store import Ledger
+from placer.errors import PlacerError
+
+ACTOR = "controller"
+STARTS_S = 60.0
+
+log = logging.getLogger("placer.controller")
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What `placer serve` was asked for. metrics: ``host:port`` for Prometheus, or empty"""
+
+    config: Config
+    listening: Listening = field(default_factory=lambda: Listening("127.0.0.1:7077"))
+    ledger: Path | None = None
+    metrics: str = ""
+    detail: bool = False
+
+
+async def run(setup: Setup, ready: Callable[[int], None]) -> None:
+    """Until cancelled; ``ready`` is told the port."""
+    ledger = Ledger(setup.ledger)
+    try:
+        journal = Journal(ledger, SystemClock())
+        fleet = Fleet(lambda pool: setup.config.of(pool).window_s)
+        by_agent = VllmEngines(fleet, journal, setup.config)
+        engines = FleetEngines(fleet, RayEngines(fleet), by_agent)
+        loop = Loop(setup.config, journal, fleet, engines, RayPlanner())
+        server, port = await start(loop, by_agent, setup.listening)
+        if setup.metrics:
+            metrics.serve(loop, setup.metrics, setup.detail)
+        ready(port)
+        try:
+            await loop.run()
+        finally:
+            await server.stop(grace=1)
+    finally:
+        ledger.close()
+
+
+class Controller:
+    """The actor. Its loop runs on a thread, and if that ends, so does the process."""
+
+    def __init__(self, setup: Setup) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        self._port: Future[int] = Future()
+        self._thread = threading.Thread(target=self._run, args=(setup,), daemon=True)
+        self._thread.start()
+
+    def port(self) -> int | PlacerError:
+        """Where it listens; or why it cannot, in placer's words and not in Ray's."""
+        try:
+            return self._port.result(timeout=STARTS_S)
+        except PlacerError as error:
+            return error
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def _run(self, setup: Setup) -> None:
+        try:
+            asyncio.run(run(setup, self._port.set_result))
+        except PlacerError as error:
+            if not self._port.done():
+                self._port.set_exception(error)
+                return
+            log.exception("placer: the controller ends, to be started again")
+        except BaseException:
+            log.exception("placer: the controller ends, to be started again")
+        os._exit(1)
+
+
+def launch(setup: Setup) -> tuple[Any, int]:
+    """The handle of the controller of the cluster that this process is connected to, and its port.
+
+    A named, detached actor: it outlives whoever launched it, and starts again from its ledger.
+    """
+    try:
+        ray.get_actor(ACTOR, namespace=NAMESPACE)
+    except ValueError:
+        pass
+    else:
+        raise PlacerError("a controller runs in this Ray cluster already: stop that one first")
+    actor: Any = ray.remote(Controller)
+    options = {"name": ACTOR, "namespace": NAMESPACE, "lifetime": "detached"}
+    handle = actor.options(num_cpus=0, max_restarts=-1, **options).remote(setup)
+    port = ray.get(handle.port.remote())
+    if isinstance(port, PlacerError):
+        ray.kill(handle)
+        raise port
+    return handle, port

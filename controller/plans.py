@@ -1,0 +1,102 @@
+"""Plans and their lives, in the ledger: proposed, approved, applying, applied, and how they end."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any
+
+from controller.fleet import FleetError, UnknownError
+from controller.journal import Journal
+from controller.store import Conflict, Record
+from placer.files.plans import parse_plan, plan_text
+from placer.plan import Plan
+
+
+class PlanState(StrEnum):
+    PROPOSED = "proposed"
+    APPROVED = "approved"
+    APPLYING = "applying"
+    APPLIED = "applied"
+    ROLLED_BACK = "rolled back"
+    SUPERSEDED = "superseded"
+    HALTED = "halted"
+
+
+OPEN = (PlanState.PROPOSED, PlanState.APPROVED, PlanState.APPLYING, PlanState.APPLIED)
+
+
+def gain(plan: Plan) -> float:
+    """Share of a step's time that it is expected to save; 0 if that is not known."""
+    return 1 - plan.fit.after.step_s / plan.fit.before.step_s if plan.fit else 0.0
+
+
+def lean(plan: Plan) -> str:
+    """Its file without what only people read: hundreds of agents want it at once."""
+    return plan_text(replace(plan, moves=(), notes=(), provenance=None))
+
+
+class Plans:
+    """Of all pools."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+    def get(self, id: str) -> Record:
+        record = self.journal.ledger.get("plan", id)
+        if record is None:
+            raise UnknownError(f"no plan {id!r}: `placer history` lists them")
+        return record
+
+    def file(self, id: str) -> bytes:
+        return self.journal.ledger.blob("plan", self.get(id).id) or b""
+
+    def plan(self, id: str) -> Plan:
+        return parse_plan(self.file(id).decode(), id)
+
+    def in_state(self, pool: str, *states: PlanState) -> list[Record]:
+        """Newest first."""
+        found = self.journal.ledger.newest("plan", pool=pool, final=False)
+        return [record for record in found if record.body["state"] in states]
+
+    def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record:
+        """Keep a plan that starts from the map with this digest; "" if it starts anywhere. It takes
+        the place of those that wait."""
+        ledger = self.journal.ledger
+        newest = ledger.newest("plan", limit=1)
+        number = int(newest[0].id.rpartition("-")[2]) + 1 if newest else 1
+        cost = plan.move_cost
+        body = {
+            "state": PlanState.PROPOSED,
+            "digest": plan.placement.digest,
+            "before": before,
+            "moved": cost.moved if cost else 0,
+            "moved_bytes": cost.moved_bytes if cost else 0,
+            "gain": gain(plan),
+        }
+        text = plan_text(plan).encode()
+        self.journal.keep_placement(plan.placement)
+        waiting = self.in_state(pool, PlanState.PROPOSED, PlanState.APPROVED)
+        record = self.journal.write(
+            "plan", f"plan-{number}", reason, body, pool=pool, final=False, blob=text
+        )
+        for one in waiting:
+            self.move(one, PlanState.SUPERSEDED, f"{record.id} takes its place")
+        return record
+
+    def approve(self, id: str, version: int, reason: str) -> Record:
+        """Raises Conflict unless ``version`` is the newest; 0 is whichever that is."""
+        record = self.get(id)
+        if version and version != record.version:
+            raise Conflict(replace(record, version=version + 1), record.version)
+        if record.body["state"] == PlanState.APPROVED:
+            return record
+        if record.body["state"] != PlanState.PROPOSED:
+            raise FleetError(
+                f"{id} is {record.body['state']}: only a proposed plan can be approved"
+            )
+        return self.move(record, PlanState.APPROVED, reason)
+
+    def move(self, record: Record, state: PlanState, reason: str) -> Record:
+        """Raises Conflict if somebody moved it since."""
+        body: Mapping[str, Any] = {**record.body, "state": state}
+        return self.journal.follow(record, reason, body=body, final=state not in OPEN)

@@ -1,0 +1,67 @@
+"""The story of one record, in sentences."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from controller.fleet import UnknownError
+from controller.store import Ledger, Record
+
+KINDS = ("plan", "operation", "decision", "acknowledgement")
+
+
+def story(ledger: Ledger, id: str) -> list[Record]:
+    """All versions of a plan, operation or decision, then the newest of what belongs to it."""
+    for kind in KINDS:
+        if found := ledger.versions(kind, id):
+            return found + _relatives(ledger, found[-1])
+    raise UnknownError(f"nothing is known of {id!r}: `placer history` lists what is")
+
+
+def _relatives(ledger: Ledger, record: Record) -> list[Record]:
+    if record.kind == "plan":
+        operations = ledger.newest("operation", pool=record.pool)
+        return [one for one in operations if one.body["plan_id"] == record.id]
+    if record.kind == "operation" and record.body["plan_id"]:
+        plan = ledger.get("plan", record.body["plan_id"])
+        return [plan] if plan else []
+    return []
+
+
+def sentences(records: Sequence[Record]) -> list[str]:
+    """Steps of an operation that only go forward are left out."""
+    told, last = [], ""
+    for record in records:
+        text = f"{record.id} {_state(record)}"
+        if record.reason:
+            text += f": {record.reason}"
+        if text != last:
+            at = datetime.fromtimestamp(record.at_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+            told.append(f"{at}  {text}")
+        last = text
+    return told + _figures(records)
+
+
+def _state(record: Record) -> str:
+    body = record.body
+    state: str = body.get("state") or body.get("outcome") or record.kind
+    if record.kind == "operation":
+        state = f"({body['kind']}) {body['phase']}"
+    return state
+
+
+def _figures(records: Sequence[Record]) -> list[str]:
+    newest = {record.id: record for record in records}
+    told = []
+    for record in newest.values():
+        body = record.body
+        if record.kind == "plan":
+            told.append(
+                f"{record.id}: {body['moved']} slots ({body['moved_bytes'] / 1e6:,.1f} MB) move; a "
+                f"step is expected to take {body['gain']:.1%} less time; {body['digest']}"
+            )
+        if record.kind == "operation":
+            told.append(
+                f"{record.id}: {body['copied_bytes'] / 1e6:,.1f} MB copied, longest pause "
+                f"{body['longest_pause_s'] * 1e3:.0f} ms, {len(body['homes'])} engines"
+            )
+    return told

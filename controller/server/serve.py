@@ -1,0 +1,59 @@
+"""The gRPC server: its services, who may call them, and its limits."""
+
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+
+from controller.adapters.vllm_engines import VllmEngines
+from controller.loop import Loop
+from controller.server.security import Guard, Listening, Role, Tokens
+from controller.server.services import FleetState, Ledgers, Placements, Profiles
+from placer.files.plans import LIMIT
+from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
+from placer.v1.fleet_pb2_grpc import (
+    add_FleetServiceServicer_to_server,
+    add_LedgerServiceServicer_to_server,
+)
+from placer.v1.placement_pb2_grpc import add_PlacementServiceServicer_to_server
+from placer.v1.profile_pb2_grpc import add_ProfileServiceServicer_to_server
+
+OPTIONS = [
+    # A push with the affinity of two phases of 60 layers x 256 experts has 63 MB.
+    ("grpc.max_receive_message_length", 128 * 2**20),
+    ("grpc.max_send_message_length", LIMIT),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ("grpc.so_reuseport", 0),  # a second controller on this port is a mistake
+]
+FOR_AGENTS = {
+    "/placer.v1.ProfileService/Push": Role.AGENT,
+    "/placer.v1.FleetService/Register": Role.AGENT,
+    "/placer.v1.PlacementService/Watch": Role.AGENT,
+}
+SERVICES = [
+    file.DESCRIPTOR.services_by_name[name].full_name
+    for file in (fleet_pb2, placement_pb2, profile_pb2)
+    for name in file.DESCRIPTOR.services_by_name
+]
+
+
+async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[Any, int]:
+    """The server, which serves, and its port."""
+    tokens = Tokens(listening.tokens) if listening.tokens else None
+    server = grpc.aio.server(interceptors=[Guard(FOR_AGENTS, tokens)], options=OPTIONS)
+    add_ProfileServiceServicer_to_server(Profiles(loop), server)
+    add_PlacementServiceServicer_to_server(Placements(loop, offers), server)
+    add_FleetServiceServicer_to_server(FleetState(loop), server)
+    add_LedgerServiceServicer_to_server(Ledgers(loop), server)
+    said = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(said, server)
+    reflection.enable_server_reflection([*SERVICES, reflection.SERVICE_NAME], server)
+    port = listening.open_port(server)
+    await server.start()
+    for name in ("", *SERVICES):
+        await said.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return server, port
