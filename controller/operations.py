@@ -100,7 +100,7 @@ class Operation:
         phase, turn, tries = self.phase, self.turn, self.tries
         if event in (Event.REFUSED, Event.LOST, Event.LATE, Event.ABORT):
             tries += phase is Phase.RETURNING or self.state is State.DISCARDING
-            if self.state is not State.DISCARDING:
+            if self.state is not State.DISCARDING or event is Event.ABORT:
                 phase = Phase.RETURNING
         if state is State.DROPPING:
             turn = 0 if self.state is State.AGREEING else turn + 1
@@ -215,9 +215,10 @@ class Operations:
             operation = replace(operation, why=f"{operation.progress}: {reason}")
         if self._abort and operation.phase is Phase.RUNNING:
             return Event.ABORT, replace(operation, why=self._abort)
-        if operation.phase is Phase.RETURNING:
-            if operation.tries >= TRIES and operation.state is State.DISCARDING:
-                return Event.TIRED, operation
+        discarding = operation.state is State.DISCARDING
+        if discarding and operation.tries >= TRIES:
+            return Event.TIRED, operation
+        if discarding or operation.phase is Phase.RETURNING:
             await self.journal.clock.sleep(RETRY_S)
         return {Refused: Event.REFUSED, Lost: Event.LOST}.get(type(outcome), Event.LATE), operation
 
@@ -228,9 +229,9 @@ class Operations:
             case State.COMMITTING:
                 return operation.turn + 1 == operation.turns
             case State.DISCARDING:
-                if self.engines.moves_itself(operation.pool, operation.engine):
-                    return False  # its ranks may yet take up what was offered: offer the other
                 try:
+                    if self.engines.moves_itself(operation.pool, operation.engine):
+                        return False  # ranks may yet take up what was offered: offer the other
                     stands = await self.engines.stands(operation.pool, operation.engine)
                 except EngineLostError:
                     return False  # staging will find out

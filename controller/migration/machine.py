@@ -85,6 +85,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.COPYING, Event.ABORT): State.DISCARDING,
     (State.COMMITTING, Event.ABORT): State.DISCARDING,
     (State.VERIFYING, Event.ABORT): State.DISCARDING,
+    (State.DISCARDING, Event.ABORT): State.DISCARDING,
     # A controller that was killed and finds itself in the middle.
     (State.STAGING, Event.RESTART): State.DISCARDING,
     (State.AGREEING, Event.RESTART): State.DISCARDING,

@@ -24,7 +24,7 @@ from controller.adapters.local_engine.wire import (
 from placer.errors import PlacerError
 
 PATIENCE_S = 30.0  # a rank that does not answer for so long is taken for dead
-ATTEMPTS = 5  # at starting ranks before the engine gives up
+ATTEMPTS = 20  # to start ranks, or to make a step, before the engine gives up
 ROOT = Path(__file__).parents[3]
 
 
