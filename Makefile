@@ -15,7 +15,8 @@ demo: setup
 	$(BIN)/placer plan $(TRACES) --topology simulations/tiny_moe/cpus.yaml --redundant 4 \
 		--dispatch dedup --holdout 0.5 --out demo/plan.json --html demo/report.html
 	$(BIN)/placer check demo/plan.json
-	@echo "Open demo/report.html in a browser."
+	$(BIN)/python simulations/tiny_moe/demo.py
+	@echo "Open demo/report.html in a browser for the plan that was made offline."
 
 test: setup
 	$(BIN)/pytest

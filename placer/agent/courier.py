@@ -15,9 +15,8 @@ from placer.agent.status import Status, Worker
 from placer.errors import PlacerError
 from placer.plan import Plan
 
-if TYPE_CHECKING:  # both need torch
+if TYPE_CHECKING:  # it needs torch
     from placer.agent.applying import Applying
-    from placer.agent.recorder import Recorder
 
 EVERY_S = 5.0  # between statuses that say nothing new
 POLL_S = 1.0  # between looks for a plan
@@ -39,11 +38,21 @@ class Sink(Protocol):
     def report(self, status: Status) -> None: ...
 
 
+class Source(Protocol):
+    """What recordings are taken from."""
+
+    def take(self) -> Recording:
+        """What was recorded since the last time."""
+
+    def take_idle(self) -> Recording | None:
+        """The same, if it is ready without the engine's thread."""
+
+
 class Courier:
     """Of one worker. ``tick`` runs on the engine's thread."""
 
     def __init__(
-        self, worker: Worker, sink: Sink, recorder: "Recorder | None", applying: "Applying | None"
+        self, worker: Worker, sink: Sink, recorder: Source | None, applying: "Applying | None"
     ) -> None:
         self.sink, self.recorder, self.applying = sink, recorder, applying
         self.status = Status(worker)
@@ -100,9 +109,9 @@ class Courier:
         self._try(self._take_rest)
         if time.monotonic() < self._resume_s:
             return
-        worked = self._try(self._push)
+        worked = self._try(self._report)  # first: a controller knows a worker by that
+        worked = self._try(self._push) and worked
         worked = self._try(self._fetch) and worked
-        worked = self._try(self._report) and worked
         self._pause_s = 0.0 if worked else min(max(2 * self._pause_s, POLL_S), PATIENCE_S)
         self._resume_s = time.monotonic() + self._pause_s
 

@@ -1,96 +1,151 @@
-"""Recordings to a controller, and plans from it; protos/placer/v1/agent.proto says how."""
+"""Recordings to a controller, and plans from it; protos/placer/v1/*.proto say how."""
 
-from collections.abc import Callable
+import json
+import logging
+import time
+from dataclasses import asdict
 from typing import Any
 
 import grpc
 import numpy as np
 
+from placer.agent.courier import PATIENCE_S
 from placer.agent.recording import Recording
-from placer.agent.status import Status, Worker
+from placer.agent.status import Identity, Status, Worker
+from placer.agent.streams import ControllerError, Pushes, Watch, failure
+from placer.channel import Settings, open_channel
 from placer.errors import FileError, PlacerError
 from placer.files.plans import LIMIT, parse_plan
+from placer.model import ModelShape
 from placer.plan import Plan
 from placer.profile import Profile
 from placer.trace import Trace
-from placer.v1 import agent_pb2 as pb
-from placer.v1.agent_pb2_grpc import AgentServiceStub
+from placer.v1 import fleet_pb2, profile_pb2
+from placer.v1.fleet_pb2_grpc import FleetServiceStub
+from placer.v1.placement_pb2 import WatchRequest
+from placer.v1.placement_pb2_grpc import PlacementServiceStub
+from placer.v1.profile_pb2_grpc import ProfileServiceStub
 
 DEADLINE_S = 5.0
 OPTIONS = [
     ("grpc.max_receive_message_length", LIMIT),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.enable_retries", 0),  # the courier tries again by itself
+    # Connecting ends before a call does, and after long absence is tried again as often as pushes.
+    ("grpc.min_reconnect_backoff_ms", 4_000),
+    ("grpc.max_reconnect_backoff_ms", round(PATIENCE_S * 1000)),
 ]
 
-
-class ControllerError(PlacerError):
-    """The controller is not there, too slow, or says what makes no sense."""
+log = logging.getLogger("vllm.placer")
 
 
 class GrpcSink:
     """Of one worker. Affinity and traces are large: they go when the controller asks for them."""
 
-    def __init__(self, address: str, worker: Worker) -> None:
-        self.address, self.worker = address, worker
-        self._stub = AgentServiceStub(grpc.insecure_channel(address, options=OPTIONS))
+    def __init__(
+        self, address: str, worker: Worker, identity: Identity, model: ModelShape | None
+    ) -> None:
+        self.address, self.identity, self.model = address, identity, model
+        self._id = profile_pb2.WorkerId(
+            pool=identity.pool,
+            engine=identity.engine,
+            worker=worker.name,
+            incarnation=time.time_ns(),
+        )
+        self._channel = open_channel(address, Settings.of_environment(), OPTIONS)
+        self._fleet = FleetServiceStub(self._channel)
+        self._profile = ProfileServiceStub(self._channel)
+        self._pushes: Pushes | None = None
+        self._watch = Watch(address, self._open_watch)
         self._wants_affinity = False
+        self._refusals: set[str] = set()  # reasons that were logged
 
     def push(self, sequence: int, recording: Recording) -> None:
         trace = recording.trace() if self._wants_affinity else None
-        request = pb.PushRequest(
-            worker=self.worker.name,
+        request = profile_pb2.PushRequest(
+            id=self._id,
             sequence=sequence,
             window_s=recording.window_s,
             counts=[_counts(profile, self._wants_affinity) for profile in recording.profiles()],
             trace=None if trace is None else _trace(trace),
         )
-        response = self._call(self._stub.Push, request)
-        if response.sequence != sequence:
-            raise ControllerError(
-                f"the controller at {self.address} acknowledged push {response.sequence} and not "
-                f"{sequence}: is it placer's?"
-            )
+        try:
+            response = self._hand_over(request)
+        except Exception:
+            self._end_pushes()  # what it answers later would be taken for the next push's
+            raise
         self._wants_affinity = response.send_affinity
+        if response.refused and response.refused not in self._refusals:
+            self._refusals.add(response.refused)
+            log.warning(
+                "placer: the controller at %s refuses push %d, which is lost: %s",
+                self.address,
+                sequence,
+                " ".join(response.refused.split()),
+            )
 
     def plan(self, after: int) -> tuple[int, Plan | PlacerError] | None:
-        request = pb.GetPlanRequest(worker=self.worker.name, after_epoch=after)
-        response = self._call(self._stub.GetPlan, request)
-        if response.epoch <= after:
+        """What the watch brought. Raises ControllerError when that broke, once for each break."""
+        if (found := self._watch.newest(after)) is None:
             return None
-        name = f"plan {response.epoch} of {self.address}"
+        epoch, file = found
+        name = f"plan {epoch} of {self.address}"
         try:
-            return response.epoch, parse_plan(response.plan.decode(), name)
+            return epoch, parse_plan(file.decode(), name)
         except (PlacerError, UnicodeDecodeError) as error:
             said = str(error)
             named = said if said.startswith(name) else f"{name}: {said}"
-            return response.epoch, FileError(named)
+            return epoch, FileError(named)
 
     def report(self, status: Status) -> None:
         worker = {name: getattr(status.worker, name) for name in Worker.__slots__}
         rest = {name: getattr(status, name) for name in Status.__slots__ if name != "worker"}
-        self._call(self._stub.Report, pb.ReportRequest(worker=pb.Worker(**worker), **rest))
-
-    def _call(self, method: Callable[..., Any], request: Any) -> Any:
+        request = fleet_pb2.RegisterRequest(
+            id=self._id,
+            worker=fleet_pb2.Worker(**worker),
+            shape="" if self.model is None else json.dumps(asdict(self.model)),
+            actor=self.identity.actor,
+            **rest,
+        )
         try:
-            return method(request, timeout=DEADLINE_S)
+            self._fleet.Register(request, timeout=DEADLINE_S)
         except grpc.RpcError as error:
-            code = error.code()
-            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise ControllerError(
-                    f"the controller at {self.address} does not answer ({code.name})"
-                    ": is PLACER_AGENT its address, and does it run?"
-                ) from error
+            raise failure(self.address, error) from error
+
+    def close(self) -> None:
+        """Let go of the streams and of the connection; nothing can be called any more."""
+        self._watch.stop()
+        self._end_pushes()
+        self._channel.close()
+
+    def _hand_over(self, request: Any) -> Any:
+        if self._pushes is not None and not self._pushes.is_open:
+            self._end_pushes()
+        if self._pushes is None:
+            self._pushes = Pushes(self.address, self._profile)
+        response = self._pushes.ask(request, DEADLINE_S)
+        if response.sequence != request.sequence:
             raise ControllerError(
-                f"the controller at {self.address} answers {code.name} ({error.details()})"
-                ": is it placer's, and of this version?"
-            ) from error
+                f"the controller at {self.address} acknowledged push {response.sequence} and not "
+                f"{request.sequence}: is it placer's?"
+            )
+        return response
+
+    def _end_pushes(self) -> None:
+        if self._pushes is not None:
+            self._pushes.close()
+            self._pushes = None
+
+    def _open_watch(self, after: int) -> Any:
+        own = self._id
+        request = WatchRequest(pool=own.pool, engine=own.engine, after_epoch=after)
+        return PlacementServiceStub(self._channel).Watch(request)
 
 
-def _counts(profile: Profile, affinity: bool) -> pb.Counts:
+def _counts(profile: Profile, affinity: bool) -> Any:
     layers, experts = profile.load.shape
-    found = pb.Counts(
-        phase=pb.Phase.Value(f"PHASE_{profile.phase.upper()}"),
+    found = profile_pb2.Counts(
+        phase=profile_pb2.Phase.Value(f"PHASE_{profile.phase.upper()}"),
         layers=layers,
         experts=experts,
         top_k=profile.top_k,
@@ -104,9 +159,9 @@ def _counts(profile: Profile, affinity: bool) -> pb.Counts:
     return found
 
 
-def _trace(trace: Trace) -> pb.Trace:
+def _trace(trace: Trace) -> Any:
     assert trace.token_ids is not None
-    return pb.Trace(
+    return profile_pb2.Trace(
         layers=trace.layers,
         top_k=trace.top_k,
         seq_lens=trace.seq_lens.tolist(),

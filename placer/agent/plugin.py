@@ -1,12 +1,14 @@
 """The `vllm.general_plugins` entry point: PLACER_AGENT switches the agent on, in every process.
 
 PLACER_AGENT is a directory to record into and to take plans from, or a controller's address
-(``host:port``). Without it nothing is imported or changed.
+(``host:port``), to which PLACER_POOL and PLACER_ENGINE say whose worker it is. Without it nothing
+is imported or changed.
 """
 
 import logging
 import os
 import re
+import socket
 from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
@@ -69,9 +71,19 @@ def _sink(target: str) -> Any:
     """What opens the way to a controller, or to a directory."""
     if re.fullmatch(r"[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+", target):
         from placer.agent.grpc_sink import GrpcSink
+        from placer.channel import Settings, open_channel
 
-        return lambda worker, _: GrpcSink(target, worker)
+        # Settings that cannot be are to end the agent here, before it touches the engine.
+        open_channel(target, Settings.of_environment()).close()
+        return lambda worker, model: GrpcSink(target, worker, _identity(worker.model), model)
 
     from placer.agent.file_sink import FileSink
 
     return partial(FileSink, Path(target).absolute())
+
+
+def _identity(model: str) -> Any:
+    from placer.agent.status import Identity
+
+    pool = os.environ.get("PLACER_POOL", "").strip() or Path(model).name
+    return Identity(pool, os.environ.get("PLACER_ENGINE", "").strip() or socket.gethostname())

@@ -32,6 +32,20 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose worker it is, to a controller.
+
+    pool:   engines that serve the same model at the same width, and share a plan
+    engine: the expert-parallel group of workers that it belongs to
+    actor:  the Ray actor that carries out migrations; without one the engine moves by itself
+    """
+
+    pool: str
+    engine: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What does.
 

@@ -70,24 +70,26 @@ class Sink:
         self.tried: list[int] = []  # sequence numbers, of pushes that failed too
         self.found: tuple[int, Plan | PlacerError] | None = None
         self.broken: Exception | None = None
+        self.done: list[str] = []
 
     def push(self, sequence: int, recording: Recording) -> None:
         self.tried.append(sequence)
-        self._work()
+        self._work("push")
         self.pushed.append((sequence, recording))
 
     def plan(self, after: int) -> tuple[int, Plan | PlacerError] | None:
         self.asked.append(after)
-        self._work()
+        self._work("plan")
         return self.found if self.found and self.found[0] > after else None
 
     def report(self, status: Status) -> None:
-        self._work()
+        self._work("report")
         self.statuses.append(status)
 
-    def _work(self) -> None:
+    def _work(self, what: str) -> None:
         if self.broken is not None:
             raise self.broken
+        self.done.append(what)
 
 
 class World:
@@ -146,6 +148,12 @@ def test_recordings_are_pushed_in_order_with_consecutive_numbers(world: World) -
     assert world.said.tokens == 1 + 2 + 3
 
 
+def test_a_worker_reports_before_it_pushes(world: World) -> None:
+    world.tick()
+    world.round()
+    assert world.sink.done == ["report", "push", "plan"]
+
+
 def test_a_recording_without_tokens_is_not_pushed_and_takes_no_number(world: World) -> None:
     empty = a_recording(prefill=[[[0]]])
     empty.counts.tokens[:] = 0
@@ -171,6 +179,7 @@ def test_a_push_that_failed_is_made_again_with_its_number(world: World) -> None:
     world.round()
     assert world.sink.tried == [1, 1, 2]
     assert world.sink.pushed == list(zip([1, 2], world.recorder.taken, strict=True))
+    world.round()
     assert world.said.tokens == 1 + 2
 
 
@@ -286,12 +295,14 @@ def test_a_refused_plan_is_reported_with_its_epoch_and_the_reason(
     world.sink.found = (3, a_plan())
     world.applying.reason = "it is for 4 ranks"
     world.round()
+    world.round()
     assert (world.said.refused_epoch, world.said.refused) == (3, "it is for 4 ranks")
     assert "plan 3 is refused, the map stays: it is for 4 ranks" in caplog.text
 
 
 def test_a_plan_that_cannot_be_read_is_refused_without_being_offered(world: World) -> None:
     world.sink.found = (4, FileError("000004.json is not JSON"))
+    world.round()
     world.round()
     assert (world.said.refused_epoch, world.said.refused) == (4, "000004.json is not JSON")
     assert world.applying.offered == []
