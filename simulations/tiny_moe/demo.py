@@ -1,6 +1,6 @@
-"""The controller at work: two engines of two ranks serve the example model while its traffic changes.
+"""The controller at work: two engines of two ranks serve the example model as its traffic changes.
 
-    python simulations/tiny_moe/demo.py           # a minute and a half on 2 cores; `make demo` runs it
+    python simulations/tiny_moe/demo.py     # a minute and a half on 2 cores; `make demo` runs it
 
 Code is served first, then tables, whose experts are others. The controller sees what the routers
 choose, holds or plans, and moves experts between the processes while they serve. Every request's
@@ -11,6 +11,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,9 +109,8 @@ def tell(channel: grpc.Channel, begun_s: float) -> None:
             shown = record.reason
             out.print(f"[dim]{time.monotonic() - begun_s:5.1f} s[/]  {record.reason}")
         if record.kind == "plan" and record.reason.startswith("op-"):
-            out.print(
-                f"[dim]{time.monotonic() - begun_s:5.1f} s[/]  [bold]{record.id}: {record.reason}[/]"
-            )
+            at_s = time.monotonic() - begun_s
+            out.print(f"[dim]{at_s:5.1f} s[/]  [bold]{record.id}: {record.reason}[/]")
 
 
 def watch(channel: grpc.Channel, seconds: float) -> Iterator[float]:
@@ -136,8 +136,8 @@ def main() -> None:
             for at in range(ENGINES)
         ]
         out.print(
-            f"{ENGINES} engines of {RANKS} ranks serve the example model; the controller at {address} "
-            "looks every 3 s"
+            f"{ENGINES} engines of {RANKS} ranks serve the example model; the controller at "
+            f"{address} looks every {EVERY_S:g} s"
         )
         domains = {name: prompts(name) for name in ("code", "tables")}
         answers = undisturbed(engines, [one for each in domains.values() for one in each])
@@ -180,18 +180,16 @@ def report(channel: grpc.Channel, rows: list[tuple[str, list[float]]], traffic: 
     out.print(
         f"{len(operations)} operations copied {copied / 1e6:.1f} MB of experts between processes; "
         f"{len(records)} records say why\n"
-        f"{traffic.served} requests served, {traffic.failed} failed, {traffic.different} with other "
-        f"tokens; longest pause between two tokens {traffic.longest_gap_s * 1e3:.0f} ms"
+        f"{traffic.served} requests served, {traffic.failed} failed, {traffic.different} with "
+        f"other tokens; longest pause between two tokens {traffic.longest_gap_s * 1e3:.0f} ms"
     )
     if traffic.failed or traffic.different:
         raise SystemExit("a request failed or a token differed: this is a bug")
 
 
 def _quietly(what: Any, channel: grpc.Channel, begun_s: float) -> None:
-    try:
+    with suppress(grpc.RpcError, ValueError):  # the demo is over
         what(channel, begun_s)
-    except (grpc.RpcError, ValueError):
-        pass  # the demo is over
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from controller.adapters.local_engine.migration import NOTHING, Migration
 from controller.adapters.local_engine.ranks import ATTEMPTS, EngineError, RankLostError, Ranks
 from controller.adapters.local_engine.requests import Batch, Plan, Request, checked
 from controller.adapters.local_engine.tally import Tally
-from controller.adapters.local_engine.weights import read_sizes, read_weights
+from controller.adapters.local_engine.weights import Dense, Float32, read_sizes, read_weights
 from controller.adapters.local_engine.wire import Serve, Step
 from controller.migration.commands import Command, Outcome
 from placer import arrays
@@ -210,7 +210,7 @@ def _check_counts(ranks: int, slots: int, scratch: int, experts: int) -> None:
         raise PlacementError(f"scratch is {scratch}: give 0 pages or more")
 
 
-def _fill(memory: Memory, dense: Any, pages: Any, served: ExpertMap) -> None:
+def _fill(memory: Memory, dense: Dense, pages: Float32, served: ExpertMap) -> None:
     """Put the weights where ranks look for them."""
     for name, weight in dense.items():
         memory.dense[name][...] = weight
