@@ -99,7 +99,9 @@ class Migration:
     def _do(self, command: Command) -> None:
         if isinstance(command, Stage):
             return self._stage(command)
-        if isinstance(command, Discard) and self._staged == NOTHING:
+        if isinstance(command, Discard):
+            if NOTHING != self._staged and self._staged.epoch <= command.epoch:
+                self._turn(partial(self._hold, NOTHING))
             return None
         if command.epoch != self._staged.epoch:
             staged = f"{self._staged.epoch} is" if self._staged.epoch else "nothing is"
@@ -115,8 +117,6 @@ class Migration:
                 self._turn(partial(self._commit, turn.commits))
             case Verify(digest=digest):
                 self._verify(digest)
-            case Discard():
-                self._turn(partial(self._hold, NOTHING))
         return None
 
     def _turn(self, work: Callable[[], Any]) -> None:
