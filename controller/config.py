@@ -115,7 +115,7 @@ class Config:
 
 
 class _PoolSpec(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     mode: Mode | None = None
     topology: str | None = None
@@ -147,7 +147,7 @@ class _PoolSpec(BaseModel):
 
 
 class _ConfigSpec(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     every_s: float = Field(default=30.0, gt=0)
     retention_days: float = Field(default=30.0, gt=0)
@@ -174,4 +174,6 @@ def _hours(text: str) -> Hours:
         begin, end = (datetime.strptime(part.strip(), "%H:%M") for part in text.split("-"))
     except ValueError as error:
         raise FileError(f"hours {text!r}: write them as 22:00-06:00, in UTC") from error
+    if begin == end:
+        raise FileError(f"hours {text!r} end as they begin: leave them out for the whole day")
     return Hours(begin.hour * 60 + begin.minute, end.hour * 60 + end.minute)

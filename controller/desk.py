@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict
 
 from controller.config import Config
-from controller.fleet import Fleet, FleetError, Pool, UnknownError
+from controller.fleet import FORGOTTEN_S, Fleet, FleetError, Pool, UnknownError, kinds
 from controller.journal import Journal
 from controller.operations import Operation, Operations, Phase
 from controller.plans import Plans, PlanState
@@ -58,21 +58,37 @@ class Desk:
         return found[0] if found else None
 
     async def stands(self, pool: Pool) -> Placement:
-        """The map of the pool's first engine that says it. Raises EngineLostError if none does."""
-        why = "it has no engines"
+        """The map of an engine that stands where the last change led, or else of the first that
+        answers. Raises EngineLostError if none does."""
+        there = await self._standings(pool)
+        last = self._last_change(pool.name)
+        if last is not None and Operation.of(last).phase is Phase.SUCCEEDED:
+            goal = self.journal.placement(last.body["goal"])
+            there.sort(key=lambda one: not _same(one[1], goal))
+        return there[0][1]
+
+    async def strays(self, pool: Pool, placement: Placement) -> list[str]:
+        """Engines whose ranks hold other experts than they do in ``placement``."""
+        there = await self._standings(pool)
+        return [engine for engine, stands in there if not _same(stands, placement)]
+
+    async def _standings(self, pool: Pool) -> list[tuple[str, Placement]]:
+        """Of the engines that answer."""
+        found, why = [], "it has no engines"
         for engine in pool.engines:
             try:
-                return await self.engines.stands(pool.name, engine)
+                found.append((engine, await self.engines.stands(pool.name, engine)))
             except EngineLostError as error:
                 why = str(error)
-        raise EngineLostError(f"{pool.name}: {why}")
+        if not found:
+            raise EngineLostError(f"{pool.name}: {why}")
+        return found
 
     def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record:
         """Keep a plan for approval. Raises PlacementError if it may not be applied."""
         policy, known = self.config.of(pool), self.fleet.pool(pool)
-        workers = [member.said.worker for members in known.engines.values() for member in members]
-        for worker in workers:
-            if reason_not := refusal(plan, worker):
+        for member in kinds(known.members.values()):
+            if reason_not := refusal(plan, member.said.worker):
                 raise PlacementError(reason_not)
         hardware = policy.hardware(known.ranks)
         broken = violations(plan.placement, policy.objective, known.model, hardware)
@@ -83,7 +99,9 @@ class Desk:
     async def begin(self, plan: Record, key: str, reason: str) -> Record:
         """Begin to apply an approved plan; returns its operation."""
         async with self._begun:
-            self._refuse_if_busy()
+            if (known := self.known(key)) is not None:
+                return known
+            self.refuse_if_busy()
             pool = self.fleet.pool(plan.pool)
             homes = await self._homes(pool)
             before = plan.body["before"]
@@ -91,17 +109,20 @@ class Desk:
                 why = f"{plan.id} starts from another map than the pool's now: propose again"
                 self.plans.move(plan, PlanState.SUPERSEDED, why)
                 raise FleetError(why)
-            self.plans.move(plan, PlanState.APPLYING, reason)
-            return self._start("apply", pool, plan.id, plan.body["digest"], homes, key, reason)
+            applying = self.plans.moved(plan, PlanState.APPLYING, reason)
+            goal = plan.body["digest"]
+            return self._start("apply", pool, plan.id, goal, homes, key, reason, applying)
 
     async def rollback(self, pool_name: str, key: str, reason: str) -> Record:
         """Have the pool's operation go back, or the pool to where it was before the last one."""
         running = self.running
         if running is not None and running.pool == pool_name:
-            self.operations.abort(reason or "an operator wants it back")
+            self.operations.abort(reason or "an operator wants it back", key)
             return running
         async with self._begun:
-            self._refuse_if_busy()
+            if (known := self.known(key)) is not None:
+                return known
+            self.refuse_if_busy()
             pool = self.fleet.pool(pool_name)
             last = self._last_change(pool_name)
             if last is None:
@@ -133,16 +154,18 @@ class Desk:
         return record
 
     def known(self, key: str) -> Record | None:
-        """The operation that was begun with this idempotency key."""
+        """The operation that was begun, or told to go back, with this idempotency key."""
         for record in self.journal.ledger.newest("operation") if key else ():
-            if record.body["key"] == key:
+            if key in (record.body["key"], record.body.get("back_key")):
                 return record
         return None
 
     def changed_s(self, pool: str) -> float | None:
         """Unix time at which the pool's last operation ended."""
-        found = self.journal.ledger.newest("operation", limit=1, pool=pool, final=True)
-        return found[0].at_s if found else None
+        for record in self.journal.ledger.newest("operation", pool=pool, final=True):
+            if record.body["phase"] != Phase.REFUSED:
+                return record.at_s
+        return None
 
     async def resume(self) -> None:
         """Go on with what a killed controller left, or a full disk held up."""
@@ -152,19 +175,26 @@ class Desk:
             self._task = None
             raise error
         if (record := self.running) is not None:
-            if record.pool in self.fleet.pools:  # else its agents are still to be heard
+            silent_s = self.journal.clock.now_s() - record.at_s
+            # Its agents may still be to be heard; or they are gone, and others wait for its end.
+            if record.pool in self.fleet.pools or silent_s > FORGOTTEN_S:
                 self._task = asyncio.create_task(self._run(record, is_restart=True))
             return
-        for plan in self.journal.ledger.newest("plan", final=False):
-            if plan.body["state"] == PlanState.APPLYING:  # killed between the two records
+        for plan in self.journal.ledger.newest("plan", final=False):  # killed before it was told
+            if plan.body["state"] == PlanState.APPLYING:
                 self._close(Operation.of(self._operation_of(plan)))
+            elif plan.body["state"] == PlanState.APPLIED:
+                last = self._last_change(plan.pool)
+                if last and last.body["kind"] == "rollback" and last.number > plan.number:
+                    self._close(Operation.of(last))
 
     async def settle(self) -> None:
         """Wait for what runs."""
         if self._task is not None:
             await self._task
 
-    def _refuse_if_busy(self) -> None:
+    def refuse_if_busy(self) -> None:
+        """Raises BusyError, which names the operation that is at work."""
         if (running := self.running) is not None:
             at = Operation.of(running)
             raise BusyError(
@@ -181,22 +211,22 @@ class Desk:
 
     def _start(
         self, kind: str, pool: Pool, plan: str, goal: str, homes: dict[str, str], key: str,
-        reason: str,
+        reason: str, *beside: Record,
     ) -> Record:  # fmt: skip
+        """Written down together with what is ``beside``, or not at all."""
         now_s = self.journal.clock.now_s()
         operation = Operation(
             self._next_id(), key, pool.name, kind, plan, goal, pool.model.expert_bytes, now_s,
             homes, epoch=max(int(now_s * 1000), self._newest_epoch(pool) + 1),
         )  # fmt: skip
-        record = self.journal.write(
-            "operation", operation.id, reason, asdict(operation), pool=pool.name, final=False
-        )
+        body = asdict(operation)
+        first = Record("operation", operation.id, 1, now_s, reason, body, pool.name, final=False)
+        record = self.journal.put(first, *beside)
         self._task = asyncio.create_task(self._run(record))
         return record
 
     def _next_id(self) -> str:
-        newest = self.journal.ledger.newest("operation", limit=1)
-        return f"op-{int(newest[0].id.rpartition('-')[2]) + 1 if newest else 1}"
+        return self.journal.next_id("operation", "op")
 
     async def _run(self, record: Record, is_restart: bool = False) -> None:
         try:
@@ -234,7 +264,8 @@ class Desk:
 
     def _operation_of(self, plan: Record) -> Record:
         found = self.journal.ledger.newest("operation", pool=plan.pool)
-        return next(record for record in found if record.body["plan_id"] == plan.id)
+        applied = (record for record in found if record.body["kind"] == "apply")
+        return next(record for record in applied if record.body["plan_id"] == plan.id)
 
     def _last_change(self, pool: str) -> Record | None:
         for record in self.journal.ledger.newest("operation", pool=pool, final=True):
@@ -246,3 +277,8 @@ class Desk:
         """What agents have applied or refused last: they only listen to later ones."""
         said = [member.said for member in pool.members.values()]
         return max((max(one.epoch, one.refused_epoch) for one in said), default=0)
+
+
+def _same(one: Placement, other: Placement) -> bool:
+    """Whether all ranks hold the same experts, in whatever slots."""
+    return one.shape == other.shape and bool((one.copies == other.copies).all())

@@ -1,7 +1,7 @@
 """What is known of the fleet: who registered, what they pushed, how they stand. In memory: agents
 say all of it again within seconds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from controller.windows import Delta, Window
@@ -10,7 +10,7 @@ from placer.errors import PlacerError, RoutingError
 from placer.model import ModelShape
 from placer.profile import Profile, merge
 
-SILENT_S = 30.0  # a worker that was not heard for so long is taken for gone
+SILENT_S = 60.0  # a worker that was not heard for so long is gone: agents pause up to 20 s
 FORGOTTEN_S = 3600.0
 WORKERS = 20_000  # at most
 
@@ -72,6 +72,14 @@ class Member:
     lost: int = 0
 
 
+def kinds(members: Iterable[Member]) -> list[Member]:
+    """The first of those that differ by name and rank alone: what is asked of one is of all."""
+    found: dict[Worker, Member] = {}
+    for member in members:
+        found.setdefault(replace(member.said.worker, name="", ep_rank=0), member)
+    return list(found.values())
+
+
 @dataclass(slots=True)
 class Pool:
     """Engines of one model and width. Windows by phase."""
@@ -131,13 +139,12 @@ class Fleet:
 
     def register(self, said: Registration, now_s: float) -> int:
         """The newest push of this incarnation. Raises FleetError for whom the pool has no place."""
-        pool = self._place(said, now_s)
         key = said.id.engine, said.id.worker
-        member = pool.members.get(key)
-        if member is None:
-            if sum(len(pool.members) for pool in self.pools.values()) >= WORKERS:
-                raise FleetError(f"{WORKERS} workers are registered: no place for more")
-            member = pool.members[key] = Member(said, now_s)
+        known = self.pools.get(said.id.pool)
+        if (known is None or key not in known.members) and self._workers >= WORKERS:
+            raise FleetError(f"{WORKERS} workers are registered: no place for more")
+        pool = self._place(said, now_s)
+        member = pool.members.setdefault(key, Member(said, now_s))
         if said.id.incarnation < member.said.id.incarnation:
             raise FleetError(f"{said.id.worker} of {said.id.engine} was started again since")
         if said.id.incarnation > member.said.id.incarnation:
@@ -148,7 +155,7 @@ class Fleet:
     def push(self, id: WorkerId, sequence: int, deltas: Sequence[Delta], now_s: float) -> None:
         """Count a push, once. Raises FleetError for a worker that must register first, and
         RoutingError for counts that cannot be."""
-        member = self._member(id)
+        member = self.member(id)
         if sequence < 1:
             raise RoutingError(f"push {sequence}: they are counted from 1")
         if sequence <= member.sequence:
@@ -161,8 +168,17 @@ class Fleet:
             if delta.phase not in pool.windows:
                 pool.windows[delta.phase] = Window(self._window_s(pool.name), now_s)
             pool.windows[delta.phase].add(delta, now_s)
-        member.lost += sequence - member.sequence - 1
+        if member.sequence:  # those before the first were acknowledged by another controller
+            member.lost += sequence - member.sequence - 1
         member.sequence, member.heard_s = sequence, now_s
+
+    def member(self, id: WorkerId) -> Member:
+        """Raises UnknownError for a worker that must register first."""
+        pool = self.pools.get(id.pool)
+        member = pool.members.get((id.engine, id.worker)) if pool else None
+        if member is None or member.said.id.incarnation != id.incarnation:
+            raise UnknownError(f"{id.worker} of {id.engine} in {id.pool} must register first")
+        return member
 
     def forget(self, now_s: float) -> None:
         """Workers and pools that were not heard for long."""
@@ -173,12 +189,9 @@ class Fleet:
             if not pool.members:
                 del self.pools[pool.name]
 
-    def _member(self, id: WorkerId) -> Member:
-        pool = self.pools.get(id.pool)
-        member = pool.members.get((id.engine, id.worker)) if pool else None
-        if member is None or member.said.id.incarnation != id.incarnation:
-            raise UnknownError(f"{id.worker} of {id.engine} in {id.pool} must register first")
-        return member
+    @property
+    def _workers(self) -> int:
+        return sum(len(pool.members) for pool in self.pools.values())
 
     def _place(self, said: Registration, now_s: float) -> Pool:
         """Its pool, which the first one defines, as long as one of them is there."""

@@ -46,6 +46,11 @@ class Journal:
                     queue.put_nowait(None)
         return written[0]
 
+    def next_id(self, kind: str, prefix: str) -> str:
+        """``prefix-1``, ``prefix-2``, ...: the last written need not have the largest number."""
+        taken = (int(record.id.rpartition("-")[2]) for record in self.ledger.newest(kind))
+        return f"{prefix}-{max(taken, default=0) + 1}"
+
     async def watch(self) -> AsyncIterator[Record]:
         """What is written from now on. Raises LedgerError for a watcher that is too slow."""
         queue: asyncio.Queue[Record | None] = asyncio.Queue()

@@ -6,10 +6,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from controller import snapshots
 from controller.config import Config, PoolPolicy
 from controller.desk import Desk
 from controller.fleet import Fleet, FleetError, Pool, Registration
 from controller.journal import Journal
+from controller.operations import Operation
 from controller.plans import PlanState
 from controller.ports import EngineLostError, Engines, Planner
 from controller.rebalance import Decision, Past, decide
@@ -57,6 +59,7 @@ class Loop:
         self.counted: Counter[tuple[str, ...]] = Counter()  # decisions by pool and outcome
         self._pasts: dict[str, Past] = {}
         self._written: dict[str, View] = {}
+        snapshots.recall(journal, fleet, lambda pool: config.of(pool).window_s)
         self._acknowledged: dict[str, dict[str, Any]] = {}
 
     async def run(self) -> None:
@@ -76,6 +79,7 @@ class Loop:
         await asyncio.gather(*(self._try(pool.name, self._look(pool)) for pool in pools))
         for pool in pools:
             await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
+            await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
 
     def heard(self, said: Registration) -> None:
         """Write down what a worker newly acknowledges or refuses."""
@@ -86,14 +90,14 @@ class Loop:
         id = f"{said.id.pool}/{said.id.engine}/{said.id.worker}"
         if not any(news.values()) or self._acknowledged.get(id) == news:
             return
+        reason = said.refused if said.refused_epoch > said.epoch else ""
+        reason = reason or f"epoch {said.epoch} is applied"
         try:
             last = self.journal.ledger.get("acknowledgement", id)
             if last is None:
-                reason = said.refused or f"epoch {said.epoch} is applied"
                 self.journal.write("acknowledgement", id, reason, news, pool=said.id.pool)
             elif last.body != news:
-                reason = said.refused if said.refused_epoch > said.epoch else ""
-                self.journal.follow(last, reason or f"epoch {said.epoch} is applied", body=news)
+                self.journal.follow(last, reason, body=news)
         except LedgerError as error:  # the worker is heard all the same
             self.troubles["acknowledgements"] = str(error)
         else:
@@ -105,15 +109,30 @@ class Loop:
         for kind, keep in KEPT.items():
             self.journal.ledger.prune(kind, keep, since_s)
 
+    async def _snapshot(self, pool: Pool) -> None:
+        snapshots.take(self.journal, pool)
+
     async def _look(self, pool: Pool) -> None:
         """Observe one pool, and decide."""
         now_s, policy = self.journal.clock.now_s(), self.config.of(pool.name)
         past = self._past(pool.name)
+        running = self.desk.running
+        if running is not None and running.pool == pool.name:  # what stands is in between
+            reason = f"{running.id} is at work: {Operation.of(running).progress}"
+            decision = Decision("wait", reason, past.streak)
+            last = self.views.get(pool.name, View(decision, now_s))
+            self._decided(pool.name, replace(last, decision=decision, at_s=now_s))
+            return
         problem = await self.problem(pool)
         if isinstance(problem, Hold):
+            self._pasts[pool.name] = Past(0, past.changed_s)
             self._decided(pool.name, View(Decision("hold", problem.reason), now_s))
             return
         answer = await self.planner.answer(problem, policy.optimizer)
+        if isinstance(answer, Hold) and (strays := await self.desk.strays(pool, problem.start)):
+            # Started again, or changed by hand: where it is, nobody planned for.
+            reason = f"{', '.join(strays)} stands elsewhere than the rest of the pool: to join it"
+            answer = Plan(problem.start, reason, problem.model, problem.topology)
         decision = decide(answer, past, policy, now_s)
         self._pasts[pool.name] = Past(decision.streak, past.changed_s)
         predicted, measured = self._gains(problem, pool)
@@ -142,14 +161,17 @@ class Loop:
         return _problem(pool, policy, profile, current)
 
     def _propose(self, pool: Pool, problem: Problem, plan: Plan, view: View) -> View:
-        """Keep the plan, unless an earlier one from the same map still waits for approval."""
+        """Keep the plan, unless an earlier one for this map waits: approved, for its turn; or for
+        approval, as long as it is not too old."""
         before = problem.start.digest
         policy, decision = self.config.of(pool.name), view.decision
         waiting = self.desk.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
         fresh_s = view.at_s - policy.window_s
         for record in waiting:
-            if record.body["before"] == before and record.at_s > fresh_s:
-                reason = f"{record.id} waits for approval: {record.reason}"
+            approved = record.body["state"] == PlanState.APPROVED
+            if record.body["before"] in ("", before) and (approved or record.at_s > fresh_s):
+                what = "its turn" if approved else "approval"
+                reason = f"{record.id} waits for {what}: {record.reason}"
                 return replace(view, decision=Decision("propose", reason, decision.streak))
         record = self.desk.propose(pool.name, plan, before, decision.reason)
         if decision.outcome == "act":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from controller import metrics
 from controller.adapters.fleet_engines import FleetEngines
@@ -28,6 +29,7 @@ from placer.errors import PlacerError
 
 ACTOR = "controller"
 STARTS_S = 60.0
+LOOKS_S = 5.0
 
 log = logging.getLogger("placer.controller")
 
@@ -115,3 +117,19 @@ def launch(setup: Setup) -> tuple[Any, int]:
         ray.kill(handle)
         raise port
     return handle, port
+
+
+def look(handle: Any) -> int | PlacerError | None:
+    """Its port, or why it could not start again; None if it does not answer."""
+    try:
+        found: int | PlacerError = ray.get(handle.port.remote(), timeout=LOOKS_S)
+    except RayError:
+        return None
+    return found
+
+
+def end(handle: Any) -> None:
+    """End the controller, if there is one, and this process's connection to Ray."""
+    if handle is not None:
+        ray.kill(handle)
+    ray.shutdown()

@@ -41,7 +41,7 @@ class LoopCollector(Collector):
             ("plan_epoch", "Newest epoch that a worker applied.",
              {(pool.name,): self._newest(pool, "epoch") for pool in pools}),
             ("window_tokens", "Tokens that decisions are made from.",
-             {(pool.name,): _tokens(pool) for pool in pools}),
+             {(pool.name,): self._tokens(pool) for pool in pools}),
             ("workers", "Workers that are heard.",
              {(pool.name,): len(pool.members) for pool in pools}),
             ("agent_lag_seconds", "Since the quietest worker was heard.",
@@ -81,6 +81,11 @@ class LoopCollector(Collector):
         members = list(pool.members.values())
         return max((getattr(member.said, name) for member in members), default=0)
 
+    def _tokens(self, pool: Pool) -> int:
+        phase = self.loop.config.of(pool.name).phase
+        windows = list(pool.windows.items())
+        return sum(window.tokens for name, window in windows if phase in (name, "mixed"))
+
     def _lag_s(self, pool: Pool) -> float | None:
         now_s = self.loop.journal.clock.now_s()
         return max((now_s - one.heard_s for one in list(pool.members.values())), default=None)
@@ -106,10 +111,6 @@ def serve(loop: Loop, address: str, detail: bool) -> None:
     registry.register(LoopCollector(loop, detail))
     host, _, port = address.rpartition(":")
     start_http_server(int(port), host or "127.0.0.1", registry)
-
-
-def _tokens(pool: Pool) -> int:
-    return sum(window.tokens for window in list(pool.windows.values()))
 
 
 def _gauge(name: str, what: str, values: Values, labels: Sequence[str] = ()) -> Family:

@@ -38,6 +38,7 @@ class Phase(StrEnum):
 class Operation:
     """
     key:    the caller's; the same again is the same operation
+    back_key: of whoever told it to go back
     goal:   digest of the placement that all engines should have
     homes:  each engine's before, to go back to; engines are changed in this order
     at, state, turn, turns: the engine, the machine's state, and its round
@@ -64,6 +65,7 @@ class Operation:
     epoch: int = 0
     tries: int = 0
     why: str = ""
+    back_key: str = ""
     moved: int = 0
     copied_bytes: int = 0
     longest_pause_s: float = 0.0
@@ -130,27 +132,28 @@ class Operations:
 
     def __init__(self, journal: Journal, engines: Engines, config: Config) -> None:
         self.journal, self.engines, self.config = journal, engines, config
-        self._abort = ""
+        self._abort = self._abort_key = ""
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, key: str = "") -> None:
         """Have the operation that runs go back at its next step."""
-        self._abort = reason
+        self._abort, self._abort_key = reason, key
 
     async def run(self, record: Record, is_restart: bool = False) -> Record:
         """To its end. Raises LedgerError if a step cannot be written down: nothing moves then,
         until it is run again."""
-        self._abort = ""
         operation, leg = Operation.of(record), None
         event = Event.RESTART if is_restart else None
         while True:
             if event is not None:
                 operation = operation.after(event, self.journal.clock.now_s())
+                if operation.phase in (Phase.RETURNING, Phase.ROLLED_BACK):
+                    operation = replace(operation, back_key=self._abort_key or operation.back_key)
                 if operation.state in (State.STAGING, State.DISCARDING):
                     leg = None
-                record = self.journal.follow(
-                    record, operation.why, body=asdict(operation), final=operation.is_final
-                )
+                reason, body = operation.why or record.reason, asdict(operation)
+                record = self.journal.follow(record, reason, body=body, final=operation.is_final)
             if operation.is_final:
+                self._abort = self._abort_key = ""
                 return record
             try:
                 if leg is None and operation.state is not State.DISCARDING:
@@ -209,7 +212,12 @@ class Operations:
             if leg is not None and operation.state is State.COMMITTING:
                 moved = operation.moved + len(leg.turns[operation.turn].commits)
                 operation = replace(operation, moved=moved)
-            return (Event.LAST if await self._is_last(operation) else Event.DONE), operation
+            if self._abort and operation.phase is Phase.RUNNING:
+                return Event.ABORT, replace(operation, why=self._abort)
+            if await self._is_last(operation):
+                return Event.LAST, operation
+            tired = operation.state is State.DISCARDING and operation.tries >= TRIES
+            return (Event.TIRED if tired else Event.DONE), operation
         reason = outcome.reason if outcome else "no answer in time"
         if not operation.why:
             operation = replace(operation, why=f"{operation.progress}: {reason}")

@@ -61,9 +61,6 @@ class Plans:
     def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record:
         """Keep a plan that starts from the map with this digest; "" if it starts anywhere. It takes
         the place of those that wait."""
-        ledger = self.journal.ledger
-        newest = ledger.newest("plan", limit=1)
-        number = int(newest[0].id.rpartition("-")[2]) + 1 if newest else 1
         cost = plan.move_cost
         body = {
             "state": PlanState.PROPOSED,
@@ -76,9 +73,8 @@ class Plans:
         text = plan_text(plan).encode()
         self.journal.keep_placement(plan.placement)
         waiting = self.in_state(pool, PlanState.PROPOSED, PlanState.APPROVED)
-        record = self.journal.write(
-            "plan", f"plan-{number}", reason, body, pool=pool, final=False, blob=text
-        )
+        id = self.journal.next_id("plan", "plan")
+        record = self.journal.write("plan", id, reason, body, pool=pool, final=False, blob=text)
         for one in waiting:
             self.move(one, PlanState.SUPERSEDED, f"{record.id} takes its place")
         return record
@@ -98,5 +94,10 @@ class Plans:
 
     def move(self, record: Record, state: PlanState, reason: str) -> Record:
         """Raises Conflict if somebody moved it since."""
+        return self.journal.put(self.moved(record, state, reason))
+
+    def moved(self, record: Record, state: PlanState, reason: str) -> Record:
+        """What ``move`` writes down, to be put together with something else."""
         body: Mapping[str, Any] = {**record.body, "state": state}
-        return self.journal.follow(record, reason, body=body, final=state not in OPEN)
+        now_s = self.journal.clock.now_s()
+        return record.next(now_s, reason, body=body, final=state not in OPEN)

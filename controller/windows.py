@@ -1,12 +1,14 @@
 """The traffic of the last while, by phase, merged over the workers of a pool."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
 from placer.arrays import IntArray
 from placer.errors import RoutingError
-from placer.profile import Profile, merge
+from placer.profile import Profile
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,11 +36,13 @@ class Delta:
                 "model's?"
             )
         # Fewer is possible: an engine may mark choices that are no expert's.
-        wrong = self.load.sum(axis=1, dtype="int64") > self.tokens * self.top_k
-        if self.tokens < 1 or wrong.any():
+        choices = self.load.sum(axis=1, dtype="int64")
+        wrong = choices > self.tokens * self.top_k
+        if self.tokens < 1 or wrong.any() or not choices.any():
+            layer = int(wrong.argmax())
             raise RoutingError(
-                f"{self.tokens} tokens, top-{self.top_k}, but layer {int(wrong.argmax())} counts "
-                f"{int(self.load[wrong.argmax()].sum())} choices: the counts contradict themselves"
+                f"{self.tokens} tokens, top-{self.top_k}, but layer {layer} counts "
+                f"{choices[layer]} choices: the counts contradict themselves"
             )
 
 
@@ -68,6 +72,21 @@ class _Half:
         else:
             self.pairs[0][...] += pairs[0]
             self.pairs[1][...] += pairs[1]
+
+    def plus(self, other: "_Half") -> "_Half":
+        total = _Half(min(self.begun_s, other.begun_s))
+        for half in (self, other):
+            total.tokens += half.tokens
+            total.sequences += half.sequences
+            total.pair_tokens += half.pair_tokens
+        total.load = _sum(self.load, other.load)
+        if self.pairs is None or other.pairs is None:
+            total.pairs = self.pairs or other.pairs
+        else:
+            both = zip(self.pairs, other.pairs, strict=True)
+            transitions, coactivation = (one.astype("int64") + two for one, two in both)
+            total.pairs = transitions, coactivation
+        return total
 
     def profile(self, phase: str, top_k: int) -> Profile:
         """Affinity is known of some tokens only, and taken to be that of all."""
@@ -102,10 +121,26 @@ class Window:
 
     def roll(self, now_s: float) -> None:
         """Forget what is too long ago."""
-        age_s = now_s - self._this.begun_s
-        if age_s >= self.span_s / 2:
-            self._last = self._this if age_s < self.span_s else None
-            self._this = _Half(now_s)
+        half_s = self.span_s / 2
+        passed = int((now_s - self._this.begun_s) // half_s)
+        if passed > 0:
+            self._last = self._this if passed == 1 else None
+            self._this = _Half(self._this.begun_s + passed * half_s)
+
+    def parts(self, phase: str, top_k: int) -> list[tuple[float, Delta]]:
+        """Since when, and what was counted, in each half; without affinity."""
+        return [
+            (half.begun_s, Delta(phase, top_k, half.tokens, half.sequences, half.load))
+            for half in self._halves
+            if half.load is not None
+        ]
+
+    def put_back(self, parts: Sequence[tuple[float, Delta]]) -> None:
+        """What ``parts`` gave, into a new window."""
+        for begun_s, delta in parts:
+            self._last = self._this if self._this.tokens else None
+            self._this = _Half(begun_s)
+            self._this.add(delta)
 
     @property
     def tokens(self) -> int:
@@ -116,9 +151,13 @@ class Window:
         halves = self._halves
         if not halves:
             return None
-        total = merge([half.profile(phase, top_k) for half in halves])
-        return replace(total, window_s=now_s - halves[0].begun_s)
+        total = reduce(_Half.plus, halves)
+        return replace(total.profile(phase, top_k), window_s=now_s - total.begun_s)
 
     @property
     def _halves(self) -> list[_Half]:
         return [half for half in (self._last, self._this) if half is not None and half.tokens]
+
+
+def _sum(one: IntArray | None, other: IntArray | None) -> IntArray | None:
+    return one if other is None else other if one is None else one + other

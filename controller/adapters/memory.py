@@ -61,8 +61,9 @@ class MemoryEngine:
             case Verify(digest=digest):
                 now = self.placement.digest
                 return Done() if now == digest else Refused(f"it serves {now} and not {digest}")
-            case Discard():
-                self._epoch, self._arrived = 0, {}
+            case Discard(epoch=epoch):
+                if epoch >= self._epoch:
+                    self._epoch, self._arrived = 0, {}
         return Done()
 
     def _stage(self, command: Stage) -> Outcome:

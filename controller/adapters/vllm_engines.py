@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 
 from controller.config import Config
-from controller.fleet import Fleet, FleetError, Member
+from controller.fleet import SILENT_S, Fleet, FleetError, Member, kinds
 from controller.journal import Journal
 from controller.migration.commands import (
     Agree,
@@ -28,7 +28,6 @@ from placer.placement import Placement
 from placer.plan import Plan
 
 LOOK_S = 0.2
-SILENT_S = 30.0
 
 Offer = tuple[int, bytes]  # epoch, plan file
 
@@ -58,15 +57,15 @@ class VllmEngines:
             raise EngineLostError(f"{engine} serves a map that nobody here planned") from error
 
     async def carry_out(self, pool: str, engine: str, command: Command) -> Outcome:
+        try:
+            return await self._carry_out(pool, engine, command)
+        except EngineLostError as error:
+            return Lost(str(error))
+
+    async def _carry_out(self, pool: str, engine: str, command: Command) -> Outcome:
         match command:
-            case Stage(epoch=epoch, after=after):
-                plan = Plan(after)
-                for member in self._members(pool, engine):
-                    if reason := refusal(plan, member.said.worker):
-                        return Refused(f"{member.said.id.worker}: {reason}")
-                self.journal.keep_placement(after)
-                await self._offer((pool, engine), (epoch, lean(plan).encode()))
-                return Done()
+            case Stage():
+                return await self._stage(pool, engine, command)
             case Verify(epoch=epoch, digest=digest):
                 return await self._arrival(pool, engine, epoch, digest)
             case Discard():
@@ -88,6 +87,17 @@ class VllmEngines:
             after_epoch = epoch
             yield epoch, file
 
+    async def _stage(self, pool: str, engine: str, command: Stage) -> Outcome:
+        now, plan = await self.stands(pool, engine), Plan(command.after)
+        if now.digest != command.before.digest:
+            return Refused(f"it serves {now.digest}: plan from that map")
+        for member in kinds(self._members(pool, engine)):
+            if reason := refusal(plan, member.said.worker):
+                return Refused(f"{member.said.id.worker}: {reason}")
+        self.journal.keep_placement(command.after)
+        await self._offer((pool, engine), (command.epoch, lean(plan).encode()))
+        return Done()
+
     async def _offer(self, key: tuple[str, str], offer: Offer) -> None:
         async with self._changed:
             self._offers[key] = offer
@@ -95,10 +105,7 @@ class VllmEngines:
 
     async def _arrival(self, pool: str, engine: str, epoch: int, digest: str) -> Outcome:
         while True:
-            try:
-                members = self._members(pool, engine)
-            except EngineLostError as error:
-                return Lost(str(error))
+            members = self._members(pool, engine)
             for member in members:
                 if member.said.refused_epoch == epoch:
                     return Refused(f"{member.said.id.worker}: {member.said.refused}")

@@ -150,3 +150,7 @@ def documentation() -> str:
     diagram += [f"    {a} --> {b}: {', '.join(found)}" for (a, b), found in edges.items()]
     diagram += [f"    {state} --> [*]" for state in FINAL] + ["```"]
     return "\n".join([*lines, "", *diagram]) + "\n"
+
+
+if __name__ == "__main__":
+    print(documentation(), end="")

@@ -1,10 +1,12 @@
 """Errors as gRPC knows them, with the message that says what to do."""
 
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import wraps
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from controller.desk import BusyError
 from controller.fleet import FleetError, UnknownError
@@ -23,6 +25,10 @@ CODES: list[tuple[type[PlacerError], grpc.StatusCode]] = [
     (PlacerError, grpc.StatusCode.INVALID_ARGUMENT),
 ]
 
+A_BUG = "a bug in the controller: its log says more"
+
+log = logging.getLogger("placer.controller")
+
 
 def code_of(error: PlacerError) -> grpc.StatusCode:
     return next(code for kind, code in CODES if isinstance(error, kind))
@@ -37,7 +43,32 @@ def answering(
     async def answered(self: Any, request: Any, context: Any) -> Any:
         try:
             return await method(self, request)
-        except PlacerError as error:
-            await context.abort(code_of(error), str(error))
+        except Exception as error:
+            await _abort(context, method.__name__, error)
 
     return answered
+
+
+def streaming(
+    method: Callable[[Any, Any], AsyncIterator[Any]],
+) -> Callable[[Any, Any, Any], AsyncIterator[Any]]:
+    """The same for a method that answers with a stream."""
+
+    @wraps(method)
+    async def streamed(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            async for response in method(self, request):
+                yield response
+        except Exception as error:
+            await _abort(context, method.__name__, error)
+
+    return streamed
+
+
+async def _abort(context: Any, name: str, error: Exception) -> None:
+    if isinstance(error, grpc.aio.BaseError):  # the client is gone
+        raise error
+    if isinstance(error, PlacerError):
+        await context.abort(code_of(error), " ".join(str(error).split()))
+    log.error("placer: %s failed", name, exc_info=error)
+    await context.abort(grpc.StatusCode.INTERNAL, A_BUG)

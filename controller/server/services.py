@@ -6,13 +6,13 @@ from importlib.metadata import version
 from typing import Any
 
 from controller.adapters.vllm_engines import VllmEngines
-from controller.fleet import FleetError, Member, Pool
+from controller.fleet import Member, Pool
 from controller.loop import Loop, outcome
 from controller.plans import PlanState
 from controller.server import explain, wire
-from controller.server.answers import answering, code_of
+from controller.server.answers import answering, streaming
 from controller.store import Record
-from placer.errors import PlacerError, RoutingError
+from placer.errors import RoutingError
 from placer.files.plans import parse_plan, plan_text
 from placer.optimizers import optimizer as known_optimizer
 from placer.plan import Hold, Plan
@@ -31,16 +31,17 @@ class Profiles(ProfileServiceServicer):  # type: ignore[misc]
     def __init__(self, loop: Loop) -> None:
         self.fleet, self.clock, self.config = loop.fleet, loop.journal.clock, loop.config
 
-    async def Push(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    @streaming
+    async def Push(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
             refused, id = "", wire.worker_id(request.id)
+            self.fleet.member(id)
             try:
                 deltas = wire.deltas(request)
-                self.fleet.push(id, request.sequence, deltas, self.clock.now_s())
+                sequence = wire.number("sequence", request.sequence)
+                self.fleet.push(id, sequence, deltas, self.clock.now_s())
             except RoutingError as error:
                 refused = str(error)
-            except FleetError as error:
-                await context.abort(code_of(error), str(error))
             yield profile_pb2.PushResponse(
                 sequence=request.sequence,
                 refused=refused,
@@ -98,6 +99,7 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
     async def Apply(self, request: Any) -> Any:
         if (known := self.desk.known(request.idempotency_key)) is not None:
             return placement_pb2.ApplyResponse(operation=wire.operation(known))
+        self.desk.refuse_if_busy()  # before the plan is approved, and begins some time else
         reason = request.reason or "applied by an operator"
         plan = self.desk.plans.approve(request.plan_id, request.version, reason)
         found = await self.desk.begin(plan, request.idempotency_key, reason)
@@ -123,17 +125,15 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
         found = ledger.newest("plan", limit=request.limit or 20, pool=request.pool or None)
         return placement_pb2.ListResponse(plans=[wire.plan(record) for record in found])
 
-    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    @streaming
+    async def Watch(self, request: Any) -> AsyncIterator[Any]:
         if request.engine:
             offers = self.offers.offers(request.pool, request.engine, request.after_epoch)
             async for epoch, file in offers:
                 yield placement_pb2.WatchResponse(epoch=epoch, file=file)
-        try:
-            async for record in self.loop.journal.watch():
-                if record.kind != "placement" and request.pool in ("", record.pool):
-                    yield placement_pb2.WatchResponse(record=wire.record(record))
-        except PlacerError as error:
-            await context.abort(code_of(error), str(error))
+        async for record in self.loop.journal.watch():
+            if record.kind in explain.KINDS and request.pool in ("", record.pool):
+                yield placement_pb2.WatchResponse(record=wire.record(record))
 
     async def _answer(self, pool: str, optimizer: str) -> tuple[Any, str]:
         """What an optimizer says now, and the digest of the map that it starts from."""
@@ -153,8 +153,8 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
     @answering
     async def Register(self, request: Any) -> Any:
         said = wire.registration(request)
-        self.loop.heard(said)
         sequence = self.fleet.register(said, self.journal.clock.now_s())
+        self.loop.heard(said)
         return fleet_pb2.RegisterResponse(sequence=sequence)
 
     @answering

@@ -1,6 +1,7 @@
 """Messages <-> values. What comes in is checked here: nobody is trusted."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 
 PHASES = {profile_pb2.PHASE_PREFILL: "prefill", profile_pb2.PHASE_DECODE: "decode"}
 MOST = 4096  # layers or experts: no model has as many
+SLOTS = 2**20  # of all layers
+LARGEST = 2**48  # of what is counted up: milliseconds of 9000 years; 20,000 of them still add up
+TEXT = 1000  # characters of what a worker says: it is kept and shown
+SHAPE = 2**16  # of a model's sizes
 
 
 def worker_id(message: Any) -> WorkerId:
@@ -26,16 +31,35 @@ def worker_id(message: Any) -> WorkerId:
 
 
 def registration(message: Any) -> Registration:
-    """Raises ModelError for a shape that is none."""
+    """Raises ModelError for a shape that is none, RoutingError for numbers that cannot be."""
     told = {field: getattr(message.worker, field) for field in Worker.__slots__}
     worker = Worker(**told)
-    rest = ("actor", "epoch", "digest", "refused_epoch", "refused", "tokens", "dropped", "trouble")
+    if worker.slots * worker.layers > SLOTS or worker.ep_rank >= worker.ep_size:
+        raise ModelError(
+            f"rank {worker.ep_rank} of {worker.ep_size}, {worker.layers} layers of {worker.slots} "
+            f"slots: ranks count from 0, and all slots are at most {SLOTS}"
+        )
+    numbers = ("epoch", "refused_epoch", "tokens", "dropped")
+    for field in numbers:
+        number(field, getattr(message, field))
+    texts = ("actor", "digest", "refused", "trouble")
     return Registration(
         id=worker_id(message.id),
-        worker=worker,
+        worker=replace(worker, model=_line(worker.model)),
         shape=_shape(message.shape, worker),
-        **{field: getattr(message, field) for field in rest},
+        **{field: getattr(message, field) for field in numbers},
+        **{field: _line(getattr(message, field)) for field in texts},
     )
+
+
+def number(name: str, value: int) -> int:
+    if value > LARGEST:
+        raise RoutingError(f"{name} is {value}: at most {LARGEST} can be counted")
+    return value
+
+
+def _line(text: str) -> str:
+    return " ".join(text[:TEXT].split())
 
 
 def _shape(text: str, worker: Worker) -> ModelShape | None:
@@ -44,6 +68,8 @@ def _shape(text: str, worker: Worker) -> ModelShape | None:
         raise ModelError(f"{worker.dims}, top-{worker.top_k}: sizes are 1 to {MOST}")
     if not text:
         return None
+    if len(text) > SHAPE:
+        raise ModelError(f"the model's shape has {len(text)} characters: at most {SHAPE} are read")
     try:
         shape = shape_of(json.loads(text))
     except (ValueError, RecursionError) as error:
@@ -61,6 +87,8 @@ def deltas(message: Any) -> list[Delta]:
 
 def _delta(counts: Any) -> Delta:
     layers, experts = counts.layers, counts.experts
+    for name in ("tokens", "sequences"):
+        number(name, getattr(counts, name))
     if counts.phase not in PHASES:
         raise RoutingError(f"phase {counts.phase}: it is prefill or decode")
     if not (0 < layers <= MOST and 0 < experts <= MOST and 0 < counts.top_k <= experts):

@@ -154,6 +154,22 @@ class Extension:
         by_rank: list[list[int]] = self._loads.reshape(len(self._loads), ranks, -1).sum(2).tolist()
         return by_rank
 
+    def placer_switch(self, on: bool) -> None:
+        """Take the agent's hooks out of the model and its steps, or put them back."""
+        runner = self.model_runner  # type: ignore[attr-defined]
+        if runner.placer is not None:
+            self._agent = runner.placer
+            self._captures = {router: router.capture_fn for router in self._routers()}
+        runner.placer = self._agent if on else None
+        for router, capture in self._captures.items():
+            router.set_capture_fn(capture if on else None)
+
+    def _routers(self) -> list[Any]:
+        from vllm.model_executor.layers.fused_moe.layer import MoERunner
+
+        modules = self.model_runner.model.modules()  # type: ignore[attr-defined]
+        return [module.router for module in modules if isinstance(module, MoERunner)]
+
     def placer_offer(self, rank: int, epoch: int, path: str) -> str:
         """Let one rank alone know of a plan."""
         from placer.files.plans import read_plan

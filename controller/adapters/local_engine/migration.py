@@ -100,7 +100,7 @@ class Migration:
         if isinstance(command, Stage):
             return self._stage(command)
         if isinstance(command, Discard):
-            if NOTHING != self._staged and self._staged.epoch <= command.epoch:
+            if self._staged != NOTHING and self._staged.epoch <= command.epoch:
                 self._turn(partial(self._hold, NOTHING))
             return None
         if command.epoch != self._staged.epoch:

@@ -1,0 +1,334 @@
+"""A controller under load: 512 agents that push, register and watch for plans, all at once.
+
+The controller has a process of its own, without Ray; so has the planner, and the agents, each with
+a connection of its own, share a third. A decision is timed by itself afterwards.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from bench.replan import chances, planned, problem
+from bench.timing import console
+from controller.adapters.memory import MemoryEngine, MemoryEngines
+from controller.adapters.vllm_engines import VllmEngines
+from controller.clock import SystemClock
+from controller.config import Config, PoolPolicy
+from controller.fleet import Fleet, Pool
+from controller.journal import Journal
+from controller.loop import Loop
+from controller.migration.commands import Stage
+from controller.planning import answer
+from controller.rebalance import Past, decide
+from controller.server.security import Listening
+from controller.server.serve import start
+from controller.store import Ledger
+from controller.windows import Delta, Window
+from placer import model, topology
+from placer.channel import Settings, open_aio_channel
+from placer.placement import Placement
+from placer.plan import Hold, Infeasible, Plan
+from placer.problem import Problem
+from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
+from placer.v1.fleet_pb2_grpc import FleetServiceStub
+from placer.v1.placement_pb2_grpc import PlacementServiceStub
+from placer.v1.profile_pb2_grpc import ProfileServiceStub
+
+LAYERS, EXPERTS, TOP_K, SLOTS, RANKS, ENGINES = 58, 256, 8, 288, 32, 16
+AGENTS = RANKS * ENGINES
+EVERY_S, LASTS_S = 5.0, 60.0
+OFFER_S = 20.0  # after the first push
+TOKENS = {profile_pb2.PHASE_PREFILL: 16_384, profile_pb2.PHASE_DECODE: 4_096}  # of a push
+ROUNDS = 9
+POOL = "deepseek-v3"
+POLICY = PoolPolicy(topology.preset("h100"), confirmations=1)  # a plan is proposed while it runs
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def run() -> None:
+    before, after = _linear(), planned(problem(_load(0)))
+    busy = os.getloadavg()[0]
+    with TemporaryDirectory() as folder, _process(_serve, before, Path(folder)) as controller:
+        port = controller.recv()
+        with _process(_agents, port) as agents:
+            agents.recv()  # all are registered
+            agents.send("go")
+            sizes, offered_s = _watch(controller, after)
+            seen: Seen = agents.recv()
+            controller.send(("counted", None))
+            counted: tuple[int, int] = controller.recv()
+    _tell(seen, counted, sizes, offered_s, busy)
+    console.print(f"A decision, {LAYERS} x {EXPERTS} -> {SLOTS} slots: {_decision_ms():.0f} ms")
+
+
+@dataclass
+class Seen:
+    """By the agents. Seconds are of the clock that all processes of a host share."""
+
+    pushes: int = 0
+    tokens: int = 0
+    refused: list[str] = field(default_factory=list)
+    acknowledged_s: list[float] = field(default_factory=list)
+    registered_s: list[float] = field(default_factory=list)
+    arrived: list[float] = field(default_factory=list)  # when each watcher had the plan
+
+
+def _watch(controller: Connection, after: Placement) -> tuple[dict[int, float], float]:
+    """MB of the controller by seconds of load, and when the offer was made."""
+    begun, sizes, offered_s = time.monotonic(), {}, 0.0
+    for at in (10, OFFER_S, 30, LASTS_S):
+        time.sleep(max(begun + at - time.monotonic(), 0))
+        if at == OFFER_S:
+            controller.send(("offer", after))
+            offered_s = controller.recv()
+            continue
+        controller.send(("size", None))
+        sizes[int(at)] = controller.recv()
+    return sizes, offered_s
+
+
+def _tell(
+    seen: Seen, counted: tuple[int, int], sizes: dict[int, float], offered_s: float, busy: float
+) -> None:
+    table = Table(
+        title=f"{AGENTS} agents, {LAYERS} x {EXPERTS} counters of two phases and a registration "
+        f"each {EVERY_S:g} s for {LASTS_S:g} s (load of this host before: {busy:.1f})",
+        title_justify="left",
+    )
+    for name in ("", "measured", "limit"):
+        table.add_column(name, justify="right")
+    pushed_ms, registered_ms = (
+        np.percentile(np.array(times) * 1e3, [50, 99, 100])
+        for times in (seen.acknowledged_s, seen.registered_s)
+    )
+    arrived_ms = np.percentile((np.array(seen.arrived) - offered_s) * 1e3, [50, 99, 100])
+    lost = seen.tokens - counted[0], seen.tokens * LAYERS * TOP_K - counted[1]
+    percentiles = "{:.1f} / {:.1f} / {:.1f} ms".format
+    table.add_row("pushes, tokens sent", f"{seen.pushes:,}, {seen.tokens:,}", "")
+    table.add_row("tokens, choices lost", "{:,}, {:,}".format(*lost), "0, 0")
+    table.add_row("pushes refused", str(len(seen.refused)), "0")
+    table.add_row("acknowledged, p50 / p99 / longest", percentiles(*pushed_ms), "p99 100 ms")
+    table.add_row("registered, p50 / p99 / longest", percentiles(*registered_ms), "")
+    table.add_row("watchers that got the plan", f"{len(seen.arrived)}", f"{AGENTS}")
+    table.add_row("plan at the watcher, p50 / p99 / last", percentiles(*arrived_ms), "1,000 ms")
+    for at, size in sizes.items():
+        table.add_row(f"controller's memory after {at} s", f"{size:.0f} MB", "800 MB")
+    console.print(table)
+
+
+@contextmanager
+def _process(work: Any, *args: Any) -> Iterator[Connection]:
+    """A process to talk to."""
+    here, there = SPAWN.Pipe()
+    child = SPAWN.Process(target=work, args=(there, *args))
+    child.start()
+    there.close()
+    try:
+        yield here
+        here.send(("end", None))
+        child.join()
+    finally:
+        child.kill()
+
+
+# The controller's process, and its planner's.
+
+
+def _serve(pipe: Connection, before: Placement, folder: Path) -> None:
+    asyncio.run(_controller(pipe, before, folder))
+
+
+async def _controller(pipe: Connection, before: Placement, folder: Path) -> None:
+    """As controller.main, with a planner and engines that need no Ray."""
+    config, ledger = Config(POLICY), Ledger(folder / "ledger.db")
+    journal = Journal(ledger, SystemClock())
+    fleet = Fleet(lambda pool: config.of(pool).window_s)
+    offers = VllmEngines(fleet, journal, config)
+    engines = {(POOL, f"engine-{at}"): MemoryEngine(before) for at in range(ENGINES)}
+    with ProcessPoolExecutor(1, SPAWN) as pool:
+        loop = Loop(config, journal, fleet, MemoryEngines(engines), ProcessPlanner(pool))
+        server, port = await start(loop, offers, Listening("127.0.0.1:0"))
+        ticking = asyncio.create_task(loop.run())
+        pipe.send(port)
+        while True:
+            match await asyncio.to_thread(pipe.recv):
+                case ("offer", after):
+                    begun_s = time.monotonic()
+                    epoch = int(time.time() * 1000)
+                    for at in range(ENGINES):
+                        stage = Stage(epoch + at, before, after)
+                        await offers.carry_out(POOL, f"engine-{at}", stage)
+                    pipe.send(begun_s)
+                case ("size", _):
+                    pipe.send(_resident_mb())
+                case ("counted", _):
+                    profile = fleet.pool(POOL).profile("mixed", time.time())
+                    assert profile is not None
+                    pipe.send((int(profile.tokens), int(profile.load.sum())))
+                case ("end", _):
+                    break
+        for name, view in loop.views.items():
+            console.print(f"{name}: {view.decision.outcome}, {view.decision.reason}")
+        for what, trouble in loop.troubles.items():
+            console.print(f"trouble: {what}: {trouble}")
+        ticking.cancel()
+        await server.stop(grace=None)
+    ledger.close()
+
+
+class ProcessPlanner:
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+
+    async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, answer, problem, optimizer
+        )
+
+
+def _resident_mb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("this system does not say how much memory a process has")
+
+
+# The agents' process.
+
+
+def _agents(pipe: Connection, port: int) -> None:
+    asyncio.run(_load_generator(pipe, port))
+
+
+async def _load_generator(pipe: Connection, port: int) -> None:
+    seen = Seen()
+    counts = [_counts(seed) for seed in range(4)]
+    begin: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+    ready = asyncio.Semaphore(0)
+    agents = [
+        asyncio.create_task(_agent(at, port, counts[at % 4], seen, ready, begin))
+        for at in range(AGENTS)
+    ]
+    for _ in agents:
+        await ready.acquire()
+    pipe.send("ready")
+    await asyncio.to_thread(pipe.recv)
+    begin.set_result(time.monotonic())
+    await asyncio.gather(*agents)
+    pipe.send(seen)
+    await asyncio.to_thread(pipe.recv)
+
+
+async def _agent(
+    at: int, port: int, counts: list[Any], seen: Seen, ready: asyncio.Semaphore,
+    begin: asyncio.Future[float],
+) -> None:  # fmt: skip
+    said = _registration(at)
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    async with open_aio_channel(f"127.0.0.1:{port}", Settings(), own) as channel:
+        fleet, profile = FleetServiceStub(channel), ProfileServiceStub(channel)
+        await fleet.Register(said)
+        watching = asyncio.create_task(_watcher(channel, said, seen))
+        stream = profile.Push()
+        ready.release()
+        begun = await begin + at * EVERY_S / AGENTS
+        for turn in range(int(LASTS_S / EVERY_S)):
+            await asyncio.sleep(begun + turn * EVERY_S - time.monotonic())
+            sequence = turn + 1
+            sent_s = time.monotonic()
+            await stream.write(
+                profile_pb2.PushRequest(id=said.id, sequence=sequence, counts=counts)
+            )
+            response = await stream.read()
+            answered_s = time.monotonic()
+            assert response.sequence == sequence
+            seen.acknowledged_s.append(answered_s - sent_s)
+            seen.refused += [response.refused] if response.refused else []
+            seen.pushes += 1
+            seen.tokens += sum(count.tokens for count in counts)
+            await asyncio.sleep(EVERY_S / 2)
+            sent_s = time.monotonic()
+            await fleet.Register(said)
+            seen.registered_s.append(time.monotonic() - sent_s)
+        await stream.done_writing()
+        watching.cancel()
+
+
+async def _watcher(channel: Any, said: Any, seen: Seen) -> None:
+    """Says that it applied what it gets, as an agent would."""
+    request = placement_pb2.WatchRequest(pool=said.id.pool, engine=said.id.engine)
+    async for response in PlacementServiceStub(channel).Watch(request):
+        seen.arrived.append(time.monotonic())
+        said.epoch, said.digest = response.epoch, f"sha256:{'0' * 64}"
+
+
+def _registration(at: int) -> Any:
+    engine, rank = divmod(at, RANKS)
+    return fleet_pb2.RegisterRequest(
+        id=profile_pb2.WorkerId(
+            pool=POOL, engine=f"engine-{engine}", worker=f"worker-{rank}", incarnation=1
+        ),
+        worker=fleet_pb2.Worker(
+            name=f"worker-{rank}", model=POOL, layers=LAYERS, experts=EXPERTS, top_k=TOP_K,
+            slots=SLOTS, ep_rank=rank, ep_size=RANKS, can_apply=True, records=True,
+        ),
+    )  # fmt: skip
+
+
+def _counts(seed: int) -> list[Any]:
+    return [
+        profile_pb2.Counts(
+            phase=phase, layers=LAYERS, experts=EXPERTS, top_k=TOP_K, tokens=tokens, sequences=9,
+            load=_load(seed, tokens).astype("<u4").tobytes(),
+        )
+        for phase, tokens in TOKENS.items()
+    ]  # fmt: skip
+
+
+def _load(seed: int, tokens: int = 16_384) -> Any:
+    """[layers, experts] of routing as in `bench replan`, drawn with this seed."""
+    rng, rows = np.random.default_rng(seed), chances(0)
+    return np.array([rng.multinomial(tokens * TOP_K, row) for row in rows], dtype=np.float64)
+
+
+def _linear() -> Placement:
+    table = np.tile(np.arange(SLOTS) % EXPERTS, (LAYERS, 1))
+    return Placement(table, EXPERTS, RANKS, nodes=POLICY.hardware(RANKS).nodes)
+
+
+# A decision.
+
+
+def _decision_ms() -> float:
+    """From a pool's windows, of two halves and two phases, to what is done: median, warm."""
+    pool = Pool(POOL, model.preset("deepseek-v3"), RANKS, SLOTS)
+    for phase in ("prefill", "decode"):
+        window = pool.windows[phase] = Window(POLICY.window_s, 0.0)
+        for at in range(40):
+            delta = Delta(phase, TOP_K, 16_384, 9, _load(at).astype("<u4"))
+            window.add(delta, at * POLICY.window_s / 45)
+    times = []
+    for _ in range(ROUNDS + 1):
+        begun = time.perf_counter()
+        profile = pool.profile("mixed", POLICY.window_s * 0.9)
+        assert profile is not None
+        task = Problem(
+            pool.model, POLICY.hardware(RANKS), profile, SLOTS, POLICY.objective, _linear()
+        )
+        decided = decide(answer(task, POLICY.optimizer), Past(), POLICY, 0.0)
+        times.append((time.perf_counter() - begun) * 1e3)
+    console.print(f"{decided.outcome}: {decided.reason}")
+    return median(times[1:])

@@ -1,0 +1,406 @@
+import asyncio
+
+import numpy as np
+import pytest
+
+from controller.desk import BusyError
+from controller.fleet import FORGOTTEN_S, FleetError, UnknownError
+from controller.plans import PlanState, gain, lean
+from controller.store import Conflict, LedgerFull, Record
+from placer.errors import FileError, PlacementError
+from placer.files.plans import parse_plan
+from placer.placement import Placement
+from placer.plan import Move, Plan, Provenance
+from tests.builders import a_placement
+from tests.controller.builders import (
+    BEGIN_S,
+    BYTES,
+    GOAL,
+    HOME,
+    OTHER,
+    POOL,
+    KilledError,
+    World,
+    a_registration,
+    asynchronous,
+)
+
+
+def propose(world: World, placement: Placement = GOAL, before: str = "") -> Record:
+    return world.desk.propose(POOL, Plan(placement), before, "an operator's plan")
+
+
+def reasons(world: World, id: str) -> list[tuple[str, str]]:
+    """The plan's life: states, and why it came to each."""
+    return [(one.body["state"], one.reason) for one in world.disk.versions("plan", id)]
+
+
+@asynchronous
+async def test_the_life_of_a_plan() -> None:
+    world = World()
+    plan = propose(world)
+    assert (plan.id, plan.body["digest"], plan.body["before"]) == ("plan-1", GOAL.digest, "")
+    plan = world.desk.plans.approve("plan-1", plan.version, "ann looked at it")
+    operation = await world.desk.begin(plan, "", "it is time")
+    assert (operation.id, operation.body["kind"], world.states()) == (
+        "op-1", "apply", {"plan-1": "applying"},
+    )  # fmt: skip
+    await world.desk.settle()
+    assert reasons(world, "plan-1") == [
+        ("proposed", "an operator's plan"),
+        ("approved", "ann looked at it"),
+        ("applying", "it is time"),
+        ("applied", "op-1 succeeded"),
+    ]
+    assert world.stand_at(GOAL)
+    assert (world.desk.ended, world.desk.moved) == ({(POOL, "succeeded"): 1}, {(POOL,): 8})
+
+
+def test_a_plan_is_kept_with_its_file() -> None:
+    world = World()
+    world.desk.propose(POOL, Plan(GOAL, reason="because"), "", "why not")
+    kept = world.desk.plans.plan("plan-1")
+    assert (kept.placement.digest, kept.reason) == (GOAL.digest, "because")
+    assert world.journal.placement(GOAL.digest).digest == GOAL.digest
+    with pytest.raises(UnknownError, match="no plan 'plan-2': `placer history` lists them"):
+        world.desk.plans.file("plan-2")
+
+
+def test_agents_get_a_plan_without_what_only_people_read() -> None:
+    move = Move(0, 1, 0, 1, 2, "GPU 0 carried 1.6x the mean load")
+    plan = Plan(GOAL, moves=(move,), notes=("a note",), provenance=Provenance("eplb"))
+    told = parse_plan(lean(plan), "lean")
+    assert (told.placement.digest, told.moves, told.notes) == (GOAL.digest, (), ())
+    assert told.provenance is None
+    assert gain(plan) == 0.0
+
+
+def test_numbers_go_on_whichever_was_written_last() -> None:
+    world = World()
+    for number in (1, 2, 3):
+        assert propose(world).id == f"plan-{number}"
+        assert world.desk.scale(POOL, 4, "", "more").id == f"op-{number}"
+
+
+def test_a_new_plan_takes_the_place_of_those_that_wait() -> None:
+    world = World()
+    propose(world)
+    world.desk.plans.approve(propose(world).id, 0, "go")
+    propose(world)
+    assert world.states() == {
+        "plan-1": "superseded", "plan-2": "superseded", "plan-3": "proposed",
+    }  # fmt: skip
+    assert reasons(world, "plan-1")[-1][1] == "plan-2 takes its place"
+    with pytest.raises(FleetError, match="plan-1 is superseded: only a proposed plan can be"):
+        world.desk.plans.approve("plan-1", 0, "too late")
+
+
+def test_of_two_operators_one_approves_and_the_other_is_told() -> None:
+    world = World()
+    seen = propose(world)
+    world.desk.plans.approve(seen.id, seen.version, "ann")
+    with pytest.raises(Conflict, match="plan plan-1 is at version 2 and not 1: somebody was first"):
+        world.desk.plans.approve(seen.id, seen.version, "bob")
+    assert reasons(world, "plan-1")[1:] == [("approved", "ann")]
+    assert world.desk.plans.approve(seen.id, 0, "whichever is newest").version == 2
+
+
+@pytest.mark.parametrize(
+    ("placement", "why"),
+    [
+        (a_placement([[0, 1, 2, 3]]), r"1 layers x 4 experts and the engine serves tiny, 2 layers"),
+        (a_placement([[0, 1]] * 2, experts=2), r"2 layers x 2 experts and the engine serves tiny"),
+        (a_placement([[0, 1, 2, 3]] * 2, gpus=4), r"for 4 ranks and the engine has 2"),
+        (a_placement([[0, 1, 2, 3, 0, 1]] * 2), r"6 slots a layer and the engine 4"),
+        (a_placement([[0, 1, 2, 3], [0, 1, 2, 2]]), r"layer 1: no slot holds expert 3"),
+        (a_placement([[0, 1, 2, -1]] * 2), r"leaves slots empty"),
+        (a_placement([[0, 1, 2, 3]] * 2, nodes=2), r"2 GPUs in 2 nodes but by hand has 2 in 1"),
+    ],
+)
+def test_a_plan_that_must_not_be_applied_is_not_even_proposed(
+    placement: Placement, why: str
+) -> None:
+    world = World()
+    with pytest.raises(PlacementError, match=why):
+        propose(world, placement)
+    assert world.states() == {}
+
+
+def test_two_copies_on_one_rank_are_refused() -> None:
+    world = World([a_placement([[0, 1, 2, 0, 3, 1]] * 2)])
+    world.fleet.pools.clear()
+    world.fleet.register(a_registration(slots=6), BEGIN_S)
+    with pytest.raises(PlacementError, match="layer 0: GPU 0 holds expert 0 2 times"):
+        propose(world, a_placement([[0, 0, 1, 1, 2, 3]] * 2))
+
+
+def test_an_engine_whose_balancer_is_off_takes_no_plan() -> None:
+    world = World()
+    world.fleet.register(a_registration("e1", can_apply=False), BEGIN_S)
+    with pytest.raises(PlacementError, match="load balancer is off"):
+        propose(world)
+
+
+def test_a_plan_for_a_pool_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UnknownError, match="no pool 'code': there is chat"):
+        World().desk.propose("code", Plan(GOAL), "", "why not")
+
+
+@asynchronous
+async def test_one_operation_at_a_time() -> None:
+    world = World()
+    await world.apply(GOAL)
+    with pytest.raises(BusyError, match=r"op-1 is at work on chat \(e0: staging\): wait for it"):
+        await world.apply(OTHER)
+    assert world.states() == {"plan-1": "applying", "plan-2": "approved"}
+    await world.desk.settle()
+    assert not world.desk.is_busy
+    await world.desk.begin(world.desk.plans.get("plan-2"), "", "now")
+    await world.desk.settle()
+    assert world.states() == {"plan-1": "superseded", "plan-2": "applied"}
+    assert world.stand_at(OTHER)
+
+
+@asynchronous
+async def test_a_plan_from_a_map_that_stands_no_longer_is_refused() -> None:
+    world = World()
+    stale = propose(world, GOAL, before=OTHER.digest)
+    with pytest.raises(FleetError, match="plan-1 starts from another map than the pool's now"):
+        await world.desk.begin(world.desk.plans.approve(stale.id, 0, "go"), "", "go")
+    assert (world.states(), world.engines.asked) == ({"plan-1": "superseded"}, [])
+    fresh = propose(world, GOAL, before=HOME.digest)
+    await world.desk.begin(world.desk.plans.approve(fresh.id, 0, "go"), "", "go")
+    await world.desk.settle()
+    assert world.stand_at(GOAL)
+
+
+@asynchronous
+async def test_an_operation_that_fails_takes_its_plan_back() -> None:
+    world = World()
+    world.engines.moods = {4: "refused"}
+    await world.apply(GOAL)
+    await world.desk.settle()
+    why = "e0: committing, round 1 of 2: not today"
+    assert reasons(world, "plan-1")[-1] == ("rolled back", why)
+    assert (world.stand_at(HOME), world.desk.ended) == (True, {(POOL, "rolled back"): 1})
+
+
+@asynchronous
+async def test_the_plan_of_a_halted_operation_is_halted() -> None:
+    world = World()
+    await world.apply(GOAL)
+    world.homes["e1"].is_gone = True
+    await world.desk.settle()
+    assert world.states() == {"plan-1": "halted"}
+    world.homes["e1"].is_gone = False
+    await world.desk.rollback(POOL, "", "ann tidies up")
+    await world.desk.settle()
+    assert world.stand_at(HOME)
+
+
+@asynchronous
+async def test_a_rollback_ends_the_operation_that_runs() -> None:
+    world = World(bytes_per_minute=BYTES)
+    begun = await world.apply(GOAL)
+    await asyncio.sleep(0)
+    assert world.engines.names[-1] == "e0 Copy"
+    same = await world.desk.rollback(POOL, "key-1", "ann wants it back")
+    assert same.id == begun.id
+    await world.desk.settle()
+    assert reasons(world, "plan-1")[-1] == ("rolled back", "ann wants it back")
+    assert world.stand_at(HOME)
+    again = await world.desk.rollback(POOL, "key-1", "ann did not hear the answer")
+    assert (again.id, again.body["phase"]) == ("op-1", "rolled back")
+
+
+@asynchronous
+async def test_a_rollback_brings_the_pool_to_where_it_was_before_its_last_plan() -> None:
+    world = World()
+    for placement in (OTHER, GOAL):
+        await world.apply(placement)
+        await world.desk.settle()
+    operation = await world.desk.rollback(POOL, "", "it is slower")
+    await world.desk.settle()
+    assert (operation.body["kind"], operation.body["plan_id"]) == ("rollback", "plan-2")
+    assert world.stand_at(OTHER)
+    assert world.states() == {"plan-1": "superseded", "plan-2": "rolled back"}
+
+
+@asynchronous
+async def test_what_was_never_changed_cannot_be_rolled_back() -> None:
+    world = World()
+    world.engines.moods = {0: "refused"}
+    await world.apply(GOAL)  # goes back by itself
+    await world.desk.settle()
+    with pytest.raises(FleetError, match="chat was never changed: there is nothing to roll back"):
+        await world.desk.rollback(POOL, "", "why not")
+
+
+@asynchronous
+async def test_the_same_key_is_the_same_operation() -> None:
+    world = World()
+    first = await world.apply(GOAL, key="ann-7")
+    plan = world.desk.plans.get("plan-1")
+    assert (await world.desk.begin(plan, "ann-7", "again")).id == first.id
+    await world.desk.settle()
+    assert (await world.desk.begin(plan, "ann-7", "and again")).body["phase"] == "succeeded"
+    back = await world.desk.rollback(POOL, "ann-8", "back")
+    await world.desk.settle()
+    assert (await world.desk.rollback(POOL, "ann-8", "again")).id == back.id == "op-2"
+    assert [world.desk.known(key) for key in ("", "bob-1")] == [None, None]
+    assert world.stand_at(HOME)
+
+
+@asynchronous
+async def test_of_two_who_begin_at_once_one_does() -> None:
+    world = World()
+    plan = world.desk.plans.approve(propose(world).id, 0, "go")
+    same = await asyncio.gather(*(world.desk.begin(plan, "key", "go") for _ in range(2)))
+    assert [one.id for one in same] == ["op-1", "op-1"]
+    await world.desk.settle()
+    assert len(world.disk.newest("operation")) == 1
+
+
+@asynchronous
+async def test_a_change_is_dated_by_the_end_of_its_operation() -> None:
+    world = World(bytes_per_minute=2 * BYTES)  # four rounds of a minute
+    assert world.desk.changed_s(POOL) is None
+    await world.apply(GOAL)
+    assert world.desk.changed_s(POOL) is None
+    await world.desk.settle()
+    await world.clock.sleep(5.0)
+    world.desk.scale(POOL, 4, "", "more")
+    assert world.desk.changed_s(POOL) == BEGIN_S + 240
+    assert world.desk.changed_s("code") is None
+
+
+@asynchronous
+async def test_a_width_cannot_be_changed_and_that_is_written_down() -> None:
+    world = World()
+    record = world.desk.scale(POOL, 4, "key-1", "ann wants 4")
+    assert (record.final, record.body["phase"]) == (True, "refused")
+    assert record.body["why"].startswith("chat stays at 2 ranks: its engines cannot change")
+    assert (world.desk.is_busy, world.desk.known("key-1")) == (False, record)
+    assert world.desk.operation("op-1") == record
+    with pytest.raises(UnknownError, match="no operation 'op-2'"):
+        world.desk.operation("op-2")
+
+
+@asynchronous
+async def test_a_plan_and_its_operation_begin_together_or_not_at_all() -> None:
+    world = World()
+    plan = world.desk.plans.approve(propose(world).id, 0, "go")
+    world.journal.keep_placement(HOME)
+    world.disk.is_full = True
+    with pytest.raises(LedgerFull):
+        await world.desk.begin(plan, "", "go")
+    assert (world.states(), world.desk.is_busy) == ({"plan-1": "approved"}, False)
+    world.disk.is_full = False
+    await world.desk.begin(plan, "", "go")
+    await world.desk.settle()
+    assert world.states() == {"plan-1": "applied"}
+
+
+@asynchronous
+async def test_what_a_killed_controller_left_is_gone_on_with_once_the_pool_is_heard() -> None:
+    world = World()
+    world.engines.moods = {5: "killed"}
+    await world.apply(GOAL)
+    with pytest.raises(KilledError):
+        await world.desk.settle()
+    world.start()
+    world.fleet.pools.clear()
+    await world.desk.resume()
+    await world.desk.settle()
+    assert (len(world.engines.asked), world.desk.is_busy) == (6, True)
+    world.hear()
+    await world.desk.resume()
+    await world.desk.settle()
+    assert (world.states(), world.stand_at(GOAL)) == ({"plan-1": "applied"}, True)
+
+
+@asynchronous
+async def test_an_operation_whose_pool_stays_away_ends_so_that_others_may_begin() -> None:
+    world = World()
+    world.engines.moods = {5: "killed"}
+    await world.apply(GOAL)
+    with pytest.raises(KilledError):
+        await world.desk.settle()
+    world.start()
+    world.fleet.pools.clear()
+    world.engines.engines.clear()
+    await world.clock.sleep(FORGOTTEN_S + 1)
+    await world.desk.resume()
+    await world.desk.settle()
+    assert (world.states(), world.desk.is_busy) == ({"plan-1": "halted"}, False)
+
+
+@pytest.mark.parametrize("phase", ["succeeded", "rolled back"])
+@asynchronous
+async def test_killed_before_the_plan_was_told_it_is_told_later(phase: str) -> None:
+    world = World()
+    await world.apply(OTHER)
+    await world.desk.settle()
+    world.engines.moods = {} if phase == "succeeded" else {len(world.engines.asked): "refused"}
+    await world.apply(GOAL)
+    world.disk.is_full_for = "plan"
+    with pytest.raises(LedgerFull):
+        await world.desk.settle()
+    assert world.desk.operation("op-2").body["phase"] == phase
+    assert world.states() == {"plan-1": "applied", "plan-2": "applying"}
+    world.disk.is_full_for = ""
+    world.start()
+    await world.desk.resume()
+    told = {"succeeded": ("superseded", "applied"), "rolled back": ("applied", "rolled back")}
+    assert tuple(world.states().values()) == told[phase]
+
+
+@asynchronous
+async def test_killed_before_the_plan_was_told_of_its_rollback_it_is_told_later() -> None:
+    world = World()
+    await world.apply(GOAL)
+    await world.desk.settle()
+    await world.desk.rollback(POOL, "", "back")
+    world.disk.is_full_for = "plan"
+    with pytest.raises(LedgerFull):
+        await world.desk.settle()
+    assert (world.stand_at(HOME), world.states()) == (True, {"plan-1": "applied"})
+    world.disk.is_full_for = ""
+    world.start()
+    await world.desk.resume()
+    assert world.states() == {"plan-1": "rolled back"}
+
+
+@asynchronous
+async def test_killed_between_two_plans_one_is_applied_and_one_superseded() -> None:
+    """The older was told already, the newer not."""
+    world = World()
+    await world.apply(OTHER)
+    await world.desk.settle()
+    await world.apply(GOAL)
+    world.disk.is_full_for = "plan"
+    with pytest.raises(LedgerFull):
+        await world.desk.settle()
+    world.disk.is_full_for = ""
+    world.desk.plans.move(world.desk.plans.get("plan-1"), PlanState.SUPERSEDED, "plan-2")
+    world.start()
+    for _ in range(2):
+        await world.desk.resume()
+        assert world.states() == {"plan-1": "superseded", "plan-2": "applied"}
+
+
+def test_a_plan_that_waits_is_kept_and_one_that_does_not_may_be_pruned() -> None:
+    world = World()
+    propose(world)
+    propose(world)
+    assert [one.final for one in world.disk.newest("plan")] == [True, False]
+
+
+def test_a_plan_whose_file_was_changed_is_not_read() -> None:
+    world = World()
+    text = world.desk.plans.file(propose(world).id).decode().replace("[0, 2, 1, 3]", "[0, 1, 2, 3]")
+    with pytest.raises(FileError, match="the map was changed"):
+        parse_plan(text, "plan-1")
+    assert np.array_equal(
+        parse_plan(world.desk.plans.file("plan-1").decode(), "").placement.copies, GOAL.copies
+    )
