@@ -59,7 +59,7 @@ def connect(address: str, **options: Any) -> None:
             raise PlacerError(f"no Ray cluster at {address!r} ({reason}): check --ray") from error
     where: dict[str, Any] = {"address": address}
     if address == "local":
-        where = {"num_cpus": os.cpu_count()}
+        where["num_cpus"] = os.cpu_count()  # and never RAY_ADDRESS's, which needs "local"
     defaults = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(**where, **{**defaults, **options})

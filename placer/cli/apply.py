@@ -1,6 +1,5 @@
-"""placer apply: hand a plan to running engines."""
+"""placer apply: hand a plan to running engines, through a controller or a directory."""
 
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,28 +10,53 @@ import typer
 from placer.agent import folder
 from placer.agent.refusal import refusal
 from placer.agent.status import Status
+from placer.cli import operations
+from placer.cli.client import is_address
 from placer.cli.console import BAD_INPUT, HOLD, out, progress, stop
 from placer.errors import FileError, PlacementError
 from placer.files.atomic import make_folder
 from placer.files.plans import read_plan, write_plan
 
+WAIT_S = 60.0  # for the ranks of a directory
+
 
 def apply(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan (.json).")],
-    to: Annotated[Path, typer.Option(help="The agents' directory: their PLACER_AGENT.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS|DIR", help="A controller's host:port, or the agents' directory."
+        ),
+    ],
+    pool: Annotated[
+        str, typer.Option(help="Of the controller's, if it has more than one.", show_default=False)
+    ] = "",
     wait: Annotated[
-        float, typer.Option(help="Seconds to wait for the ranks' acknowledgement.", min=0)
-    ] = 60.0,
+        float | None,
+        typer.Option(
+            help="Seconds to wait for the end: 60 for a directory, else as long as it takes.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Hand PLAN to the engines whose agents report in a directory.
+    """Hand PLAN to a controller, or to the engines whose agents report in a directory.
 
     Ends with 0 once every rank has the plan's map, 2 if one refuses it, 3 if they have not taken
-    it up in time: an engine does at its next rebalancing step, under traffic.
+    it up in time or a controller took it back. An engine does it at its next rebalancing step,
+    under traffic.
     """
+    if is_address(to) and not Path(to).is_dir():
+        operations.hand_over(plan_file, to, pool, wait)
+    elif pool:
+        raise FileError(f"--pool is a controller's and {to} is a directory: leave it out")
+    else:
+        _hand_over(plan_file, Path(to), WAIT_S if wait is None else wait)
+
+
+def _hand_over(plan_file: Path, to: Path, wait: float) -> None:
     plan = read_plan(plan_file)
     ranks = folder.read_statuses(to)
-    if not ranks and re.search(r":\d+$", str(to)):
-        raise FileError(f"{to} is an address and controllers are yet to come: give a directory")
     if not ranks:
         raise FileError(f"no agent reports in {to}: start the engine with PLACER_AGENT={to}")
     width = ranks[0].worker.ep_size

@@ -4,7 +4,21 @@ import sys
 
 import typer
 
-from placer.cli import apply, check, exchange, plan, profile, record, score, show, whatif
+from placer.cli import (
+    apply,
+    check,
+    exchange,
+    ledger,
+    operations,
+    plan,
+    profile,
+    record,
+    score,
+    serve,
+    show,
+    status,
+    whatif,
+)
 from placer.cli.console import BAD_INPUT, err, print_json
 from placer.errors import PlacerError
 from placer.report.figures import NO_ANSWER
@@ -23,6 +37,13 @@ app.command()(whatif.whatif)
 app.command()(record.record)
 app.command()(apply.apply)
 app.command()(check.check)
+app.command()(serve.serve)
+app.command()(status.status)
+app.command()(ledger.watch)
+app.command()(ledger.history)
+app.command()(ledger.explain)
+app.command()(operations.approve)
+app.command()(operations.rollback)
 app.command("export")(exchange.export_plan)
 app.command("import")(exchange.import_plan)
 

@@ -123,10 +123,7 @@ def expected(profile: Profile, placement: Placement, dispatch: Dispatch) -> Traf
     share = copies / np.maximum(copies.sum(axis=2, keepdims=True), 1)
     on_nodes = np.maximum.reduce(copies.reshape(*copies.shape[:2], nodes, -1), axis=3)
     use = profile.load / tokens
-    if profile.coactivation is None:
-        pairs = use[:, :, None] * use[:, None, :] * (1 - np.eye(profile.experts))
-    else:
-        pairs = profile.coactivation / tokens
+    pairs = None if profile.coactivation is None else profile.coactivation / tokens
     visit = _visits(use, pairs, copies, profile.top_k, dispatch)
     node_visit = _visits(use, pairs, on_nodes, profile.top_k, dispatch)
 
@@ -171,12 +168,12 @@ def company(replicas: IntArray, places: int, dispatch: Dispatch) -> FloatArray:
 
 
 def _visits(
-    use: FloatArray, pairs: FloatArray, copies: IntArray, top_k: int, dispatch: Dispatch
+    use: FloatArray, pairs: FloatArray | None, copies: IntArray, top_k: int, dispatch: Dispatch
 ) -> FloatArray:
     """[layers, places] the chance that a token has at least one expert served in each place.
 
     use:    [layers, experts] chance of each expert
-    pairs:  [layers, experts, experts] chance of each two together
+    pairs:  [layers, experts, experts] chance of each two together; None: as if by chance
     copies: [layers, experts, places]
 
     Loads give the mean number of a token's experts in a place, co-activations that of pairs of
@@ -186,7 +183,11 @@ def _visits(
     replicas = held.sum(axis=2, keepdims=True)
     weight = held * company(replicas, copies.shape[2], dispatch)
     mean = np.einsum("le,leg->lg", use, held / np.maximum(replicas, 1))
-    both = np.einsum("leg,leg->lg", pairs @ weight, weight) / 2
+    if pairs is None:
+        seen = use[:, :, None] * weight
+        both = (seen.sum(axis=1) ** 2 - (seen**2).sum(axis=1)) / 2
+    else:
+        both = np.einsum("leg,leg->lg", pairs @ weight, weight) / 2
     return visit_chance(mean, both, top_k)
 
 

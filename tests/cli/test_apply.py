@@ -223,7 +223,13 @@ def test_a_wait_that_is_no_time_is_refused(applying: Placer, wait: str) -> None:
 
 
 def test_an_address_is_told_from_a_directory(applying: Placer) -> None:
-    ended = applying("apply", "p.json", "--to", "controller:50051")
+    ended = applying("apply", "p.json", "--to", "127.0.0.1:1")
     assert ended.code == 2
-    assert "controller:50051 is an address" in ended.err
-    assert "give a directory" in ended.err
+    assert "no controller answers at 127.0.0.1:1" in ended.err
+
+
+def test_a_directory_may_be_called_as_an_address_is(applying: Placer) -> None:
+    Path("agents:1").mkdir()
+    ended = applying("apply", "p.json", "--to", "agents:1")
+    assert ended.code == 2
+    assert "no agent reports in agents:1" in ended.err

@@ -1,0 +1,113 @@
+"""placer status: what an operator wants to see first."""
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from placer.cli.client import ADDRESS, Controller, Json, To, as_dict, controller
+from placer.cli.console import out, print_json
+from placer.cli.wording import moment, moves, plain, span
+from placer.v1.fleet_pb2 import StatusRequest
+from placer.v1.placement_pb2 import PLAN_STATE_APPROVED, ListRequest
+
+BAD, GOOD, ATTENTION = "bold red", "green", "yellow"
+QUIET_S = 30.0  # after which a worker is taken for gone
+MODES = {"advisory": "advisory: moves nothing until `placer approve`", "automatic": "automatic"}
+
+
+def status(
+    pool: Annotated[str, typer.Argument(metavar="[POOL]", show_default=False)] = "",
+    to: To = ADDRESS,
+    as_json: Json = False,
+) -> None:
+    """Show pools, engines, the newest decision and its reason, and what waits for approval."""
+    with controller(to) as found:
+        answer = found.ask(found.fleet.Status, StatusRequest(pool=pool))
+        if as_json:
+            print_json({"status": "done", **as_dict(answer)})
+            return
+        up = span(answer.uptime_s)
+        out.print(f"controller {answer.version} at {to}, up {up}", markup=False, highlight=False)
+        for trouble in answer.troubles:
+            out.print(Text(f"trouble: {plain(trouble)}", style=BAD))
+        if not answer.pools:
+            out.print(
+                f"no engine has registered yet: start them with PLACER_AGENT={to}",
+                markup=False, highlight=False,
+            )  # fmt: skip
+        for one in answer.pools:
+            out.print()
+            _show(found, one)
+
+
+def _show(found: Controller, pool: Any) -> None:
+    title = Text(plain(pool.name), style="bold")
+    title.append(f"  {plain(pool.model)} on {pool.ranks} ranks, {pool.slots} slots a layer  ", "")
+    title.append(MODES.get(pool.mode, pool.mode), ATTENTION if pool.mode == "advisory" else "")
+    out.print(title)
+    now_s = time.time()
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    traffic = f"{pool.tokens:,.0f} tokens in the last {span(pool.window_s)}"
+    if pool.balancedness:
+        traffic += f", balancedness {pool.balancedness:.3f}"
+    facts.add_row("  traffic", traffic)
+    if pool.outcome:
+        told = Text(pool.outcome, style="bold").append(
+            f", {span(now_s - pool.decided_s)} ago: {plain(pool.reason)}", ""
+        )
+        facts.add_row("  decision", told)
+    else:
+        facts.add_row("  decision", "none yet")
+    if pool.applied_plan:
+        age = f"{span(now_s - pool.applied_s)} ago ({moment(pool.applied_s)} UTC)"
+        facts.add_row("  applied", f"{pool.applied_plan}, {age}")
+    else:
+        facts.add_row("  applied", "no plan")
+    if pool.proposed_plan:
+        facts.add_row("  waits", _waiting(found, pool))
+    if pool.HasField("operation"):
+        at = pool.operation
+        words = f"{at.id}, {at.kind} of {at.plan_id} for {span(now_s - at.begun_s)}: {at.progress}"
+        facts.add_row("  runs", Text(plain(words), style=ATTENTION))
+    out.print(facts)
+    out.print(_engines(pool.engines))
+
+
+def _waiting(found: Controller, pool: Any) -> Text:
+    """The plan that is proposed, or approved and not begun."""
+    id, option = pool.proposed_plan, found.option
+    plans = found.ask(found.placement.List, ListRequest(pool=pool.name)).plans
+    known = next((plan for plan in plans if plan.id == id), None)
+    told = Text(id, style="bold")
+    if known is not None:
+        told.append(f", {moves(known.moved, known.moved_bytes, known.gain)}", "")
+    if known is not None and known.state == PLAN_STATE_APPROVED:
+        return told.append(f"\napproved, begins in its turn; at once: placer approve {id} --now"
+                           f"{option}", "")  # fmt: skip
+    return told.append(f"\nplacer approve {id}{option}", ATTENTION)
+
+
+def _engines(engines: Any) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("  engine", overflow="fold")
+    for name in ("workers", "heard", "epoch", "tokens", "dropped"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("trouble", overflow="fold")
+    for engine in engines:
+        is_quiet = engine.silent_s > QUIET_S
+        troubles = [plain(text) for text in dict.fromkeys(engine.troubles)]
+        table.add_row(
+            Text(f"  {plain(engine.name)}"),
+            str(engine.workers),
+            Text(f"{span(engine.silent_s)} ago", style=BAD if is_quiet else ""),
+            str(engine.epoch or "-"),
+            f"{engine.tokens:,}",
+            Text(f"{engine.dropped:,}", style=BAD if engine.dropped else ""),
+            Text("; ".join(troubles) or "-", style=BAD if troubles else ""),
+        )
+    return table

@@ -1,0 +1,55 @@
+"""How times, sizes and records are put for people. What comes from elsewhere stays on its line."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.filesize import decimal
+
+_SPANS = ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
+
+
+def plain(text: str) -> str:
+    """One line that a terminal does nothing but show."""
+    line = " ".join(text.split())
+    return "".join(sign if sign.isprintable() else "?" for sign in line)
+
+
+def span(seconds: float) -> str:
+    """119 s: "1 min"; as coarse as people want it."""
+    seconds = max(seconds, 0.0)
+    size, unit = next((one for one in _SPANS if seconds >= 2 * one[0]), _SPANS[-1])
+    return f"{seconds / size:.0f} {unit}"
+
+
+def moment(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def moves(moved: int, moved_bytes: int, gain: float) -> str:
+    size = f" ({decimal(moved_bytes)})" if moved_bytes else ""
+    less = f", a step takes {gain:.1%} less time" if gain else ""
+    return f"{moved} slots{size} move{less}"
+
+
+def state(record: Any) -> str:
+    """Of a Record message, in a word or two."""
+    body: dict[str, Any] = json.loads(record.body)
+    if record.kind == "operation":
+        return f"{body['kind']} {body['phase']}"
+    if record.kind == "acknowledgement":
+        return "refused" if body["refused_epoch"] > body["epoch"] else "acknowledged"
+    return str(body.get("state") or body.get("outcome") or record.kind)
+
+
+def reason(record: Any) -> str:
+    """Of an operation that still runs: how far it is."""
+    if record.reason or record.kind != "operation":
+        return plain(record.reason)
+    body = json.loads(record.body)
+    if body["phase"] not in ("running", "returning"):
+        copied = body["copied_bytes"]
+        return plain(body["plan_id"]) + (f", {decimal(copied)} copied" if copied else "")
+    engine = list(body["homes"])[body["at"]]
+    rounds = f", round {body['turn'] + 1} of {body['turns']}" if body["turns"] else ""
+    return plain(f"{body['plan_id']} on {engine}: {body['state']}{rounds}")
