@@ -254,6 +254,8 @@ class Desk:
             if operation.phase is Phase.SUCCEEDED:
                 for record in applied:
                     plans.move(record, PlanState.ROLLED_BACK, reason)
+                if (again := self._plan_of(operation)) is not None:
+                    plans.move(again, PlanState.APPLIED, f"{operation.id} went back to it")
             return
         if operation.phase is Phase.SUCCEEDED:
             for record in applied:
@@ -261,6 +263,16 @@ class Desk:
         record = plans.get(operation.plan_id)
         if record.body["state"] == PlanState.APPLYING:
             plans.move(record, ENDS[operation.phase], reason)
+
+    def _plan_of(self, operation: Operation) -> Record | None:
+        """The newest of the last plans that leads where the operation led."""
+        goal = self.journal.placement(operation.goal)
+        for record in self.journal.ledger.newest("plan", limit=20, pool=operation.pool):
+            placement = self.journal.placement(record.body["digest"])
+            ended = record.body["state"] in (PlanState.SUPERSEDED, PlanState.ROLLED_BACK)
+            if ended and _same(placement, goal):
+                return record
+        return None
 
     def _operation_of(self, plan: Record) -> Record:
         found = self.journal.ledger.newest("operation", pool=plan.pool)

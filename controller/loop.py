@@ -173,7 +173,7 @@ class Loop:
                 what = "its turn" if approved else "approval"
                 reason = f"{record.id} waits for {what}: {record.reason}"
                 return replace(view, decision=Decision("propose", reason, decision.streak))
-        record = self.desk.propose(pool.name, plan, before, decision.reason)
+        record = self.desk.propose(pool.name, plan, before, plan.reason)
         if decision.outcome == "act":
             record = self.desk.plans.approve(record.id, record.version, "mode is automatic")
         reason = f"{record.id}: {decision.reason}"

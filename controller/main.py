@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from controller import metrics
 from controller.adapters.fleet_engines import FleetEngines
@@ -101,7 +102,8 @@ class Controller:
 def launch(setup: Setup) -> tuple[Any, int]:
     """The handle of the controller of the cluster that this process is connected to, and its port.
 
-    A named, detached actor: it outlives whoever launched it, and starts again from its ledger.
+    A named, detached actor on this node, where its ledger and its address are: it outlives whoever
+    launched it, and starts again from its ledger.
     """
     try:
         ray.get_actor(ACTOR, namespace=NAMESPACE)
@@ -110,9 +112,15 @@ def launch(setup: Setup) -> tuple[Any, int]:
     else:
         raise PlacerError("a controller runs in this Ray cluster already: stop that one first")
     actor: Any = ray.remote(Controller)
-    options = {"name": ACTOR, "namespace": NAMESPACE, "lifetime": "detached"}
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options: dict[str, Any] = {"name": ACTOR, "namespace": NAMESPACE, "lifetime": "detached"}
+    options |= {"scheduling_strategy": here}
     handle = actor.options(num_cpus=0, max_restarts=-1, **options).remote(setup)
-    port = ray.get(handle.port.remote())
+    try:
+        port = ray.get(handle.port.remote())
+    except RayError as error:
+        ray.kill(handle)
+        raise PlacerError("the controller died as it started: see what it wrote above") from error
     if isinstance(port, PlacerError):
         ray.kill(handle)
         raise port

@@ -12,6 +12,7 @@ from controller.fleet import Pool
 from controller.loop import Loop
 from controller.plans import PlanState
 from placer.cost.balance import rank_load
+from placer.errors import PlacerError
 
 Family = CounterMetricFamily | GaugeMetricFamily
 Values = Mapping[Any, float | None]  # by label values, a tuple
@@ -110,7 +111,10 @@ def serve(loop: Loop, address: str, detail: bool) -> None:
     registry = CollectorRegistry()
     registry.register(LoopCollector(loop, detail))
     host, _, port = address.rpartition(":")
-    start_http_server(int(port), host or "127.0.0.1", registry)
+    try:
+        start_http_server(int(port), host or "127.0.0.1", registry)
+    except (OSError, ValueError) as error:
+        raise PlacerError(f"no metrics on {address} ({error}): give a free host:port") from error
 
 
 def _gauge(name: str, what: str, values: Values, labels: Sequence[str] = ()) -> Family:

@@ -74,7 +74,7 @@ class Conflict(LedgerError):  # noqa: N818
     def __init__(self, record: Record, actual: int) -> None:
         self.record, self.expected, self.actual = record, record.version - 1, actual
         super().__init__(
-            f"{record.kind} {record.id} is at version {actual} and not {self.expected}"
+            f"{record.id} is at version {actual} and not {self.expected}"
             ": somebody was first, read it again"
         )
 

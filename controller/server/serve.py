@@ -4,6 +4,7 @@ from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
@@ -39,6 +40,7 @@ SERVICES = [
     for file in (fleet_pb2, placement_pb2, profile_pb2)
     for name in file.DESCRIPTOR.services_by_name
 ]
+OTHERS = [HEALTH, reflection.SERVICE_NAME]
 
 
 async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[Any, int]:
@@ -51,7 +53,7 @@ async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[
     add_LedgerServiceServicer_to_server(Ledgers(loop), server)
     said = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(said, server)
-    reflection.enable_server_reflection([*SERVICES, reflection.SERVICE_NAME], server)
+    reflection.enable_server_reflection([*SERVICES, *OTHERS], server)
     port = listening.open_port(server)
     await server.start()
     for name in ("", *SERVICES):

@@ -43,13 +43,10 @@ def registration(message: Any) -> Registration:
     for field in numbers:
         number(field, getattr(message, field))
     texts = ("actor", "digest", "refused", "trouble")
-    return Registration(
-        id=worker_id(message.id),
-        worker=replace(worker, model=_line(worker.model)),
-        shape=_shape(message.shape, worker),
-        **{field: getattr(message, field) for field in numbers},
-        **{field: _line(getattr(message, field)) for field in texts},
-    )
+    told = {field: getattr(message, field) for field in numbers}
+    told |= {field: _line(getattr(message, field)) for field in texts}
+    model = replace(worker, model=_line(worker.model))
+    return Registration(worker_id(message.id), model, _shape(message.shape, worker), **told)
 
 
 def number(name: str, value: int) -> int:

@@ -17,6 +17,7 @@ from controller.migration.commands import Command, Lost, Outcome, Refused
 from controller.store import Ledger, LedgerFull, Record
 from controller.windows import Delta
 from placer.agent.status import Worker
+from placer.cost.balance import rank_load
 from placer.placement import Placement
 from placer.plan import Plan
 from tests.builders import a_model, a_placement, by_hand
@@ -26,6 +27,8 @@ BEGIN_S = 1_000.0
 BYTES = a_model().expert_bytes
 HOME = a_placement([[0, 1, 2, 3], [0, 1, 2, 3]])
 GOAL = a_placement([[0, 2, 1, 3], [3, 1, 2, 0]])  # a swap in each layer: 2 copies a round
+SKEWED = [[400, 400, 100, 100]] * 2  # at home 800 tokens on a rank and 200 on the other
+TICK_S = 30.0
 OTHER = a_placement([[0, 3, 2, 1], [0, 3, 2, 1]])
 
 P = ParamSpec("P")
@@ -200,3 +203,15 @@ class World:
 
 def alike(one: Placement, other: Placement) -> bool:
     return np.array_equal(one.copies, other.copies)
+
+
+def decided(world: World) -> tuple[str, str]:
+    """Outcome and reason of the pool's newest decision."""
+    decision = world.loop.views[POOL].decision
+    return decision.outcome, decision.reason
+
+
+def is_even(world: World) -> bool:
+    """Whether each rank of each engine has half of the skewed traffic."""
+    maps = [engine.placement for engine in world.homes.values()]
+    return all(rank_load(np.array(SKEWED), one).tolist() == [[500, 500]] * 2 for one in maps)

@@ -99,7 +99,7 @@ def test_of_two_operators_one_approves_and_the_other_is_told() -> None:
     world = World()
     seen = propose(world)
     world.desk.plans.approve(seen.id, seen.version, "ann")
-    with pytest.raises(Conflict, match="plan plan-1 is at version 2 and not 1: somebody was first"):
+    with pytest.raises(Conflict, match="plan-1 is at version 2 and not 1: somebody was first"):
         world.desk.plans.approve(seen.id, seen.version, "bob")
     assert reasons(world, "plan-1")[1:] == [("approved", "ann")]
     assert world.desk.plans.approve(seen.id, 0, "whichever is newest").version == 2
@@ -223,7 +223,7 @@ async def test_a_rollback_brings_the_pool_to_where_it_was_before_its_last_plan()
     await world.desk.settle()
     assert (operation.body["kind"], operation.body["plan_id"]) == ("rollback", "plan-2")
     assert world.stand_at(OTHER)
-    assert world.states() == {"plan-1": "superseded", "plan-2": "rolled back"}
+    assert world.states() == {"plan-1": "applied", "plan-2": "rolled back"}
 
 
 @asynchronous

@@ -63,7 +63,7 @@ def test_a_plan_keeps_its_blob_while_its_state_changes(ledger: Ledger) -> None:
 def test_of_two_who_saw_the_same_version_one_wins_and_the_other_is_told(ledger: Ledger) -> None:
     seen = ledger.put(a_plan())
     ledger.put(seen.next(1_001.0, "approved"))
-    with pytest.raises(Conflict, match="plan p1 is at version 2 and not 1: ") as caught:
+    with pytest.raises(Conflict, match="p1 is at version 2 and not 1: ") as caught:
         ledger.put(seen.next(1_001.0, "rejected"))
     assert (caught.value.expected, caught.value.actual) == (1, 2)
     assert [record.reason for record in ledger.versions("plan", "p1")] == ["load moved", "approved"]

@@ -1,0 +1,172 @@
+import threading
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+
+from controller import metrics
+from controller.metrics import LoopCollector
+from controller.windows import Delta
+from placer.model import ModelShape
+from placer.placement import Placement
+from tests.controller.builders import (
+    BEGIN_S,
+    BYTES,
+    POOL,
+    SKEWED,
+    TICK_S,
+    World,
+    a_delta,
+    a_registration,
+    asynchronous,
+)
+
+WIDE = ModelShape("wide", 58, 64, 1, hidden=1, moe_intermediate=1)
+
+
+def scrape(world: World, detail: bool = False) -> dict[str, float]:
+    """Series -> value, as Prometheus reads them."""
+    registry = CollectorRegistry()
+    registry.register(LoopCollector(world.loop, detail))
+    lines = generate_latest(registry).decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+@asynchronous
+async def test_the_figures_of_a_tiny_pool() -> None:
+    world = World(mode="automatic", confirmations=1)
+    world.count(SKEWED)
+    await world.tick()
+    await world.tick(TICK_S)
+    await world.clock.sleep(5.0)
+    label = 'pool="chat"'
+    expected = {
+        "placer_troubles": 0,
+        f"placer_balancedness_ratio{{{label}}}": 1.0,  # 500 tokens on each rank
+        f"placer_predicted_gain_ratio{{{label}}}": 0.375,  # 500 and not 800 on the busiest
+        f"placer_measured_gain_ratio{{{label}}}": 0.375,
+        f"placer_plan_age_seconds{{{label}}}": 35,
+        f"placer_plan_epoch{{{label}}}": 0,
+        f"placer_window_tokens{{{label}}}": 1000,
+        f"placer_workers{{{label}}}": 2,
+        f"placer_agent_lag_seconds{{{label}}}": 5,
+        f"placer_longest_pause_seconds{{{label}}}": 0,
+        f"placer_dropped_deltas_total{{{label}}}": 0,
+        f'placer_decisions_total{{outcome="act",{label}}}': 1,
+        f'placer_decisions_total{{outcome="hold",{label}}}': 1,
+        f'placer_operations_total{{phase="succeeded",{label}}}': 1,
+        f"placer_copied_bytes_total{{{label}}}": 8 * BYTES,  # 2 engines, 2 layers, 2 copies
+        f"placer_moved_slots_total{{{label}}}": 8,
+    }
+    found = {_sorted(name): value for name, value in scrape(world).items()}
+    assert found == pytest.approx({_sorted(name): value for name, value in expected.items()})
+
+
+def _sorted(series: str) -> str:
+    """Labels have no order."""
+    name, _, labels = series.partition("{")
+    return f"{name}{{{','.join(sorted(labels.rstrip('}').split(',')))}}}"
+
+
+def test_before_anything_is_known_only_that_is_told_which_is() -> None:
+    world = World()
+    world.fleet.pools.clear()
+    assert scrape(world, detail=True) == {"placer_troubles": 0}
+    world.hear()
+    assert set(scrape(world)) == {
+        "placer_troubles",
+        'placer_plan_epoch{pool="chat"}',
+        'placer_window_tokens{pool="chat"}',
+        'placer_workers{pool="chat"}',
+        'placer_agent_lag_seconds{pool="chat"}',
+        'placer_dropped_deltas_total{pool="chat"}',
+    }
+
+
+def test_workers_that_lag_or_lose_pushes_are_seen() -> None:
+    world = World()
+    said = a_registration(epoch=7, dropped=3)
+    world.fleet.register(said, BEGIN_S)
+    for sequence in (1, 3):  # it knows of more than we do
+        world.fleet.push(said.id, sequence, [a_delta(SKEWED)], BEGIN_S)
+    world.fleet.register(a_registration("e1", dropped=1), BEGIN_S - 40)
+    found = scrape(world)
+    assert found['placer_dropped_deltas_total{pool="chat"}'] == 3 + 1
+    assert found['placer_agent_lag_seconds{pool="chat"}'] == 40
+    assert found['placer_plan_epoch{pool="chat"}'] == 7
+
+
+def test_tokens_are_those_of_the_phase_that_is_planned_for() -> None:
+    world = World(phase="decode")
+    said = a_registration()
+    deltas = [a_delta(SKEWED), a_delta([[5, 0, 0, 0]] * 2, phase="prefill")]
+    world.fleet.push(said.id, 1, deltas, BEGIN_S)
+    assert scrape(world)['placer_window_tokens{pool="chat"}'] == 1000
+
+
+@asynchronous
+async def test_what_keeps_the_controller_from_its_work_is_counted() -> None:
+    world = World()
+    world.disk.is_full = True
+    await world.tick()
+    assert scrape(world)["placer_troubles"] == len(world.loop.troubles) > 0
+
+
+@asynchronous
+async def test_with_detail_every_rank_of_every_layer_is_told() -> None:
+    world = World()
+    world.count([[400, 400, 100, 100], [1000, 0, 0, 0]])
+    await world.tick()
+    name = "placer_rank_load_tokens"
+    found = {
+        _sorted(series): value for series, value in scrape(world, True).items() if name in series
+    }
+    assert found == {
+        _sorted(f'{name}{{layer="{layer}",pool="chat",rank="{rank}"}}'): tokens
+        for layer, rank, tokens in ((0, 0, 800), (0, 1, 200), (1, 0, 1000), (1, 1, 0))
+    }
+    assert not any(name in series for series in scrape(world))
+
+
+@asynchronous
+async def test_a_pool_of_64_ranks_and_58_layers_has_few_series() -> None:
+    """Even after every outcome and every end that there is."""
+    row = np.tile(np.arange(64), (58, 1))
+    world = World([Placement(row, 64, 64, 32)])
+    world.fleet.pools.clear()
+    more: dict[str, Any] = {"ep_size": 64, "slots": 64, "layers": 58, "experts": 64, "shape": WIDE}
+    said = a_registration(actor="there", **more)
+    world.fleet.register(said, BEGIN_S)
+    load = np.full((58, 64), 100, dtype=np.uint32)
+    world.fleet.push(said.id, 1, [Delta("decode", 1, 6400, 1, load)], BEGIN_S)
+    await world.loop.tick()
+    for outcome in ("hold", "infeasible", "wait", "propose", "act"):
+        world.loop.counted[POOL, outcome] += 1
+    for phase in ("succeeded", "rolled back", "halted"):
+        world.desk.ended[POOL, phase] += 1
+    world.desk.copied_bytes[POOL,] = world.desk.moved[POOL,] = 1
+    assert world.loop.troubles == {}
+    assert len(scrape(world)) <= 24
+    assert len(scrape(world, detail=True)) > 64 * 58
+
+
+def test_prometheus_may_ask_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, servers = World(), []
+
+    def start(*args: Any) -> None:
+        servers.append(start_http_server(*args))
+
+    monkeypatch.setattr("controller.metrics.start_http_server", start)
+    metrics.serve(world.loop, "127.0.0.1:0", detail=False)
+    ((server, thread),) = servers
+    try:
+        with urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as response:
+            assert b'placer_workers{pool="chat"} 2.0' in response.read()
+        assert isinstance(thread, threading.Thread)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
