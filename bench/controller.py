@@ -71,7 +71,12 @@ def run() -> None:
             controller.send(("counted", None))
             counted: tuple[int, int] = controller.recv()
     _tell(seen, counted, sizes, offered_s, busy)
-    console.print(f"A decision, {LAYERS} x {EXPERTS} -> {SLOTS} slots: {_decision_ms():.0f} ms")
+    for name, current in (("a running plan", planned(problem(_load(0)))), ("linear", before)):
+        took_ms, busy_ms, decided = _decision(current)
+        console.print(
+            f"A decision from {name}: {took_ms:.0f} ms, {busy_ms:.0f} ms of work on two threads "
+            f"(load {os.getloadavg()[0]:.1f}): {decided}"
+        )
 
 
 @dataclass
@@ -298,9 +303,9 @@ def _counts(seed: int) -> list[Any]:
     ]  # fmt: skip
 
 
-def _load(seed: int, tokens: int = 16_384) -> Any:
+def _load(seed: int, tokens: int = 16_384, kind: int = 0) -> Any:
     """[layers, experts] of routing as in `bench replan`, drawn with this seed."""
-    rng, rows = np.random.default_rng(seed), chances(0)
+    rng, rows = np.random.default_rng(seed), chances(kind)
     return np.array([rng.multinomial(tokens * TOP_K, row) for row in rows], dtype=np.float64)
 
 
@@ -312,23 +317,25 @@ def _linear() -> Placement:
 # A decision.
 
 
-def _decision_ms() -> float:
-    """From a pool's windows, of two halves and two phases, to what is done: median, warm."""
+def _decision(current: Placement) -> tuple[float, float, str]:
+    """From a pool's windows, of two halves and two phases, to what is done: median ms, warm, by the
+    clock and of the processor. A tenth of the traffic is another than ``current`` was made for."""
     pool = Pool(POOL, model.preset("deepseek-v3"), RANKS, SLOTS)
     for phase in ("prefill", "decode"):
         window = pool.windows[phase] = Window(POLICY.window_s, 0.0)
         for at in range(40):
-            delta = Delta(phase, TOP_K, 16_384, 9, _load(at).astype("<u4"))
+            other = 7 if at % 10 == 0 else 0
+            delta = Delta(phase, TOP_K, 16_384, 9, _load(at, kind=other).astype("<u4"))
             window.add(delta, at * POLICY.window_s / 45)
-    times = []
+    times, works = [], []
     for _ in range(ROUNDS + 1):
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         profile = pool.profile("mixed", POLICY.window_s * 0.9)
         assert profile is not None
         task = Problem(
-            pool.model, POLICY.hardware(RANKS), profile, SLOTS, POLICY.objective, _linear()
+            pool.model, POLICY.hardware(RANKS), profile, SLOTS, POLICY.objective, current
         )
         decided = decide(answer(task, POLICY.optimizer), Past(), POLICY, 0.0)
         times.append((time.perf_counter() - begun) * 1e3)
-    console.print(f"{decided.outcome}: {decided.reason}")
-    return median(times[1:])
+        works.append((time.process_time() - worked) * 1e3)
+    return median(times[1:]), median(works[1:]), f"{decided.outcome}: {decided.reason}"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from controller.desk import BusyError
-from controller.fleet import FORGOTTEN_S, FleetError, UnknownError
-from controller.plans import PlanState, gain, lean
-from controller.store import Conflict, LedgerFull, Record
+from controller.fleet import FleetError, UnknownError
+from controller.plans import gain, lean
+from controller.store import Conflict, Record
 from placer.errors import FileError, PlacementError
 from placer.files.plans import parse_plan
 from placer.placement import Placement
@@ -19,7 +19,6 @@ from tests.controller.builders import (
     HOME,
     OTHER,
     POOL,
-    KilledError,
     World,
     a_registration,
     asynchronous,
@@ -211,6 +210,9 @@ async def test_a_rollback_ends_the_operation_that_runs() -> None:
     assert world.stand_at(HOME)
     again = await world.desk.rollback(POOL, "key-1", "ann did not hear the answer")
     assert (again.id, again.body["phase"]) == ("op-1", "rolled back")
+    await world.apply(GOAL)  # what was said of the one is not said of the next
+    await world.desk.settle()
+    assert world.stand_at(GOAL)
 
 
 @asynchronous
@@ -284,109 +286,6 @@ async def test_a_width_cannot_be_changed_and_that_is_written_down() -> None:
     assert world.desk.operation("op-1") == record
     with pytest.raises(UnknownError, match="no operation 'op-2'"):
         world.desk.operation("op-2")
-
-
-@asynchronous
-async def test_a_plan_and_its_operation_begin_together_or_not_at_all() -> None:
-    world = World()
-    plan = world.desk.plans.approve(propose(world).id, 0, "go")
-    world.journal.keep_placement(HOME)
-    world.disk.is_full = True
-    with pytest.raises(LedgerFull):
-        await world.desk.begin(plan, "", "go")
-    assert (world.states(), world.desk.is_busy) == ({"plan-1": "approved"}, False)
-    world.disk.is_full = False
-    await world.desk.begin(plan, "", "go")
-    await world.desk.settle()
-    assert world.states() == {"plan-1": "applied"}
-
-
-@asynchronous
-async def test_what_a_killed_controller_left_is_gone_on_with_once_the_pool_is_heard() -> None:
-    world = World()
-    world.engines.moods = {5: "killed"}
-    await world.apply(GOAL)
-    with pytest.raises(KilledError):
-        await world.desk.settle()
-    world.start()
-    world.fleet.pools.clear()
-    await world.desk.resume()
-    await world.desk.settle()
-    assert (len(world.engines.asked), world.desk.is_busy) == (6, True)
-    world.hear()
-    await world.desk.resume()
-    await world.desk.settle()
-    assert (world.states(), world.stand_at(GOAL)) == ({"plan-1": "applied"}, True)
-
-
-@asynchronous
-async def test_an_operation_whose_pool_stays_away_ends_so_that_others_may_begin() -> None:
-    world = World()
-    world.engines.moods = {5: "killed"}
-    await world.apply(GOAL)
-    with pytest.raises(KilledError):
-        await world.desk.settle()
-    world.start()
-    world.fleet.pools.clear()
-    world.engines.engines.clear()
-    await world.clock.sleep(FORGOTTEN_S + 1)
-    await world.desk.resume()
-    await world.desk.settle()
-    assert (world.states(), world.desk.is_busy) == ({"plan-1": "halted"}, False)
-
-
-@pytest.mark.parametrize("phase", ["succeeded", "rolled back"])
-@asynchronous
-async def test_killed_before_the_plan_was_told_it_is_told_later(phase: str) -> None:
-    world = World()
-    await world.apply(OTHER)
-    await world.desk.settle()
-    world.engines.moods = {} if phase == "succeeded" else {len(world.engines.asked): "refused"}
-    await world.apply(GOAL)
-    world.disk.is_full_for = "plan"
-    with pytest.raises(LedgerFull):
-        await world.desk.settle()
-    assert world.desk.operation("op-2").body["phase"] == phase
-    assert world.states() == {"plan-1": "applied", "plan-2": "applying"}
-    world.disk.is_full_for = ""
-    world.start()
-    await world.desk.resume()
-    told = {"succeeded": ("superseded", "applied"), "rolled back": ("applied", "rolled back")}
-    assert tuple(world.states().values()) == told[phase]
-
-
-@asynchronous
-async def test_killed_before_the_plan_was_told_of_its_rollback_it_is_told_later() -> None:
-    world = World()
-    await world.apply(GOAL)
-    await world.desk.settle()
-    await world.desk.rollback(POOL, "", "back")
-    world.disk.is_full_for = "plan"
-    with pytest.raises(LedgerFull):
-        await world.desk.settle()
-    assert (world.stand_at(HOME), world.states()) == (True, {"plan-1": "applied"})
-    world.disk.is_full_for = ""
-    world.start()
-    await world.desk.resume()
-    assert world.states() == {"plan-1": "rolled back"}
-
-
-@asynchronous
-async def test_killed_between_two_plans_one_is_applied_and_one_superseded() -> None:
-    """The older was told already, the newer not."""
-    world = World()
-    await world.apply(OTHER)
-    await world.desk.settle()
-    await world.apply(GOAL)
-    world.disk.is_full_for = "plan"
-    with pytest.raises(LedgerFull):
-        await world.desk.settle()
-    world.disk.is_full_for = ""
-    world.desk.plans.move(world.desk.plans.get("plan-1"), PlanState.SUPERSEDED, "plan-2")
-    world.start()
-    for _ in range(2):
-        await world.desk.resume()
-        assert world.states() == {"plan-1": "superseded", "plan-2": "applied"}
 
 
 def test_a_plan_that_waits_is_kept_and_one_that_does_not_may_be_pruned() -> None:

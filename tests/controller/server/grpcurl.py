@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
+from google.protobuf import (  # type: ignore[import-untyped]
+    descriptor_pb2,
+    descriptor_pool,
+    json_format,
+    message_factory,
+)
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 Request = reflection_pb2.ServerReflectionRequest

@@ -16,11 +16,13 @@ from controller.desk import BusyError
 from controller.fleet import FleetError, UnknownError
 from controller.ports import EngineLostError
 from controller.server.answers import A_BUG, CODES
-from controller.server.serve import SERVICES
+from controller.server.security import Listening, SecurityError
+from controller.server.serve import SERVICES, start
 from controller.store import Conflict, LedgerError, LedgerFull, Record
 from placer.channel import Settings, open_aio_channel
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2, placement_pb2
+from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from tests.controller.server.worlds import (
     Setting,
     World,
@@ -229,9 +231,6 @@ def test_calls_of_methods_and_messages_that_are_none_are_refused() -> None:
 
 
 def test_a_second_controller_on_the_port_is_a_mistake_and_names_it() -> None:
-    from controller.server.security import Listening, SecurityError
-    from controller.server.serve import start
-
     async def work(world: World) -> None:
         with pytest.raises(SecurityError, match="is the port taken"):
             await start(world.loop, world.offers, Listening(world.address))
@@ -244,14 +243,11 @@ def test_many_connections_at_once_are_answered() -> None:
         async def one(number: int) -> Any:
             own = [("grpc.use_local_subchannel_pool", 1)]
             async with open_aio_channel(world.address, Settings(), own) as channel:
-                stub = World(*_parts(world), channel).fleet
-                return await stub.Register(a_registration(engine=f"engine-{number}"))
+                return await FleetServiceStub(channel).Register(
+                    a_registration(engine=f"engine-{number}")
+                )
 
         await asyncio.gather(*(one(number) for number in range(50)))
         assert len(world.loop.fleet.pool("tiny").engines) == 50
 
     during(work)
-
-
-def _parts(world: World) -> Any:
-    return world.loop, world.engines, world.offers, world.server, world.address

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,8 @@ def test_a_plan_is_heard_of_and_after_a_restart_the_later_ones_are(
             other = GrpcSink(
                 served.address, a_worker(rank), Identity("tiny", "engine-1"), a_model()
             )
-            until(lambda other=other, rank=rank: works(lambda: other.report(a_status(rank))))
+            report = partial(other.report, a_status(rank))
+            until(partial(works, report))
             other.close()
         stage = Stage(epoch, before, after)
         served.tell(lambda world: world.offers.carry_out("tiny", "engine-1", stage))

@@ -121,7 +121,7 @@ def test_an_operator_hears_of_every_record_but_maps() -> None:
         await world.placement.Apply(ApplyRequest(plan_id=plan.id))
         await world.loop.desk.settle()
         for stream in (all_of_it, of_pool):
-            heard = []
+            heard: list[Any] = []
             while not heard or heard[-1] != ("plan", "plan-1", 4):
                 record = (await stream.read()).record
                 heard.append((record.kind, record.id, record.version))
@@ -184,7 +184,7 @@ def test_a_client_that_vanishes_leaves_no_watcher_behind(how: str) -> None:
 def test_engines_that_vanish_leave_nobody_waiting_for_offers() -> None:
     async def work(world: World) -> None:
         streams = [watch(world) for _ in range(5)]
-        waiting = world.offers._changed._waiters  # type: ignore[attr-defined]
+        waiting = world.offers._changed._waiters
         await until(lambda: len(waiting) == 5)
         for stream in streams:
             stream.cancel()
