@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict
 
 from controller.config import Config
-from controller.fleet import FORGOTTEN_S, Fleet, FleetError, Pool, UnknownError, kinds
+from controller.fleet import FORGOTTEN_S, SILENT_S, Fleet, FleetError, Pool, UnknownError, kinds
 from controller.journal import Journal
 from controller.operations import Operation, Operations, Phase
 from controller.plans import Plans, PlanState
@@ -117,7 +117,7 @@ class Desk:
         """Have the pool's operation go back, or the pool to where it was before the last one."""
         running = self.running
         if running is not None and running.pool == pool_name:
-            self.operations.abort(reason or "an operator wants it back", key)
+            self.operations.abort(running, reason or "an operator wants it back", key)
             return running
         async with self._begun:
             if (known := self.known(key)) is not None:
@@ -203,10 +203,17 @@ class Desk:
             )
 
     async def _homes(self, pool: Pool) -> dict[str, str]:
-        """Each engine's digest, whose placement is kept to go back to."""
+        """Each engine's digest, whose placement is kept to go back to. Engines that are gone are
+        left out, and brought to the rest if they come back."""
+        now_s = self.journal.clock.now_s()
+        heard = [
+            engine
+            for engine, members in pool.engines.items()
+            if any(now_s - member.heard_s < SILENT_S for member in members)
+        ]
         return {
             engine: self.journal.keep_placement(await self.engines.stands(pool.name, engine))
-            for engine in pool.engines
+            for engine in heard or pool.engines
         }
 
     def _start(

@@ -24,7 +24,7 @@ from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 
 AGAIN_S = 600.0  # a decision that stays the same is written down this often
-KEPT = {"plan": 500, "decision": 2000, "operation": 500, "acknowledgement": 20_000}
+KEPT = {"plan": 500, "decision": 2000, "operation": 500, "acknowledgement": 20_000, "abort": 500}
 
 log = logging.getLogger("placer.controller")
 

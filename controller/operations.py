@@ -89,6 +89,12 @@ class Operation:
         return self.homes[self.engine] if self.phase is Phase.RETURNING else self.goal
 
     @property
+    def has_no_round_left(self) -> bool:
+        if self.state is State.AGREEING:
+            return self.turns == 0
+        return self.state is State.COMMITTING and self.turn + 1 == self.turns
+
+    @property
     def progress(self) -> str:
         if self.is_final:
             return self.phase
@@ -134,8 +140,11 @@ class Operations:
         self.journal, self.engines, self.config = journal, engines, config
         self._abort = self._abort_key = ""
 
-    def abort(self, reason: str, key: str = "") -> None:
-        """Have the operation that runs go back at its next step."""
+    def abort(self, record: Record, reason: str, key: str = "") -> None:
+        """Have the operation that runs go back at its next step, also if this controller is killed
+        before that."""
+        if self.journal.ledger.get("abort", record.id) is None:
+            self.journal.write("abort", record.id, reason, {"key": key}, pool=record.pool)
         self._abort, self._abort_key = reason, key
 
     async def run(self, record: Record, is_restart: bool = False) -> Record:
@@ -143,6 +152,8 @@ class Operations:
         until it is run again."""
         operation, leg = Operation.of(record), None
         event = Event.RESTART if is_restart else None
+        if (told := self.journal.ledger.get("abort", operation.id)) is not None:
+            self._abort, self._abort_key = told.reason, told.body["key"]
         while True:
             if event is not None:
                 operation = operation.after(event, self.journal.clock.now_s())
@@ -214,7 +225,7 @@ class Operations:
                 operation = replace(operation, moved=moved)
             if self._abort and operation.phase is Phase.RUNNING:
                 return Event.ABORT, replace(operation, why=self._abort)
-            if await self._is_last(operation):
+            if operation.has_no_round_left:
                 return Event.LAST, operation
             tired = operation.state is State.DISCARDING and operation.tries >= TRIES
             return (Event.TIRED if tired else Event.DONE), operation
@@ -229,22 +240,6 @@ class Operations:
         if discarding or operation.phase is Phase.RETURNING:
             await self.journal.clock.sleep(RETRY_S)
         return {Refused: Event.REFUSED, Lost: Event.LOST}.get(type(outcome), Event.LATE), operation
-
-    async def _is_last(self, operation: Operation) -> bool:
-        match operation.state:
-            case State.AGREEING:
-                return operation.turns == 0
-            case State.COMMITTING:
-                return operation.turn + 1 == operation.turns
-            case State.DISCARDING:
-                try:
-                    if self.engines.moves_itself(operation.pool, operation.engine):
-                        return False  # ranks may yet take up what was offered: offer the other
-                    stands = await self.engines.stands(operation.pool, operation.engine)
-                except EngineLostError:
-                    return False  # staging will find out
-                return stands.digest == operation.target
-        return False
 
     async def _slow_down(self, pool: str, copied_bytes: int) -> None:
         """Spread copies over the time that the budget gives them."""

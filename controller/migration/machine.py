@@ -38,7 +38,7 @@ class State(StrEnum):
 
 class Event(StrEnum):
     DONE = "done"
-    LAST = "done, nothing left"  # no round; discarding: it stands where it should
+    LAST = "done, no round left"
     REFUSED = "refused"
     LOST = "lost"
     LATE = "late"
@@ -96,7 +96,6 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DISCARDING, Event.RESTART): State.DISCARDING,
     # From what stands then, on to where it should; that is tried again, up to a point.
     (State.DISCARDING, Event.DONE): State.STAGING,
-    (State.DISCARDING, Event.LAST): State.SETTLED,
     (State.DISCARDING, Event.REFUSED): State.DISCARDING,
     (State.DISCARDING, Event.LOST): State.DISCARDING,
     (State.DISCARDING, Event.LATE): State.DISCARDING,

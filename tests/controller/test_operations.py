@@ -168,7 +168,7 @@ async def test_an_operator_can_have_it_back_at_any_moment(number: int, is_before
 
     def abort(at: int) -> None:
         if at == number:
-            story.operations.abort("ann wants it back", "key-7")
+            story.operations.abort(story.record, "ann wants it back", "key-7")
 
     setattr(story.engines, "before" if is_before else "after", abort)
     ended = await story.run()
@@ -203,12 +203,15 @@ async def test_killed_on_the_way_back_it_goes_on_back(number: int) -> None:
 
 
 @asynchronous
-async def test_an_abort_that_comes_while_nothing_runs_is_kept_for_the_next_run() -> None:
+async def test_an_abort_is_kept_for_the_next_controller() -> None:
     story = Story()
-    story.operations.abort("ann wants it back")
+    old = story.operations
+    old.abort(story.record, "ann wants it back", "key-7")
+    story.operations = Operations(old.journal, old.engines, old.config)  # the old one is killed
     ended = await story.run(is_restart=True)
     assert (ended.phase, ended.why) == ("rolled back", "ann wants it back")
-    assert [name for name in story.engines.names if "Stage" in name] == []
+    assert ended.back_key == "key-7"
+    assert not [name for name in story.engines.names if "Drop" in name or "Copy" in name]
 
 
 @pytest.mark.parametrize("number", EVERY)
@@ -277,7 +280,7 @@ async def test_a_way_that_the_budget_does_not_allow_is_refused() -> None:
     ended = await story.run()
     assert (ended.phase, story.stand_at(HOME, HOME)) == ("rolled back", True)
     assert "scratch_slots is 0" in ended.why
-    assert story.engines.names == ["e0 Discard"]
+    assert story.engines.names == ["e0 Discard", "e0 Stage", "e0 Agree", "e0 Verify"]
 
 
 class ByItself(Moody):
@@ -347,7 +350,7 @@ def test_whatever_happens_it_ends_where_it_says_and_no_expert_is_ever_missing(
 
     def abort(at: int) -> None:
         if moods.get(at) == "abort":
-            story.operations.abort("back")
+            story.operations.abort(story.record, "back")
 
     story.engines.before = abort
     ended = asyncio.run(story.run())  # Moody looks for missing experts
