@@ -101,6 +101,11 @@ class Pool:
             members.sort(key=lambda member: member.said.worker.ep_rank)
         return found
 
+    def tokens(self, phase: str) -> int:
+        """In the window; ``mixed`` is all phases."""
+        windows = list(self.windows.items())
+        return sum(window.tokens for name, window in windows if phase in (name, "mixed"))
+
     def profile(self, phase: str, now_s: float) -> Profile | None:
         """Of the window; ``mixed`` is all phases. None if there was no traffic."""
         found = []

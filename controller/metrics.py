@@ -42,7 +42,7 @@ class LoopCollector(Collector):
             ("plan_epoch", "Newest epoch that a worker applied.",
              {(pool.name,): self._newest(pool, "epoch") for pool in pools}),
             ("window_tokens", "Tokens that decisions are made from.",
-             {(pool.name,): self._tokens(pool) for pool in pools}),
+             {(pool.name,): pool.tokens(self.loop.config.of(pool.name).phase) for pool in pools}),
             ("workers", "Workers that are heard.",
              {(pool.name,): len(pool.members) for pool in pools}),
             ("agent_lag_seconds", "Since the quietest worker was heard.",
@@ -81,11 +81,6 @@ class LoopCollector(Collector):
     def _newest(self, pool: Pool, name: str) -> float:
         members = list(pool.members.values())
         return max((getattr(member.said, name) for member in members), default=0)
-
-    def _tokens(self, pool: Pool) -> int:
-        phase = self.loop.config.of(pool.name).phase
-        windows = list(pool.windows.items())
-        return sum(window.tokens for name, window in windows if phase in (name, "mixed"))
 
     def _lag_s(self, pool: Pool) -> float | None:
         now_s = self.loop.journal.clock.now_s()

@@ -196,7 +196,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
         message = fleet_pb2.Pool(
             name=pool.name, model=pool.model.name, mode=policy(pool.name).mode, ranks=pool.ranks,
             slots=pool.slots, window_s=policy(pool.name).window_s,
-            tokens=sum(window.tokens for window in pool.windows.values()),
+            tokens=pool.tokens(policy(pool.name).phase),
             engines=[_engine(name, members, now_s) for name, members in pool.engines.items()],
         )  # fmt: skip
         if view is not None:
