@@ -23,6 +23,7 @@ from placer.arrays import BoolArray, IntArray
 
 STAGED = 4096  # tokens counted at a time
 PAIRS = 2**20  # of choices counted at a time
+NOBODY = 2**40  # an id beyond all cells
 
 
 def quick(tensor: torch.Tensor) -> Any:
@@ -69,27 +70,27 @@ class Counters:
         phase = torch.from_numpy(is_decode).to(self.device).long()
         at_once = max(PAIRS // (size * self.top_k**2), 1)
         for first in range(0, self.layers, at_once):
-            ids = self.staged[first : first + at_once, :size]
+            ids = self._ids(self.staged[first : first + at_once, :size])
             layer = torch.arange(first, first + len(ids), device=self.device)
-            where = phase * self.layers + layer[:, None]
-            self._add(
-                self._coactivation, where[:, :, None, None], ids[:, :, :, None], ids[:, :, None]
-            )
-        top, before = self.staged[1:, :size, 0], self.staged[:-1, :size, 0]
+            where = (phase * self.layers + layer[:, None]) * self.experts
+            rows = (where[:, :, None] + ids) * self.experts
+            self._add(self._coactivation, rows[:, :, :, None] + ids[:, :, None])
+        top = self._ids(self.staged[:, :size, 0])
         layer = torch.arange(self.layers - 1, device=self.device)
-        self._add(self._transitions, phase * (self.layers - 1) + layer[:, None], before, top)
+        where = (phase * (self.layers - 1) + layer[:, None]) * self.experts
+        self._add(self._transitions, (where + top[:-1]) * self.experts + top[1:])
         decoded = int(is_decode.sum())
         self.tokens += (size - decoded, decoded)
 
-    def _add(
-        self, cells: torch.Tensor, where: torch.Tensor, a: torch.Tensor, b: torch.Tensor
-    ) -> None:
-        """One to each cell [where, a, b]."""
-        flat = (where * self.experts + a) * self.experts + b
-        low, high = torch.minimum(a, b), torch.maximum(a, b)
-        # On a GPU an index out of range would end the engine.
-        flat.masked_fill_((low < 0) | (high >= self.experts), len(cells) - 1)
-        cells.scatter_add_(0, flat.flatten(), self._one.expand(flat.numel()))
+    def _ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """Those that are no expert's made so large that ``_add`` knows them."""
+        ids = ids.long()
+        return ids.masked_fill_((ids < 0) | (ids >= self.experts), NOBODY)
+
+    def _add(self, cells: torch.Tensor, where: torch.Tensor) -> None:
+        """One to each cell."""
+        flat = where.flatten().clamp_(max=len(cells) - 1)  # out of range would end the engine
+        cells.scatter_add_(0, flat, self._one.expand(len(flat)))
 
     def take(self) -> Counts:
         """What was counted since the last time."""
