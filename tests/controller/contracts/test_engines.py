@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
+from uuid import uuid4
 
 import pytest
 
@@ -30,6 +31,7 @@ from controller.migration.commands import (
 from controller.ports import EngineLostError, Engines
 from controller.store import Ledger
 from placer.files.plans import parse_plan
+from placer.parallel import connect
 from placer.placement import Placement
 from placer.schedule import Budget, Transfer, schedule
 from tests.builders import a_placement, by_hand
@@ -99,6 +101,42 @@ class ByAgents:
                 self.say(epoch=epoch, digest=digest)
 
 
+class Remote:
+    """What an engine's actor answers to ``RayEngines``."""
+
+    def __init__(self) -> None:
+        self.engine = MemoryEngine(HOME, BYTES)
+
+    def placement(self) -> Placement:
+        return self.engine.placement
+
+    def carry_out(self, command: Command) -> Outcome:
+        return self.engine.carry_out(command)
+
+
+class ThroughRay:
+    """An engine in a process of its own."""
+
+    def __init__(self) -> None:
+        ray: Any = pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
+        if not ray.is_initialized():  # until this process of pytest's ends
+            connect("local", object_store_memory=200 * 2**20)
+        from controller.adapters.ray_fleet import NAMESPACE, RayEngines
+
+        name = f"engine/{uuid4()}"
+        actor = ray.remote(Remote).options(name=name, namespace=NAMESPACE, num_cpus=0)
+        self.engine, self.kill = actor.remote(), ray.kill
+        fleet = Fleet(lambda pool: 300.0)
+        fleet.register(a_registration("e0", "w0", actor=name), BEGIN_S)
+        self.engines = RayEngines(fleet)
+
+    def go_away(self) -> None:
+        self.kill(self.engine)
+
+    async def live(self) -> None:
+        """It does in its own process."""
+
+
 @asynccontextmanager
 async def living(kind: Callable[[], Any]) -> AsyncIterator[Any]:
     serving = kind()
@@ -110,7 +148,8 @@ async def living(kind: Callable[[], Any]) -> AsyncIterator[Any]:
         await life
 
 
-every = pytest.mark.parametrize("kind", [InMemory, ByAgents])
+BY_RAY = pytest.param(ThroughRay, marks=pytest.mark.slow)
+every = pytest.mark.parametrize("kind", [InMemory, ByAgents, BY_RAY])
 
 
 async def ask(serving: Serving, command: Command) -> Outcome:
