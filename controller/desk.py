@@ -11,7 +11,8 @@ from controller.fleet import FORGOTTEN_S, SILENT_S, Fleet, FleetError, Pool, Unk
 from controller.journal import Journal
 from controller.operations import Operation, Operations, Phase
 from controller.plans import Plans, PlanState
-from controller.ports import EngineLostError, Engines
+from controller.ports import Engines
+from controller.standings import same_experts, standings
 from controller.store import Conflict, Record
 from placer.agent.refusal import refusal
 from placer.checks import violations
@@ -60,29 +61,17 @@ class Desk:
     async def stands(self, pool: Pool) -> Placement:
         """The map of an engine that stands where the last change led, or else of the first that
         answers. Raises EngineLostError if none does."""
-        there = await self._standings(pool)
+        there = await standings(self.engines, pool)
         last = self._last_change(pool.name)
         if last is not None and Operation.of(last).phase is Phase.SUCCEEDED:
             goal = self.journal.placement(last.body["goal"])
-            there.sort(key=lambda one: not _same(one[1], goal))
+            there.sort(key=lambda one: not same_experts(one[1], goal))
         return there[0][1]
 
     async def strays(self, pool: Pool, placement: Placement) -> list[str]:
         """Engines whose ranks hold other experts than they do in ``placement``."""
-        there = await self._standings(pool)
-        return [engine for engine, stands in there if not _same(stands, placement)]
-
-    async def _standings(self, pool: Pool) -> list[tuple[str, Placement]]:
-        """Of the engines that answer."""
-        found, why = [], "it has no engines"
-        for engine in pool.engines:
-            try:
-                found.append((engine, await self.engines.stands(pool.name, engine)))
-            except EngineLostError as error:
-                why = str(error)
-        if not found:
-            raise EngineLostError(f"{pool.name}: {why}")
-        return found
+        there = await standings(self.engines, pool)
+        return [engine for engine, stands in there if not same_experts(stands, placement)]
 
     def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record:
         """Keep a plan for approval. Raises PlacementError if it may not be applied."""
@@ -277,7 +266,7 @@ class Desk:
         for record in self.journal.ledger.newest("plan", limit=20, pool=operation.pool):
             placement = self.journal.placement(record.body["digest"])
             ended = record.body["state"] in (PlanState.SUPERSEDED, PlanState.ROLLED_BACK)
-            if ended and _same(placement, goal):
+            if ended and same_experts(placement, goal):
                 return record
         return None
 
@@ -296,8 +285,3 @@ class Desk:
         """What agents have applied or refused last: they only listen to later ones."""
         said = [member.said for member in pool.members.values()]
         return max((max(one.epoch, one.refused_epoch) for one in said), default=0)
-
-
-def _same(one: Placement, other: Placement) -> bool:
-    """Whether all ranks hold the same experts, in whatever slots."""
-    return one.shape == other.shape and bool((one.copies == other.copies).all())
