@@ -63,7 +63,7 @@ def connect(address: str, **options: Any) -> None:
     defaults = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(**where, **{**defaults, **options})
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain ones, too
         reason = str(error).splitlines()[0]
         raise PlacerError(f"no Ray cluster at {address!r} ({reason}): check --ray") from error
 

@@ -28,6 +28,7 @@ def test_cores_come_to_what_one_process_comes_to_in_the_same_order() -> None:
     assert [bool(outcome.problem) for outcome in found] == [False, False, True, False]
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.slow
 def test_a_ray_cluster_comes_to_what_cores_come_to() -> None:
     need_ray()
@@ -37,6 +38,7 @@ def test_a_ray_cluster_comes_to_what_cores_come_to() -> None:
         assert list(over(Evaluate(STUDY), CASES)) == on_cores
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.slow
 def test_an_address_that_is_none_is_named() -> None:
     need_ray()

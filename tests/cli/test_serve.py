@@ -117,6 +117,7 @@ def children(pid: int) -> set[int]:
     return found - {pid}
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_true_controller_starts_answers_and_leaves_nothing_behind(

@@ -39,7 +39,7 @@ from placer.v1 import fleet_pb2, placement_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub, LedgerServiceStub
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "simulations" / "tiny_moe"

@@ -148,7 +148,7 @@ async def living(kind: Callable[[], Any]) -> AsyncIterator[Any]:
         await life
 
 
-BY_RAY = pytest.param(ThroughRay, marks=pytest.mark.slow)
+BY_RAY = pytest.param(ThroughRay, marks=[pytest.mark.slow, pytest.mark.xdist_group("ray")])
 every = pytest.mark.parametrize("kind", [InMemory, ByAgents, BY_RAY])
 
 

@@ -85,6 +85,7 @@ def test_the_calls_are_found_with_their_answers() -> None:
     assert told == ["{", '"status": "SERVING"', "}"]
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.slow
 def test_all_that_the_document_says_without_tokens_is_so(tmp_path: Path) -> None:
     (config,) = re.findall(r"^```yaml\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
@@ -93,6 +94,7 @@ def test_all_that_the_document_says_without_tokens_is_so(tmp_path: Path) -> None
         make([call for block in CALLS[:-1] for call in block], address, tmp_path)
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.slow
 def test_all_that_it_says_with_tokens_and_tls_is_so(tmp_path: Path) -> None:
     authority = Authority(tmp_path, "it")
