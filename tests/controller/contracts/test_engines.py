@@ -1,7 +1,8 @@
 """What the loop may rely on, whatever serves: the same tests for every adapter of ``Engines``."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 from uuid import uuid4
@@ -119,7 +120,7 @@ class ThroughRay:
 
     def __init__(self) -> None:
         ray: Any = pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
-        if not ray.is_initialized():  # until this process of pytest's ends
+        if not ray.is_initialized():  # until ``one_ray`` ends it
             connect("local", object_store_memory=200 * 2**20)
         from controller.adapters.ray_fleet import NAMESPACE, RayEngines
 
@@ -135,6 +136,14 @@ class ThroughRay:
 
     async def live(self) -> None:
         """It does in its own process."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_ray() -> Iterator[None]:
+    """For all tests here, and none elsewhere."""
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 @asynccontextmanager
