@@ -1,7 +1,7 @@
 """kill -9 of the controller, and of ranks, at random moments of migrations, under traffic.
 
 Real processes: Ray, the controller's actor, an engine whose ranks hold experts in shared memory.
-Which moments were hit is printed; what must hold at all of them is asserted.
+Which moments were hit is told in the summary; what must hold at all of them is asserted.
 """
 
 import os
@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -188,7 +188,7 @@ def check(fleet: Fleet, id: str, home: Placement, goal: Placement) -> str:
     return ENDS[operation.phase]
 
 
-def test_controller_killed(fleet: Fleet) -> None:
+def test_controller_killed(fleet: Fleet, tell: Callable[[str], None]) -> None:
     rng, moments, ends = np.random.default_rng(5), Counter[str](), Counter[str]()
     chance = random.Random(5)
     while moments.total() < CONTROLLER_KILLS:
@@ -201,14 +201,14 @@ def test_controller_killed(fleet: Fleet) -> None:
         seen = states(fleet, id)
         if "discarding" in seen:  # it found itself in the middle
             moments[seen[seen.index("discarding") - 1]] += 1
-    print(
-        f"\ncontroller: {ends.total()} kills, {moments.total()} in the middle of a migration, "
+    tell(
+        f"controller: {ends.total()} kills, {moments.total()} in the middle of a migration, "
         f"while {dict(moments)}; they ended {dict(ends)}; {fleet.served} requests, "
         "0 failed or different"
     )
 
 
-def test_rank_killed(fleet: Fleet) -> None:
+def test_rank_killed(fleet: Fleet, tell: Callable[[str], None]) -> None:
     rng, chance, ends = np.random.default_rng(6), random.Random(6), Counter[str]()
     for _ in range(RANK_KILLS):
         home, goal = fleet.placement(), another(rng)
@@ -219,7 +219,7 @@ def test_rank_killed(fleet: Fleet) -> None:
         ends[check(fleet, id, home, goal)] += 1
     restarts = ray.get(fleet.engine.status.remote()).restarts
     assert restarts >= RANK_KILLS
-    print(
-        f"\nranks: {RANK_KILLS} kills during migrations, which ended {dict(ends)}; "
+    tell(
+        f"ranks: {RANK_KILLS} kills during migrations, which ended {dict(ends)}; "
         f"{fleet.served} requests, 0 failed or different"
     )
