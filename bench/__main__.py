@@ -1,30 +1,23 @@
-"""Run every benchmark but `controller`, or those named: python -m bench [eplb] [replan] ..."""
+"""Run every benchmark, or those named: python -m bench [eplb] [controller] ..."""
 
 import sys
+from importlib import import_module
 
-from bench import agent, eplb, optimizers, plan, profile, replan, schedule, sizes
-
-
-def controller() -> None:
-    """Imported when asked for: engines' environments lack its libraries."""
-    from bench.controller import run
-
-    run()
-
-
-BENCHMARKS = {
-    "eplb": eplb.run,
-    "plan": plan.run,
-    "profile": profile.run,
-    "optimizers": optimizers.run,
-    "sizes": sizes.run,
-    "replan": replan.run,
-    "schedule": schedule.run,
-    "agent": agent.run,
-    "controller": controller,
-}
-ALONE = {"controller"}  # wants the host to itself, for over a minute
+# Imported when their turn comes: not every environment has the libraries of all.
+BENCHMARKS = (
+    "eplb",
+    "plan",
+    "profile",
+    "optimizers",
+    "sizes",
+    "replan",
+    "schedule",
+    "agent",
+    "controller",
+)
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or [name for name in BENCHMARKS if name not in ALONE]:
-        BENCHMARKS[name]()
+    for name in sys.argv[1:] or BENCHMARKS:
+        if name not in BENCHMARKS:
+            sys.exit(f"unknown benchmark {name!r}: use one of {', '.join(BENCHMARKS)}")
+        import_module(f"bench.{name}").run()
