@@ -5,6 +5,7 @@ import asyncio
 import logging
 from collections import Counter
 from dataclasses import asdict
+from itertools import takewhile
 
 from controller.config import Config
 from controller.fleet import FORGOTTEN_S, SILENT_S, Fleet, FleetError, Pool, UnknownError, kinds
@@ -149,12 +150,15 @@ class Desk:
                 return record
         return None
 
-    def changed_s(self, pool: str) -> float | None:
-        """Unix time at which the pool's last operation ended."""
-        for record in self.journal.ledger.newest("operation", pool=pool, final=True):
-            if record.body["phase"] != Phase.REFUSED:
-                return record.at_s
-        return None
+    def last_changes(self, pool: str) -> tuple[float | None, int]:
+        """Unix time at which the pool's last operation ended, and how many in a row failed."""
+        ended = [
+            record
+            for record in self.journal.ledger.newest("operation", pool=pool, final=True)
+            if record.body["phase"] != Phase.REFUSED
+        ]
+        failed = takewhile(lambda record: record.body["phase"] != Phase.SUCCEEDED, ended)
+        return ended[0].at_s if ended else None, sum(1 for _ in failed)
 
     async def resume(self) -> None:
         """Go on with what a killed controller left, or a full disk held up."""

@@ -57,7 +57,8 @@ class Loop:
         self.views: dict[str, View] = {}
         self.troubles: dict[str, str] = {}
         self.counted: Counter[tuple[str, ...]] = Counter()  # decisions by pool and outcome
-        self._pasts: dict[str, Past] = {}
+        # Decisions in a row that wanted to move, since which change.
+        self._streaks: dict[str, tuple[int, float | None]] = {}
         self._written: dict[str, View] = {}
         snapshots.recall(journal, fleet, lambda pool: config.of(pool).window_s)
         self._acknowledged: dict[str, dict[str, Any]] = {}
@@ -125,7 +126,7 @@ class Loop:
             return
         problem = await self.problem(pool)
         if isinstance(problem, Hold):
-            self._pasts[pool.name] = Past(0, past.changed_s)
+            self._streaks[pool.name] = 0, past.changed_s
             self._decided(pool.name, View(Decision("hold", problem.reason), now_s))
             return
         answer = await self.planner.answer(problem, policy.optimizer)
@@ -134,7 +135,7 @@ class Loop:
             reason = f"{', '.join(strays)} stands elsewhere than the rest of the pool: to join it"
             answer = Plan(problem.start, reason, problem.model, problem.topology)
         decision = decide(answer, past, policy, now_s)
-        self._pasts[pool.name] = Past(decision.streak, past.changed_s)
+        self._streaks[pool.name] = decision.streak, past.changed_s
         predicted, measured = self._gains(problem, pool)
         view = View(
             decision, now_s, problem.profile.load, problem.start, score(problem, problem.start),
@@ -187,11 +188,10 @@ class Loop:
             await self.desk.begin(record, key="", reason=record.reason)
 
     def _past(self, pool: str) -> Past:
-        changed_s = self.desk.changed_s(pool)
-        past = self._pasts.get(pool, Past())
-        if changed_s != past.changed_s:  # what was wanted before the change is of no interest
-            return Past(0, changed_s)
-        return past
+        changed_s, failures = self.desk.last_changes(pool)
+        streak = self._streaks.get(pool, (0, changed_s))
+        # What was wanted before the change is of no interest.
+        return Past(streak[0] if streak[1] == changed_s else 0, changed_s, failures)
 
     def _gains(self, problem: Problem, pool: Pool) -> tuple[float | None, float | None]:
         """Of the plan that is applied: as predicted, and on today's traffic."""

@@ -2,7 +2,8 @@
 
 That a plan pays (over its noise, and over the price of its moves) was asked when it was made; a
 Hold says why not. Here it is asked whether it keeps on paying: ``confirmations`` decisions in a row
-must want to move, the last change must be ``cooldown_s`` ago, and the hour may be closed.
+must want to move, the last change must be ``cooldown_s`` ago, twice as long for each one in a row
+that failed, and the hour may be closed.
 """
 
 from dataclasses import dataclass
@@ -11,15 +12,22 @@ from typing import Literal
 from controller.config import PoolPolicy
 from placer.plan import Hold, Infeasible, Plan
 
+DOUBLINGS = 6  # of the cooldown, at most
+
 Verdict = Literal["hold", "infeasible", "wait", "propose", "act"]
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """streak: decisions in a row that wanted to move; changed_s: unix time of the last change"""
+    """
+    streak:    decisions in a row that wanted to move
+    changed_s: unix time of the last change
+    failures:  changes in a row, up to that one, that were taken back
+    """
 
     streak: int = 0
     changed_s: float | None = None
+    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +52,11 @@ def decide(
     if streak < policy.confirmations:
         seen = f"{streak} of {policy.confirmations} decisions in a row that want it"
         return Decision("wait", f"{answer.reason}: {seen}", streak)
-    if past.changed_s is not None and (left_s := past.changed_s + policy.cooldown_s - now_s) > 0:
-        return Decision("wait", f"{answer.reason}: the last change is too fresh, "
-                        f"{left_s:.0f} s of cooldown_s are left", streak)  # fmt: skip
+    cooldown_s = policy.cooldown_s * 2 ** min(past.failures, DOUBLINGS)
+    if past.changed_s is not None and (left_s := past.changed_s + cooldown_s - now_s) > 0:
+        failed = f" and {past.failures} in a row failed" if past.failures else ""
+        why = f"the last change is too fresh{failed}, {left_s:.0f} s of cooldown_s are left"
+        return Decision("wait", f"{answer.reason}: {why}", streak)
     if policy.mode == "advisory":
         return Decision("propose", f"{answer.reason}: advisory, waits for approval", streak)
     if reason := policy.closed(now_s):

@@ -266,14 +266,14 @@ async def test_of_two_who_begin_at_once_one_does() -> None:
 @asynchronous
 async def test_a_change_is_dated_by_the_end_of_its_operation() -> None:
     world = World(bytes_per_minute=2 * BYTES)  # four rounds of a minute
-    assert world.desk.changed_s(POOL) is None
+    assert world.desk.last_changes(POOL) == (None, 0)
     await world.apply(GOAL)
-    assert world.desk.changed_s(POOL) is None
+    assert world.desk.last_changes(POOL) == (None, 0)
     await world.desk.settle()
     await world.clock.sleep(5.0)
     world.desk.scale(POOL, 4, "", "more")
-    assert world.desk.changed_s(POOL) == BEGIN_S + 240
-    assert world.desk.changed_s("code") is None
+    assert world.desk.last_changes(POOL) == (BEGIN_S + 240, 0)
+    assert world.desk.last_changes("code") == (None, 0)
 
 
 @asynchronous

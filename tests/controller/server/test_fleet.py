@@ -190,7 +190,7 @@ def test_another_width_is_refused_with_its_reason_once_for_each_key() -> None:
         assert (await world.fleet.ScaleTo(request)).operation == first
         request.idempotency_key = "another"
         assert (await world.fleet.ScaleTo(request)).operation.id == "op-2"
-        assert world.loop.desk.changed_s("tiny") is None  # it begins no cooldown
+        assert world.loop.desk.last_changes("tiny") == (None, 0)  # it begins no cooldown
 
     during(work)
 
