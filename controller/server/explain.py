@@ -60,8 +60,11 @@ def _figures(records: Sequence[Record]) -> list[str]:
                 f"step is expected to take {body['gain']:.1%} less time; {body['digest']}"
             )
         if record.kind == "operation":
-            told.append(
-                f"{record.id}: {body['copied_bytes'] / 1e6:,.1f} MB copied, longest pause "
-                f"{body['longest_pause_s'] * 1e3:.0f} ms, {len(body['homes'])} engines"
-            )
+            copied = "moved by the engines themselves"
+            if body["turns"]:
+                copied = (
+                    f"{body['copied_bytes'] / 1e6:,.1f} MB copied, longest pause "
+                    f"{body['longest_pause_s'] * 1e3:.0f} ms"
+                )
+            told.append(f"{record.id}: {copied}, {len(body['homes'])} engines")
     return told
