@@ -30,6 +30,8 @@ costs time: it gives up balance that is within the noise for less traffic.
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
+
 from placer.arrays import IntArray
 from placer.cost import balance
 from placer.cost.moves import arrivals
@@ -46,6 +48,7 @@ from placer.schedule import fewest_moves
 HOT, WARM, COLD = 0.1, 0.02, 0.003
 TURNS = 6  # of even and odd layers, where they depend on each other
 TRIES, NEAR = 8, 0.7  # prices of moves that are tried, until so much of ``max_moved`` is used
+STEEPEST = 16.0  # factor of the price from one try to the next
 ENOUGH = 50  # iterations for each two slots
 THREADS = 2
 
@@ -80,12 +83,12 @@ def _within_limit(
     most, best = problem.objective.max_moved, 0.0
     solution = Solution(current, notes=(f"nothing pays with --max-moved {most:g}",))
     price, too_low, too_high = 1.0, 0.0, 0.0
-    freest: Placement | None = None
     for _ in range(TRIES if most > 0 else 0):
         dear = [layer._replace(standing=price * layer.standing) for layer in layers]
-        placement = problem.placement(_search(problem, dear, table))
+        # Beyond that many moves the price rises as far as it may, however many more there are.
+        excess = _Excess(current, most * STEEPEST ** (1 / 7))
+        placement = problem.placement(_search(problem, dear, table, excess))
         moved = float(arrivals(current, placement).mean())
-        freest = freest or placement
         if best < moved <= most:
             solution, best = Solution(placement), moved
         if best > NEAR * most or (moved <= most and price == 1.0):
@@ -93,21 +96,41 @@ def _within_limit(
         if moved > most:
             too_low = price
             # Of load alone, twice the price moves about a tenth less.
-            price *= min(max((moved / most) ** 7, 1.5), 16.0)
+            price *= min(max((moved / most) ** 7, 1.5), STEEPEST)
         else:
             too_high = price
         if too_high:
             price = (too_low * too_high) ** 0.5
-    if not best and freest is not None:
+    if not best and most > 0:
         # With other labels fewer slots move: dear to find out, and rarely needed.
+        freest = problem.placement(_search(problem, layers, table))
         renamed = fewest_moves(problem, freest)
         if 0 < arrivals(current, renamed).mean() <= most:
             return Solution(renamed)
     return solution
 
 
-def _search(problem: Problem, layers: list[Layer], table: IntArray) -> IntArray:
-    """[layers, slots] the best found from ``table``."""
+class _Excess:
+    """Whether more than a share of the slots has moved away from ``current``."""
+
+    def __init__(self, current: Placement, share: float) -> None:
+        self._copies, self._gpu = current.copies, current.gpu_of_slot
+        self._left = share * current.physical_to_logical.size
+
+    def add(self, layer: int, row: IntArray) -> None:
+        """A layer is done. row: [slots]"""
+        was_there = self._copies[layer, np.maximum(row, 0), self._gpu] > 0
+        self._left -= int(((row >= 0) & ~was_there).sum())
+
+    @property
+    def is_reached(self) -> bool:
+        return self._left < 0
+
+
+def _search(
+    problem: Problem, layers: list[Layer], table: IntArray, excess: _Excess | None = None
+) -> IntArray:
+    """[layers, slots] the best found from ``table``; or something beyond the excess."""
     rules = terms.rules(problem)
     first = HOT if problem.current is None else COLD
     iterations = min(problem.effort.iterations // len(table), ENOUGH * problem.slots**2)
@@ -115,7 +138,7 @@ def _search(problem: Problem, layers: list[Layer], table: IntArray) -> IntArray:
         iterations = 0  # only balance counts: tightening does it
     schedule = Schedule(iterations, first, COLD, problem.seed)
     if not rules.coherent:
-        return _anneal(dict(enumerate(layers)), rules, schedule, table)
+        return _anneal(dict(enumerate(layers)), rules, schedule, table, excess)
     if problem.current is None:
         alone, half = rules._replace(coherent=False), schedule._replace(iterations=iterations // 2)
         table = follow(problem, _anneal(dict(enumerate(layers)), alone, half, table))
@@ -130,15 +153,23 @@ def _search(problem: Problem, layers: list[Layer], table: IntArray) -> IntArray:
 
 
 def _anneal(
-    layers: dict[int, Layer], rules: Rules, schedule: Schedule, table: IntArray
+    layers: dict[int, Layer],
+    rules: Rules,
+    schedule: Schedule,
+    table: IntArray,
+    excess: _Excess | None = None,
 ) -> IntArray:
-    """``table`` with the given layers annealed, each with a seed of its own."""
+    """``table`` with the given layers annealed, each with a seed of its own, up to the excess."""
     table = table.copy()
 
     def some(chosen: list[int]) -> None:
         for at in chosen:
+            if excess is not None and excess.is_reached:
+                return
             seeded = schedule._replace(seed=schedule.seed * len(table) + at)
             table[at] = anneal(layers[at], rules, seeded, table[at])[0]
+            if excess is not None:
+                excess.add(at, table[at])
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(some, (list(layers)[first::THREADS] for first in range(THREADS))))
