@@ -50,10 +50,6 @@ class Desk:
         self._begun = asyncio.Lock()  # between looking whether somebody is at work, and being it
 
     @property
-    def is_busy(self) -> bool:
-        return self.running is not None
-
-    @property
     def running(self) -> Record | None:
         """The operation that is not at its end yet."""
         found = self.journal.ledger.newest("operation", limit=1, final=False)
@@ -180,6 +176,16 @@ class Desk:
                 last = self._last_change(plan.pool)
                 if last and last.body["kind"] == "rollback" and last.number > plan.number:
                     self._close(Operation.of(last))
+
+    def placements_in_use(self) -> set[str]:
+        """Digests that a plan, an operation or a worker still speaks of."""
+        ledger = self.journal.ledger
+        plans, operations = ledger.newest("plan"), ledger.newest("operation")
+        found = {record.body[end] for record in plans for end in ("digest", "before")}
+        found |= {record.body["goal"] for record in operations}
+        found |= {home for record in operations for home in record.body["homes"].values()}
+        pools = self.fleet.pools.values()
+        return found | {one.said.digest for pool in pools for one in pool.members.values()}
 
     async def settle(self) -> None:
         """Wait for what runs."""

@@ -9,7 +9,7 @@ from typing import Any
 from controller import snapshots
 from controller.config import Config, PoolPolicy
 from controller.desk import Desk
-from controller.fleet import Fleet, FleetError, Pool, Registration
+from controller.fleet import Fleet, Pool, Registration
 from controller.journal import Journal
 from controller.operations import Operation
 from controller.plans import PlanState
@@ -25,6 +25,7 @@ from placer.problem import Problem
 
 AGAIN_S = 600.0  # a decision that stays the same is written down this often
 KEPT = {"plan": 500, "decision": 2000, "operation": 500, "acknowledgement": 20_000, "abort": 500}
+KEPT_PLACEMENTS = 2000  # besides those that are in use
 
 log = logging.getLogger("placer.controller")
 
@@ -109,6 +110,8 @@ class Loop:
         since_s = self.journal.clock.now_s() - self.config.retention_days * 86_400
         for kind, keep in KEPT.items():
             self.journal.ledger.prune(kind, keep, since_s)
+        needed = self.desk.placements_in_use()
+        self.journal.ledger.prune("placement", KEPT_PLACEMENTS, since_s, needed)
 
     async def _snapshot(self, pool: Pool) -> None:
         snapshots.take(self.journal, pool)
@@ -183,7 +186,7 @@ class Loop:
     async def _begin_approved(self, pool: Pool) -> None:
         for record in self.desk.plans.in_state(pool.name, PlanState.APPROVED):
             closed = self.config.of(pool.name).closed(self.journal.clock.now_s())
-            if self.desk.is_busy or closed:
+            if self.desk.running is not None or closed:
                 return
             await self.desk.begin(record, key="", reason=record.reason)
 
@@ -223,7 +226,7 @@ class Loop:
     async def _try(self, what: str, doing: Any) -> None:
         try:
             await doing
-        except (LedgerError, FleetError, PlacerError) as error:
+        except PlacerError as error:
             if self.troubles.get(what) != str(error):
                 log.warning("placer: %s: %s", what, error)
             self.troubles[what] = str(error)

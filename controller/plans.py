@@ -8,7 +8,7 @@ from typing import Any
 from controller.fleet import FleetError, UnknownError
 from controller.journal import Journal
 from controller.store import Conflict, Record
-from placer.files.plans import parse_plan, plan_text
+from placer.files.plans import plan_text
 from placer.plan import Plan
 
 
@@ -49,9 +49,6 @@ class Plans:
 
     def file(self, id: str) -> bytes:
         return self.journal.ledger.blob("plan", self.get(id).id) or b""
-
-    def plan(self, id: str) -> Plan:
-        return parse_plan(self.file(id).decode(), id)
 
     def in_state(self, pool: str, *states: PlanState) -> list[Record]:
         """Newest first."""

@@ -35,7 +35,8 @@ DELETE FROM records WHERE kind = :kind AND id IN (
     SELECT id FROM (
         SELECT id, at_s, final, row_number() OVER (ORDER BY number DESC) AS place
         FROM records AS r WHERE kind = :kind AND {_NEWEST})
-    WHERE final AND (place > :keep OR at_s < :since_s))
+    WHERE final AND (place > :keep OR at_s < :since_s)
+        AND id NOT IN (SELECT value FROM json_each(:needed)))
 """
 
 
@@ -150,13 +151,15 @@ class Ledger:
         rows = self._read(query, kind, id, version)
         return rows[0][0] if rows else None
 
-    def prune(self, kind: str, keep: int, since_s: float) -> int:
-        """Forget final ids that are older than ``since_s`` or not among the ``keep`` last written.
+    def prune(self, kind: str, keep: int, since_s: float, needed: Collection[str] = ()) -> int:
+        """Forget final ids that are older than ``since_s`` or not among the ``keep`` last written,
+        but for those ``needed``.
 
         How many versions went; the file keeps their room for others.
         """
         with self._writing() as connection:
-            values = {"kind": kind, "keep": keep, "since_s": since_s}
+            ids = json.dumps(list(needed))
+            values = {"kind": kind, "keep": keep, "since_s": since_s, "needed": ids}
             return connection.execute(_PRUNE, values).rowcount
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """A pool of two engines, each 2 layers x 4 experts on 2 ranks, and what may happen to them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -96,9 +96,9 @@ class Disk(Ledger):
         self._look(*(record.kind for record in records))
         return super().put_all(records)
 
-    def prune(self, kind: str, keep: int, since_s: float) -> int:
+    def prune(self, kind: str, keep: int, since_s: float, needed: Collection[str] = ()) -> int:
         self._look(kind)
-        return super().prune(kind, keep, since_s)
+        return super().prune(kind, keep, since_s, needed)
 
     def _look(self, *kinds: str) -> None:
         if self.is_full or self.is_full_for in kinds:

@@ -16,7 +16,7 @@ async def test_a_plan_and_its_operation_begin_together_or_not_at_all(kind: str) 
     world.disk.is_full_for = kind
     with pytest.raises(LedgerFull):
         await world.desk.begin(plan, "", "go")
-    assert (world.states(), world.desk.is_busy) == ({"plan-1": "approved"}, False)
+    assert (world.states(), bool(world.desk.running)) == ({"plan-1": "approved"}, False)
     world.disk.is_full_for = ""
     await world.desk.begin(plan, "", "go")
     await world.desk.settle()
@@ -34,7 +34,7 @@ async def test_what_a_killed_controller_left_is_gone_on_with_once_the_pool_is_he
     world.fleet.pools.clear()
     await world.desk.resume()
     await world.desk.settle()
-    assert (len(world.engines.asked), world.desk.is_busy) == (6, True)
+    assert (len(world.engines.asked), bool(world.desk.running)) == (6, True)
     world.hear()
     await world.desk.resume()
     await world.desk.settle()
@@ -54,7 +54,7 @@ async def test_an_operation_whose_pool_stays_away_ends_so_that_others_may_begin(
     await world.clock.sleep(FORGOTTEN_S + 1)
     await world.desk.resume()
     await world.desk.settle()
-    assert (world.states(), world.desk.is_busy) == ({"plan-1": "halted"}, False)
+    assert (world.states(), bool(world.desk.running)) == ({"plan-1": "halted"}, False)
 
 
 @pytest.mark.parametrize("phase", ["succeeded", "rolled back"])

@@ -289,3 +289,18 @@ async def test_an_engine_that_stands_elsewhere_than_its_pool_joins_it() -> None:
     assert decided(world) == ("act", reason)
     assert is_even(world)
     assert world.states() == {"plan-1": "superseded", "plan-2": "applied"}
+
+
+@asynchronous
+async def test_placements_go_with_the_last_that_speaks_of_them() -> None:
+    """A month and a day later; those of the plan that is applied stay."""
+    world = World(mode="automatic", confirmations=1)
+    world.count(SKEWED)
+    await world.tick()
+    old = world.loop.journal.keep_placement(OTHER)
+    kept = {record.id for record in world.loop.journal.ledger.newest("placement")}
+    assert old in kept
+    await world.tick(31 * 86_400.0)
+    now = {record.id for record in world.loop.journal.ledger.newest("placement")}
+    assert old not in now
+    assert now == world.loop.desk.placements_in_use() - {""}

@@ -58,7 +58,7 @@ async def test_the_life_of_a_plan() -> None:
 def test_a_plan_is_kept_with_its_file() -> None:
     world = World()
     world.desk.propose(POOL, Plan(GOAL, reason="because"), "", "why not")
-    kept = world.desk.plans.plan("plan-1")
+    kept = parse_plan(world.desk.plans.file("plan-1").decode(), "plan-1")
     assert (kept.placement.digest, kept.reason) == (GOAL.digest, "because")
     assert world.journal.placement(GOAL.digest).digest == GOAL.digest
     with pytest.raises(UnknownError, match="no plan 'plan-2': `placer history` lists them"):
@@ -153,7 +153,7 @@ async def test_one_operation_at_a_time() -> None:
         await world.apply(OTHER)
     assert world.states() == {"plan-1": "applying", "plan-2": "approved"}
     await world.desk.settle()
-    assert not world.desk.is_busy
+    assert world.desk.running is None
     await world.desk.begin(world.desk.plans.get("plan-2"), "", "now")
     await world.desk.settle()
     assert world.states() == {"plan-1": "superseded", "plan-2": "applied"}
@@ -282,7 +282,7 @@ async def test_a_width_cannot_be_changed_and_that_is_written_down() -> None:
     record = world.desk.scale(POOL, 4, "key-1", "ann wants 4")
     assert (record.final, record.body["phase"]) == (True, "refused")
     assert record.body["why"].startswith("chat stays at 2 ranks: its engines cannot change")
-    assert (world.desk.is_busy, world.desk.known("key-1")) == (False, record)
+    assert (bool(world.desk.running), world.desk.known("key-1")) == (False, record)
     assert world.desk.operation("op-1") == record
     with pytest.raises(UnknownError, match="no operation 'op-2'"):
         world.desk.operation("op-2")
