@@ -61,8 +61,15 @@ def connect(address: str, **options: Any) -> None:
     if address == "local":
         where["num_cpus"] = os.cpu_count()  # and never RAY_ADDRESS's, which needs "local"
     defaults = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    told = {**where, **defaults, **options}
     try:
-        ray.init(**where, **{**defaults, **options})
+        try:
+            ray.init(**told)
+        except Exception:  # on a busy host its own processes may not be up in time: once more
+            if address != "local":
+                raise
+            ray.shutdown()
+            ray.init(**told)
     except Exception as error:  # Ray raises plain ones, too
         reason = str(error).splitlines()[0]
         raise PlacerError(f"no Ray cluster at {address!r} ({reason}): check --ray") from error
