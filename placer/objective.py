@@ -43,6 +43,9 @@ class Objective:
     tokens_per_gpu:  tokens that each GPU brings to a step
     efficiency:      share of peak FLOPS that grouped expert GEMMs reach
     memory_share:    share of a GPU's memory that weights and KV cache may use
+    overlap:         share of the communication that the engine hides behind the experts' work, as
+                     far as that lasts (Comet, DeepEP's two-batch overlap); 0: none
+    guard:           share of unknown traffic that a plan is made for beside the recorded (guard.py)
     allow_duplicates: whether a GPU may hold the same expert twice
     keep_groups:     whether the experts of a group must stay on one node
     survive_node:    whether every expert must be on two nodes, so that none is lost with one
@@ -54,6 +57,8 @@ class Objective:
     tokens_per_gpu: int = STEP_TOKENS_PER_GPU["mixed"]
     efficiency: float = 0.5
     memory_share: float = 0.9
+    overlap: float = 0.0
+    guard: float = 0.0
     allow_duplicates: bool = False
     keep_groups: bool = False
     survive_node: bool = False

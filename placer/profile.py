@@ -70,6 +70,8 @@ class Profile:
     tokens, sequences: how much traffic this is; the sampling noise follows from them
     window_s:     seconds that it was recorded over, if known
     spread:       how it varies between sequences, if they were told apart
+    unknown:      variance of ``load / tokens`` beyond that, if part of the traffic is not known
+                  (guard.py)
 
     Counters that know loads alone leave ``transitions`` and ``coactivation`` out: fan-out and
     hops are then unknown.
@@ -84,6 +86,7 @@ class Profile:
     phase: str = "mixed"
     window_s: float | None = None
     spread: Spread | None = None
+    unknown: Noise | None = None
 
     def __post_init__(self) -> None:
         if self.load.ndim != 2 or 0 in self.load.shape:

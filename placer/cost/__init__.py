@@ -23,6 +23,7 @@ class Score:
     fanout_gpus, fanout_nodes: distinct GPUs and nodes a token, mean over tokens and layers
     hops:    GPU changes of the top-1 expert a token, summed over layers
     step_s:  seconds of one step's MoE layers, the sum of the three below it
+    dispatch_s, combine_s: what of them the objective's overlap does not hide
     """
 
     basis: Literal["expected", "measured"]
@@ -63,6 +64,9 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
     else:
         dispatch_s = links.seconds(flows.dispatch, topology, size * scale)
         combine_s = links.seconds(flows.combine, topology, size * scale)
+
+    shown = links.exposed(dispatch_s + combine_s, experts_s, objective.overlap)
+    dispatch_s, combine_s = dispatch_s * shown, combine_s * shown
 
     rank_load = balance.rank_load(load, placement)
     layers = balance.by_layer(rank_load)

@@ -31,35 +31,46 @@ def seconds(
     served: [layers, gpus] activations that each GPU computes in one step
     load:   [layers, experts] activations of each expert in one step
     """
-    arithmetic = served * activation_seconds(problem)
+    slowest: FloatArray = np.maximum(*by_gpu(problem, placement, served, load)).max(axis=1)
+    return slowest
+
+
+def by_gpu(
+    problem: Problem, placement: Placement, served: FloatArray, load: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """[layers, gpus] seconds of arithmetic and of reading weights, which go on at the same time."""
     table = placement.physical_to_logical
     share = load / np.maximum(placement.replicas, 1)
     tokens_of_slot = np.where(
         table == EMPTY, 0.0, np.take_along_axis(share, np.maximum(table, 0), axis=1)
     )
-    active = 1 - np.exp(-tokens_of_slot)
-    by_gpu = active.reshape(placement.layers, placement.gpus, -1).sum(axis=2)
-    slowest: FloatArray = np.maximum(arithmetic, by_gpu * reading_seconds(problem)).max(axis=1)
-    return slowest
+    active = -np.expm1(-tokens_of_slot)
+    read = active.reshape(placement.layers, placement.gpus, -1).sum(axis=2)
+    return served * activation_seconds(problem), read * reading_seconds(problem)
 
 
 def replica_seconds(problem: Problem, most: int) -> tuple[FloatArray, FloatArray]:
     """What experts cost their GPUs in a step of the problem's profile.
 
-    Returns [layers, experts, most + 1], the seconds of each of r replicas, by arithmetic or by
-    reading, whichever binds the layer; and [layers, experts], by how much they grow with the chance
-    that a token uses the expert.
+    Returns [layers, experts], the seconds of arithmetic for all of an expert's tokens; and
+    [layers, experts, most + 1], the seconds of reading its weights on the GPU of each of r replicas.
     """
+    tokens = step_load(problem)
+    each = tokens[:, :, None] / np.maximum(np.arange(most + 1), 1)
+    return tokens * activation_seconds(problem), -np.expm1(-each) * reading_seconds(problem)
+
+
+def step_load(problem: Problem) -> FloatArray:
+    """[layers, experts] activations of a step of the problem's profile."""
+    profile = problem.profile
     tokens = problem.objective.tokens_per_gpu * problem.topology.gpus
-    use = problem.profile.load / problem.profile.tokens
-    replicas = np.maximum(np.arange(most + 1), 1)
-    each = (use * tokens)[:, :, None] / replicas
-    arithmetic = each * activation_seconds(problem)
-    reading = -np.expm1(-each) * reading_seconds(problem)
-    by_reading = reading[:, :, 1].sum(axis=1) > arithmetic[:, :, 1].sum(axis=1)
-    slope = np.where(
-        by_reading[:, None],
-        tokens * np.exp(-use * tokens) * reading_seconds(problem),
-        tokens * activation_seconds(problem),
-    )
-    return np.where(by_reading[:, None, None], reading, arithmetic), slope
+    return profile.load / profile.tokens * tokens
+
+
+def slopes(problem: Problem) -> tuple[FloatArray, FloatArray]:
+    """[layers, experts] by how much an expert's seconds grow with the chance that a token uses it:
+    by arithmetic, and by reading (of a single replica)."""
+    tokens = problem.objective.tokens_per_gpu * problem.topology.gpus
+    load = step_load(problem)
+    arithmetic = np.full_like(load, tokens * activation_seconds(problem))
+    return arithmetic, tokens * np.exp(-load) * reading_seconds(problem)

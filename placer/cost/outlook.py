@@ -18,6 +18,7 @@ import numpy as np
 
 from placer.arrays import FloatArray
 from placer.cost import compute
+from placer.cost.sharing import shares
 from placer.placement import Placement
 from placer.problem import Problem
 
@@ -60,11 +61,13 @@ class _Spread:
 
 
 def _of(problem: Problem, placement: Placement) -> _Spread:
-    copies, replicas = placement.copies, placement.replicas
-    seconds, slope = compute.replica_seconds(problem, int(replicas.max()))
-    each = np.take_along_axis(seconds, replicas[:, :, None], axis=2)
-    by_gpu = (each * copies).sum(axis=1)
-    weight = copies * (slope / np.maximum(replicas, 1))[:, :, None]
-    noise = problem.profile.noise.of(weight)
-    mean = by_gpu.mean(axis=1)
-    return _Spread(mean, by_gpu.var(axis=1), noise.mean(axis=1))
+    profile, replicas = problem.profile, np.maximum(placement.replicas, 1)
+    load = compute.step_load(problem)
+    served = (load[:, :, None] * shares(profile, placement, problem.objective.dispatch)).sum(axis=1)
+    arithmetic, reading = compute.by_gpu(problem, placement, served, load)
+    by_gpu = np.maximum(arithmetic, reading)
+    by_arithmetic, by_reading = compute.slopes(problem)
+    binds = (arithmetic >= reading)[:, None, :]
+    slope = np.where(binds, by_arithmetic[:, :, None], by_reading[:, :, None])
+    noise = profile.noise.of(placement.copies / replicas[:, :, None] * slope)
+    return _Spread(by_gpu.mean(axis=1), by_gpu.var(axis=1), noise.mean(axis=1))

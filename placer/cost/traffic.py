@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from placer.arrays import BoolArray, FloatArray, IntArray
+from placer.cost.sharing import away, shares
 from placer.cost.serving import LayerMap, serve, token_hash
 from placer.objective import Dispatch
 from placer.placement import Placement
@@ -111,7 +112,8 @@ def _add(flow: Flow, layer: int, owner: IntArray, visited: BoolArray, in_node: B
 
 
 def expected(profile: Profile, placement: Placement, dispatch: Dispatch) -> Traffic:
-    """Traffic that a profile predicts: replicas share evenly, requests' homes are spread evenly.
+    """Traffic that a profile predicts: requests' homes are spread evenly, replicas share as in
+    sharing.py.
 
     The chance that a token visits a GPU follows from loads and co-activations (``_visits``);
     without co-activations experts count as independent and fan-out is not reported. Under
@@ -126,23 +128,29 @@ def expected(profile: Profile, placement: Placement, dispatch: Dispatch) -> Traf
     pairs = None if profile.coactivation is None else profile.coactivation / tokens
     visit = _visits(use, pairs, copies, profile.top_k, dispatch)
     node_visit = _visits(use, pairs, on_nodes, profile.top_k, dispatch)
-
-    home = np.full((len(visit), gpus, 1), tokens / gpus)
-    sent = Flow(home * visit[:, None, :], home * node_visit[:, None, :])
+    home = np.eye(gpus), np.repeat(np.eye(nodes), gpus // nodes, axis=0)
+    sent = Flow(
+        *(
+            tokens / gpus * (there * at_home[:, None, :] + (1 - there) * from_away[:, None, :])
+            for (at_home, from_away), there in zip((visit, node_visit), home, strict=True)
+        )
+    )
     back, hops = sent, None
     if profile.transitions is not None and profile.layers > 1:
         follow = _follow(profile.transitions, copies, share)
         hops = float((follow.sum() - np.einsum("lgg->", follow)) / tokens)
         if dispatch == "coherent":
-            sent, back = _coherent(sent, follow, visit, node_visit)
+            sent, back = _coherent(
+                sent, follow, sent.gpu.sum(axis=1) / tokens, sent.node.sum(axis=1) / tokens
+            )
     known = profile.coactivation is not None
     return Traffic(
         tokens=tokens,
-        served=np.einsum("le,leg->lg", profile.load, share),
+        served=np.einsum("le,leg->lg", profile.load, shares(profile, placement, dispatch)),
         dispatch=sent,
         combine=back,
-        fanout_gpus=visit.sum(axis=1) if known else None,
-        fanout_nodes=node_visit.sum(axis=1) if known else None,
+        fanout_gpus=sent.gpu.sum(axis=(1, 2)) / tokens if known else None,
+        fanout_nodes=sent.node.sum(axis=(1, 2)) / tokens if known else None,
         hops=hops,
     )
 
@@ -153,24 +161,11 @@ def _by_node(per_gpu: FloatArray, nodes: int) -> FloatArray:
     return summed
 
 
-def company(replicas: IntArray, places: int, dispatch: Dispatch) -> FloatArray:
-    """Chance that one of r replicas serves a token that its place sees anyway.
-
-    The dispatch rule (serving.py) prefers a replica in the token's home, one in ``places``, and
-    then a place that is visited anyway; each further replica is elsewhere in company a quarter of
-    the time (measured: fan-out within 2%). Under ``allgather`` the hash alone decides.
-    """
-    r = np.maximum(replicas, 1)
-    if dispatch == "allgather":
-        return 1 / r
-    away = np.maximum(1 - r / places, 0)
-    return np.minimum(1 / places + away / (1 + (r - 1) / 4), 1.0)
-
-
 def _visits(
     use: FloatArray, pairs: FloatArray | None, copies: IntArray, top_k: int, dispatch: Dispatch
-) -> FloatArray:
-    """[layers, places] the chance that a token has at least one expert served in each place.
+) -> tuple[FloatArray, FloatArray]:
+    """[layers, places] the chance that a token has at least one expert served in each place: of a
+    token whose home it is, and of one from elsewhere.
 
     use:    [layers, experts] chance of each expert
     pairs:  [layers, experts, experts] chance of each two together; None: as if by chance
@@ -181,14 +176,21 @@ def _visits(
     """
     held = copies > 0
     replicas = held.sum(axis=2, keepdims=True)
-    weight = held * company(replicas, copies.shape[2], dispatch)
-    mean = np.einsum("le,leg->lg", use, held / np.maximum(replicas, 1))
-    if pairs is None:
-        seen = use[:, :, None] * weight
-        both = (seen.sum(axis=1) ** 2 - (seen**2).sum(axis=1)) / 2
-    else:
-        both = np.einsum("leg,leg->lg", pairs @ weight, weight) / 2
-    return visit_chance(mean, both, top_k)
+    share, company = (held * table for table in away(replicas, copies.shape[2], dispatch))
+
+    def chance(share: FloatArray, weight: FloatArray) -> FloatArray:
+        mean = np.einsum("le,leg->lg", use, share)
+        if pairs is None:
+            seen = use[:, :, None] * weight
+            both = (seen.sum(axis=1) ** 2 - (seen**2).sum(axis=1)) / 2
+        else:
+            both = np.einsum("leg,leg->lg", pairs @ weight, weight) / 2
+        return visit_chance(mean, both, top_k)
+
+    from_away = chance(share, company)
+    if dispatch == "allgather" or replicas.max() <= 1:
+        return from_away, from_away
+    return chance(held * 1.0, held * 1.0), from_away
 
 
 def visit_chance(mean: FloatArray, pairs: FloatArray, top_k: int) -> FloatArray:

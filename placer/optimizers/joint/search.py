@@ -18,18 +18,20 @@ import numpy as np
 from placer.arrays import FloatArray, IntArray
 
 # Rows of State.sums: of each place, the mean number of a token's experts, of pairs of them, the
-# chance of a visit; of GPUs, the seconds of their experts with their variance, and tokens owned.
-MEAN, PAIRS, CHANCE, SECONDS, VARIANCE, OWNED = range(6)
+# chance of a visit; of GPUs, the seconds of their experts by arithmetic and by reading weights, the
+# larger of both, their variance, and tokens owned.
+MEAN, PAIRS, CHANCE, ARITHMETIC, READING, SECONDS, VARIANCE, OWNED = range(8)
+OF_NODES = 3  # so many of the rows are of nodes, too
 # Rows of State.change: by how much an exchange changes the weights of the two experts.
-COMPANY_E, COMPANY_F, SHARE_E, SHARE_F = range(4)
-# How much uneven ownership slows the links, over its rms; the best of 0.2 to 1.4 on real routing.
-OWNERS = 0.3
+COMPANY_E, COMPANY_F, SHARE_E, SHARE_F, AHEAD_E, AHEAD_F = range(6)
 
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 inlined = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 
-Totals = tuple[float, float, float, float, float, float]
+Totals = tuple[
+    float, float, float, float, float, float, float, float, float, float, float
+]  # as in State.totals
 # (x, y, f): slot x gets expert f, and slot y, unless it is -1, the expert of x.
 Exchange = tuple[int, int, int]
 
@@ -37,23 +39,25 @@ Exchange = tuple[int, int, int]
 class Layer(NamedTuple):
     """What traffic does in one layer. E experts, G GPUs, R one more than the most replicas.
 
-    use:      [E] chance that a token uses the expert
-    pairs:    [E, E] chance that it uses both, zero diagonal; empty if visits cost nothing
-    risk:     [E] variance of the expert's seconds in the traffic to come, s^2
-    together: [E, E] their covariance, zero diagonal; empty if experts vary by themselves
-    seconds:  [E, R] seconds that each of r replicas costs its GPU in a step
-    standing: [E, G] seconds a step for the expert's being on the GPU: the price of bringing it
-              there, less what is saved by its being where its tokens come from
-    leaving:  [E, G] seconds saved a step by an expert, over r, that is where its tokens go next
-    owning:   [E] tokens whose top-1 expert it is, over their mean a GPU; empty, unless they stay
-              where it ran
+    use:        [E] chance that a token uses the expert
+    pairs:      [E, E] chance that it uses both, zero diagonal; empty if visits cost nothing
+    risk:       [E] variance of the expert's seconds in the traffic to come, s^2
+    together:   [E, E] their covariance, zero diagonal; empty if experts vary by themselves
+    arithmetic: [E] seconds of computing all of the expert's tokens of a step
+    reading:    [E, R] seconds of reading its weights, on the GPU of each of r replicas
+    standing:   [E, G] seconds a step for the expert's being on the GPU: the price of bringing it
+                there, less what is saved by its being where its tokens come from
+    leaving:    [E, G] seconds saved a step by an expert, over r, that is where its tokens go next
+    owning:     [E] tokens that stay where the expert ran, over their mean a GPU; empty, unless they
+                stay
     """
 
     use: FloatArray
     pairs: FloatArray
     risk: FloatArray
     together: FloatArray
-    seconds: FloatArray
+    arithmetic: FloatArray
+    reading: FloatArray
     standing: FloatArray
     leaving: FloatArray
     owning: FloatArray
@@ -62,24 +66,34 @@ class Layer(NamedTuple):
 class Rules(NamedTuple):
     """What holds in every layer.
 
-    visit_s, node_visit_s: seconds a step of one GPU and one node more that every token visits
-    slowest:    how many standard deviations the slowest of the GPUs is above their mean
+    visit_s, node_visit_s: seconds a step of a GPU's links and of a node's, if every token that is
+                elsewhere visits it
+    overlap:    share of them that experts' work hides
+    slowest, slowest_node: how many standard deviations the slowest GPU and node is above the mean
     coherent:   whether ``leaving`` counts
+    by_rule:    whether replicas share as the dispatch rule says (``sharing.shares``), or evenly
     keep_nodes: whether experts must stay on the nodes where they are
     two_nodes:  whether every expert must be on two nodes
-    company:    [2, R] on GPUs and on nodes: the chance that one of r replicas serves a token that
-                is there anyway
+    share:      [2, R] on GPUs and on nodes: share of the tokens elsewhere that each of r replicas
+                serves
+    company:    [2, R] the chance that one of r replicas serves a token that visits from elsewhere
+    ahead:      [R] ``sharing.ahead``
     """
 
     nodes: int
     top_k: int
     visit_s: float
     node_visit_s: float
+    overlap: float
     slowest: float
+    slowest_node: float
     coherent: bool
+    by_rule: bool
     keep_nodes: bool
     two_nodes: bool
+    share: FloatArray
     company: FloatArray
+    ahead: FloatArray
 
 
 class Schedule(NamedTuple):
@@ -97,26 +111,54 @@ class State(NamedTuple):
     slots:    [S] the expert of each
     replicas: [2, E] GPUs and nodes that hold each expert
     held:     [P, E] slots of each place that hold each expert
+    where:    [E, R] the GPUs that hold each expert, in no order
     company:  [P, E] mean number of the place's experts that a token uses together with the expert
+    ahead:    [G, E] the same, of those that choose their replica before the expert does
+    shares:   [E, G] share of each expert's tokens that each GPU serves
+    follow:   [E, G] seconds of arithmetic that each GPU gains of an expert's replicas elsewhere, a
+              unit of ``ahead``
+    pull:     [G, E] the same of all of its replicas, a unit of the other expert's weight
     danger:   [G, E] covariance of each expert's seconds with each GPU's
-    sums:     [6, P] of each place (MEAN, ...)
-    totals:   [6] over places: seconds, their squares, their variances, squares of tokens owned,
-              GPU and node visits
-    touched:  [P] the places that the exchange weighed last would change, and how many (last)
-    weighed:  [6, P] their sums, and
-    change:   [4, P] the change of the two experts' weights (COMPANY_E, ...)
+    sums:     [8, P] of each place (MEAN, ...)
+    totals:   [11] over GPUs: seconds, their squares, their variances, squares of tokens owned,
+              visits, their squares; over nodes: visits, their squares; most seconds of a GPU, most
+              visits of a GPU, and of a node
+    peak:     [3] the places of the last three
+    sharp:    [1] whether these count: they are what is felt, but lead a search nowhere
+    touched:  [P + 1] the places that the exchange weighed last would change, and how many (last)
+    marked:   [P] whether they are among them
+    weighed:  [8, P] their sums, and
+    change:   [6, P] the change of the two experts' weights (COMPANY_E, ...)
+    holders:  [R] GPUs of an expert after the exchange, and
+    fresh:    [3, R] their shares, chances of a visit, and by how much shares grow with ``ahead``
+    affected: [E] experts whose shares are to be reckoned again
+    listed:   [E] whether they are among them
+    linear:   [1] what the exchange weighed last costs beside its step
     """
 
     slots: IntArray
     replicas: IntArray
     held: IntArray
+    where: IntArray
     company: FloatArray
+    ahead: FloatArray
+    shares: FloatArray
+    follow: FloatArray
+    pull: FloatArray
     danger: FloatArray
     sums: FloatArray
     totals: FloatArray
+    peak: IntArray
+    sharp: IntArray
     touched: IntArray
+    marked: IntArray
     weighed: FloatArray
     change: FloatArray
+    holders: IntArray
+    fresh: FloatArray
+    affected: IntArray
+    listed: IntArray
+    linear: FloatArray
 
 
 @inlined
@@ -137,16 +179,68 @@ def visit_chance(mean: float, pairs: float, top_k: int) -> float:
 
 
 @inlined
+def rms(total: float, squares: float, count: int, noise: float) -> float:
+    """Of ``count`` numbers about their mean, with their noise's variance added."""
+    mean = total / count
+    return math.sqrt(max(squares / count - mean * mean + noise / count, 0.0))
+
+
+@inlined
+def slowest(
+    total: float, squares: float, peak: float, count: int, above: float, noise: float
+) -> float:
+    """Of ``count`` numbers, the largest that is to be expected: so many deviations above their mean,
+    or their own peak."""
+    return max(total / count + above * rms(total, squares, count, noise), peak)
+
+
+@inlined
 def step_seconds(rules: Rules, totals: Totals, gpus: int) -> float:
-    """Seconds of a step: the slowest GPU's experts, as expected, and the slower links."""
-    seconds, squares, noise, owned, visits, node_visits = totals
-    mean = seconds / gpus
-    variance = squares / gpus - mean * mean + noise / gpus
-    local, network = visits * rules.visit_s, node_visits * rules.node_visit_s
-    # A tenth of the faster links, too, so that they are not filled for nothing.
-    links = max(local, network) + 0.1 * min(local, network)
-    links *= 1 + OWNERS * math.sqrt(max(owned / gpus - 1, 0.0))
-    return mean + rules.slowest * math.sqrt(max(variance, 0.0)) + links
+    """Seconds of a step: the slowest GPU's experts, as expected, and the slowest link."""
+    (
+        seconds, squares, noise, owned, visits, visits2, node_visits, node_visits2,
+        latest, busiest, busiest_node,
+    ) = totals  # fmt: skip
+    experts = slowest(seconds, squares, latest, gpus, rules.slowest, noise)
+    local = slowest(visits, visits2, busiest, gpus, rules.slowest, 0.0)
+    if rules.coherent:  # or the one that owns most tokens sends most
+        most = 1.0 + rules.slowest * math.sqrt(max(owned / gpus - 1.0, 0.0))
+        local = max(local, visits / gpus * most)
+    links = local * rules.visit_s
+    if rules.nodes > 1:
+        above = rules.slowest_node
+        node = slowest(node_visits, node_visits2, busiest_node, rules.nodes, above, 0.0)
+        links = max(links, node * rules.node_visit_s)
+    hidden = rules.overlap * links
+    return experts + links - hidden + max(hidden - experts, 0.0)
+
+
+@inlined
+def highest(state: State, row: int, count: int, which: int, places: tuple[int, int]) -> float:
+    """The peak of a row after the exchange that touches ``count`` places, of those in the range."""
+    top, peak, lowered = 0.0, state.peak[which], False
+    for index in range(count):
+        k = state.touched[index]
+        if places[0] <= k < places[1]:
+            top = max(top, state.weighed[row, k])
+            lowered = lowered or k == peak
+    if not lowered:
+        return max(top, state.sums[row, peak])
+    for index in range(count):
+        state.marked[state.touched[index]] = 1
+    for k in range(places[0], places[1]):
+        if state.marked[k] == 0:
+            top = max(top, state.sums[row, k])
+    for index in range(count):
+        state.marked[state.touched[index]] = 0
+    return top
+
+
+@inlined
+def as_tuple(now: FloatArray) -> Totals:
+    return (
+        now[0], now[1], now[2], now[3], now[4], now[5], now[6], now[7], now[8], now[9], now[10],
+    )  # fmt: skip
 
 
 @inlined
@@ -156,10 +250,12 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
     e = state.slots[x]
     gpus = layer.standing.shape[1]
     size, per_node = state.slots.shape[0] // gpus, gpus // rules.nodes
-    now = state.totals
-    totals = (now[0], now[1], now[2], now[3], now[4], now[5])
-    seconds, squares, noise, owned, visits, node_visits = totals
+    before = as_tuple(state.totals)
+    seconds, squares, noise, owned, visits, visits2, node_visits, node_visits2, _, _, _ = before
     linear, count = 0.0, 0
+    for index in range(state.touched[-1] if rules.by_rule else 0):
+        state.change[AHEAD_E, state.touched[index]] = 0.0
+        state.change[AHEAD_F, state.touched[index]] = 0.0
     for level in range(2 if rules.nodes > 1 else 1):
         first = gpus * level
         width = size if level == 0 else size * per_node
@@ -174,6 +270,7 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
             e1 += int(state.held[back, e] == 0)
             f1 -= int(state.held[back, f] == 1)
         if level == 1 and rules.two_nodes and (e1 < 2 or f1 < 2):
+            state.touched[-1] = count
             return math.inf
         spread = e1 != e0 or f1 != f0
         every = gpus if level == 0 else rules.nodes
@@ -185,12 +282,13 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
                 continue
             e_was, e_is = int(has_e > 0), int(has_e - into > 0)
             f_was, f_is = int(has_f > 0), int(has_f + into > 0)
-            share_e, share_f = e_is / e1 - e_was / e0, f_is / f1 - f_was / f0
             company_e = e_is * rules.company[level, e1] - e_was * rules.company[level, e0]
             company_f = f_is * rules.company[level, f1] - f_was * rules.company[level, f0]
             mean, pairs, chance = 0.0, 0.0, 0.0
             if len(layer.pairs):
-                mean = state.sums[MEAN, k] + layer.use[e] * share_e + layer.use[f] * share_f
+                mean_e = e_is * rules.share[level, e1] - e_was * rules.share[level, e0]
+                mean_f = f_is * rules.share[level, f1] - f_was * rules.share[level, f0]
+                mean = state.sums[MEAN, k] + layer.use[e] * mean_e + layer.use[f] * mean_f
                 pairs = state.sums[PAIRS, k] + company_e * state.company[k, e]
                 pairs += company_f * (state.company[k, f] + company_e * layer.pairs[e, f])
                 chance = visit_chance(mean, pairs, rules.top_k)
@@ -198,20 +296,30 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
             count += 1
             state.change[COMPANY_E, k] = company_e
             state.change[COMPANY_F, k] = company_f
-            state.change[SHARE_E, k] = share_e
-            state.change[SHARE_F, k] = share_f
             state.weighed[MEAN, k] = mean
             state.weighed[PAIRS, k] = pairs
             state.weighed[CHANCE, k] = chance
+            more = chance - state.sums[CHANCE, k]
             if level == 1:
-                node_visits += chance - state.sums[CHANCE, k]
+                node_visits += more
+                node_visits2 += more * (2 * state.sums[CHANCE, k] + more)
                 continue
-            visits += chance - state.sums[CHANCE, k]
-            more = e_is * layer.seconds[e, e1] - e_was * layer.seconds[e, e0]
-            more += f_is * layer.seconds[f, f1] - f_was * layer.seconds[f, f0]
-            state.weighed[SECONDS, k] = state.sums[SECONDS, k] + more
-            seconds += more
-            squares += more * (2 * state.sums[SECONDS, k] + more)
+            visits += more
+            visits2 += more * (2 * state.sums[CHANCE, k] + more)
+            share_e, share_f = e_is / e1 - e_was / e0, f_is / f1 - f_was / f0
+            state.change[SHARE_E, k] = share_e
+            state.change[SHARE_F, k] = share_f
+            more = e_is * layer.reading[e, e1] - e_was * layer.reading[e, e0]
+            more += f_is * layer.reading[f, f1] - f_was * layer.reading[f, f0]
+            state.weighed[READING, k] = state.sums[READING, k] + more
+            state.weighed[ARITHMETIC, k] = state.sums[ARITHMETIC, k]
+            if rules.by_rule:
+                state.change[AHEAD_E, k] = e_is * rules.ahead[e1] - e_was * rules.ahead[e0]
+                state.change[AHEAD_F, k] = f_is * rules.ahead[f1] - f_was * rules.ahead[f0]
+                state.marked[k] = 1
+            else:
+                more = layer.arithmetic[e] * share_e + layer.arithmetic[f] * share_f
+                state.weighed[ARITHMETIC, k] += more
             # Squares of the weights before and after; no GPU holds an expert twice.
             risk = (e_is / e1**2 - e_was / e0**2) * layer.risk[e]
             risk += (f_is / f1**2 - f_was / f0**2) * layer.risk[f]
@@ -227,51 +335,268 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
             linear += (e_is - e_was) * layer.standing[e, k] + (f_is - f_was) * layer.standing[f, k]
             if rules.coherent:
                 linear -= share_e * layer.leaving[e, k] + share_f * layer.leaving[f, k]
+        if level == 0 and rules.by_rule:
+            count = share_out(layer, rules, state, exchange, count)
     state.touched[-1] = count
-    after = (seconds, squares, noise, owned, visits, node_visits)
-    return linear + step_seconds(rules, after, gpus) - step_seconds(rules, totals, gpus)
+    for index in range(count):
+        k = state.touched[index]
+        if k < gpus:
+            state.weighed[SECONDS, k] = max(state.weighed[ARITHMETIC, k], state.weighed[READING, k])
+            more = state.weighed[SECONDS, k] - state.sums[SECONDS, k]
+            seconds += more
+            squares += more * (2 * state.sums[SECONDS, k] + more)
+    latest, busiest, busiest_node = 0.0, 0.0, 0.0
+    if state.sharp[0]:
+        latest = highest(state, SECONDS, count, 0, (0, gpus))
+    if state.sharp[0] and len(layer.pairs):
+        busiest = highest(state, CHANCE, count, 1, (0, gpus))
+        if rules.nodes > 1:
+            busiest_node = highest(state, CHANCE, count, 2, (gpus, gpus + rules.nodes))
+    after = (
+        seconds, squares, noise, owned, visits, visits2, node_visits, node_visits2,
+        latest, busiest, busiest_node,
+    )  # fmt: skip
+    state.linear[0] = linear
+    return linear + step_seconds(rules, after, gpus) - step_seconds(rules, before, gpus)
 
 
 @compiled
-def accept(layer: Layer, state: State, exchange: Exchange) -> None:
-    """Carry out the exchange that was weighed last."""
+def share_out(layer: Layer, rules: Rules, state: State, exchange: Exchange, count: int) -> int:
+    """Reckon the arithmetic of the exchange's GPUs, and of those that its replicas' tokens come
+    from or go to. Returns how many places are touched then.
+
+    Other experts' replicas follow the two as far as their shares grow in proportion; what they lose
+    elsewhere is left to ``accept``.
+    """
     x, y, f = exchange
     e = state.slots[x]
     gpus = layer.standing.shape[1]
+    size = state.slots.shape[0] // gpus
+    to, back = x // size, y // size if y >= 0 else -1
+    both = layer.pairs[e, f]
+    for index in range(count):
+        k = state.touched[index]
+        more = state.change[AHEAD_E, k] * (state.pull[k, e] - both * state.follow[f, k])
+        more += state.change[AHEAD_F, k] * (state.pull[k, f] - both * state.follow[e, k])
+        state.weighed[ARITHMETIC, k] += more
+    for index in range(2):
+        expert, n = e if index == 0 else f, 0
+        for at in range(state.replicas[0, expert]):
+            k = state.where[expert, at]
+            leaves = k == (to if index == 0 else back)
+            if leaves and state.held[k, expert] == 1:
+                state.weighed[ARITHMETIC, k] -= layer.arithmetic[expert] * state.shares[expert, k]
+                continue
+            state.holders[n] = k
+            n += 1
+        arrives = back if index == 0 else to
+        if arrives >= 0 and state.held[arrives, expert] == 0:
+            state.holders[n] = arrives
+            n += 1
+        divide(layer, rules, state, (expert, n), (e, f))
+        for at in range(n):
+            k = state.holders[at]
+            more = layer.arithmetic[expert] * (state.fresh[0, at] - state.shares[expert, k])
+            if state.marked[k] == 0:
+                state.marked[k] = 1
+                state.touched[count] = k
+                count += 1
+                state.weighed[:, k] = state.sums[:, k]
+                state.change[:, k] = 0.0
+            state.weighed[ARITHMETIC, k] += more
+    for index in range(count):
+        state.marked[state.touched[index]] = 0
+    return count
+
+
+@inlined
+def power(base: float, exponent: int) -> float:
+    found = 1.0
+    for _ in range(exponent):
+        found *= base
+    return found
+
+
+@inlined
+def taken(chance: float, others: float, replicas: int) -> float:
+    """``sharing.taken`` of one replica, before the sum over replicas is made 1."""
+    if replicas == 1:
+        return 1.0
+    none = power(1.0 - others, replicas - 1)
+    joined = (1.0 - none * (1.0 - others)) / (replicas * others) if others > 1e-9 else 1.0
+    return chance * joined + (1.0 - chance) * none / replicas
+
+
+@inlined
+def following(chance: float, replicas: int) -> float:
+    """By how much ``taken`` grows with a replica's own chance of a visit, near equal chances."""
+    if replicas < 2:
+        return 0.0
+    missed = 1.0 - power(1.0 - chance, replicas - 1)
+    return missed / (replicas * chance) if chance > 1e-9 else (replicas - 1) / replicas
+
+
+@compiled
+def divide(
+    layer: Layer, rules: Rules, state: State, whose: tuple[int, int], pair: tuple[int, int]
+) -> None:
+    """``sharing.shares`` of one expert, whose n GPUs are in ``holders``, into ``fresh``.
+
+    whose: the expert and n
+    pair:  the experts whose weights change as in ``change``
+    """
+    (expert, n), (e, f) = whose, pair
+    if n == 1:
+        state.fresh[0, 0], state.fresh[2, 0] = 1.0, 0.0
+        return
+    gpus = layer.standing.shape[1]
+    per_node = gpus // rules.nodes
+    use, total = max(layer.use[expert], 1e-12), 0.0
+    others = max(rules.top_k - 1, 1)
+    for at in range(n):
+        k = state.holders[at]
+        near = state.ahead[k, expert] + state.change[AHEAD_E, k] * layer.pairs[e, expert]
+        near += state.change[AHEAD_F, k] * layer.pairs[f, expert]
+        missing = 1.0 - min(max(near / use / others, 0.0), 1.0)
+        rest = power(missing, others - 1)
+        state.fresh[1, at] = 1.0 - rest * missing
+        state.fresh[2, at] = rest / use
+        total += state.fresh[1, at]
+    every, nodes = 0.0, 1.0
+    for at in range(n):
+        every += taken(state.fresh[1, at], (total - state.fresh[1, at]) / (n - 1), n)
+        if rules.nodes > 1 and at > 0:  # one node more, unless an earlier replica is in it
+            node = state.holders[at] // per_node
+            for other in range(at):
+                if state.holders[other] // per_node == node:
+                    break
+            else:
+                nodes += 1.0
+    for at in range(n):
+        chance = state.fresh[1, at]
+        elsewhere = (rules.nodes - nodes) * per_node if rules.nodes > 1 else gpus - n
+        found = elsewhere * taken(chance, (total - chance) / (n - 1), n) / every
+        grows = elsewhere * following(total / n, n)
+        if rules.nodes > 1:
+            node, mates, near, inside = state.holders[at] // per_node, 0, 0.0, 0.0
+            for other in range(n):
+                if state.holders[other] // per_node == node:
+                    mates += 1
+                    near += state.fresh[1, other]
+            for other in range(n):
+                if state.holders[other] // per_node == node:
+                    one = state.fresh[1, other]
+                    inside += taken(one, (near - one) / max(mates - 1, 1), mates)
+            one = taken(chance, (near - chance) / max(mates - 1, 1), mates)
+            found += (per_node - mates) * one / inside
+            grows += (per_node - mates) * following(near / mates, mates)
+        state.fresh[0, at] = (1.0 + found) / gpus
+        state.fresh[2, at] *= grows / gpus
+
+
+@compiled
+def accept(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float:
+    """Carry out the exchange that was weighed last. Returns the seconds a step that it costs, with
+    what ``weigh`` leaves out."""
+    x, y, f = exchange
+    e = state.slots[x]
+    gpus = layer.standing.shape[1]
+    size, affected = state.slots.shape[0] // gpus, 0
+    before = as_tuple(state.totals)
     for index in range(state.touched[-1]):
         k = state.touched[index]
         level = 0 if k < gpus else 1
-        for row in range(6 if level == 0 else 3):
-            state.sums[row, k] = state.weighed[row, k]
+        for row in range(OWNED + 1 if level == 0 else OF_NODES):
+            if row != ARITHMETIC or not rules.by_rule:
+                state.sums[row, k] = state.weighed[row, k]
         by_e, by_f = state.change[COMPANY_E, k], state.change[COMPANY_F, k]
         for other in range(len(layer.pairs)):
             state.company[k, other] += by_e * layer.pairs[e, other] + by_f * layer.pairs[f, other]
-        if level == 0:
-            by_e, by_f = state.change[SHARE_E, k], state.change[SHARE_F, k]
-            for other in range(len(layer.together)):
-                near = by_e * layer.together[e, other] + by_f * layer.together[f, other]
-                state.danger[k, other] += near
-    add_up(state, gpus)
+        if level == 1:
+            continue
+        by_e, by_f = state.change[SHARE_E, k], state.change[SHARE_F, k]
+        for other in range(len(layer.together)):
+            near = by_e * layer.together[e, other] + by_f * layer.together[f, other]
+            state.danger[k, other] += near
+        by_e, by_f = state.change[AHEAD_E, k], state.change[AHEAD_F, k]
+        if by_e == 0.0 and by_f == 0.0:
+            continue
+        state.change[AHEAD_E, k], state.change[AHEAD_F, k] = 0.0, 0.0
+        for other in range(len(layer.pairs)):
+            state.ahead[k, other] += by_e * layer.pairs[e, other] + by_f * layer.pairs[f, other]
+        for slot in range(k * size, k * size + size):
+            other = state.slots[slot]
+            if state.replicas[0, other] > 1 and state.listed[other] == 0:
+                state.listed[other], state.affected[affected] = 1, other
+                affected += 1
     state.slots[x] = f
     move(state, x, (e, f), gpus)
     if y >= 0:
         state.slots[y] = e
         move(state, y, (f, e), gpus)
+    if rules.by_rule:
+        for expert in (e, f):
+            if state.listed[expert] == 0:
+                state.affected[affected] = expert
+                affected += 1
+        for index in range(affected):
+            state.listed[state.affected[index]] = 0
+            share(layer, rules, state, state.affected[index])
+    add_up(state, gpus)
+    after = as_tuple(state.totals)
+    return state.linear[0] + step_seconds(rules, after, gpus) - step_seconds(rules, before, gpus)
+
+
+@compiled
+def share(layer: Layer, rules: Rules, state: State, expert: int) -> None:
+    """Bring an expert's shares up to date, and what hangs on them."""
+    gpus, n = layer.standing.shape[1], state.replicas[0, expert]
+    state.holders[:n] = state.where[expert, :n]
+    divide(layer, rules, state, (expert, n), (expert, expert))
+    for k in range(gpus):
+        at = -1
+        if state.held[k, expert] > 0:
+            for index in range(n):
+                if state.holders[index] == k:
+                    at = index
+        elif state.shares[expert, k] == 0.0:
+            continue
+        fresh = state.fresh[0, at] if at >= 0 else 0.0
+        follow = layer.arithmetic[expert] * state.fresh[2, at] if at >= 0 else 0.0
+        state.sums[ARITHMETIC, k] += layer.arithmetic[expert] * (fresh - state.shares[expert, k])
+        state.shares[expert, k] = fresh
+        more = follow - state.follow[expert, k]
+        state.follow[expert, k] = follow
+        if more != 0.0:
+            for other in range(len(layer.pairs)):
+                state.pull[k, other] += more * layer.pairs[expert, other]
 
 
 @compiled
 def add_up(state: State, gpus: int) -> None:
     """Bring the totals up to date."""
     state.totals[:] = 0.0
+    state.peak[:] = 0, 0, gpus
+    sharp = state.sharp[0] > 0
     for k in range(state.sums.shape[1]):
+        chance = state.sums[CHANCE, k]
+        which = 1 if k < gpus else 2
+        if sharp and chance > state.totals[8 + which]:
+            state.totals[8 + which], state.peak[which] = chance, k
         if k >= gpus:
-            state.totals[5] += state.sums[CHANCE, k]
+            state.totals[6] += chance
+            state.totals[7] += chance**2
             continue
-        state.totals[0] += state.sums[SECONDS, k]
-        state.totals[1] += state.sums[SECONDS, k] ** 2
+        seconds = max(state.sums[ARITHMETIC, k], state.sums[READING, k])
+        state.sums[SECONDS, k] = seconds
+        state.totals[0] += seconds
+        state.totals[1] += seconds**2
         state.totals[2] += state.sums[VARIANCE, k]
         state.totals[3] += state.sums[OWNED, k] ** 2
-        state.totals[4] += state.sums[CHANCE, k]
+        state.totals[4] += chance
+        state.totals[5] += chance**2
+        if sharp and seconds > state.totals[8]:
+            state.totals[8], state.peak[0] = seconds, k
 
 
 @compiled
@@ -282,8 +607,16 @@ def move(state: State, slot: int, experts: tuple[int, int], gpus: int) -> None:
     for level in range(2 if places > gpus else 1):
         k = slot // size if level == 0 else gpus + slot // (state.slots.shape[0] // (places - gpus))
         state.held[k, out] -= 1
-        state.replicas[level, out] -= int(state.held[k, out] == 0)
-        state.replicas[level, into] += int(state.held[k, into] == 0)
+        if state.held[k, out] == 0:
+            state.replicas[level, out] -= 1
+            last = state.replicas[0, out]
+            for at in range(last if level == 0 else 0):
+                if state.where[out, at] == k:
+                    state.where[out, at] = state.where[out, last]
+        if state.held[k, into] == 0:
+            if level == 0:
+                state.where[into, state.replicas[0, into]] = k
+            state.replicas[level, into] += 1
         state.held[k, into] += 1
 
 
@@ -299,27 +632,36 @@ def settle(layer: Layer, rules: Rules, slots: IntArray) -> State:
         if places > gpus:
             held[gpus + slot // (size * per_node), slots[slot]] += 1
     replicas = np.ones((2, experts), dtype=np.int64)
+    most = layer.reading.shape[1]
+    where = np.zeros((experts, most), dtype=np.int64)
     for e in range(experts):
-        replicas[0, e] = (held[:gpus, e] > 0).sum()
+        replicas[0, e] = 0
+        for k in range(gpus):
+            if held[k, e] > 0:
+                where[e, replicas[0, e]] = k
+                replicas[0, e] += 1
         if places > gpus:
             replicas[1, e] = (held[gpus:, e] > 0).sum()
     company, danger = np.zeros((places, experts)), np.zeros((gpus, experts))
-    sums = np.zeros((6, places))
+    ahead = np.zeros((gpus, experts))
+    sums = np.zeros((OWNED + 1, places))
     for k in range(places):
         level = 0 if k < gpus else 1
         for e in range(experts):
             if held[k, e] > 0:
                 r = replicas[level, e]
                 if len(layer.pairs):
-                    sums[MEAN, k] += layer.use[e] / r
+                    sums[MEAN, k] += layer.use[e] * rules.share[level, r]
                     company[k] += rules.company[level, r] * layer.pairs[e]
                 if level == 0:
-                    sums[SECONDS, k] += layer.seconds[e, r]
+                    sums[READING, k] += layer.reading[e, r]
                     sums[VARIANCE, k] += layer.risk[e] / r**2
                     if len(layer.owning):
                         sums[OWNED, k] += layer.owning[e] / r
                     if len(layer.together):
                         danger[k] += layer.together[e] / r
+                    if rules.by_rule:
+                        ahead[k] += rules.ahead[r] * layer.pairs[e]
         for e in range(experts):
             if held[k, e] > 0:
                 r = replicas[level, e]
@@ -332,16 +674,43 @@ def settle(layer: Layer, rules: Rules, slots: IntArray) -> State:
         slots=slots,
         replicas=replicas,
         held=held,
+        where=where,
         company=company,
+        ahead=ahead,
+        shares=np.zeros((experts, gpus)),
+        follow=np.zeros((experts, gpus)),
+        pull=np.zeros((gpus, experts)),
         danger=danger,
         sums=sums,
-        totals=np.zeros(6),
+        totals=np.zeros(11),
+        peak=np.zeros(3, dtype=np.int64),
+        sharp=np.zeros(1, dtype=np.int64),
         touched=np.zeros(places + 1, dtype=np.int64),
-        weighed=np.zeros((6, places)),
-        change=np.zeros((4, places)),
+        marked=np.zeros(places, dtype=np.int64),
+        weighed=np.zeros((OWNED + 1, places)),
+        change=np.zeros((6, places)),
+        holders=np.zeros(most, dtype=np.int64),
+        fresh=np.zeros((3, most)),
+        affected=np.zeros(experts, dtype=np.int64),
+        listed=np.zeros(experts, dtype=np.int64),
+        linear=np.zeros(1),
     )
+    for e in range(experts):
+        if rules.by_rule:
+            share(layer, rules, state, e)
+            continue
+        for at in range(replicas[0, e]):
+            sums[ARITHMETIC, where[e, at]] += layer.arithmetic[e] / replicas[0, e]
     add_up(state, gpus)
     return state
+
+
+@inlined
+def each(layer: Layer, state: State, expert: int, replicas: int, k: int) -> float:
+    """Seconds of one of an expert's replicas on GPU k, by what binds it there; shared evenly."""
+    if state.sums[ARITHMETIC, k] >= state.sums[READING, k]:
+        return layer.arithmetic[expert] / replicas if replicas > 0 else 0.0
+    return layer.reading[expert, replicas] if replicas > 0 else 0.0
 
 
 @compiled
@@ -352,14 +721,18 @@ def tighten(layer: Layer, rules: Rules, state: State) -> float:
     """
     gpus, experts = layer.standing.shape[1], layer.use.shape[0]
     size = state.slots.shape[0] // gpus
+    state.sharp[0] = 1
+    add_up(state, gpus)
     settled = np.zeros(gpus, dtype=np.bool_)
     off, strain = np.empty(gpus), np.empty(experts)
     price, saved = layer.standing.max(), 0.0
     while True:
         mean = state.totals[0] / gpus
-        variance = state.totals[1] / gpus - mean * mean + state.totals[2] / gpus
-        # Seconds that a unit of squared deviation costs.
-        worth = rules.slowest / (2 * gpus * math.sqrt(max(variance, 1e-30)))
+        # Seconds that a unit of squared deviation costs: of all, or of the peak alone.
+        deviation = max(rms(state.totals[0], state.totals[1], gpus, state.totals[2]), 1e-15)
+        worth = rules.slowest / (2 * gpus * deviation)
+        if state.totals[8] - mean > rules.slowest * deviation:
+            worth = max(worth, 0.5 / (state.totals[8] - mean))
         g, furthest = -1, 0.0
         for k in range(gpus):
             off[k] = state.sums[SECONDS, k] - mean
@@ -374,8 +747,16 @@ def tighten(layer: Layer, rules: Rules, state: State) -> float:
         if exchange[0] < 0:
             settled[g] = True
             continue
-        saved -= weigh(layer, rules, state, exchange)
-        accept(layer, state, exchange)
+        e = state.slots[exchange[0]]
+        weigh(layer, rules, state, exchange)
+        won = -accept(layer, rules, state, exchange)
+        if won <= 0.0:  # what was left out mattered: back
+            back = (exchange[0], exchange[1], e)
+            weigh(layer, rules, state, back)
+            accept(layer, rules, state, back)
+            settled[g] = True
+            continue
+        saved += won
         for index in range(state.touched[-1]):
             if state.touched[index] < gpus:
                 settled[state.touched[index]] = False
@@ -402,18 +783,20 @@ def best_of(
     best, gain = (-1, -1, -1), 1e-9 * abs(state.totals[0]) / gpus
     for mine in range(g * size, g * size + size):
         e = state.slots[mine]
-        seconds = layer.seconds[e, state.replicas[0, e]]
+        mine_s = each(layer, state, e, state.replicas[0, e], g)
         for h in range(gpus):
             away = rules.keep_nodes and h // per_node != g // per_node
             if h == g or away or state.held[h, e] > 0:
                 continue
             stays = layer.standing[e, g] - layer.standing[e, h]
+            there_s = each(layer, state, e, state.replicas[0, e], h)
             for other in range(h * size, h * size + size):
                 f = state.slots[other]
                 replicas = state.replicas[0, f]
                 if state.held[g, f] == 0:
-                    more = layer.seconds[f, replicas] - seconds
-                    guess = -2 * worth * more * (off[g] - off[h] + more)
+                    here = each(layer, state, f, replicas, g) - mine_s
+                    there = there_s - each(layer, state, f, replicas, h)
+                    guess = -worth * (here * (2 * off[g] + here) + there * (2 * off[h] + there))
                     guess += stays + layer.standing[f, h] - layer.standing[f, g]
                     if guess > gain:
                         cost = weigh(layer, rules, state, (mine, other, f))
@@ -450,9 +833,9 @@ def guess_replica(
     (worth, off, strain), (x, k, f) = apart, change
     e = state.slots[x]
     re, rf = state.replicas[0, e], state.replicas[0, f]
-    here = layer.seconds[f, rf + 1] - layer.seconds[e, re]
-    more = layer.seconds[e, re - 1] - layer.seconds[e, re]
-    less = layer.seconds[f, rf + 1] - layer.seconds[f, rf]
+    here = each(layer, state, f, rf + 1, k) - each(layer, state, e, re, k)
+    more = each(layer, state, e, re - 1, k) - each(layer, state, e, re, k)
+    less = each(layer, state, f, rf + 1, k) - each(layer, state, f, rf, k)
     squares = here * (2 * off[k] + here)
     squares += more * (2 * (strain[e] - off[k]) + (re - 1) * more)
     squares += less * (2 * strain[f] + rf * less)
@@ -502,8 +885,7 @@ def anneal(
         temperature = scale * schedule.hot * (schedule.cold / schedule.hot) ** progress
         chance = (float(random >> np.uint64(40)) + 1.0) / 16777217.0
         if cost < -temperature * math.log(chance):
-            accept(layer, state, exchange)
-            saved -= cost
+            saved -= accept(layer, rules, state, exchange)
             if saved > lowest:
                 lowest = saved
                 best[:] = state.slots
@@ -515,8 +897,11 @@ def _compile() -> None:
     """Compile now, or load what was compiled before: a search should not have to wait for it."""
     experts, rates = np.zeros(2), np.zeros((2, 4))
     square, none = np.zeros((2, 2)), np.zeros(0)
-    layer = Layer(experts, square, experts, square, rates, square, square, none)
-    rules = Rules(1, 1, 0.0, 0.0, 1.0, False, False, False, np.ones((2, 4)))
+    layer = Layer(experts, square, experts, square, experts, rates, square, square, none)
+    tables = np.ones((2, 4))
+    rules = Rules(
+        1, 1, 0.0, 0.0, 0.0, 1.0, 1.0, False, False, False, False, tables, tables, np.ones(4)
+    )
     anneal(layer, rules, Schedule(1, 1.0, 1.0, 0), np.arange(2))
 
 

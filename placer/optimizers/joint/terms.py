@@ -4,15 +4,13 @@ import numpy as np
 
 from placer.arrays import FloatArray, IntArray
 from placer.cost import compute, links, moves, outlook
-from placer.cost.traffic import company
+from placer.cost.sharing import ahead, away
 from placer.optimizers.joint.search import Layer, Rules
 from placer.problem import Problem
 from placer.profile import Profile
 
 NO_TIME_S = 1e-9  # instead of a horizon of 0, in which nothing pays
 RECORDINGS = 2  # whose noise counts: the one planned from, and one as long in the time to come
-# Replicas follow company and share less evenly than balance takes them to.
-CARE_OF_REPLICAS = 1.75
 # Variety below ORDINARY: the requests of one domain, which say little of others' (DeepSeek-V2-Lite:
 # 0.55 to 0.7 for two domains, 0.1 and 0.2 for one). Their noise and balance then count for more,
 # since what they use together may be hot together tomorrow.
@@ -34,26 +32,30 @@ def caution(profile: Profile) -> float:
 def rules(problem: Problem) -> Rules:
     topology, objective = problem.topology, problem.objective
     gpus, nodes, size = topology.gpus, topology.nodes, topology.gpus_per_node
-    care = caution(problem.profile) ** 2.5
-    if problem.slots > problem.model.experts:
-        care *= CARE_OF_REPLICAS
     visit_s = node_visit_s = 0.0
     if objective.dispatch != "allgather":
-        there_and_back = 2 * objective.tokens_per_gpu * problem.model.token_bytes
+        tokens = objective.tokens_per_gpu * gpus
+        there_and_back = 2 * tokens * problem.model.token_bytes
         visit_s = there_and_back * (size - 1) / size / links.local_rate(topology)
-        node_visit_s = there_and_back * (nodes - 1) / nodes / topology.network.bytes_per_s
+        node_visit_s = there_and_back * (nodes - 1) / gpus / topology.network.bytes_per_s
     most = np.arange(most_replicas(problem) + 2)
-    by_level = [company(most, places, objective.dispatch) for places in (gpus, nodes)]
+    by_level = [away(most, places, objective.dispatch) for places in (gpus, nodes)]
+    share, company = (np.stack(tables) for tables in zip(*by_level, strict=True))
     return Rules(
         nodes=nodes,
         top_k=problem.model.top_k,
         visit_s=visit_s,
         node_visit_s=node_visit_s,
-        slowest=outlook.slowest(gpus) * care,
+        overlap=objective.overlap,
+        slowest=outlook.slowest(gpus),
+        slowest_node=outlook.slowest(nodes),
         coherent=is_coherent(problem),
+        by_rule=objective.dispatch != "allgather" and problem.slots > problem.model.experts,
         keep_nodes=objective.keep_groups and nodes > 1,
         two_nodes=objective.survive_node,
-        company=np.stack(by_level),
+        share=share,
+        company=company,
+        ahead=ahead(most),
     )
 
 
@@ -73,12 +75,21 @@ def layers(problem: Problem) -> list[Layer]:
         pairs = use[:, :, None] * use[:, None, :] * (1 - np.eye(experts))
     else:
         pairs = profile.coactivation / profile.tokens
-    seconds, slope = compute.replica_seconds(problem, most_replicas(problem) + 1)
+    arithmetic, reading = compute.replica_seconds(problem, most_replicas(problem) + 1)
+    by_reading = reading[:, :, 1].sum(axis=1) > arithmetic.sum(axis=1)
+    slope = np.where(by_reading[:, None], *reversed(compute.slopes(problem)))
     noise = profile.noise
-    recordings = RECORDINGS * caution(profile) ** 4
-    risk, together = recordings * noise.variance * slope**2, none
-    if noise.covariance is not None:
-        together = recordings * noise.covariance * slope[:, :, None] * slope[:, None, :]
+    recordings = RECORDINGS
+    variance, covariance = recordings * noise.variance, noise.covariance
+    if covariance is not None:
+        covariance = recordings * covariance
+    if profile.unknown is not None:
+        variance = variance + profile.unknown.variance
+        if (more := profile.unknown.covariance) is not None:
+            covariance = more if covariance is None else covariance + more
+    risk, together = variance * slope**2, none
+    if covariance is not None:
+        together = covariance * slope[:, :, None] * slope[:, None, :]
     standing = prices(problem)
     owning = np.zeros((profile.layers, 0))
     if is_coherent(problem) and profile.transitions is not None:
@@ -92,7 +103,8 @@ def layers(problem: Problem) -> list[Layer]:
             pairs=pairs[at],
             risk=risk[at],
             together=together[at],
-            seconds=seconds[at],
+            arithmetic=arithmetic[at],
+            reading=reading[at],
             standing=standing[at],
             leaving=nowhere,
             owning=owning[at],
@@ -118,8 +130,9 @@ def prices(problem: Problem) -> FloatArray:
 
 def _step_seconds(problem: Problem) -> float:
     """A step's seconds, roughly: GPUs evenly loaded, every token sent to every node and GPU."""
-    seconds, _ = compute.replica_seconds(problem, 1)
-    experts = float(seconds[:, :, 1].sum()) / problem.topology.gpus
+    arithmetic, reading = compute.replica_seconds(problem, 1)
+    binding = np.maximum(arithmetic.sum(axis=1), reading[:, :, 1].sum(axis=1))
+    experts = float(binding.sum()) / problem.topology.gpus
     tokens = problem.objective.tokens_per_gpu * problem.topology.gpus
     exchange = links.allgather_seconds(problem.topology, tokens, problem.model.token_bytes)
     return experts + 2 * problem.model.layers * exchange
@@ -135,8 +148,8 @@ def with_neighbours(problem: Problem, layer: Layer, table: IntArray, at: int) ->
     found = rules(problem)
     standing, leaving = layer.standing.copy(), np.zeros_like(layer.leaving)
     for places, seconds in (
-        (problem.topology.gpus, found.visit_s),
-        (found.nodes, found.node_visit_s),
+        (problem.topology.gpus, found.visit_s / problem.topology.gpus),
+        (found.nodes, found.node_visit_s / found.nodes),
     ):
         width = problem.topology.gpus // places
         half = seconds / 2 / tokens  # dispatch, but not combine
