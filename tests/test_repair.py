@@ -1,0 +1,99 @@
+"""The fewest moves that mend a map, against every map there is."""
+
+from dataclasses import replace
+from itertools import combinations, combinations_with_replacement, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from placer.arrays import IntArray
+from placer.checks import violations
+from placer.cost.moves import arrivals
+from placer.objective import Objective
+from placer.placement import EMPTY, Placement
+from placer.problem import Problem
+from placer.repair import faults, repair
+from tests.builders import a_model, a_placement, a_problem, loads
+
+LOAD = [40, 30, 20, 10]
+
+
+def running(
+    rows: list[list[int]],
+    gpus: int = 2,
+    nodes: int = 1,
+    load: list[int] = LOAD,
+    groups: int = 2,
+    **rules: bool | float,
+) -> Problem:
+    """Where that map runs."""
+    current = a_placement(rows, len(load), gpus, nodes)
+    model = a_model(len(rows), len(load), groups=groups)
+    objective = Objective(**rules)  # type: ignore[arg-type]
+    profile = loads([load] * len(rows))
+    slots = len(rows[0])
+    return a_problem(profile, slots, gpus, nodes, objective, model=model, current=current)
+
+
+def fewest(problem: Problem) -> int:
+    """Moves to the nearest of all maps of one layer that keep the rules and use as many slots of
+    each GPU or more."""
+    start, gpus = problem.start, problem.topology.gpus
+    size, experts = start.slots_per_gpu, range(problem.model.experts)
+    choose = combinations_with_replacement if problem.objective.allow_duplicates else combinations
+    ways = []
+    for held in start.physical_to_logical.reshape(gpus, size).tolist():
+        counts = range(size - held.count(EMPTY), size + 1)
+        chosen = [
+            [*some, *[EMPTY] * (size - count)]
+            for count in counts
+            for some in choose(experts, count)
+        ]
+        ways.append([(sum(e not in (*held, EMPTY) for e in some), some) for some in chosen])
+    best = problem.slots + 1
+    for way in product(*ways):
+        moved = sum(moves for moves, _ in way)
+        if moved < best:
+            after = problem.placement(np.array([[e for _, some in way for e in some]]))
+            if not violations(after, problem.objective, problem.model):
+                best = moved
+    return best
+
+
+def moved(problem: Problem, after: Placement) -> int:
+    return int(arrivals(problem.start, after).sum())
+
+
+def in_use(placement: Placement) -> IntArray:
+    """[layers, gpus] slots"""
+    table = placement.physical_to_logical
+    used: IntArray = (table != EMPTY).reshape(len(table), placement.gpus, -1).sum(axis=2)
+    return used
+
+
+# experts, slots, GPUs, nodes and groups, and the rules that can be kept there
+SHAPES = [
+    (4, 6, 2, 2, 4, ["", "allow_duplicates"]),
+    (4, 6, 3, 1, 2, ["", "allow_duplicates", "keep_groups"]),
+    (4, 8, 4, 2, 4, ["", "survive_node", "keep_groups"]),
+    (4, 9, 3, 3, 4, ["", "survive_node"]),
+    (6, 8, 4, 2, 6, ["keep_groups"]),
+    (6, 8, 4, 2, 2, ["keep_groups"]),
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_no_map_that_keeps_the_rules_is_nearer(data: st.DataObject) -> None:
+    experts, slots, gpus, nodes, groups, rules = data.draw(st.sampled_from(SHAPES))
+    rule = data.draw(st.sampled_from(rules))
+    row = data.draw(st.lists(st.integers(EMPTY, experts - 1), min_size=slots, max_size=slots))
+    load = data.draw(st.lists(st.integers(1, 100), min_size=experts, max_size=experts))
+    problem = running([row], gpus, nodes, load, groups, **({rule: True} if rule else {}))
+    mended = repair(problem)
+    assert violations(mended, problem.objective, problem.model) == []
+    assert moved(problem, mended) == fewest(problem)
+    assert (in_use(mended) >= in_use(problem.start)).all()
+    assert (mended is problem.start) == (faults(problem) == [])
