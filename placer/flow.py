@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
-
 from placer.arrays import IntArray
 
 SOURCE, SINK = 0, 1  # nodes
@@ -22,6 +20,8 @@ class Arcs:
 def cheapest_flow(arcs: Arcs, most: int) -> IntArray:
     """[arcs] units on each, of up to ``most`` from the source to the sink; optimal, and the same
     each time (cost scaling: Goldberg, 1997)."""
+    from ortools.graph.python.min_cost_flow import SimpleMinCostFlow  # slow to load
+
     solver = SimpleMinCostFlow()
     columns = (arcs.tail, arcs.head, arcs.capacity, arcs.cost)
     index = solver.add_arcs_with_capacity_and_unit_cost(*columns)

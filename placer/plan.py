@@ -26,14 +26,19 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Copy ``expert`` of ``layer`` from GPU ``source`` to ``slot`` on ``gpu``."""
+    """Copy ``expert`` of ``layer`` from GPU ``source`` to ``slot`` on ``gpu``; from the checkpoint
+    if ``source`` is None, since no GPU held it."""
 
     layer: int
     expert: int
-    source: int
+    source: int | None
     gpu: int
     slot: int
     reason: str
+
+    @property
+    def origin(self) -> str:
+        return "checkpoint" if self.source is None else f"GPU {self.source}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,24 @@
 """A running map that breaks a rule, mended with the fewest moves.
 
 Rules: every expert has a slot; no GPU holds an expert twice, unless duplicates are allowed; with
-``survive_node`` every expert is on two nodes, with ``keep_groups`` each group on one. Slots that are
-in use stay in use; empty ones may stay empty.
+``survive_node`` every expert is on two nodes, with ``keep_groups`` each group on one. Slots in use
+stay in use; empty ones may stay empty.
 
 Layers are independent, and each is a flow: from the source through an expert and a node to a GPU
-and the sink. An expert's first unit into each of ``least`` nodes is owed to the rules, and so are the
+and the sink. An expert's first unit into each of ``least`` nodes is owed to the rules, and so are a
 GPU's slots in use. A unit to a GPU that holds the expert is free, to another it is a move. The
-cheapest flow has whole units, so that the number of moves is exact.
+cheapest flow has whole units, so the number of moves is exact.
 
-Of maps with as few moves, one whose GPUs' loads have about the smallest sum of squares: what each
-copy alone adds to it breaks ties, and then each new copy in turn gives way to the expert that suits
-its GPU best.
+Of maps with as few moves it is one whose GPUs' loads have about the smallest sum of squares: what
+each copy alone adds to it breaks ties, and then each new copy in turn gives way to the expert that
+suits its GPU best.
 
 Which node has which group is decided first, by a programme of groups x nodes variables: a node with
-u slots in use that keeps k copies and lacks m experts takes max(u - k, m) moves, since what it lacks
-goes where something has to go anyway. (Where duplicates are allowed, too, that is a bound.)
+u slots in use that keeps k copies and lacks m experts takes max(u - k, m) moves, since what it
+lacks goes where something has to go anyway. (Where duplicates are allowed, too, it may take fewer.)
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from scipy.optimize import LinearConstraint, milp
@@ -101,8 +100,8 @@ class _Faults:
     @property
     def layers(self) -> BoolArray:
         """[layers] those with a fault"""
-        every: BoolArray = self.lost.any(1) | self.alone.any(1) | self.torn.any(1)
-        return every | self.twice.any(axis=(1, 2))
+        kinds = (self.lost, self.twice, self.alone, self.torn)
+        return np.logical_or.reduce([kind.reshape(len(kind), -1).any(axis=1) for kind in kinds])
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +134,7 @@ class _Layer:
         in_use = np.full(running.gpus, size) if fill else (slots != EMPTY).sum(axis=1)
         may = np.ones_like(held)
         if objective.keep_groups:
-            again = objective.allow_duplicates
-            node = _node_of_group(held, in_use, problem, 1 if again else int(in_use.max()))
+            node = _node_of_group(held, in_use, problem)
             may = np.repeat(node, len(held) // len(node))[:, None] == running.node_of_gpu
         return cls(
             held=held,
@@ -174,7 +172,9 @@ class _Layer:
             (of_gpu, SINK, self.size - self.in_use, 0),
         ]
         rows = [np.broadcast_arrays(*row) for row in columns]
-        units = cheapest_flow(Arcs(*(np.concatenate(column) for column in zip(*rows))), slots)
+        units = cheapest_flow(
+            Arcs(*(np.concatenate(column) for column in zip(*rows, strict=True))), slots
+        )
         first = experts + 2 * len(of_part)
         copies = np.zeros((experts, gpus), dtype=np.int64)
         copies[expert, gpu] = units[first : first + len(expert)]
@@ -225,17 +225,18 @@ class _Layer:
         return others + more * (2 * weight[gpu] + more)
 
 
-def _node_of_group(held: BoolArray, in_use: IntArray, problem: Problem, fewest: int) -> IntArray:
-    """[groups] the node where each is to be, for the fewest moves.
-
-    fewest: experts that a node must have if its slots are in use
-    """
+def _node_of_group(held: BoolArray, in_use: IntArray, problem: Problem) -> IntArray:
+    """[groups] the node where each is to be, for the fewest moves. Arguments as of ``_Layer``."""
     groups, nodes = problem.model.groups, problem.topology.nodes
     size = len(held) // groups
     by_node = held.reshape(groups, size, nodes, -1)
     kept = by_node.sum(axis=(1, 3))
     lacks = size - by_node.any(axis=3).sum(axis=1)
-    used = in_use.reshape(nodes, -1).sum(axis=1)
+    used = in_use.reshape(nodes, -1)
+    # Experts without which a node cannot keep its slots in use.
+    fewest = used.max(axis=1)
+    if problem.objective.allow_duplicates:
+        fewest = np.minimum(fewest, 1)
 
     # Variables: groups x nodes that are 0 or 1, then the moves of each node.
     one, each = np.eye(nodes), np.ones((1, groups))
@@ -244,7 +245,7 @@ def _node_of_group(held: BoolArray, in_use: IntArray, problem: Problem, fewest: 
     once = np.hstack([np.kron(np.eye(groups), np.ones((1, nodes))), np.zeros((groups, nodes))])
     rules = [
         LinearConstraint(once, 1, 1),
-        LinearConstraint(np.hstack([on_node * kept.ravel(), moves]), used, np.inf),
+        LinearConstraint(np.hstack([on_node * kept.ravel(), moves]), used.sum(axis=1), np.inf),
         LinearConstraint(np.hstack([-on_node * lacks.ravel(), moves]), 0, np.inf),
         LinearConstraint(np.hstack([on_node * size, 0 * moves]), fewest, problem.slots // nodes),
     ]
