@@ -73,7 +73,8 @@ class Plan:
     """A placement to apply, and why.
 
     What a foreign file or a hand-written plan cannot say is None: ``fit`` compares on the traffic
-    that the plan was made from, ``holdout`` on sequences that it never saw.
+    that the plan was made from, ``holdout`` on sequences that it never saw. ``mends`` are the rules
+    that the map before it broke.
     """
 
     placement: Placement
@@ -88,6 +89,7 @@ class Plan:
     move_cost: MoveCost | None = None
     bound_s: float | None = None
     notes: tuple[str, ...] = ()
+    mends: tuple[str, ...] = ()
 
     @property
     def gap(self) -> float | None:

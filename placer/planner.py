@@ -74,6 +74,7 @@ def make_plan(
     placement, measurable = solution.placement, mended.start if start.lost else start
     on_fit = Comparison(scored(measurable), scored(placement))
     cost = moves.cost(problem, start, placement)
+    mends = () if mended is problem else tuple(faults(problem))
     on_holdout = None
     if holdout is not None:
         on_holdout = Comparison(
@@ -81,7 +82,8 @@ def make_plan(
         )
     return Plan(
         placement=placement,
-        reason=_reason(problem, on_fit, cost),
+        reason=_reason(mends, on_fit, cost),
+        mends=mends,
         model=problem.model,
         topology=problem.topology,
         objective=problem.objective,
@@ -95,8 +97,7 @@ def make_plan(
     )
 
 
-def _reason(problem: Problem, scores: Comparison, cost: MoveCost) -> str:
-    mends = faults(problem) if problem.current is not None else []
+def _reason(mends: tuple[str, ...], scores: Comparison, cost: MoveCost) -> str:
     mending = f"mends: {'; '.join(mends)}; " if mends else ""
     gain = 1 - scores.after.step_s / scores.before.step_s
     if gain > 0:

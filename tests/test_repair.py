@@ -1,4 +1,5 @@
-"""The fewest moves that mend a map, against every map there is."""
+"""A running map that breaks a rule: the fewest moves that mend it, against every map there is, and
+what plans make of it."""
 
 from itertools import combinations, combinations_with_replacement, product
 
@@ -95,3 +96,62 @@ def test_no_map_that_keeps_the_rules_is_nearer(data: st.DataObject) -> None:
     assert moved(problem, mended) == fewest(problem)
     assert (in_use(mended) >= in_use(problem.start)).all()
     assert (mended is problem.start) == (faults(problem) == [])
+
+
+def test_a_map_that_keeps_the_rules_stays() -> None:
+    problem = running([[0, 1, 2, 3]])
+    assert repair(problem) is problem.start
+    assert faults(problem) == []
+
+
+def test_a_lost_expert_takes_the_place_of_a_replica() -> None:
+    # Of expert 0's two replicas, since 1 and 2 have no other.
+    problem = running([[0, 1, 0, 2]])
+    mended = repair(problem)
+    assert moved(problem, mended) == 1
+    assert mended.replicas.tolist() == [[1, 1, 1, 1]]
+    assert faults(problem) == ["expert 3 of layer 0 was lost"]
+
+
+def test_a_lost_expert_fills_an_empty_slot_of_the_lighter_gpu() -> None:
+    # GPU 0 carries 70 tokens and GPU 1 20.
+    problem = running([[0, 1, EMPTY, 2, EMPTY, EMPTY]])
+    assert repair(problem).copies[0, :, 1].tolist() == [0, 0, 1, 1]
+    assert (moved(problem, repair(problem)), in_use(repair(problem)).tolist()) == (1, [[2, 2]])
+    filled = repair(problem, fill=True)
+    assert (moved(problem, filled), in_use(filled).tolist()) == (3, [[3, 3]])
+
+
+def test_a_second_copy_gives_way_to_the_replica_that_evens_the_loads_most() -> None:
+    # With 0, GPU 1 has 20 / 2 + 10 + 40 / 2 of 100 tokens; with 1 it has 35.
+    problem = running([[0, 1, 2, 2, 3, 3]])
+    assert faults(problem) == ["expert 3 of layer 0 was on GPU 1 more than once"]
+    mended = repair(problem)
+    assert moved(problem, mended) == 1
+    assert mended.copies[0, :, 1].tolist() == [1, 0, 1, 1]
+    allowed = running([[0, 1, 2, 2, 3, 3]], allow_duplicates=True)
+    assert repair(allowed) is allowed.start
+
+
+def test_only_layers_that_break_a_rule_are_touched() -> None:
+    problem = running([[0, 1, 2, 3, 0, 1], [1, 1, 0, 2, 3, 0]])
+    assert np.argwhere(arrivals(problem.start, repair(problem)))[:, 0].tolist() == [1]
+
+
+def test_an_expert_on_one_node_alone_goes_to_another() -> None:
+    problem = running([[0, 1, 2, 3, 0, 1, 3, 0]], gpus=2, nodes=2, survive_node=True)
+    # The second copy of 0 on GPU 1 is the one that nobody needs.
+    assert repair(problem).physical_to_logical.tolist() == [[0, 1, 2, 3, 0, 1, 3, 2]]
+    assert faults(problem) == [
+        "expert 0 of layer 0 was on GPU 1 more than once",
+        "expert 2 of layer 0 was on one node alone",
+    ]
+
+
+def test_torn_groups_come_together_where_most_of_them_is() -> None:
+    # Groups 0 1 2 and 3 4 5; experts 2 and 3 are on the wrong node.
+    problem = running([[0, 1, 3, 2, 4, 5]], nodes=2, load=[1] * 6, keep_groups=True)
+    mended = repair(problem)
+    assert moved(problem, mended) == 2
+    assert mended.copies[0, :, 0].tolist() == [1, 1, 1, 0, 0, 0]
+    assert faults(problem) == ["group 0 of layer 0 was spread over nodes (and 1 more)"]
