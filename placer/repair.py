@@ -6,8 +6,9 @@ stay in use; empty ones may stay empty.
 
 Layers are independent, and each is a flow: from the source through an expert and a node to a GPU
 and the sink. An expert's first unit into each of ``least`` nodes is owed to the rules, and so are a
-GPU's slots in use. A unit to a GPU that holds the expert is free, to another it is a move. The
-cheapest flow has whole units, so the number of moves is exact.
+GPU's slots in use. As many units as a GPU has copies of the expert are free, the first one to
+another GPU is a move, and more are only for slots that must be filled. The cheapest flow has whole
+units, so the number of moves is exact.
 
 Of maps with as few moves it is one whose GPUs' loads have about the smallest sum of squares: what
 each copy alone adds to it breaks ties, and then each new copy in turn gives way to the expert that
@@ -15,7 +16,7 @@ suits its GPU best.
 
 Which node has which group is decided first, by a programme of groups x nodes variables: a node with
 u slots in use that keeps k copies and lacks m experts takes max(u - k, m) moves, since what it
-lacks goes where something has to go anyway. (Where duplicates are allowed, too, it may take fewer.)
+lacks goes where something has to go anyway. (Fewer may do where duplicates are allowed, too.)
 """
 
 from dataclasses import dataclass
@@ -108,31 +109,34 @@ class _Faults:
 class _Layer:
     """One layer of the running map, and the rules.
 
-    held:    [experts, gpus] who holds what
-    may:     [experts, gpus] who may
+    held:    [experts, gpus] copies that may stay
+    may:     [experts, gpus] whether an expert may be there
     in_use:  [gpus] slots that must hold an expert
     load:    [experts] tokens
     least:   parts of the cluster that each expert must be in, of ``parts`` equal ones
-    most:    copies of an expert that a GPU may hold
+    again:   whether a GPU may hold an expert twice
     """
 
-    held: BoolArray
+    held: IntArray
     may: BoolArray
     in_use: IntArray
     size: int
     load: FloatArray
     least: int
     parts: int
-    most: int
+    again: bool
 
     @classmethod
     def of(cls, problem: Problem, layer: int, fill: bool) -> "_Layer":
         objective, running = problem.objective, problem.start
-        held = running.copies[layer] > 0
-        slots = running.physical_to_logical[layer].reshape(running.gpus, -1)
-        size = running.slots_per_gpu
-        in_use = np.full(running.gpus, size) if fill else (slots != EMPTY).sum(axis=1)
-        may = np.ones_like(held)
+        row, size = running.physical_to_logical[layer], running.slots_per_gpu
+        used = row != EMPTY
+        held = np.zeros((running.experts, running.gpus), dtype=np.int64)
+        np.add.at(held, (row[used], running.gpu_of_slot[used]), 1)
+        if not objective.allow_duplicates:
+            held = np.minimum(held, 1)
+        in_use = np.full(running.gpus, size) if fill else used.reshape(-1, size).sum(axis=1)
+        may = np.ones(held.shape, dtype=np.bool_)
         if objective.keep_groups:
             node = _node_of_group(held, in_use, problem)
             may = np.repeat(node, len(held) // len(node))[:, None] == running.node_of_gpu
@@ -144,7 +148,7 @@ class _Layer:
             load=problem.profile.load[layer],
             least=2 if objective.survive_node else 1,
             parts=running.nodes if objective.survive_node else 1,
-            most=size if objective.allow_duplicates else 1,
+            again=objective.allow_duplicates,
         )
 
     def mended(self) -> IntArray:
@@ -153,10 +157,11 @@ class _Layer:
         slots = self.size * gpus
         # No sum of ties outweighs a move, and no sum of moves what is owed.
         move = 2 * slots * FINEST + 1
-        owed = slots * 2 * move
+        owed = slots * 3 * move
         expert, gpu = np.nonzero(self.may)
         part = gpu * self.parts // gpus
-        price = np.where(self.held, 0, move) + self._ties()
+        stays = np.maximum(self.held, 1)[expert, gpu]
+        price = (np.where(self.held > 0, 0, move) + self._ties())[expert, gpu]
 
         of_expert = 2 + np.arange(experts)
         of_part = 2 + experts + np.arange(experts * self.parts)
@@ -167,7 +172,8 @@ class _Layer:
             (SOURCE, of_expert, self.least, -owed),
             (np.repeat(of_expert, self.parts), of_part, 1, 0),
             (SOURCE, of_part, slots, 0),
-            (into, of_gpu[gpu], self.most, price[expert, gpu]),
+            (into, of_gpu[gpu], stays, price),
+            (into, of_gpu[gpu], self.again * self.size, 2 * move),
             (of_gpu, SINK, self.in_use, -owed),
             (of_gpu, SINK, self.size - self.in_use, 0),
         ]
@@ -177,7 +183,7 @@ class _Layer:
         )
         first = experts + 2 * len(of_part)
         copies = np.zeros((experts, gpus), dtype=np.int64)
-        copies[expert, gpu] = units[first : first + len(expert)]
+        copies[expert, gpu] = units[first : first + 2 * len(expert)].reshape(2, -1).sum(axis=0)
         return self._exchanged(copies)
 
     def _ties(self) -> IntArray:
@@ -193,7 +199,7 @@ class _Layer:
         new += (more - now) * (2 * beside + replicas * (more - now))
         gone = -now * (2 * weight - now)
         gone += (fewer - now) * (2 * (beside - weight) + (replicas - 1) * (fewer - now))
-        adds = np.where(self.held, -gone, new)
+        adds = np.where(self.held > 0, -gone, new)
         return np.rint(adds * (FINEST / max(float(np.abs(adds).max()), 1e-300))).astype(np.int64)
 
     def _exchanged(self, copies: IntArray) -> IntArray:
@@ -201,9 +207,9 @@ class _Layer:
         have the smallest sum of squares."""
         for _ in range(TURNS):
             before = copies.copy()
-            for expert, gpu in np.argwhere((copies > 0) & ~self.held).tolist():
+            for expert, gpu in np.argwhere((copies > 0) & (self.held == 0)).tolist():
                 copies[expert, gpu] -= 1
-                can = self.may[:, gpu] & ~self.held[:, gpu] & (copies[:, gpu] == 0)
+                can = self.may[:, gpu] & (self.held[:, gpu] + copies[:, gpu] == 0)
                 if can[expert] and self._is_enough(copies[expert]):
                     expert = int(np.where(can, self._added(copies, gpu), np.inf).argmin())
                 copies[expert, gpu] += 1
@@ -225,7 +231,7 @@ class _Layer:
         return others + more * (2 * weight[gpu] + more)
 
 
-def _node_of_group(held: BoolArray, in_use: IntArray, problem: Problem) -> IntArray:
+def _node_of_group(held: IntArray, in_use: IntArray, problem: Problem) -> IntArray:
     """[groups] the node where each is to be, for the fewest moves. Arguments as of ``_Layer``."""
     groups, nodes = problem.model.groups, problem.topology.nodes
     size = len(held) // groups
