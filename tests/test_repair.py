@@ -95,7 +95,8 @@ def test_no_map_that_keeps_the_rules_is_nearer(data: st.DataObject) -> None:
     assert violations(mended, problem.objective, problem.model) == []
     assert moved(problem, mended) == fewest(problem)
     assert (in_use(mended) >= in_use(problem.start)).all()
-    assert (mended is problem.start) == (faults(problem) == [])
+    broken = violations(problem.start, problem.objective, problem.model)
+    assert (mended is problem.start, faults(problem) == []) == (not broken, not broken)
 
 
 def test_a_map_that_keeps_the_rules_stays() -> None:
