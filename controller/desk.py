@@ -13,7 +13,7 @@ from controller.journal import Journal
 from controller.operations import Operation, Operations, Phase
 from controller.plans import Plans, PlanState
 from controller.ports import Engines
-from controller.standings import same_experts, standings
+from controller.standings import refuse_lost, same_experts, standings
 from controller.store import Conflict, Record
 from placer.agent.refusal import refusal
 from placer.checks import violations
@@ -210,10 +210,12 @@ class Desk:
             for engine, members in pool.engines.items()
             if any(now_s - member.heard_s < SILENT_S for member in members)
         ]
-        return {
-            engine: self.journal.keep_placement(await self.engines.stands(pool.name, engine))
-            for engine in heard or pool.engines
-        }
+        homes = {}
+        for engine in heard or pool.engines:
+            placement = await self.engines.stands(pool.name, engine)
+            refuse_lost(engine, placement)
+            homes[engine] = self.journal.keep_placement(placement)
+        return homes
 
     def _start(
         self, kind: str, pool: Pool, plan: str, goal: str, homes: dict[str, str], key: str,

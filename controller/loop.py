@@ -140,10 +140,10 @@ class Loop:
         decision = decide(answer, past, policy, now_s)
         self._streaks[pool.name] = decision.streak, past.changed_s
         predicted, measured = self._gains(problem, pool)
-        view = View(
-            decision, now_s, problem.profile.load, problem.start, score(problem, problem.start),
-            predicted, measured,
-        )  # fmt: skip
+        stands = problem.start
+        known = None if stands.lost else score(problem, stands)
+        load = problem.profile.load
+        view = View(decision, now_s, load, stands, known, predicted, measured)
         if decision.outcome in ("propose", "act") and isinstance(answer, Plan):
             view = self._propose(pool, problem, answer, view)
         self._decided(pool.name, view)
@@ -202,7 +202,7 @@ class Loop:
         if not applied or not applied[0].body["before"]:
             return None, None
         before = self.journal.placement(applied[0].body["before"])
-        if before.shape != problem.start.shape:
+        if before.shape != problem.start.shape or problem.start.lost:
             return None, None
         now = score(problem, problem.start).step_s / score(problem, before).step_s
         return applied[0].body["gain"], 1 - now

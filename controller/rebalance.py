@@ -2,8 +2,9 @@
 
 That a plan pays (over its noise, and over the price of its moves) was asked when it was made; a
 Hold says why not. Here it is asked whether it keeps on paying: ``confirmations`` decisions in a row
-must want to move, the last change must be ``cooldown_s`` ago, twice as long for each one in a row
-that failed, and the hour may be closed.
+must want to move (a map that breaks a rule is no matter of traffic: one decision does), the last
+change must be ``cooldown_s`` ago, twice as long for each one in a row that failed, and the hour may
+be closed.
 """
 
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def decide(
     if isinstance(answer, Hold):
         return Decision("hold", answer.reason)
     streak = past.streak + 1
-    if streak < policy.confirmations:
+    if streak < policy.confirmations and not answer.mends:
         seen = f"{streak} of {policy.confirmations} decisions in a row that want it"
         return Decision("wait", f"{answer.reason}: {seen}", streak)
     cooldown_s = policy.cooldown_s * 2 ** min(past.failures, DOUBLINGS)

@@ -1,6 +1,6 @@
 """Where the engines of a pool stand."""
 
-from controller.fleet import Pool
+from controller.fleet import FleetError, Pool
 from controller.ports import EngineLostError, Engines
 from placer.placement import Placement
 
@@ -16,6 +16,16 @@ async def standings(engines: Engines, pool: Pool) -> list[tuple[str, Placement]]
     if not found:
         raise EngineLostError(f"{pool.name}: {why}")
     return found
+
+
+def refuse_lost(engine: str, placement: Placement) -> None:
+    """Raises FleetError if an expert is on no rank: engines copy weights between ranks only."""
+    if lost := placement.lost:
+        layer, expert = lost[0]
+        raise FleetError(
+            f"no rank of {engine} holds expert {expert} of layer {layer} to copy it from: start "
+            "the engine again, so that it loads all experts from the checkpoint"
+        )
 
 
 def same_experts(one: Placement, other: Placement) -> bool:

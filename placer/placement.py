@@ -90,6 +90,11 @@ class Placement:
         return self.copies.sum(axis=2)
 
     @property
+    def lost(self) -> list[tuple[int, int]]:
+        """(layer, expert) of those that no slot holds."""
+        return [(layer, expert) for layer, expert in np.argwhere(self.replicas == 0).tolist()]
+
+    @property
     def digest(self) -> str:
         """``sha256:...`` of the map; two placements are the same if and only if this is."""
         header = f"placer.placement/1 experts={self.experts} gpus={self.gpus} nodes={self.nodes}"

@@ -26,14 +26,19 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Copy ``expert`` of ``layer`` from GPU ``source`` to ``slot`` on ``gpu``."""
+    """Copy ``expert`` of ``layer`` from GPU ``source`` to ``slot`` on ``gpu``; from the checkpoint
+    if ``source`` is None, since no GPU held it."""
 
     layer: int
     expert: int
-    source: int
+    source: int | None
     gpu: int
     slot: int
     reason: str
+
+    @property
+    def origin(self) -> str:
+        return "checkpoint" if self.source is None else f"GPU {self.source}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,8 @@ class Plan:
     """A placement to apply, and why.
 
     What a foreign file or a hand-written plan cannot say is None: ``fit`` compares on the traffic
-    that the plan was made from, ``holdout`` on sequences that it never saw.
+    that the plan was made from, ``holdout`` on sequences that it never saw. ``mends`` are the rules
+    that the map before it broke.
     """
 
     placement: Placement
@@ -83,6 +89,7 @@ class Plan:
     move_cost: MoveCost | None = None
     bound_s: float | None = None
     notes: tuple[str, ...] = ()
+    mends: tuple[str, ...] = ()
 
     @property
     def gap(self) -> float | None:

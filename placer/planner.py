@@ -1,6 +1,8 @@
 """From a problem to an answer. Pure: the same problem gives the same plan, byte for byte."""
 
 from dataclasses import replace
+from decimal import ROUND_UP, Context
+from functools import cache
 from typing import NoReturn
 
 import numpy as np
@@ -15,6 +17,7 @@ from placer.optimizers import optimizer
 from placer.placement import Placement
 from placer.plan import Comparison, Hold, Infeasible, Move, Plan, Provenance, Solution
 from placer.problem import Problem
+from placer.repair import faults, repair
 from placer.schedule import fewest_moves
 from placer.trace import Trace
 
@@ -22,12 +25,17 @@ from placer.trace import Trace
 def solve(problem: Problem, name: str) -> Solution | Infeasible:
     """The optimizer's placement, with the labels that move the fewest experts, checked.
 
+    A running map that breaks a rule is mended first, and the optimizer starts from there.
     Raises PlacementError if even one copy of each expert does not fit the memory, and if an
     optimizer breaks a rule (its plan then goes nowhere).
     """
     chosen = optimizer(name)
     if clash := _clash(problem):
         return clash
+    mended = _mended(problem)
+    if too_far := _too_far(problem, mended):
+        return too_far
+    problem = mended
     solution = chosen(problem)
     solution = replace(solution, placement=fewest_moves(problem, solution.placement))
     broken = violations(solution.placement, problem.objective, problem.model, problem.topology)
@@ -49,21 +57,33 @@ def make_plan(
 
     ``fit`` is the trace behind the problem's profile, if there is one: the figures are then
     measured on its tokens and not expected from the profile.
+
+    A running map that breaks a rule is never held: if the solution wins no more than mending it,
+    the plan is the mended map. One that lost an expert has no figures, the mended map's stand for
+    them.
     """
-    start, placement = problem.start, solution.placement
-    on_fit = Comparison(score(problem, start, fit), score(problem, placement, fit))
+    scored = cache(lambda placement: score(problem, placement, fit))
+    mended, start = _mended(problem), problem.start
+    if problem.current is not None:
+        further = moves.cost(problem, mended.start, solution.placement)
+        scores = Comparison(scored(mended.start), scored(solution.placement))
+        if reason := _not_worth(mended, solution, scores, further):
+            if mended is problem:
+                return Hold(reason)
+            solution = Solution(mended.start, notes=(f"nothing more than mending: {reason}",))
+    placement, measurable = solution.placement, mended.start if start.lost else start
+    on_fit = Comparison(scored(measurable), scored(placement))
     cost = moves.cost(problem, start, placement)
-    if problem.current is not None and (reason := _not_worth(problem, solution, on_fit, cost)):
-        return Hold(reason)
-    gain = 1 - on_fit.after.step_s / on_fit.before.step_s
+    mends = () if mended is problem else tuple(faults(problem))
     on_holdout = None
     if holdout is not None:
-        on_holdout = Comparison(score(problem, start, holdout), score(problem, placement, holdout))
+        on_holdout = Comparison(
+            score(problem, measurable, holdout), score(problem, placement, holdout)
+        )
     return Plan(
         placement=placement,
-        reason=f"a step takes {gain:.1%} less time for {cost.moved} moved slots"
-        if gain > 0
-        else "no faster than the linear placement on this traffic",
+        reason=_reason(mends, on_fit, cost),
+        mends=mends,
         model=problem.model,
         topology=problem.topology,
         objective=problem.objective,
@@ -75,6 +95,53 @@ def make_plan(
         bound_s=solution.bound_s,
         notes=solution.notes,
     )
+
+
+def _reason(mends: tuple[str, ...], scores: Comparison, cost: MoveCost) -> str:
+    mending = f"mends: {'; '.join(mends)}; " if mends else ""
+    gain = 1 - scores.after.step_s / scores.before.step_s
+    if gain > 0:
+        return f"{mending}a step takes {gain:.1%} less time for {cost.moved} moved slots"
+    if mends:
+        return f"{mending}{cost.moved} moved slots win no time"
+    return "no faster than the linear placement on this traffic"
+
+
+def _mended(problem: Problem) -> Problem:
+    """What remains once the running map keeps the rules: from there, and with what is left of
+    ``max_moved``. The problem itself if there is nothing to mend."""
+    current, objective = problem.current, problem.objective
+    if current is None or (running := repair(problem)) is current:
+        return problem
+    left = max(objective.max_moved - _moved_share(current, running), 0.0)
+    return replace(problem, current=running, objective=replace(objective, max_moved=left))
+
+
+def _too_far(problem: Problem, mended: Problem) -> Infeasible | None:
+    """The running map cannot be mended within ``max_moved``, and what would do."""
+    start, objective = problem.start, problem.objective
+    if _moved_share(start, mended.start) <= objective.max_moved:
+        return None
+    moved = int(moves.arrivals(start, mended.start).sum())
+    slots = start.physical_to_logical.size
+    enough = Context(prec=2, rounding=ROUND_UP).divide(moved, slots)
+    remedies = [f"--max-moved {enough:f} or more"]
+    for remedy, lax in (
+        ("--allow-duplicates", replace(objective, allow_duplicates=True)),
+        ("leave out --survive-node", replace(objective, survive_node=False)),
+        ("leave out --keep-groups", replace(objective, keep_groups=False)),
+    ):
+        relaxed = replace(problem, objective=lax)
+        if lax != objective and _moved_share(start, repair(relaxed)) <= objective.max_moved:
+            remedies.append(remedy)
+    return Infeasible(
+        f"{'; '.join(faults(problem))}: mending the current plan moves {moved} of {slots} slots"
+        f": needs {', or '.join(remedies)}"
+    )
+
+
+def _moved_share(before: Placement, after: Placement) -> float:
+    return float(moves.arrivals(before, after).mean())
 
 
 def _not_worth(problem: Problem, solution: Solution, scores: Comparison, cost: MoveCost) -> str:
@@ -114,16 +181,19 @@ def _clash(problem: Problem) -> Infeasible | None:
             f"({topology.name}): use --redundant {fitting - model.experts} or less, or more GPUs"
         )
     per_gpu = problem.slots // topology.gpus
-    if per_gpu > model.experts and not objective.allow_duplicates:
-        return Infeasible(
-            f"{per_gpu} slots a GPU clash with {model.experts} experts and no expert twice on a "
-            f"GPU: use --redundant {model.experts * (topology.gpus - 1)} or less"
-            ", or --allow-duplicates"
-        )
     if objective.keep_groups and model.groups % topology.nodes:
         return Infeasible(
             f"{model.groups} groups of experts clash with {topology.nodes} nodes"
             ": use a node count that divides the groups, or leave --keep-groups out"
+        )
+    apart = topology.nodes if objective.keep_groups else 1
+    within = model.experts // apart
+    if per_gpu > within and not objective.allow_duplicates:
+        where = " of its node" if apart > 1 else ""
+        return Infeasible(
+            f"{per_gpu} slots a GPU clash with {within} experts{where} and no expert twice on a "
+            f"GPU: use --redundant {within * topology.gpus - model.experts} or less"
+            ", or --allow-duplicates"
         )
     if not objective.survive_node:
         return None
@@ -181,10 +251,12 @@ def _moves(problem: Problem, before: Placement, after: Placement) -> tuple[Move,
     for layer, slot in np.argwhere(moves.arrivals(before, after)).tolist():
         expert = int(after.physical_to_logical[layer, slot])
         gpu = int(after.gpu_of_slot[slot])
-        holders = np.nonzero(copies[layer, expert])[0]
-        source = int(min(holders, key=lambda g: (node_of[g] != node_of[gpu], g)))
+        holders = np.nonzero(copies[layer, expert])[0].tolist()
+        source = min(holders, key=lambda g: (node_of[g] != node_of[gpu], g), default=None)
         old, new = (int(count[layer, expert]) for count in replicas)
-        if new > old:
+        if source is None:
+            reason = "no GPU held it: its tokens could not be served"
+        elif new > old:
             reason = f"{share[layer, expert]:.1%} of the layer's load: {new} replicas, not {old}"
         elif relative[layer, source] > relative[layer, gpu]:
             reason = (

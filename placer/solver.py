@@ -1,4 +1,4 @@
-"""The only door to PuLP (HiGHS, CBC) and OR-Tools (CP-SAT).
+"""The only door to PuLP (HiGHS, CBC) and to OR-Tools' CP-SAT.
 
 A ``Programme`` is linear: minimise a cost over whole and continuous variables within bounds, with
 sums of them held between limits. It is built once and solved by any of ``SOLVERS``, on one thread

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from controller.migration.commands import (
     Command,
     Commit,
@@ -92,9 +90,8 @@ class MemoryEngine:
         for layer, slot, expert in changes:
             table[layer, slot] = expert
         after = Placement(table, now.experts, now.gpus, now.nodes)
-        lost = np.argwhere(after.replicas == 0)
-        if len(lost):
-            return Refused("layer {} would lose expert {}: copy it first".format(*lost[0].tolist()))
+        if lost := after.lost:
+            return Refused("layer {} would lose expert {}: copy it first".format(*lost[0]))
         self.placement = after
         return Done()
 

@@ -31,7 +31,7 @@ def show(
         out.print(figures.table(plan.fit.after.basis, scores, plan.model.sized))
     for move in plan.moves[:8]:
         out.print(
-            f"  layer {move.layer} expert {move.expert}: GPU {move.source} -> {move.gpu}, "
+            f"  layer {move.layer} expert {move.expert}: {move.origin} -> GPU {move.gpu}, "
             f"{move.reason}",
             highlight=False,
         )

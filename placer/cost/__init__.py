@@ -7,6 +7,7 @@ import numpy as np
 
 from placer.arrays import FloatArray
 from placer.cost import balance, compute, links, traffic
+from placer.errors import PlacementError
 from placer.placement import Placement
 from placer.problem import Problem
 from placer.trace import Trace
@@ -45,7 +46,14 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
 
     Seconds are of a step in which every GPU brings the objective's ``tokens_per_gpu`` tokens,
     routed as in the profile or trace: dispatch + experts + combine, each the slowest GPU's.
+
+    Raises PlacementError if no slot holds an expert: its tokens cannot be served.
     """
+    if lost := placement.lost:
+        raise PlacementError(
+            "no slot of layer {} holds expert {}: its tokens cannot be served, so there is nothing "
+            "to measure; placer plan --current mends such a map".format(*lost[0])
+        )
     topology, objective = problem.topology, problem.objective
     if trace is None:
         load = problem.profile.load

@@ -43,7 +43,8 @@ def rates(topology: Topology) -> tuple[float, float]:
 
 
 def cost(problem: Problem, before: Placement, after: Placement) -> MoveCost:
-    """Each copy comes from a holder in its own node if there is one, else over the network."""
+    """Each copy comes from a holder in its own node if there is one, else over the network: from
+    another node or, if nobody holds the expert, from where the checkpoint is."""
     topology, size = problem.topology, problem.model.expert_bytes
     layer, slot = np.nonzero(arrivals(before, after))
     expert = after.physical_to_logical[layer, slot]

@@ -45,6 +45,7 @@ class PlanFile(BaseModel):
     version: int = VERSION
     digest: str | None = None
     reason: str = ""
+    mends: tuple[str, ...] = ()
     placement: PlacementSpec
     model: ModelShape | None = None
     topology: Topology | None = None
@@ -84,6 +85,7 @@ def parse_plan(text: str, name: str) -> Plan:
     return Plan(
         placement=placement,
         reason=file.reason,
+        mends=file.mends,
         model=file.model,
         topology=file.topology,
         objective=file.objective,
@@ -121,6 +123,7 @@ def plan_text(plan: Plan) -> str:
     file = PlanFile(
         digest=placement.digest,
         reason=plan.reason,
+        mends=plan.mends,
         placement=PlacementSpec(
             gpus=placement.gpus,
             nodes=placement.nodes,

@@ -11,8 +11,6 @@ rank, link and direction. Latency is left out, since experts are megabytes.
 
 from math import fsum
 
-import numpy as np
-
 from placer.errors import PlacementError
 from placer.placement import Placement
 from placer.schedule.copies import NETWORK, Copies, Limits, lower_bound_s, needed
@@ -70,12 +68,10 @@ def schedule(
 
 
 def _nothing_missing(placement: Placement, name: str) -> None:
-    missing = np.argwhere(placement.replicas == 0)
-    if len(missing):
-        layer, expert = missing[0].tolist()
+    if lost := placement.lost:
         raise PlacementError(
-            f"layer {layer} has no expert {expert} {name} the change: give a placement that"
-            " holds every expert"
+            "layer {} has no expert {} {} the change: give a placement that"
+            " holds every expert".format(*lost[0], name)
         )
 
 

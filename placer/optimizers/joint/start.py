@@ -3,16 +3,16 @@
 import numpy as np
 
 from placer.arrays import FloatArray, IntArray
-from placer.checks import violations
 from placer.packing import hierarchical, rebalance, separate
 from placer.problem import Problem
+from placer.repair import repair
 
 
 def start(problem: Problem) -> IntArray:
-    """[layers, slots] the current plan if it keeps the limits, or else a balanced one that does."""
-    current, load = problem.current, problem.profile.load
-    if current is not None and not violations(current, problem.objective, problem.model):
-        return current.physical_to_logical.astype(np.int64)
+    """[layers, slots] the current plan with its empty slots filled, or else a balanced one."""
+    if problem.current is not None:
+        return repair(problem, fill=True).physical_to_logical.astype(np.int64)
+    load = problem.profile.load
     gpus, nodes = problem.topology.gpus, problem.topology.nodes
     if problem.objective.survive_node:
         rows = [on_two_nodes(row, problem.slots, gpus, nodes) for row in load]
