@@ -45,8 +45,7 @@ class Layer(NamedTuple):
     standing: [E, G] seconds a step for the expert's being on the GPU: the price of bringing it
               there, less what is saved by its being where its tokens come from
     leaving:  [E, G] seconds saved a step by an expert, over r, that is where its tokens go next
-    owning:   [E] tokens whose top-1 expert it is, over their mean a GPU; empty, unless they stay
-              where it ran
+    owning:   [E] tokens that stay where it ran, over their mean a GPU; empty, unless they stay
     """
 
     use: FloatArray
