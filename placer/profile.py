@@ -266,7 +266,7 @@ class _Counts:
 
         before: IntArray | None = None
         for layer, coactivation in enumerate(self.coactivation):
-            here = np.ascontiguousarray(ids[:, layer], dtype=np.int64)
+            here = ids[:, layer].astype(np.int64, order="C")
             count_pairs(here, here, coactivation)
             if before is not None:
                 count_pairs(before, here, self.transitions[layer - 1])

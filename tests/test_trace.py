@@ -17,10 +17,13 @@ def test_load_counts_the_tokens_of_each_expert() -> None:
     assert TWO_SEQUENCES.load.tolist() == [[1, 1, 1, 0], [0, 2, 0, 1]]
 
 
-def test_top1_is_the_first_column_without_gates_and_the_heaviest_with() -> None:
-    gates = np.array([[[0.2, 0.8]]])
-    assert a_trace([[[0, 1]]]).top1.tolist() == [[0]]
-    assert a_trace([[[0, 1]]], gates=gates).top1.tolist() == [[1]]
+def test_a_tokens_experts_are_kept_in_ascending_order_each_with_its_gate() -> None:
+    gates = np.array([[[0.7, 0.1, 0.2]]])
+    found = a_trace([[[3, 0, 2]]], gates=gates)
+    assert found.expert_ids.tolist() == [[[0, 2, 3]]]
+    assert found.gates is not None
+    assert found.gates.tolist() == [[[0.1, 0.2, 0.7]]]
+    assert a_trace([[[3, 0, 2]]]).expert_ids.tolist() == [[[0, 2, 3]]]
 
 
 def test_arrays_cannot_be_changed_afterwards() -> None:

@@ -62,17 +62,18 @@ def a_recording(
     window_s: float = 5.0,
 ) -> Recording:
     """One request in each phase that has tokens, counted by ``placer.profile`` and not by the
-    agent."""
+    agent. Of a token's pairs in consecutive layers the first is what was drawn."""
     phases = [of_trace(routed(tokens, experts)) if tokens else None for tokens in (prefill, decode)]
     (like, *_) = [profile for profile in phases if profile is not None]
     layers, pairs = like.layers, (experts, experts)
     load = np.zeros((2, layers, experts))
     transitions = np.zeros((2, layers - 1, *pairs))
     coactivation = np.zeros((2, layers, *pairs))
-    for at, profile in enumerate(phases):
+    for at, (profile, routing) in enumerate(zip(phases, (prefill, decode), strict=True)):
         if profile is not None:
             load[at] = profile.load
-            transitions[at] = profile.transitions
+            first = np.array(routing)[:, :, 0]
+            np.add.at(transitions[at], (np.arange(layers - 1), first[:, :-1], first[:, 1:]), 1)
             coactivation[at] = profile.coactivation
             coactivation[at] += profile.load[:, :, None] * np.eye(experts)
     tokens = np.array([len(prefill), len(decode)])
