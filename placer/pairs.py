@@ -5,7 +5,7 @@ import numba
 from placer.arrays import IntArray
 
 
-@numba.njit("void(i8[:, ::1], i8[:, ::1], i8[:, ::1])", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@numba.njit("void(i8[:, ::1], i8[:, ::1], i8[:, ::1])", cache=True, nogil=True)
 def count_pairs(ids: IntArray, others: IntArray, counts: IntArray) -> None:
     """Add one to ``counts[i, j]`` for every token that has i in ``ids`` and j in ``others``.
 

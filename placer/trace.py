@@ -54,6 +54,11 @@ class Trace:
                 raise RoutingError(f"{name} is {list(array.shape)}: it must be {list(shape)}")
         if self.gates is not None and not np.isfinite(self.gates).all():
             raise RoutingError("gates hold NaN or infinity: record the routing again")
+        if self.gates is not None and (lowest := self.gates.min()) < 0:
+            raise RoutingError(
+                f"gates hold {lowest:g}: router weights are 0 or more; give those after the "
+                "softmax, or leave them out"
+            )
         self._check_range()
         if not _ascends(ids):
             self._sort()

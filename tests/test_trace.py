@@ -76,6 +76,7 @@ def test_traces_of_two_phases_are_mixed() -> None:
         (lambda: Trace(np.zeros((1, 1), int), np.array([1]), 4), "must be integers"),
         (lambda: a_trace([[[0]]], token_ids=np.zeros(2)), r"token_ids is \[2\]"),
         (lambda: a_trace([[[0]]], gates=np.array([[[np.nan]]])), "gates hold NaN"),
+        (lambda: a_trace([[[0]]], gates=np.array([[[-0.5]]])), "gates hold -0.5: .* the softmax"),
         (lambda: a_trace([[[0]]], meta={"phase": "warmup"}), "phase 'warmup'"),
         (lambda: TWO_SEQUENCES.split(1.5, 0), "holdout 1.5"),
         (lambda: a_trace([[[0]]]).split(0.5, 0), "one sequence cannot be split"),

@@ -1,5 +1,5 @@
-"""2 layers x 3 experts, top-2. Two prompt tokens: {0, 1} then {1, 2}, from 0 to 1 and from 1 to 1 as
-drawn; and one that was decoded: {0, 2} then {0, 1}, from 0 to 0."""
+"""2 layers x 3 experts, top-2. Two prompt tokens: {0, 1} then {1, 2}, drawn from 0 to 1 and from 1
+to 1; and one that was decoded: {0, 2} then {0, 1}, from 0 to 0."""
 
 from dataclasses import replace
 

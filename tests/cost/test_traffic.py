@@ -47,7 +47,7 @@ def test_hops_of_one_expert_a_token_are_its_changes_of_gpu() -> None:
 
 
 def test_hops_of_more_are_those_of_all_pairs_alike() -> None:
-    # From {0, 1} to {0, 2} two of four pairs leave GPU 0; from {0, 1} to {2, 3} all, to {0, 1} none.
+    # From {0, 1} to {0, 2} two of four pairs leave GPU 0, to {2, 3} all, to {0, 1} none.
     trace = a_trace([[[0, 1], [0, 2]], [[0, 1], [2, 3]], [[0, 1], [0, 1]]])
     assert measured(trace, PLACEMENT, "dedup").hops == pytest.approx((1 / 2 + 1 + 0) / 3)
     assert expected(of_trace(trace), PLACEMENT, "dedup").hops == pytest.approx(1 / 2)
