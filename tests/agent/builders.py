@@ -9,9 +9,10 @@ import numpy as np
 from placer.agent.recording import Counts, Recording
 from placer.agent.sampling import Sequence
 from placer.agent.status import Status, Worker
+from placer.arrays import FloatArray, IntArray
 from placer.placement import Placement
 from placer.plan import Plan
-from placer.profile import of_trace
+from placer.profile import Profile, of_trace
 from placer.trace import Trace
 
 Tokens = Row[Row[Row[int]]]  # for each token, for each layer, its experts
@@ -52,6 +53,19 @@ def routed(tokens: Tokens, experts: int = 4) -> Trace:
 def a_sequence(tokens: Tokens, first_id: int = 100) -> Sequence:
     """A sampled request whose vocabulary ids count up."""
     return Sequence(np.array(tokens, dtype=np.int16), first_id + np.arange(len(tokens)))
+
+
+def assert_drawn(transitions: FloatArray | IntArray, exact: Profile) -> None:
+    """Of each token's pairs of experts in two layers one was drawn, each as likely."""
+    assert exact.transitions is not None
+    assert (transitions.sum(axis=(1, 2)) == exact.tokens).all()
+    assert not transitions[exact.transitions == 0].any()
+    variance = exact.transitions * (1 - 1 / exact.top_k**2)
+    squares = ((transitions - exact.transitions) ** 2).sum()
+    # Of squares of counts, nearly of Poisson's law. Engines batch, and so draw, differently in each
+    # run: six standard errors; a column that stands for all is fifty off.
+    error = (variance + 2 * variance**2).sum() ** 0.5
+    assert abs(squares - variance.sum()) <= 6 * error
 
 
 def a_recording(

@@ -12,6 +12,7 @@ from placer.agent.recorder import Batch, Recorder
 from placer.agent.recording import Counts
 from placer.profile import merge, of_trace
 from placer.trace import Trace
+from tests.agent.builders import assert_drawn
 from tests.builders import random_trace
 
 LAYERS, EXPERTS, TOP_K = 3, 8, 2
@@ -110,7 +111,7 @@ def test_counts_equal_counting_every_token_in_its_phase(
         assert (counted.tokens, counted.top_k) == (true.tokens, TOP_K)
         np.testing.assert_array_equal(counted.load, true.load)
         assert counted.transitions is not None
-        assert (counted.transitions.sum(axis=(1, 2)) == counted.tokens).all()
+        assert_drawn(counted.transitions, true)
         np.testing.assert_array_equal(counted.coactivation, true.coactivation)
     assert profiles["prefill"].sequences == requests
     assert sum(profile.tokens for profile in profiles.values()) > STAGED or requests == 40
@@ -132,11 +133,9 @@ def test_the_mean_transition_is_that_of_all_pairs(top_k: int) -> None:
     folds = 200
     ids = np.tile(random_trace(0, 64, 3, 5, top_k).expert_ids, (STAGED // 64, 1, 1))
     trace = Trace(ids, np.array([STAGED]), experts=5)
-    used = (ids[:, :, :, None] == np.arange(5)).any(axis=2)  # [tokens, layers, experts]
-    chance = (used[:, :-1, :, None] & used[:, 1:, None, :]) / top_k**2
-    error = (folds * (chance * (1 - chance)).sum(axis=0)) ** 0.5
     exact = of_trace(trace).transitions
     assert exact is not None
+    error = (folds * exact * (1 - 1 / top_k**2)) ** 0.5
     found = counted(trace, folds).transitions[0]
     assert (abs(found - folds * exact) <= 3 * error).all()
     assert (found.sum(axis=(1, 2)) == folds * STAGED).all()

@@ -3,11 +3,13 @@
 from functools import cache
 
 import numpy as np
-import pytest
 
 from controller.adapters.local_engine.engine import LocalEngine
 from placer.agent.recording import Recording
 from placer.arrays import IntArray
+from placer.profile import of_trace
+from placer.trace import Trace
+from tests.agent.builders import assert_drawn
 from tests.controller.local_engine.plain import Plain
 from tests.controller.local_engine.worlds import (
     EXPERTS,
@@ -49,7 +51,6 @@ def recount(recording: Recording) -> None:
     """Count again what the routers chose, token by token."""
     load = np.zeros((2, LAYERS, EXPERTS), dtype=int)
     coactivation = np.zeros((2, LAYERS, EXPERTS, EXPERTS), dtype=int)
-    chance, variance = np.zeros((2, 2, LAYERS - 1, EXPERTS, EXPERTS))
     for prompt, experts in routed():
         for position, token in enumerate(experts.tolist()):
             phase = int(position >= prompt)
@@ -58,20 +59,13 @@ def recount(recording: Recording) -> None:
                     load[phase, layer, one] += 1
                     for other in chosen:
                         coactivation[phase, layer, one, other] += 1
-                if layer:
-                    pairs = (phase, layer - 1, *np.ix_(token[layer - 1], chosen))
-                    chance[pairs] += 1 / TOP_K**2
-                    variance[pairs] += 1 / TOP_K**2 * (1 - 1 / TOP_K**2)
     counts = recording.counts
     np.testing.assert_array_equal(counts.load, load)
     np.testing.assert_array_equal(counts.coactivation, coactivation)
-    # Of each token's pairs one is drawn.
-    off = counts.transitions - chance
-    assert (counts.transitions.sum(axis=(2, 3)) == counts.tokens[:, None]).all()
-    assert not off[chance == 0].any()
-    assert (off**2).sum() == pytest.approx(variance.sum(), rel=0.2)
-    popular = variance > 10
-    assert (abs(off[popular]) < 4 * variance[popular] ** 0.5).all()
+    for phase in (0, 1):
+        parts = [experts[prompt:] if phase else experts[:prompt] for prompt, experts in routed()]
+        trace = Trace(np.concatenate(parts), np.array(list(map(len, parts))), EXPERTS)
+        assert_drawn(counts.transitions[phase], of_trace(trace))
     decoded = [len(experts) - prompt for prompt, experts in routed()]
     assert counts.tokens.tolist() == [sum(prompt for prompt, _ in routed()), sum(decoded)]
 
