@@ -76,6 +76,8 @@ class Counters:
     def fold(self, is_decode: BoolArray) -> None:
         """Count the first staged tokens. is_decode: [tokens] which phase each is in"""
         size = len(is_decode)
+        if not size:  # requests may end in a step without tokens
+            return
         phase = torch.from_numpy(is_decode).to(self.device).long()
         at_once = max(PAIRS // (size * self.top_k**2), 1)
         for first in range(0, self.layers, at_once):

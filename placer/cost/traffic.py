@@ -65,7 +65,7 @@ def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
     hops = 0.0
     for start in range(0, trace.tokens, TOKENS_AT_A_TIME):
         part = slice(start, min(start + TOKENS_AT_A_TIME, trace.tokens))
-        ids, weights = trace.expert_ids[part], _weights(trace, part)
+        ids = trace.expert_ids[part]
         rows = np.arange(len(ids))
         hashed = token_hash(np.arange(part.start, part.stop))
         here, last = homes[part], None
@@ -76,7 +76,7 @@ def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
             visited[rows[:, None], gpu] = True
             in_node: BoolArray = np.logical_or.reduce(visited.reshape(len(ids), nodes, -1), axis=2)
             cell = (rows[:, None] * gpus + gpu).ravel()
-            share = np.bincount(cell, weights[:, layer].ravel(), visited.size)
+            share = np.bincount(cell, _weights(trace, part, layer).ravel(), visited.size)
             served[layer] += np.bincount(gpu.ravel(), minlength=gpus)
             hops += 0 if last is None else len(ids) - float(share @ last)
             _add(sent, layer, here, visited, in_node)
@@ -95,13 +95,14 @@ def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
     )
 
 
-def _weights(trace: Trace, part: slice) -> FloatArray:
-    """[tokens, layers, top_k] of a token's experts in its hops: its gates, or all alike."""
+def _weights(trace: Trace, part: slice, layer: int) -> FloatArray:
+    """[tokens, top_k] what a token's experts count in its hops: their gates, or all alike."""
+    even: FloatArray = np.full(trace.expert_ids[part, layer].shape, 1 / trace.top_k)
     if trace.gates is None:
-        return np.full(trace.expert_ids[part].shape, 1 / trace.top_k)
-    gates = trace.gates[part].astype(np.float64)
-    total = gates.sum(axis=2, keepdims=True)
-    return np.divide(gates, total, out=np.full_like(gates, 1 / trace.top_k), where=total > 0)
+        return even
+    gates = trace.gates[part, layer].astype(np.float64)
+    total = gates.sum(axis=1, keepdims=True)
+    return np.divide(gates, total, out=even, where=total > 0)
 
 
 def _homes(seq_lens: IntArray, gpus: int) -> IntArray:

@@ -192,6 +192,12 @@ def test_sampled_requests_are_kept_token_by_token() -> None:
     np.testing.assert_array_equal(of_trace(trace).load, of_trace(true_trace(world)).load)
 
 
+def test_a_step_without_tokens_may_be_all_that_there_was() -> None:
+    recorder = Recorder(Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu")))
+    recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]))
+    assert recorder.take().profiles() == []
+
+
 def test_a_request_that_begins_again_after_preemption_leaves_no_broken_trace() -> None:
     counters = Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu"))
     recorder = Recorder(counters)
