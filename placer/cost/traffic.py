@@ -78,7 +78,7 @@ def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
             cell = (rows[:, None] * gpus + gpu).ravel()
             share = np.bincount(cell, _weights(trace, part, layer).ravel(), visited.size)
             served[layer] += np.bincount(gpu.ravel(), minlength=gpus)
-            hops += 0 if last is None else len(ids) - float(share @ last)
+            hops += 0 if last is None else len(ids) - float((share * last).sum())
             _add(sent, layer, here, visited, in_node)
             last = share
             if dispatch == "coherent":
