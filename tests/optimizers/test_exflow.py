@@ -137,7 +137,8 @@ def test_of_top2_tokens_no_placement_without_replicas_has_fewer_hops(seed: int) 
     found = optimizer("exflow")(a_problem(trace)).placement
     rows = [[0, 1, 2, 3], [0, 2, 1, 3], [0, 3, 1, 2], [2, 3, 0, 1], [1, 3, 0, 2], [1, 2, 0, 3]]
     hops = [measured(trace, a_placement(pair), "dedup").hops for pair in product(rows, rows)]
-    assert measured(trace, found, "dedup").hops == pytest.approx(min(h for h in hops if h is not None))
+    fewest = min(each for each in hops if each is not None)
+    assert measured(trace, found, "dedup").hops == pytest.approx(fewest)
 
 
 def test_more_parts_than_orders_are_tried_for_are_matched_as_well() -> None:
