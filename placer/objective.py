@@ -39,7 +39,7 @@ class Objective:
 
     dispatch:        ``allgather``: every rank gets every token (vLLM's default);
                      ``dedup``: a token goes once to each distinct remote GPU (DeepEP);
-                     ``coherent``: a token stays where its expert ran (ExFlow)
+                     ``coherent``: a token stays where one of its experts ran (ExFlow)
     tokens_per_gpu:  tokens that each GPU brings to a step
     efficiency:      share of peak FLOPS that grouped expert GEMMs reach
     memory_share:    share of a GPU's memory that weights and KV cache may use

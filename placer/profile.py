@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -63,8 +62,9 @@ class Profile:
     """Counts of tokens.
 
     load:         [layers, experts] tokens routed to each expert
-    transitions:  [layers - 1, experts, experts] tokens whose top-1 expert was i at a layer and
-                  j at the next (ExFlow's affinity, unnormalised)
+    transitions:  [layers - 1, experts, experts] tokens that used i at a layer and j at the next,
+                  each pair of a token's experts weighing 1 / top_k^2, so that a token adds one to
+                  each transition (ExFlow's affinity, unnormalised)
     coactivation: [layers, experts, experts] tokens that used both i and j; symmetric, zero
                   diagonal
     tokens, sequences: how much traffic this is; the sampling noise follows from them
@@ -170,7 +170,7 @@ def of_trace(trace: Trace) -> Profile:
 def of_chunks(chunks: Iterable[Trace]) -> Profile:
     """The profile of traces that together are one recording, read one after another.
 
-    Cost: top_k * (top_k - 1) / 2 counts a token and layer; memory does not grow with tokens.
+    Cost: 2 * top_k^2 counts a token and layer; memory does not grow with tokens.
     """
     counts: _Counts | None = None
     for chunk in chunks:
@@ -230,10 +230,9 @@ class _Counts:
 
     def __init__(self, like: Trace) -> None:
         self.experts, self.top_k, self.layers = like.experts, like.top_k, like.layers
-        pairs = self.experts**2
-        self.load = np.zeros((self.layers, self.experts), dtype=np.int64)
-        self.transitions = np.zeros((self.layers - 1, pairs), dtype=np.int64)
-        self.coactivation = np.zeros((self.layers, pairs), dtype=np.int64)
+        pairs = (self.experts, self.experts)
+        self.transitions = np.zeros((self.layers - 1, *pairs), dtype=np.int64)
+        self.coactivation = np.zeros((self.layers, *pairs), dtype=np.int64)
         self.tokens = self.sequences = self.blocks = 0
         self.products = np.zeros((self.layers, self.experts, self.experts))
         self.lengths = np.zeros((self.layers, self.experts))
@@ -243,7 +242,7 @@ class _Counts:
     def add(self, trace: Trace) -> None:
         for start in range(0, trace.tokens, TOKENS_AT_A_TIME):
             part = slice(start, start + TOKENS_AT_A_TIME)
-            self._add(trace.expert_ids[part], trace.top1[part])
+            self._add(trace.expert_ids[part])
         self._add_blocks(trace)
         self.tokens += trace.tokens
         self.sequences += trace.sequences
@@ -265,33 +264,26 @@ class _Counts:
         self.squares += float(tokens @ tokens)
         self.blocks += blocks
 
-    def _add(self, ids: IntArray, top1: IntArray) -> None:
-        experts, pairs = self.experts, self.experts**2
-        heaviest = np.take_along_axis(ids, top1[:, :, None], axis=2)[:, :, 0]
-        previous: IntArray | None = None
-        for layer in range(self.layers):
-            columns = np.ascontiguousarray(ids[:, layer, :].T, dtype=np.intp)
-            self.load[layer] += np.bincount(columns.ravel(), minlength=experts)
-            rows = columns * experts
-            for a, b in combinations(range(self.top_k), 2):
-                self.coactivation[layer] += np.bincount(rows[a] + columns[b], minlength=pairs)
-            first = heaviest[:, layer].astype(np.intp)
-            if previous is not None:
-                self.transitions[layer - 1] += np.bincount(
-                    previous * experts + first, minlength=pairs
-                )
-            previous = first
+    def _add(self, ids: IntArray) -> None:
+        from placer.pairs import count_pairs  # starts Numba: only where tokens are counted
+
+        before: IntArray | None = None
+        for layer, coactivation in enumerate(self.coactivation):
+            here = ids[:, layer].astype(np.int64, order="C")
+            count_pairs(here, here, coactivation)
+            if before is not None:
+                count_pairs(before, here, self.transitions[layer - 1])
+            before = here
 
     def profile(self) -> Profile:
-        square = (-1, self.experts, self.experts)
-        one_way = self.coactivation.reshape(square)
+        load = np.diagonal(self.coactivation, axis1=1, axis2=2)
         return Profile(
-            load=self.load.astype(np.float64),
+            load=load.astype(np.float64),
             top_k=self.top_k,
             tokens=self.tokens,
             sequences=self.sequences,
-            transitions=self.transitions.reshape(square).astype(np.float64),
-            coactivation=(one_way + one_way.transpose(0, 2, 1)).astype(np.float64),
+            transitions=self.transitions / self.top_k**2,
+            coactivation=self.coactivation * (1.0 - np.eye(self.experts)),
             phase=self.phases.pop() if len(self.phases) == 1 else "mixed",
             spread=Spread(self.products, self.lengths, self.squares, self.blocks),
         )

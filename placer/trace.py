@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,12 @@ PHASES = ("prefill", "decode", "mixed")
 class Trace:
     """Routing of real tokens.
 
-    expert_ids: [tokens, layers, top_k] the experts of each token; without ``gates`` the first
-        is taken as its top-1
+    expert_ids: [tokens, layers, top_k] the experts of each token, in any order, which means
+        nothing: they are kept in ascending order, so that no figure can depend on it
     seq_lens:   [sequences] lengths of the sequences laid end to end
     experts:    logical experts a layer
     token_ids:  [tokens] vocabulary ids, if known
-    gates:      [tokens, layers, top_k] router weights, if known
+    gates:      [tokens, layers, top_k] router weights of the same experts, if known
     meta:       what else the recorder wrote (model, phase, ...)
     """
 
@@ -55,27 +54,41 @@ class Trace:
                 raise RoutingError(f"{name} is {list(array.shape)}: it must be {list(shape)}")
         if self.gates is not None and not np.isfinite(self.gates).all():
             raise RoutingError("gates hold NaN or infinity: record the routing again")
-        self._check_ids()
+        if self.gates is not None and (lowest := self.gates.min()) < 0:
+            raise RoutingError(
+                f"gates hold {lowest:g}: router weights are 0 or more; give those after the "
+                "softmax, or leave them out"
+            )
+        self._check_range()
+        if not _ascends(ids):
+            self._sort()
         for name in ("expert_ids", "seq_lens", "token_ids", "gates"):
             if (array := getattr(self, name)) is not None:
                 object.__setattr__(self, name, frozen(array))
 
-    def _check_ids(self) -> None:
-        ids = self.expert_ids
-        low, high = int(ids.min()), int(ids.max())
+    def _check_range(self) -> None:
+        low, high = int(self.expert_ids.min()), int(self.expert_ids.max())
         if low < 0 or high >= self.experts:
             raise RoutingError(
                 f"expert id {low if low < 0 else high} is outside 0..{self.experts - 1}"
                 ": is this another model's trace?"
             )
-        for a, b in combinations(range(self.top_k), 2):
-            same = ids[:, :, a] == ids[:, :, b]
-            if same.any():
-                token, layer = np.argwhere(same)[0]
-                raise RoutingError(
-                    f"token {token} has expert {ids[token, layer, a]} twice in the top-"
-                    f"{self.top_k} of layer {layer}: the recorder mixed up its columns"
-                )
+
+    def _sort(self) -> None:
+        """Experts in ascending order, each with its gate."""
+        if self.gates is None:
+            ids = np.sort(self.expert_ids, axis=2)
+        else:
+            order = np.argsort(self.expert_ids, axis=2)
+            ids = np.take_along_axis(self.expert_ids, order, axis=2)
+            object.__setattr__(self, "gates", np.take_along_axis(self.gates, order, axis=2))
+        if not _ascends(ids):
+            token, layer, column = np.argwhere(ids[:, :, 1:] == ids[:, :, :-1])[0]
+            raise RoutingError(
+                f"token {token} has expert {ids[token, layer, column]} twice in the top-"
+                f"{self.top_k} of layer {layer}: the recorder mixed up its columns"
+            )
+        object.__setattr__(self, "expert_ids", ids)
 
     @property
     def tokens(self) -> int:
@@ -100,13 +113,6 @@ class Trace:
     @property
     def dims(self) -> str:
         return f"{self.layers} layers x {self.experts} experts, top-{self.top_k}"
-
-    @property
-    def top1(self) -> IntArray:
-        """[tokens, layers] column of each token's heaviest expert."""
-        if self.gates is None:
-            return np.zeros(self.expert_ids.shape[:2], dtype=np.intp)
-        return self.gates.argmax(axis=2)
 
     @property
     def load(self) -> IntArray:
@@ -137,6 +143,11 @@ class Trace:
         held_out = np.zeros(self.sequences, dtype=bool)
         held_out[np.random.default_rng(seed).permutation(self.sequences)[:size]] = True
         return self.select(~held_out), self.select(held_out)
+
+
+def _ascends(ids: IntArray) -> bool:
+    """Whether each token's experts are in ascending order, and so none is there twice."""
+    return bool((ids[:, :, 1:] > ids[:, :, :-1]).all())
 
 
 def check_lengths(seq_lens: IntArray, tokens: int) -> None:

@@ -23,17 +23,23 @@ def test_coactivation_counts_pairs_both_ways() -> None:
     assert coactivation[0].tolist() == [[0, 1, 1], [1, 0, 0], [1, 0, 0]]
 
 
-def test_transitions_follow_the_top1_expert() -> None:
+def test_transitions_are_all_pairs_of_a_tokens_experts_together_one() -> None:
     transitions = of_trace(TRACE).transitions
     assert transitions is not None
-    assert transitions.tolist() == [[[0, 2, 0], [0, 0, 0], [0, 0, 0]]]
+    # {0, 1} then {1, 2}, and {0, 2} then {0, 1}: a quarter each.
+    assert (4 * transitions).tolist() == [[[1, 2, 1], [0, 1, 1], [1, 1, 0]]]
+    assert transitions.sum() == 2
 
 
-def test_gates_decide_which_expert_is_top1() -> None:
+def test_gates_do_not_weigh_transitions() -> None:
     gates = np.array([[[0.1, 0.9], [0.9, 0.1]]])
-    transitions = of_trace(a_trace([[[0, 1], [1, 2]]], experts=3, gates=gates)).transitions
-    assert transitions is not None
-    assert np.argwhere(transitions[0]).tolist() == [[1, 1]]
+    weighed, plain = (
+        of_trace(a_trace([[[0, 1], [1, 2]]], experts=3, gates=each)).transitions
+        for each in (gates, None)
+    )
+    assert weighed is not None
+    assert plain is not None
+    assert weighed.tolist() == plain.tolist()
 
 
 @given(st.integers(0, 1000))
@@ -49,11 +55,13 @@ def test_a_profile_equals_counting_token_by_token(seed: int) -> None:
                 for b in experts:
                     coactivation[layer, a, b] += a != b
         for layer in range(2):
-            transitions[layer, token[layer][0], token[layer + 1][0]] += 1
+            for a in token[layer]:
+                for b in token[layer + 1]:
+                    transitions[layer, a, b] += 1
     found = of_trace(trace)
     assert np.array_equal(found.load, load)
     assert found.transitions is not None
-    assert np.array_equal(found.transitions, transitions)
+    assert np.array_equal(found.transitions, transitions / 9)
     assert found.coactivation is not None
     assert np.array_equal(found.coactivation, coactivation)
 

@@ -17,10 +17,13 @@ def test_load_counts_the_tokens_of_each_expert() -> None:
     assert TWO_SEQUENCES.load.tolist() == [[1, 1, 1, 0], [0, 2, 0, 1]]
 
 
-def test_top1_is_the_first_column_without_gates_and_the_heaviest_with() -> None:
-    gates = np.array([[[0.2, 0.8]]])
-    assert a_trace([[[0, 1]]]).top1.tolist() == [[0]]
-    assert a_trace([[[0, 1]]], gates=gates).top1.tolist() == [[1]]
+def test_a_tokens_experts_are_kept_in_ascending_order_each_with_its_gate() -> None:
+    gates = np.array([[[0.7, 0.1, 0.2]]])
+    found = a_trace([[[3, 0, 2]]], gates=gates)
+    assert found.expert_ids.tolist() == [[[0, 2, 3]]]
+    assert found.gates is not None
+    assert found.gates.tolist() == [[[0.1, 0.2, 0.7]]]
+    assert a_trace([[[3, 0, 2]]]).expert_ids.tolist() == [[[0, 2, 3]]]
 
 
 def test_arrays_cannot_be_changed_afterwards() -> None:
@@ -73,6 +76,7 @@ def test_traces_of_two_phases_are_mixed() -> None:
         (lambda: Trace(np.zeros((1, 1), int), np.array([1]), 4), "must be integers"),
         (lambda: a_trace([[[0]]], token_ids=np.zeros(2)), r"token_ids is \[2\]"),
         (lambda: a_trace([[[0]]], gates=np.array([[[np.nan]]])), "gates hold NaN"),
+        (lambda: a_trace([[[0]]], gates=np.array([[[-0.5]]])), "gates hold -0.5: .* the softmax"),
         (lambda: a_trace([[[0]]], meta={"phase": "warmup"}), "phase 'warmup'"),
         (lambda: TWO_SEQUENCES.split(1.5, 0), "holdout 1.5"),
         (lambda: a_trace([[[0]]]).split(0.5, 0), "one sequence cannot be split"),

@@ -2,11 +2,17 @@
 
 Routers write the experts of a step's tokens into ``step``; that is all that happens inside the
 forward pass, and it replays with CUDA graphs. After the step its tokens are copied to ``staged``,
-without the padding behind them; when that is full, each pair of a token's choices adds one:
+without the padding behind them; when that is full, each pair of a token's choices adds one, with
+a = b too, which is the load:
 
-    coactivation[phase, layer, a, b] += 1    transitions[phase, layer, top-1, next top-1] += 1
+    coactivation[phase, layer, a, b] += 1
 
-with a = b too, which is the load. A token and layer takes top_k^2 + 1 additions.
+Of its pairs with those of the next layer, all of them alike, one that is drawn stands for the rest:
+
+    transitions[phase, layer, a, b] += 1
+
+The mean is what a profile counts (``Profile.transitions``), whatever order the router leaves them
+in. A token and layer takes top_k^2 + 1 additions.
 
 Memory in bytes, T tokens a step at most, S = STAGED, L layers, E experts, K = top-k:
 4 L K (T + S) + 16 L E^2, and 24 PAIRS for a moment: 110 MB for DeepSeek-V3 with T = 8192.
@@ -46,6 +52,9 @@ class Counters:
         self._coactivation = self._cells(layers)
         self._transitions = self._cells(layers - 1)
         self._one = torch.ones(1, dtype=torch.int32, device=device)
+        self._lots = np.random.default_rng(0)
+        once = self._lots.permutation(-(-STAGED // top_k) * top_k) % top_k
+        self._drawn = torch.from_numpy(np.concatenate([once, once])).to(device)
         self.tokens = np.zeros(2, dtype=np.int64)
 
     def _cells(self, layers: int) -> torch.Tensor:
@@ -67,25 +76,36 @@ class Counters:
     def fold(self, is_decode: BoolArray) -> None:
         """Count the first staged tokens. is_decode: [tokens] which phase each is in"""
         size = len(is_decode)
+        if not size:  # requests may end in a step without tokens
+            return
         phase = torch.from_numpy(is_decode).to(self.device).long()
         at_once = max(PAIRS // (size * self.top_k**2), 1)
         for first in range(0, self.layers, at_once):
             ids = self._ids(self.staged[first : first + at_once, :size])
             layer = torch.arange(first, first + len(ids), device=self.device)
             where = (phase * self.layers + layer[:, None]) * self.experts
-            rows = (where[:, :, None] + ids) * self.experts
+            rows = (where[:, :, None] + ids).mul_(self.experts)
             self._add(self._coactivation, rows[:, :, :, None] + ids[:, :, None])
-        top = self._ids(self.staged[:, :size, 0])
+        one = self._ids(self.staged[:, :size].gather(2, self._columns(size))[:, :, 0])
         layer = torch.arange(self.layers - 1, device=self.device)
         where = (phase * (self.layers - 1) + layer[:, None]) * self.experts
-        self._add(self._transitions, (where + top[:-1]) * self.experts + top[1:])
+        self._add(self._transitions, (where + one[:-1]).mul_(self.experts).add_(one[1:]))
         decoded = int(is_decode.sum())
         self.tokens += (size - decoded, decoded)
+
+    def _columns(self, size: int) -> torch.Tensor:
+        """[layers, size, 1] a column of each token, each as likely, in every layer by itself.
+
+        Drawn once and then read from another place in every layer: drawing takes longer.
+        """
+        begin = self._lots.integers(len(self._drawn) // 2, size=self.layers)
+        windows = self._drawn.unfold(0, size, 1)
+        return windows[torch.from_numpy(begin).to(self.device), :, None]
 
     def _ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Those that are no expert's made so large that ``_add`` knows them."""
         ids = ids.long()
-        return ids.masked_fill_((ids < 0) | (ids >= self.experts), NOBODY)
+        return ids.masked_fill_(ids.clamp(0, self.experts - 1) != ids, NOBODY)
 
     def _add(self, cells: torch.Tensor, where: torch.Tensor) -> None:
         """One to each cell."""

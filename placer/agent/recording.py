@@ -18,8 +18,8 @@ COPIED_PER_S = 2 * 2**20  # bytes of counters, in the mean: DeepSeek-V3 takes 29
 class Counts:
     """What was counted in a while, by phase (see PHASES), on the host.
 
-    load: [2, layers, experts]; transitions: [2, layers - 1, experts, experts];
-    coactivation: [2, layers, experts, experts], its diagonal being the load
+    load: [2, layers, experts]; coactivation: [2, layers, experts, experts], its diagonal being the
+    load; transitions: [2, layers - 1, experts, experts], one drawn pair a token
     tokens: [2]
     """
 

@@ -77,6 +77,11 @@ def read_profiles(headers: Sequence[Header], model: ModelShape) -> Profile:
     with progress("counting", total) as bar:
         task = bar.task_ids[0]
         for header in headers:
+            if header.outdated:
+                note(
+                    f"{header.path}: transitions left out: an older placer counted them for one "
+                    "expert of a token alone; record again, or count the trace again"
+                )
             if header.kind == "profile":
                 parts.append(read_profile(header.path))
                 bar.advance(task, header.tokens)

@@ -22,7 +22,8 @@ class Score:
              the layers' sums as vLLM logs it
     balancedness_served: mean over layers with replicas chosen by the dispatch rule
     fanout_gpus, fanout_nodes: distinct GPUs and nodes a token, mean over tokens and layers
-    hops:    GPU changes of the top-1 expert a token, summed over layers
+    hops:    chance that experts of consecutive layers of a token are on different GPUs, summed
+             over layers
     step_s:  seconds of one step's MoE layers, the sum of the three below it
     dispatch_s, combine_s: what of them the objective's overlap does not hide
     """

@@ -3,7 +3,8 @@
 Of an expert's replicas a token takes, in this order of preference: one on the GPU where the
 token is, one in that node, one on a GPU that the token already visits, and the one that the
 token's hash names. Experts with the fewest replicas choose first, so that the freer ones can
-follow them. Under ``allgather`` every rank has every token and only the hash counts, as in vLLM.
+follow them; of those with as many, the one with the lowest id. Under ``allgather`` every rank has
+every token and only the hash counts, as in vLLM.
 """
 
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def _choose(
     rows = np.arange(len(ids))
     served = np.empty(ids.shape, dtype=where.gpus.dtype)
     visited: BoolArray = np.zeros((len(ids), len(node_of)), dtype=bool)
-    order = np.argsort(where.count[ids], axis=1, kind="stable")
+    order = np.argsort(where.count[ids] * len(where.count) + ids, axis=1)
     most = where.gpus.shape[1]
     for column in order.T:
         expert = ids[rows, column]

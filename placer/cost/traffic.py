@@ -40,7 +40,8 @@ class Traffic:
     dispatch: the owner is the GPU where a token was before the layer
     combine:  the owner is the GPU where it is needed after the layer
     fanout_*: [layers] distinct GPUs or nodes that serve a token, mean over tokens
-    hops:     GPU changes of a token's top-1 expert, summed over layers, mean over tokens
+    hops:     chance that an expert of a token and one of its next layer are served on different
+              GPUs, summed over layers, mean over tokens
     """
 
     tokens: float
@@ -58,13 +59,14 @@ def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
     node_of = placement.node_of_gpu
     maps = [LayerMap.of(placement, layer) for layer in range(layers)]
     homes = np.repeat(_homes(trace.seq_lens, gpus), trace.seq_lens)
+    lots = np.random.default_rng(0)
     served = np.zeros((layers, gpus))
     sent = Flow(np.zeros((layers, gpus, gpus)), np.zeros((layers, gpus, nodes)))
     back = Flow(np.zeros_like(sent.gpu), np.zeros_like(sent.node))
-    hops = 0
+    hops = 0.0
     for start in range(0, trace.tokens, TOKENS_AT_A_TIME):
         part = slice(start, min(start + TOKENS_AT_A_TIME, trace.tokens))
-        ids, top1 = trace.expert_ids[part], trace.top1[part]
+        ids = trace.expert_ids[part]
         rows = np.arange(len(ids))
         hashed = token_hash(np.arange(part.start, part.stop))
         here, last = homes[part], None
@@ -74,13 +76,14 @@ def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
             visited: BoolArray = np.zeros((len(ids), gpus), dtype=bool)
             visited[rows[:, None], gpu] = True
             in_node: BoolArray = np.logical_or.reduce(visited.reshape(len(ids), nodes, -1), axis=2)
-            main = gpu[rows, top1[:, layer]]
+            cell = (rows[:, None] * gpus + gpu).ravel()
+            share = np.bincount(cell, _weights(trace, part, layer).ravel(), visited.size)
             served[layer] += np.bincount(gpu.ravel(), minlength=gpus)
-            hops += 0 if last is None else int((main != last).sum())
+            hops += 0 if last is None else len(ids) - float((share * last).sum())
             _add(sent, layer, here, visited, in_node)
-            last = main
+            last = share
             if dispatch == "coherent":
-                here = main
+                here = gpu[rows, lots.integers(trace.top_k, size=len(ids))]
                 _add(back, layer, here, visited, in_node)
     return Traffic(
         tokens=trace.tokens,
@@ -91,6 +94,16 @@ def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
         fanout_nodes=sent.node.sum(axis=(1, 2)) / trace.tokens,
         hops=hops / trace.tokens if layers > 1 else None,
     )
+
+
+def _weights(trace: Trace, part: slice, layer: int) -> FloatArray:
+    """[tokens, top_k] what a token's experts count in its hops: their gates, or all alike."""
+    even: FloatArray = np.full(trace.expert_ids[part, layer].shape, 1 / trace.top_k)
+    if trace.gates is None:
+        return even
+    gates = trace.gates[part, layer].astype(np.float64)
+    total = gates.sum(axis=1, keepdims=True)
+    return np.divide(gates, total, out=even, where=total > 0)
 
 
 def _homes(seq_lens: IntArray, gpus: int) -> IntArray:
@@ -117,8 +130,7 @@ def expected(profile: Profile, placement: Placement, dispatch: Dispatch) -> Traf
 
     The chance that a token visits a GPU follows from loads and co-activations (``_visits``);
     without co-activations experts count as independent and fan-out is not reported. Under
-    ``coherent`` the top-1 expert follows the transitions and the others are taken as independent
-    of where the token was: exact for top-1 models without replicas.
+    ``coherent`` see ``_coherent``.
     """
     tokens, gpus, nodes = profile.tokens, placement.gpus, placement.nodes
     copies = placement.copies
@@ -137,12 +149,14 @@ def expected(profile: Profile, placement: Placement, dispatch: Dispatch) -> Traf
     )
     back, hops = sent, None
     if profile.transitions is not None and profile.layers > 1:
-        follow = _follow(profile.transitions, copies, share)
-        hops = float((follow.sum() - np.einsum("lgg->", follow)) / tokens)
+        alone = _follow(profile.transitions, share)
+        hops = _off_diagonal(alone) / tokens
         if dispatch == "coherent":
-            sent, back = _coherent(
-                sent, follow, sent.gpu.sum(axis=1) / tokens, sent.node.sum(axis=1) / tokens
-            )
+            follow = _follow(profile.transitions, share, copies)
+            # Of a token's experts one is where it stays; replicas follow that one alone.
+            hops += (_off_diagonal(follow) / tokens - hops) / profile.top_k
+            cross = _cross(use, pairs, share, profile.top_k)
+            sent, back = _coherent(sent, follow, cross)
     known = profile.coactivation is not None
     return Traffic(
         tokens=tokens,
@@ -215,12 +229,16 @@ def visit_chance(mean: FloatArray, pairs: FloatArray, top_k: int) -> FloatArray:
     return chance
 
 
-def _follow(transitions: FloatArray, copies: IntArray, share: FloatArray) -> FloatArray:
-    """[layers - 1, gpus, gpus] tokens whose top-1 expert is served on g, then on h.
+def _follow(
+    transitions: FloatArray, share: FloatArray, copies: IntArray | None = None
+) -> FloatArray:
+    """[layers - 1, gpus, gpus] tokens of which an expert is served on g, and one then on h.
 
-    A token stays where it is if a replica of its next expert is there.
+    With ``copies`` the next is served on g if a replica is there.
     """
     leaving = np.einsum("lig,lij->lgj", share[:-1], transitions)
+    if copies is None:
+        return leaving @ share[1:]
     stays = copies[1:].transpose(0, 2, 1) > 0
     follow: FloatArray = (leaving * ~stays) @ share[1:]
     gpus = np.arange(share.shape[2])
@@ -228,28 +246,49 @@ def _follow(transitions: FloatArray, copies: IntArray, share: FloatArray) -> Flo
     return follow
 
 
-def _coherent(
-    first: Flow, follow: FloatArray, visit: FloatArray, node_visit: FloatArray
-) -> tuple[Flow, Flow]:
-    """Dispatch from the GPU of the last top-1 expert, and combine into the next one's.
+def _off_diagonal(follow: FloatArray) -> float:
+    return float(follow.sum() - np.einsum("lgg->", follow))
 
-    A token reaches a place with its top-1 expert, or else with one of the others.
+
+def _cross(use: FloatArray, pairs: FloatArray | None, share: FloatArray, top_k: int) -> FloatArray:
+    """[layers, gpus, gpus] mean number of pairs of a token's experts, one served on g, one on h."""
+    if pairs is not None:
+        return share.transpose(0, 2, 1) @ pairs @ share
+    mean = np.einsum("le,leg->lg", use, share)
+    return mean[:, :, None] * mean[:, None, :] * (1 - 1 / top_k)
+
+
+def _coherent(first: Flow, follow: FloatArray, cross: FloatArray) -> tuple[Flow, Flow]:
+    """Dispatch from the GPU where a token stayed after the layer before, and combine into the one
+    where it stays next: where one of its experts was served, each as likely.
+
+    first:  dispatch from home, which says how many tokens visit each GPU and node
+    follow: [layers - 1, gpus, gpus] from ``_follow``
+    cross:  [layers, gpus, gpus] from ``_cross``
+
+    The tokens that visit a place come from the GPUs in the proportion of the pairs of experts that
+    they have there and here: exact for top-1, and for the combine of top-2, without replicas.
     """
     owned = np.concatenate([follow[:1].sum(axis=2), follow.sum(axis=1)])  # [layers, gpus]
-    gpus, nodes = owned.shape[1], node_visit.shape[1]
-    own_gpu = np.eye(gpus)
-    own_node = _by_node(own_gpu, nodes)
+    gpus, nodes = owned.shape[1], first.node.shape[2]
 
-    def flows(follow: FloatArray, visit: FloatArray, own: FloatArray) -> list[FloatArray]:
-        top1 = owned @ own / owned.sum(axis=1, keepdims=True)
-        rest = np.divide(visit - top1, 1 - top1, out=np.zeros_like(visit), where=top1 < 1)
-        others = np.clip(rest, 0, 1)[:, None, :]
-        sent = follow + (owned[:-1, :, None] - follow) * others[1:]
-        return [sent, owned[:, :, None] * np.maximum(others, own)]
+    def flows(
+        begin: FloatArray, follow: FloatArray, cross: FloatArray, own: FloatArray
+    ) -> list[FloatArray]:
+        visits = begin.sum(axis=1)
+        others = np.maximum(visits - owned @ own, 0.0)
+        sent = np.concatenate([begin[:1], _split(visits[1:], follow)])
+        return [sent, owned[:, :, None] * own + _split(others, cross * (1 - own))]
 
-    sent, back = flows(follow, visit, own_gpu)
-    node_sent, node_back = flows(_by_node(follow, nodes), node_visit, own_node)
-    return (
-        Flow(np.concatenate([first.gpu[:1], sent]), np.concatenate([first.node[:1], node_sent])),
-        Flow(back, node_back),
-    )
+    own = np.eye(gpus)
+    sent, back = flows(first.gpu, follow, cross, own)
+    by_node = (_by_node(each, nodes) for each in (follow, cross, own))
+    node_sent, node_back = flows(first.node, *by_node)
+    return Flow(sent, node_sent), Flow(back, node_back)
+
+
+def _split(visits: FloatArray, weight: FloatArray) -> FloatArray:
+    """[layers, owners, places] ``visits`` [layers, places] by ``weight`` of the owners."""
+    total = weight.sum(axis=1, keepdims=True)
+    share = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
+    return share * visits[:, None, :]

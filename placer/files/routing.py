@@ -24,13 +24,14 @@ from placer.model import ModelShape
 from placer.profile import Profile, Spread
 from placer.trace import Trace, check_lengths
 
-VERSION = 1
+VERSIONS = {"placer.trace": 1, "placer.profile": 2}
 TOKENS_AT_A_TIME = 65_536
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says before its data is read. ``experts`` is None where only ids can tell."""
+    """What a file says before its data is read. ``experts`` is None where only ids can tell;
+    ``outdated`` is a profile whose transitions mean something else (``_is_outdated``)."""
 
     path: Path
     kind: Literal["trace", "profile"]
@@ -39,6 +40,7 @@ class Header:
     experts: int | None
     tokens: float
     meta: Mapping[str, Any]
+    outdated: bool = False
 
 
 def read_header(path: Path) -> Header:
@@ -53,7 +55,8 @@ def read_header(path: Path) -> Header:
             meta = _meta(npz, "placer.profile")
             top_k = _number(npz, meta, "top_k")
             tokens = _number(npz, meta, "tokens")
-            return Header(path, "profile", layers, int(top_k), experts, tokens, meta)
+            outdated = _is_outdated(npz, meta)
+            return Header(path, "profile", layers, int(top_k), experts, tokens, meta, outdated)
         raise FileError(
             f"{path} is neither a trace (no expert_ids) nor a profile (no load)"
             f": it has {', '.join(sorted(npz.names)) or 'no arrays'}"
@@ -101,13 +104,14 @@ def write_trace(path: Path, trace: Trace, model: ModelShape | None = None) -> No
         arrays["token_ids"] = _smallest(trace.token_ids)
     if trace.gates is not None:
         arrays["gates"] = trace.gates.astype(np.float16)
-    meta = {**trace.meta, "format": "placer.trace", "version": VERSION}
+    meta = {**trace.meta, "format": "placer.trace", "version": VERSIONS["placer.trace"]}
     if model is not None:
         meta["model"] = asdict(model)
     _write(path, arrays, meta)
 
 
 def read_profile(path: Path) -> Profile:
+    """A profile, without its transitions if it is outdated."""
     with opened(path) as npz:
         meta = _meta(npz, "placer.profile")
         window = meta.get("window_s")
@@ -116,8 +120,8 @@ def read_profile(path: Path) -> Profile:
             top_k=int(_number(npz, meta, "top_k")),
             tokens=_number(npz, meta, "tokens"),
             sequences=int(_number(npz, meta, "sequences")),
-            transitions=_counts(npz, "transitions") if "transitions" in npz.names else None,
-            coactivation=_counts(npz, "coactivation") if "coactivation" in npz.names else None,
+            transitions=None if _is_outdated(npz, meta) else _counts_if_any(npz, "transitions"),
+            coactivation=_counts_if_any(npz, "coactivation"),
             phase=str(meta.get("phase", "mixed")),
             window_s=None if window is None else _number(npz, meta, "window_s"),
             spread=_spread(npz, meta),
@@ -136,7 +140,8 @@ def write_profile(path: Path, profile: Profile, model: ModelShape | None = None)
         meta |= {"spread_squares": spread.squares, "spread_blocks": spread.blocks}
     if model is not None:
         meta["model"] = asdict(model)
-    _write(path, arrays, {**meta, "format": "placer.profile", "version": VERSION})
+    named = {"format": "placer.profile", "version": VERSIONS["placer.profile"]}
+    _write(path, arrays, {**meta, **named})
 
 
 def sha256(path: Path) -> str:
@@ -175,10 +180,10 @@ def _meta(npz: Npz, kind: str) -> dict[str, Any]:
         raise FileError(f"{npz.path}: meta is not a JSON object: write it again")
     if meta.get("format", kind) != kind:
         raise FileError(f"{npz.path} is a {meta['format']}, not a {kind}: is it the right file?")
-    version = meta.get("version", VERSION)
-    if version != VERSION:
+    version = meta.get("version", VERSIONS[kind])
+    if version not in range(1, VERSIONS[kind] + 1):
         raise FileError(
-            f"{npz.path} has version {version!r} of {kind}, this placer reads {VERSION}"
+            f"{npz.path} has version {version!r} of {kind}, this placer reads {VERSIONS[kind]}"
             ": upgrade placer"
         )
     return meta
@@ -189,6 +194,13 @@ def _number(npz: Npz, meta: Mapping[str, Any], name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
         raise FileError(f"{npz.path}: meta has {name} {value!r}: it must be a number, 0 or more")
     return value
+
+
+def _is_outdated(npz: Npz, meta: Mapping[str, Any]) -> bool:
+    """Whether transitions are those of a token's first expert alone, as version 1 counted them: of
+    top-1 models they are the same."""
+    old = meta.get("version") == 1 and _number(npz, meta, "top_k") > 1
+    return old and "transitions" in npz.names
 
 
 def _spread(npz: Npz, meta: Mapping[str, Any]) -> Spread | None:
@@ -207,6 +219,10 @@ def _counts(npz: Npz, name: str) -> FloatArray:
     if array.dtype.kind not in "iuf":
         raise FileError(f"{npz.path}: {name} is {array.dtype}: it must be numbers")
     return array.astype(np.float64)
+
+
+def _counts_if_any(npz: Npz, name: str) -> FloatArray | None:
+    return _counts(npz, name) if name in npz.names else None
 
 
 def _smallest(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -9,9 +9,10 @@ import numpy as np
 from placer.agent.recording import Counts, Recording
 from placer.agent.sampling import Sequence
 from placer.agent.status import Status, Worker
+from placer.arrays import FloatArray, IntArray
 from placer.placement import Placement
 from placer.plan import Plan
-from placer.profile import of_trace
+from placer.profile import Profile, of_trace
 from placer.trace import Trace
 
 Tokens = Row[Row[Row[int]]]  # for each token, for each layer, its experts
@@ -54,6 +55,19 @@ def a_sequence(tokens: Tokens, first_id: int = 100) -> Sequence:
     return Sequence(np.array(tokens, dtype=np.int16), first_id + np.arange(len(tokens)))
 
 
+def assert_drawn(transitions: FloatArray | IntArray, exact: Profile) -> None:
+    """Of each token's pairs of experts in two layers one was drawn, each as likely."""
+    assert exact.transitions is not None
+    assert (transitions.sum(axis=(1, 2)) == exact.tokens).all()
+    assert not transitions[exact.transitions == 0].any()
+    variance = exact.transitions * (1 - 1 / exact.top_k**2)
+    squares = ((transitions - exact.transitions) ** 2).sum()
+    # Of squares of counts, nearly of Poisson's law. Engines batch, and so draw, differently in each
+    # run: six standard errors; a column that stands for all is fifty off.
+    error = (variance + 2 * variance**2).sum() ** 0.5
+    assert abs(squares - variance.sum()) <= 6 * error
+
+
 def a_recording(
     prefill: Tokens = (),
     decode: Tokens = (),
@@ -62,17 +76,18 @@ def a_recording(
     window_s: float = 5.0,
 ) -> Recording:
     """One request in each phase that has tokens, counted by ``placer.profile`` and not by the
-    agent."""
+    agent. Of a token's pairs in consecutive layers the first is what was drawn."""
     phases = [of_trace(routed(tokens, experts)) if tokens else None for tokens in (prefill, decode)]
     (like, *_) = [profile for profile in phases if profile is not None]
     layers, pairs = like.layers, (experts, experts)
     load = np.zeros((2, layers, experts))
     transitions = np.zeros((2, layers - 1, *pairs))
     coactivation = np.zeros((2, layers, *pairs))
-    for at, profile in enumerate(phases):
+    for at, (profile, routing) in enumerate(zip(phases, (prefill, decode), strict=True)):
         if profile is not None:
             load[at] = profile.load
-            transitions[at] = profile.transitions
+            first = np.array(routing)[:, :, 0]
+            np.add.at(transitions[at], (np.arange(layers - 1), first[:, :-1], first[:, 1:]), 1)
             coactivation[at] = profile.coactivation
             coactivation[at] += profile.load[:, :, None] * np.eye(experts)
     tokens = np.array([len(prefill), len(decode)])

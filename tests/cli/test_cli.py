@@ -74,6 +74,18 @@ def test_profile_then_plan_gives_what_the_trace_gives(placer: Placer) -> None:
         assert from_trace[name] == pytest.approx(from_profile[name])
 
 
+def test_transitions_of_an_older_placer_are_left_out_with_a_note(placer: Placer) -> None:
+    placer("profile", "t.npz", "--out", "p.npz")
+    with np.load("p.npz") as saved:
+        arrays = dict(saved)
+    arrays["meta"] = np.array(json.dumps({**json.loads(str(arrays["meta"])), "version": 1}))
+    np.savez("old.npz", **arrays)
+    ended = placer("plan", "old.npz", "--gpus", "2", "--json")
+    assert "old.npz: transitions left out: an older placer" in ended.err
+    assert ended.json["hops"] is None
+    assert placer("plan", "p.npz", "--gpus", "2", "--json").json["hops"] > 0
+
+
 def test_score_measures_a_plan_on_other_tokens(placer: Placer) -> None:
     placer("plan", "t.npz", "--gpus", "2", "--out", "p.json")
     write_trace(Path("other.npz"), random_trace(9, tokens=200, experts=8))

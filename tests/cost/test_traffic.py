@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -12,10 +13,12 @@ from placer.objective import DISPATCHES, Dispatch
 from placer.placement import Placement
 from placer.problem import Problem
 from placer.profile import of_trace
+from placer.trace import Trace
 from tests.builders import a_placement, a_trace, loads, random_trace, worlds
 
 # GPU 0 holds experts 0 and 1, GPU 1 holds 2 and 3.
 PLACEMENT = a_placement([[0, 1, 2, 3], [0, 1, 2, 3]])
+PLACEMENT3 = a_placement([[0, 1, 2, 3]] * 3)
 
 
 def mean(values: FloatArray | None) -> float:
@@ -37,10 +40,27 @@ def test_nodes_are_counted_once() -> None:
     assert (mean(found.fanout_gpus), mean(found.fanout_nodes)) == (3, 2)
 
 
-def test_hops_follow_the_top1_expert() -> None:
+def test_hops_of_one_expert_a_token_are_its_changes_of_gpu() -> None:
     trace = a_trace([[[0], [1]], [[0], [2]], [[3], [0]]])  # stays, leaves, leaves
     assert measured(trace, PLACEMENT, "dedup").hops == pytest.approx(2 / 3)
     assert expected(of_trace(trace), PLACEMENT, "dedup").hops == pytest.approx(2 / 3)
+
+
+def test_hops_of_more_are_those_of_all_pairs_alike() -> None:
+    # From {0, 1} to {0, 2} two of four pairs leave GPU 0, to {2, 3} all, to {0, 1} none.
+    trace = a_trace([[[0, 1], [0, 2]], [[0, 1], [2, 3]], [[0, 1], [0, 1]]])
+    assert measured(trace, PLACEMENT, "dedup").hops == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert expected(of_trace(trace), PLACEMENT, "dedup").hops == pytest.approx(1 / 2)
+
+
+def test_gates_weigh_measured_hops() -> None:
+    # On GPU 0 with 0.9, then on GPU 1 with 0.8: it stays with 0.9 * 0.2 + 0.1 * 0.8.
+    gates = np.array([[[0.9, 0.1], [0.4, 1.6]]])
+    trace = a_trace([[[0, 2], [1, 3]]], gates=gates)
+    assert measured(trace, PLACEMENT, "dedup").hops == pytest.approx(0.74)
+    assert expected(of_trace(trace), PLACEMENT, "dedup").hops == pytest.approx(0.5)
+    none = a_trace([[[0, 2], [1, 3]]], gates=np.zeros((1, 2, 2)))
+    assert measured(none, PLACEMENT, "dedup").hops == pytest.approx(0.5)
 
 
 def test_one_layer_has_no_hops() -> None:
@@ -55,12 +75,29 @@ def test_sequences_go_to_the_gpu_with_the_fewest_tokens() -> None:
     assert found.dispatch.gpu[0].tolist() == [[2, 0], [2, 0]]
 
 
-def test_a_coherent_token_stays_where_its_top1_expert_ran() -> None:
-    # Top-1 on GPU 1 then 0; the second expert on the other GPU each time.
-    trace = a_trace([[[2, 0], [0, 2]]])
-    found = measured(trace, PLACEMENT, "coherent")
-    assert found.dispatch.gpu.tolist() == [[[1, 1], [0, 0]], [[0, 0], [1, 1]]]
-    assert found.combine.gpu.tolist() == [[[0, 0], [1, 1]], [[1, 1], [0, 0]]]
+def test_a_coherent_token_stays_where_one_of_its_experts_ran_each_as_likely() -> None:
+    # Three of four experts on GPU 0; then one on each GPU.
+    tokens = 4000
+    trace = a_trace([[[0, 1, 2, 4], [0, 1, 4, 5]]] * tokens, experts=6)
+    placement = a_placement([[0, 1, 2, 3, 4, 5]] * 2, experts=6)
+    found = measured(trace, placement, "coherent")
+    stayed = np.diagonal(found.combine.gpu, axis1=1, axis2=2)
+    for layer, share in enumerate((0.75, 0.5)):
+        off = 3 * (tokens * share * (1 - share)) ** 0.5
+        assert stayed[layer] == pytest.approx([tokens * share, tokens * (1 - share)], abs=off)
+    # All visit both GPUs, and go from where they stayed.
+    assert (found.combine.gpu == stayed[:, :, None]).all()
+    assert (found.dispatch.gpu[1] == stayed[0][:, None]).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_coherent_tokens_change_is_their_hops(seed: int) -> None:
+    """Top-1 of the same tokens: one of their experts is drawn in every layer."""
+    trace = random_trace(seed, tokens=5000, layers=3, top_k=2)
+    column = np.random.default_rng(seed).integers(2, size=(trace.tokens, 3, 1))
+    one = Trace(np.take_along_axis(trace.expert_ids, column, axis=2), trace.seq_lens, 4)
+    hops, drawn = (measured(each, PLACEMENT3, "coherent").hops for each in (trace, one))
+    assert drawn == pytest.approx(hops, abs=3 * (2 * 0.25 / trace.tokens) ** 0.5)
 
 
 @given(worlds())
@@ -99,6 +136,31 @@ def test_expected_equals_measured_for_coherent_top1(seed: int) -> None:
     assert guess.dispatch.node[1:] == pytest.approx(truth.dispatch.node[1:])
     assert guess.combine.gpu == pytest.approx(truth.combine.gpu)
     assert guess.combine.node == pytest.approx(truth.combine.node)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_expected_combine_is_that_of_coherent_top2_tokens(seed: int) -> None:
+    trace = random_trace(seed, tokens=4000, layers=2, experts=8)
+    placement = a_placement([[0, 3, 1, 5, 2, 4, 6, 7]] * 2, experts=8, gpus=4, nodes=2)
+    truth = measured(trace, placement, "coherent").combine
+    guess = expected(of_trace(trace), placement, "coherent").combine
+    # Whether a token stays on a GPU that it visits is drawn: half a token off at most, each.
+    assert np.abs(guess.gpu - truth.gpu).max() < 3 * (trace.tokens / 4) ** 0.5
+    assert np.abs(guess.node - truth.node).max() < 3 * (trace.tokens / 4) ** 0.5
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize("known", [True, False])
+def test_coherent_flows_are_of_all_tokens_that_visit(top_k: int, known: bool) -> None:
+    profile = of_trace(random_trace(0, tokens=400, layers=3, experts=6, top_k=top_k))
+    if not known:
+        profile = replace(profile, coactivation=None)
+    placement = a_placement([[0, 1, 2, 3, 4, 5, 0, 2, 1, 5, 3, 4]] * 3, 6, gpus=4, nodes=2)
+    placed = expected(profile, placement, "coherent")
+    visits = expected(profile, placement, "dedup").dispatch
+    for flow in (placed.dispatch, placed.combine):
+        assert flow.gpu.sum(axis=1) == pytest.approx(visits.gpu.sum(axis=1))
+        assert flow.node.sum(axis=1) == pytest.approx(visits.node.sum(axis=1))
 
 
 def test_expected_fanout_of_top6_is_close_to_measured() -> None:

@@ -165,6 +165,27 @@ def test_half_a_spread_is_refused(tmp_path: Path, missing: str, message: str) ->
         read_profile(save(tmp_path / "p.npz", json.dumps(meta), **arrays))
 
 
+@pytest.mark.parametrize(
+    ("version", "top_k", "kept"), [(1, 2, False), (1, 1, True), (2, 2, True), (None, 2, True)]
+)
+def test_transitions_of_the_first_expert_alone_are_left_out(
+    tmp_path: Path, version: int | None, top_k: int, kept: bool
+) -> None:
+    """As version 1 counted them; of top-1 models they mean the same."""
+    meta = {"top_k": top_k, "tokens": 2, "sequences": 1}
+    meta |= {} if version is None else {"version": version}
+    arrays = {
+        "load": np.full((2, 2), top_k),
+        "transitions": np.ones((1, 2, 2)) / 2,
+        "coactivation": (top_k - 1) * 2 * (1 - np.tile(np.eye(2), (2, 1, 1))),
+    }
+    path = save(tmp_path / "p.npz", json.dumps(meta), **arrays)
+    found = read_profile(path)
+    assert (found.transitions is not None) == kept
+    assert found.coactivation is not None
+    assert read_header(path).outdated != kept
+
+
 def test_neither_trace_nor_profile_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", weights=np.zeros(1))
     with pytest.raises(FileError, match=r"neither a trace .* nor a profile .*: it has weights"):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from placer.arrays import IntArray
 from placer.checks import violations
 from placer.cost import score
+from placer.cost.traffic import measured
 from placer.errors import RoutingError
 from placer.objective import SOLVERS, Effort, Objective, Solver
 from placer.optimizers import optimizer
@@ -31,7 +32,7 @@ from placer.problem import Problem
 from placer.profile import Profile
 from placer.solver import Programme
 from placer.trace import Trace
-from tests.builders import a_problem, a_trace, loads, random_trace, worlds
+from tests.builders import a_placement, a_problem, a_trace, loads, random_trace, worlds
 
 every_solver = pytest.mark.parametrize("solver", SOLVERS)
 
@@ -128,6 +129,16 @@ def test_the_shortest_path_is_as_good_as_trying_everything(
     assert crossing(counts, join(counts, pools, parts)) == best
     total = sum(count.sum() for count in counts)
     assert total - most_kept(counts, parts) <= best + 1e-9
+
+
+@given(st.integers(0, 2**16))
+def test_of_top2_tokens_no_placement_without_replicas_has_fewer_hops(seed: int) -> None:
+    trace = random_trace(seed, layers=2)
+    found = optimizer("exflow")(a_problem(trace)).placement
+    rows = [[0, 1, 2, 3], [0, 2, 1, 3], [0, 3, 1, 2], [2, 3, 0, 1], [1, 3, 0, 2], [1, 2, 0, 3]]
+    hops = [measured(trace, a_placement(pair), "dedup").hops for pair in product(rows, rows)]
+    fewest = min(each for each in hops if each is not None)
+    assert measured(trace, found, "dedup").hops == pytest.approx(fewest)
 
 
 def test_more_parts_than_orders_are_tried_for_are_matched_as_well() -> None:

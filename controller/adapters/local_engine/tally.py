@@ -19,6 +19,7 @@ class Tally:
 
     def __init__(self, sizes: Sizes) -> None:
         self._sizes = sizes
+        self._lots = np.random.default_rng(0)
         self._lock = threading.Lock()
         self._since_s = time.monotonic()
         self._sampler = Sampler(sizes.layers * sizes.top_k * 4, self._since_s)
@@ -73,6 +74,8 @@ class Tally:
         layer = np.arange(self._sizes.layers)
         pairs = (phase[:, None, None, None], layer[:, None, None])
         np.add.at(self._coactivation, (*pairs, experts[:, :, :, None], experts[:, :, None]), 1)
-        top = experts[:, :, 0]
-        np.add.at(self._transitions, (phase[:, None], layer[:-1], top[:, :-1], top[:, 1:]), 1)
+        # One pair that is drawn stands for all, as in placer.agent.counters.
+        column = self._lots.integers(self._sizes.top_k, size=experts.shape[:2])
+        one = np.take_along_axis(experts, column[:, :, None], axis=2)[:, :, 0]
+        np.add.at(self._transitions, (phase[:, None], layer[:-1], one[:, :-1], one[:, 1:]), 1)
         self._tokens += np.bincount(phase, minlength=2)

@@ -1,11 +1,12 @@
 """exflow: experts that follow each other share a GPU, so that tokens stay where they are.
 
-Formula: of all placements with equally many experts on every GPU in every layer, the one where
-fewest tokens find the top-1 expert of their next layer on another GPU (``hops``). Input: the
-transitions of top-1 experts. Source: ExFlow, arXiv 2401.08383. With several nodes it goes by
-stages, as the paper does: first nodes, then the GPUs inside each. That spares the slow links first
-and need not be best over all GPUs. It has no replicas: redundant slots stay empty. Where GPUs do
-not divide the experts, they hold one more or less.
+Formula: of all placements with equally many experts on every GPU in every layer, the one with the
+fewest ``hops``: where an expert of a token and one of its next layer are least often on different
+GPUs. Input: transitions. Source: ExFlow, arXiv 2401.08383, which has one expert a token; of more,
+all pairs count alike (ours). With several nodes it goes by stages, as the paper does: first nodes,
+then the GPUs inside each. That spares the slow links first and need not be best over all GPUs. It
+has no replicas: redundant slots stay empty. Where GPUs do not divide the experts, they hold one
+more or less.
 
 Method, for a stage: GPUs are alike and only neighbouring layers meet, so the fewest crossings are a
 shortest path over the layers' splits (chain.py). If all splits can be listed, this is exact: there
@@ -53,6 +54,7 @@ WAYS = 2_000  # splits of a layer that are all looked at
 COMPARED = 6_000_000  # pairs of splits, times the orders of parts
 ORDERS = 1_000  # what an assignment costs, in orders
 TERMS = 4_000  # of a programme that a solver has a chance with
+ROUNDING = 1e-12  # of all tokens
 EXCHANGES = 64  # an expert, that a chain costs as much as
 
 
@@ -116,7 +118,7 @@ def split(counts: Counts, start: Chain, parts: int, effort: Effort, seed: int) -
     tries = max(4, effort.iterations // (EXCHANGES * sum(map(len, start))))
     chain = search(counts, parts, tries, [start], seed)
     crossing, bound = total - kept(counts, chain), total - most_kept(counts, parts)
-    if crossing <= bound:
+    if crossing <= bound + ROUNDING * total:
         return Stage(chain, crossing, crossing, "optimal")
     if sum(count.size for count in counts) * parts * 3 > TERMS:
         return Stage(chain, crossing, bound, "local search")

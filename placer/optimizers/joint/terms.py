@@ -92,10 +92,8 @@ def layers(problem: Problem) -> list[Layer]:
         together = covariance * slope[:, :, None] * slope[:, None, :]
     standing = prices(problem)
     owning = np.zeros((profile.layers, 0))
-    if is_coherent(problem) and profile.transitions is not None:
-        first = profile.transitions.sum(axis=2)[:1]
-        tops = np.concatenate([first, profile.transitions.sum(axis=1)])
-        owning = tops / tops.sum(axis=1, keepdims=True) * problem.topology.gpus
+    if is_coherent(problem):
+        owning = use / profile.top_k * problem.topology.gpus
     nowhere = np.zeros((experts, problem.topology.gpus))
     return [
         Layer(

@@ -1,6 +1,6 @@
 """moetuner: clusters of equal load, laid on GPUs so that the busiest pair of GPUs sends little.
 
-Inputs: loads P[e, l] (all experts of a token) and transitions R[e1, e2, l] (top-1 alone: the paper
+Inputs: loads P[e, l] and transitions R[e1, e2, l], all pairs of a token's experts alike (the paper
 leaves it open). Source: MoETuner, arXiv 2502.06643: two integer programmes, one after the other.
 
 - ILP 1 (clusters.py): min sum over layers and clusters of |T - mean T|, T the load of a cluster.

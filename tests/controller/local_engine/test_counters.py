@@ -7,6 +7,9 @@ import numpy as np
 from controller.adapters.local_engine.engine import LocalEngine
 from placer.agent.recording import Recording
 from placer.arrays import IntArray
+from placer.profile import of_trace
+from placer.trace import Trace
+from tests.agent.builders import assert_drawn
 from tests.controller.local_engine.plain import Plain
 from tests.controller.local_engine.worlds import (
     EXPERTS,
@@ -48,7 +51,6 @@ def recount(recording: Recording) -> None:
     """Count again what the routers chose, token by token."""
     load = np.zeros((2, LAYERS, EXPERTS), dtype=int)
     coactivation = np.zeros((2, LAYERS, EXPERTS, EXPERTS), dtype=int)
-    transitions = np.zeros((2, LAYERS - 1, EXPERTS, EXPERTS), dtype=int)
     for prompt, experts in routed():
         for position, token in enumerate(experts.tolist()):
             phase = int(position >= prompt)
@@ -57,12 +59,13 @@ def recount(recording: Recording) -> None:
                     load[phase, layer, one] += 1
                     for other in chosen:
                         coactivation[phase, layer, one, other] += 1
-                if layer:
-                    transitions[phase, layer - 1, token[layer - 1][0], chosen[0]] += 1
     counts = recording.counts
     np.testing.assert_array_equal(counts.load, load)
     np.testing.assert_array_equal(counts.coactivation, coactivation)
-    np.testing.assert_array_equal(counts.transitions, transitions)
+    for phase in (0, 1):
+        parts = [experts[prompt:] if phase else experts[:prompt] for prompt, experts in routed()]
+        trace = Trace(np.concatenate(parts), np.array(list(map(len, parts))), EXPERTS)
+        assert_drawn(counts.transitions[phase], of_trace(trace))
     decoded = [len(experts) - prompt for prompt, experts in routed()]
     assert counts.tokens.tolist() == [sum(prompt for prompt, _ in routed()), sum(decoded)]
 
