@@ -1,15 +1,15 @@
 """Unknown traffic: what a recording says of requests that it does not hold.
 
-A plan may have to serve more than was recorded. Of that share, the *guard*, only this is taken to be
-known: it uses every expert alike in the mean, and departs from the mean as far as the recorded
+A plan may have to serve more than was recorded. Of that share, the *guard*, only this is taken to
+be known: it uses every expert alike in the mean, and departs from the mean as far as the recorded
 traffic does, its experts together as in the recorded tokens. With p[e] the chance that a recorded
-token uses an expert, P[e, f] that it uses both, P[e, e] = p[e], K experts a token of E:
+token uses an expert, P[e, f] that it uses both, P[e, e] = p[e], K experts a token of E (ours):
 
-    mean of p'[e]       = K / E
-    cov(p'[e], p'[f])   = s * (P[e, f] - p[e] p[f]),     s = sum (p[e] - K/E)^2 / sum p[e] (1 - p[e])
+    mean of p'[e]     = K / E
+    cov(p'[e], p'[f]) = s * (P[e, f] - p[e] p[f])    s = sum (p[e] - K/E)^2 / sum p[e] (1 - p[e])
 
-The second matrix is the covariance of one token's choices, so that s is how far the recorded loads
-are uneven beside those of a single token; pairs and transitions are those of chance.
+The second matrix is the covariance of one token's choices, so that s is how uneven the recorded
+loads are beside those of a single token; pairs and transitions are those of chance.
 """
 
 from dataclasses import replace
@@ -20,13 +20,10 @@ from placer.profile import Noise, Profile
 
 
 def guarded(profile: Profile, share: float) -> Profile:
-    """``profile`` with ``share`` of its traffic replaced by unknown traffic, as uncertain as that is.
-
-    Nothing is unknown with a share of 0: the profile itself.
-    """
+    """``profile`` with ``share`` of its traffic replaced by unknown traffic, and so uncertain."""
     if not share:
         return profile
-    layers, experts = profile.load.shape
+    experts = profile.experts
     known, tokens, k = 1 - share, profile.tokens, profile.top_k
     used = profile.load / tokens
     even = used.mean(axis=1, keepdims=True)

@@ -53,7 +53,7 @@ def replica_seconds(problem: Problem, most: int) -> tuple[FloatArray, FloatArray
     """What experts cost their GPUs in a step of the problem's profile.
 
     Returns [layers, experts], the seconds of arithmetic for all of an expert's tokens; and
-    [layers, experts, most + 1], the seconds of reading its weights on the GPU of each of r replicas.
+    [layers, experts, most + 1], those of reading its weights on the GPU of each of r replicas.
     """
     tokens = step_load(problem)
     each = tokens[:, :, None] / np.maximum(np.arange(most + 1), 1)

@@ -63,8 +63,8 @@ def allgather_seconds(topology: Topology, tokens: float, token_bytes: float) -> 
 
 
 def exposed(links_s: FloatArray, experts_s: FloatArray, overlap: float) -> FloatArray:
-    """[layers] share of the links' seconds that is not hidden behind the experts': of what overlaps,
-    that which the experts do not last for."""
+    """[layers] share of the links' seconds that is not hidden behind the experts': what does not
+    overlap, and of the rest that which the experts do not last for."""
     hidden = overlap * links_s
     seconds = links_s - hidden + np.maximum(hidden - experts_s, 0)
     return np.divide(seconds, links_s, out=np.ones_like(links_s), where=links_s > 0)

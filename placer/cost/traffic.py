@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from placer.arrays import BoolArray, FloatArray, IntArray
-from placer.cost.sharing import away, shares
 from placer.cost.serving import LayerMap, serve, token_hash
+from placer.cost.sharing import away, shares
 from placer.objective import Dispatch
 from placer.placement import Placement
 from placer.profile import Profile

@@ -167,7 +167,7 @@ def _anneal(
             if excess is not None and excess.is_reached:
                 return
             seeded = schedule._replace(seed=schedule.seed * len(table) + at)
-            table[at] = anneal(layers[at], rules, seeded, table[at])[0]
+            table[at] = anneal(layers[at], rules, seeded, table[at])
             if excess is not None:
                 excess.add(at, table[at])
 

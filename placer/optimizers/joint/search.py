@@ -22,6 +22,7 @@ from placer.arrays import FloatArray, IntArray
 # larger of both, their variance, and tokens owned.
 MEAN, PAIRS, CHANCE, ARITHMETIC, READING, SECONDS, VARIANCE, OWNED = range(8)
 OF_NODES = 3  # so many of the rows are of nodes, too
+STAGES = 64  # of annealing, after each of which the shares of all replicas are reckoned again
 # Rows of State.change: by how much an exchange changes the weights of the two experts.
 COMPANY_E, COMPANY_F, SHARE_E, SHARE_F, AHEAD_E, AHEAD_F = range(6)
 
@@ -131,9 +132,7 @@ class State(NamedTuple):
     change:   [6, P] the change of the two experts' weights (COMPANY_E, ...)
     holders:  [R] GPUs of an expert after the exchange, and
     fresh:    [3, R] their shares, chances of a visit, and by how much shares grow with ``ahead``
-    affected: [E] experts whose shares are to be reckoned again
-    listed:   [E] whether they are among them
-    linear:   [1] what the exchange weighed last costs beside its step
+    step:     [1] seconds of the layer's step as things stand
     """
 
     slots: IntArray
@@ -156,9 +155,7 @@ class State(NamedTuple):
     change: FloatArray
     holders: IntArray
     fresh: FloatArray
-    affected: IntArray
-    listed: IntArray
-    linear: FloatArray
+    step: FloatArray
 
 
 @inlined
@@ -189,8 +186,8 @@ def rms(total: float, squares: float, count: int, noise: float) -> float:
 def slowest(
     total: float, squares: float, peak: float, count: int, above: float, noise: float
 ) -> float:
-    """Of ``count`` numbers, the largest that is to be expected: so many deviations above their mean,
-    or their own peak."""
+    """Of ``count`` numbers, the largest that is to be expected: so many deviations above their
+    mean, or their own peak."""
     return max(total / count + above * rms(total, squares, count, noise), peak)
 
 
@@ -250,8 +247,9 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
     e = state.slots[x]
     gpus = layer.standing.shape[1]
     size, per_node = state.slots.shape[0] // gpus, gpus // rules.nodes
-    before = as_tuple(state.totals)
-    seconds, squares, noise, owned, visits, visits2, node_visits, node_visits2, _, _, _ = before
+    seconds, squares, noise, owned, visits, visits2, node_visits, node_visits2, _, _, _ = as_tuple(
+        state.totals
+    )
     linear, count = 0.0, 0
     for index in range(state.touched[-1] if rules.by_rule else 0):
         state.change[AHEAD_E, state.touched[index]] = 0.0
@@ -356,8 +354,7 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
         seconds, squares, noise, owned, visits, visits2, node_visits, node_visits2,
         latest, busiest, busiest_node,
     )  # fmt: skip
-    state.linear[0] = linear
-    return linear + step_seconds(rules, after, gpus) - step_seconds(rules, before, gpus)
+    return linear + step_seconds(rules, after, gpus) - state.step[0]
 
 
 @compiled
@@ -462,6 +459,13 @@ def divide(
         state.fresh[1, at] = 1.0 - rest * missing
         state.fresh[2, at] = rest / use
         total += state.fresh[1, at]
+    if n == 2 and rules.nodes == 1:
+        more = (gpus - 2) / (2 * gpus)
+        by = more * (state.fresh[1, 0] - state.fresh[1, 1])
+        state.fresh[0, 0], state.fresh[0, 1] = 0.5 + by, 0.5 - by
+        state.fresh[2, 0] *= more
+        state.fresh[2, 1] *= more
+        return
     every, nodes = 0.0, 1.0
     for at in range(n):
         every += taken(state.fresh[1, at], (total - state.fresh[1, at]) / (n - 1), n)
@@ -495,20 +499,16 @@ def divide(
 
 
 @compiled
-def accept(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float:
-    """Carry out the exchange that was weighed last. Returns the seconds a step that it costs, with
-    what ``weigh`` leaves out."""
+def accept(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> None:
+    """Carry out the exchange that was weighed last. What it leaves out, ``refresh`` brings."""
     x, y, f = exchange
     e = state.slots[x]
     gpus = layer.standing.shape[1]
-    size, affected = state.slots.shape[0] // gpus, 0
-    before = as_tuple(state.totals)
     for index in range(state.touched[-1]):
         k = state.touched[index]
         level = 0 if k < gpus else 1
         for row in range(OWNED + 1 if level == 0 else OF_NODES):
-            if row != ARITHMETIC or not rules.by_rule:
-                state.sums[row, k] = state.weighed[row, k]
+            state.sums[row, k] = state.weighed[row, k]
         by_e, by_f = state.change[COMPANY_E, k], state.change[COMPANY_F, k]
         for other in range(len(layer.pairs)):
             state.company[k, other] += by_e * layer.pairs[e, other] + by_f * layer.pairs[f, other]
@@ -518,62 +518,65 @@ def accept(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> floa
         for other in range(len(layer.together)):
             near = by_e * layer.together[e, other] + by_f * layer.together[f, other]
             state.danger[k, other] += near
-        by_e, by_f = state.change[AHEAD_E, k], state.change[AHEAD_F, k]
-        if by_e == 0.0 and by_f == 0.0:
-            continue
-        state.change[AHEAD_E, k], state.change[AHEAD_F, k] = 0.0, 0.0
-        for other in range(len(layer.pairs)):
-            state.ahead[k, other] += by_e * layer.pairs[e, other] + by_f * layer.pairs[f, other]
-        for slot in range(k * size, k * size + size):
-            other = state.slots[slot]
-            if state.replicas[0, other] > 1 and state.listed[other] == 0:
-                state.listed[other], state.affected[affected] = 1, other
-                affected += 1
+        if rules.by_rule:
+            by_e, by_f = state.change[AHEAD_E, k], state.change[AHEAD_F, k]
+            state.change[AHEAD_E, k], state.change[AHEAD_F, k] = 0.0, 0.0
+            for other in range(len(layer.pairs)):
+                state.ahead[k, other] += by_e * layer.pairs[e, other] + by_f * layer.pairs[f, other]
     state.slots[x] = f
     move(state, x, (e, f), gpus)
     if y >= 0:
         state.slots[y] = e
         move(state, y, (f, e), gpus)
     if rules.by_rule:
-        for expert in (e, f):
-            if state.listed[expert] == 0:
-                state.affected[affected] = expert
-                affected += 1
-        for index in range(affected):
-            state.listed[state.affected[index]] = 0
-            share(layer, rules, state, state.affected[index])
-    add_up(state, gpus)
-    after = as_tuple(state.totals)
-    return state.linear[0] + step_seconds(rules, after, gpus) - step_seconds(rules, before, gpus)
+        share(layer, rules, state, e)
+        share(layer, rules, state, f)
+    add_up(rules, state, gpus)
+
+
+@compiled
+def refresh(layer: Layer, rules: Rules, state: State) -> None:
+    """Bring all experts' shares up to date."""
+    state.sums[ARITHMETIC] = 0.0
+    for e in range(layer.use.shape[0]):
+        share(layer, rules, state, e)
+        for at in range(state.replicas[0, e]):
+            k = state.where[e, at]
+            state.sums[ARITHMETIC, k] += layer.arithmetic[e] * state.shares[e, k]
+    add_up(rules, state, layer.standing.shape[1])
 
 
 @compiled
 def share(layer: Layer, rules: Rules, state: State, expert: int) -> None:
     """Bring an expert's shares up to date, and what hangs on them."""
-    gpus, n = layer.standing.shape[1], state.replicas[0, expert]
+    n = state.replicas[0, expert]
     state.holders[:n] = state.where[expert, :n]
-    divide(layer, rules, state, (expert, n), (expert, expert))
-    for k in range(gpus):
-        at = -1
-        if state.held[k, expert] > 0:
-            for index in range(n):
-                if state.holders[index] == k:
-                    at = index
-        elif state.shares[expert, k] == 0.0:
-            continue
-        fresh = state.fresh[0, at] if at >= 0 else 0.0
-        follow = layer.arithmetic[expert] * state.fresh[2, at] if at >= 0 else 0.0
-        state.sums[ARITHMETIC, k] += layer.arithmetic[expert] * (fresh - state.shares[expert, k])
-        state.shares[expert, k] = fresh
-        more = follow - state.follow[expert, k]
-        state.follow[expert, k] = follow
-        if more != 0.0:
-            for other in range(len(layer.pairs)):
-                state.pull[k, other] += more * layer.pairs[expert, other]
+    if rules.by_rule:
+        divide(layer, rules, state, (expert, n), (expert, expert))
+    else:
+        state.fresh[0, :n], state.fresh[2, :n] = 1.0 / n, 0.0
+    for k in range(layer.standing.shape[1]):
+        if state.shares[expert, k] > 0.0 and state.held[k, expert] == 0:
+            state.shares[expert, k] = 0.0
+            pull(layer, state, (expert, k), 0.0)
+    for at in range(n):
+        k = state.holders[at]
+        state.shares[expert, k] = state.fresh[0, at]
+        pull(layer, state, (expert, k), layer.arithmetic[expert] * state.fresh[2, at])
+
+
+@inlined
+def pull(layer: Layer, state: State, where: tuple[int, int], follow: float) -> None:
+    expert, k = where
+    more = follow - state.follow[expert, k]
+    state.follow[expert, k] = follow
+    if more != 0.0:
+        for other in range(len(layer.pairs)):
+            state.pull[k, other] += more * layer.pairs[expert, other]
 
 
 @compiled
-def add_up(state: State, gpus: int) -> None:
+def add_up(rules: Rules, state: State, gpus: int) -> None:
     """Bring the totals up to date."""
     state.totals[:] = 0.0
     state.peak[:] = 0, 0, gpus
@@ -597,6 +600,7 @@ def add_up(state: State, gpus: int) -> None:
         state.totals[5] += chance**2
         if sharp and seconds > state.totals[8]:
             state.totals[8], state.peak[0] = seconds, k
+    state.step[0] = step_seconds(rules, as_tuple(state.totals), gpus)
 
 
 @compiled
@@ -691,18 +695,21 @@ def settle(layer: Layer, rules: Rules, slots: IntArray) -> State:
         change=np.zeros((6, places)),
         holders=np.zeros(most, dtype=np.int64),
         fresh=np.zeros((3, most)),
-        affected=np.zeros(experts, dtype=np.int64),
-        listed=np.zeros(experts, dtype=np.int64),
-        linear=np.zeros(1),
+        step=np.zeros(1),
     )
-    for e in range(experts):
-        if rules.by_rule:
-            share(layer, rules, state, e)
-            continue
-        for at in range(replicas[0, e]):
-            sums[ARITHMETIC, where[e, at]] += layer.arithmetic[e] / replicas[0, e]
-    add_up(state, gpus)
+    refresh(layer, rules, state)
     return state
+
+
+@compiled
+def seconds_of(layer: Layer, state: State) -> float:
+    """Seconds of a step, with what standing and leaving cost."""
+    found = state.step[0]
+    for e in range(layer.use.shape[0]):
+        for at in range(state.replicas[0, e]):
+            k = state.where[e, at]
+            found += layer.standing[e, k] - layer.leaving[e, k] / state.replicas[0, e]
+    return found
 
 
 @inlined
@@ -714,18 +721,21 @@ def each(layer: Layer, state: State, expert: int, replicas: int, k: int) -> floa
 
 
 @compiled
-def tighten(layer: Layer, rules: Rules, state: State) -> float:
-    """Seconds a step saved by exchanges of the GPU that is furthest from the mean, the best first.
+def tighten(layer: Layer, rules: Rules, state: State) -> None:
+    """Exchanges of the GPU that is furthest from the mean, the best first, as long as they save.
 
     Annealing finds company, this finds balance, in few moves. ``state`` is changed.
     """
     gpus, experts = layer.standing.shape[1], layer.use.shape[0]
     size = state.slots.shape[0] // gpus
     state.sharp[0] = 1
-    add_up(state, gpus)
+    refresh(layer, rules, state)
     settled = np.zeros(gpus, dtype=np.bool_)
     off, strain = np.empty(gpus), np.empty(experts)
-    price, saved = layer.standing.max(), 0.0
+    tried = np.empty((size * (state.slots.shape[0] * 2 + experts), 3), dtype=np.int64)
+    guesses = np.empty(len(tried))
+    price = layer.standing.max()
+    nothing = 1e-9 * abs(state.totals[0]) / gpus
     while True:
         mean = state.totals[0] / gpus
         # Seconds that a unit of squared deviation costs: of all, or of the peak alone.
@@ -739,48 +749,58 @@ def tighten(layer: Layer, rules: Rules, state: State) -> float:
             if not settled[k] and abs(off[k]) > furthest:
                 g, furthest = k, abs(off[k])
         if g < 0 or worth * 2 * furthest * furthest < price:
-            return saved  # not even an exchange that evens two such GPUs out pays
+            return  # not even an exchange that evens two such GPUs out pays
         strain[:] = 0.0
         for slot in range(state.slots.shape[0]):
             strain[state.slots[slot]] += off[slot // size]
-        exchange = best_of(layer, rules, state, (g, worth), (off, strain))
-        if exchange[0] < 0:
+        count = guess_all(layer, rules, state, (g, worth), (off, strain, guesses), tried)
+        # Only what may be the best is weighed, the most promising first.
+        x, y, f, gain = -1, -1, -1, nothing
+        for at in np.argsort(-guesses[:count]):
+            if guesses[at] <= gain:
+                break
+            exchange = (tried[at, 0], tried[at, 1], tried[at, 2])
+            cost = weigh(layer, rules, state, exchange)
+            if -cost > gain:
+                (x, y, f), gain = exchange, -cost
+        if x < 0:
             settled[g] = True
             continue
-        e = state.slots[exchange[0]]
-        weigh(layer, rules, state, exchange)
-        won = -accept(layer, rules, state, exchange)
-        if won <= 0.0:  # what was left out mattered: back
-            back = (exchange[0], exchange[1], e)
-            weigh(layer, rules, state, back)
-            accept(layer, rules, state, back)
-            settled[g] = True
-            continue
-        saved += won
+        e, before = state.slots[x], seconds_of(layer, state)
+        weigh(layer, rules, state, (x, y, f))
+        accept(layer, rules, state, (x, y, f))
         for index in range(state.touched[-1]):
             if state.touched[index] < gpus:
                 settled[state.touched[index]] = False
+        if rules.by_rule:
+            refresh(layer, rules, state)
+            won = before - seconds_of(layer, state)
+            if won <= nothing:  # what was left out mattered: back
+                weigh(layer, rules, state, (x, y, e))
+                accept(layer, rules, state, (x, y, e))
+                refresh(layer, rules, state)
+                settled[:] = True
 
 
 @compiled
-def best_of(
+def guess_all(
     layer: Layer,
     rules: Rules,
     state: State,
     about: tuple[int, float],
-    apart: tuple[FloatArray, FloatArray],
-) -> Exchange:
-    """The exchange of GPU g that saves most, (-1, -1, -1) if none does.
+    apart: tuple[FloatArray, FloatArray, FloatArray],
+    tried: IntArray,
+) -> int:
+    """Exchanges of GPU g into ``tried``, with guesses of what they save from the two experts'
+    seconds; returns how many may save anything.
 
-    Of each there is first a quick guess from the two experts' seconds; only what may be the best is
-    weighed.
     about: g, and the seconds that a unit of squared deviation costs
-    apart: [G] the GPUs' distance from their mean, and [E] its sum over each expert's GPUs
+    apart: [G] the GPUs' distance from their mean, [E] its sum over each expert's GPUs, the guesses
     """
-    (g, worth), (off, strain) = about, apart
+    (g, worth), (off, strain, guesses) = about, apart
     gpus, experts = layer.standing.shape[1], layer.use.shape[0]
     size, per_node = state.slots.shape[0] // gpus, gpus // rules.nodes
-    best, gain = (-1, -1, -1), 1e-9 * abs(state.totals[0]) / gpus
+    count = 0
     for mine in range(g * size, g * size + size):
         e = state.slots[mine]
         mine_s = each(layer, state, e, state.replicas[0, e], g)
@@ -798,16 +818,16 @@ def best_of(
                     there = there_s - each(layer, state, f, replicas, h)
                     guess = -worth * (here * (2 * off[g] + here) + there * (2 * off[h] + there))
                     guess += stays + layer.standing[f, h] - layer.standing[f, g]
-                    if guess > gain:
-                        cost = weigh(layer, rules, state, (mine, other, f))
-                        if -cost > gain:
-                            best, gain = (mine, other, f), -cost
+                    if guess > 0.0:
+                        tried[count, 0], tried[count, 1], tried[count, 2] = mine, other, f
+                        guesses[count] = guess
+                        count += 1
                 if replicas > 1:
                     guess = guess_replica(layer, state, (worth, off, strain), (other, h, e))
-                    if guess > gain:
-                        cost = weigh(layer, rules, state, (other, -1, e))
-                        if -cost > gain:
-                            best, gain = (other, -1, e), -cost
+                    if guess > 0.0:
+                        tried[count, 0], tried[count, 1], tried[count, 2] = other, -1, e
+                        guesses[count] = guess
+                        count += 1
         if state.replicas[0, e] < 2:
             continue
         for f in range(experts):
@@ -815,11 +835,11 @@ def best_of(
             if away or state.held[g, f] > 0:
                 continue
             guess = guess_replica(layer, state, (worth, off, strain), (mine, g, f))
-            if guess > gain:
-                cost = weigh(layer, rules, state, (mine, -1, f))
-                if -cost > gain:
-                    best, gain = (mine, -1, f), -cost
-    return best
+            if guess > 0.0:
+                tried[count, 0], tried[count, 1], tried[count, 2] = mine, -1, f
+                guesses[count] = guess
+                count += 1
+    return count
 
 
 @inlined
@@ -843,18 +863,24 @@ def guess_replica(
 
 
 @compiled
-def anneal(
-    layer: Layer, rules: Rules, schedule: Schedule, start: IntArray
-) -> tuple[IntArray, float]:
-    """[S] the best slots met on the way from ``start``, and the seconds a step that they save."""
+def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> IntArray:
+    """[S] the best slots met on the way from ``start``."""
     state = settle(layer, rules, start.copy())
     gpus, experts = layer.standing.shape[1], layer.use.shape[0]
     count = state.slots.shape[0]
     size, per_node = count // gpus, gpus // rules.nodes
     random = np.uint64(schedule.seed * 2 + 1) * np.uint64(0x9E3779B97F4A7C15)
-    best, saved, lowest = state.slots.copy(), 0.0, 0.0
+    best, least = state.slots.copy(), seconds_of(layer, state)
+    met, saved, lowest = best.copy(), 0.0, 0.0
     scale, probes = 0.0, 0
+    stage = max(schedule.iterations // STAGES, 1)
     for iteration in range(schedule.iterations):
+        if rules.by_rule and iteration % stage == 0 and iteration > 0:
+            refresh(layer, rules, state)
+            found = settle(layer, rules, met)
+            if seconds_of(layer, found) < least:
+                best[:], least = met, seconds_of(layer, found)
+            met[:], saved, lowest = state.slots, 0.0, 0.0
         # xorshift64
         random ^= random << np.uint64(13)
         random ^= random >> np.uint64(7)
@@ -885,12 +911,16 @@ def anneal(
         temperature = scale * schedule.hot * (schedule.cold / schedule.hot) ** progress
         chance = (float(random >> np.uint64(40)) + 1.0) / 16777217.0
         if cost < -temperature * math.log(chance):
-            saved -= accept(layer, rules, state, exchange)
+            accept(layer, rules, state, exchange)
+            saved -= cost
             if saved > lowest:
                 lowest = saved
-                best[:] = state.slots
-    state = settle(layer, rules, best)
-    return best, lowest + tighten(layer, rules, state)
+                met[:] = state.slots
+    state = settle(layer, rules, met)
+    if seconds_of(layer, state) > least:
+        state = settle(layer, rules, best)
+    tighten(layer, rules, state)
+    return state.slots
 
 
 def _compile() -> None:
