@@ -47,8 +47,8 @@ def of_meta(meta: Mapping[str, Any]) -> Pace | None:
     if (said := meta.get("pace")) is None:
         return None
     names = Pace.__slots__
-    numbers = [said.get(name) for name in names] if isinstance(said, dict) else []
-    if not numbers or not all(type(number) in (int, float) for number in numbers):
+    numbers: list[Any] = [said.get(name) for name in names] if isinstance(said, dict) else [None]
+    if not all(type(number) in (int, float) for number in numbers):
         raise RoutingError(f"meta has pace {said!r}: it must have the numbers {', '.join(names)}")
     return Pace(*numbers)
 
