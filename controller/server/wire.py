@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -23,6 +23,7 @@ PHASES = {profile_pb2.PHASE_PREFILL: "prefill", profile_pb2.PHASE_DECODE: "decod
 MOST = 4096  # layers or experts: no model has as many
 SLOTS = 2**20  # of all layers
 LARGEST = 2**48  # of what is counted up: milliseconds of 9000 years; 20,000 of them still add up
+Number = TypeVar("Number", int, float)
 TEXT = 1000  # characters of what a worker says: it is kept and shown
 SHAPE = 2**16  # of a model's sizes
 
@@ -50,7 +51,7 @@ def registration(message: Any) -> Registration:
     return Registration(worker_id(message.id), model, _shape(message.shape, worker), **told)
 
 
-def number(name: str, value: int) -> int:
+def number(name: str, value: Number) -> Number:
     if value > LARGEST:
         raise RoutingError(f"{name} is {value}: at most {LARGEST} can be counted")
     return value
@@ -85,8 +86,11 @@ def deltas(message: Any) -> list[Delta]:
 
 def paces(message: Any) -> dict[str, Pace]:
     """Of a push, by phase. Raises RoutingError for steps that make no sense."""
+    window_s = number("window_s", message.window_s)
     return {
-        _phase(one.phase): Pace(number("steps", one.count), one.seconds, message.window_s)
+        _phase(one.phase): Pace(
+            number("steps", one.count), number("seconds", one.seconds), window_s
+        )
         for one in message.steps
     }
 

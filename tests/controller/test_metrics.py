@@ -10,6 +10,7 @@ from controller import metrics
 from controller.metrics import LoopCollector
 from controller.windows import Delta
 from placer.model import ModelShape
+from placer.pace import Pace
 from placer.placement import Placement
 from tests.controller.builders import (
     BEGIN_S,
@@ -129,6 +130,15 @@ async def test_with_detail_every_rank_of_every_layer_is_told() -> None:
         for layer, rank, tokens in ((0, 0, 800), (0, 1, 200), (1, 0, 1000), (1, 1, 0))
     }
     assert not any(name in series for series in scrape(world))
+
+
+def test_how_long_steps_take_and_how_busy_engines_are() -> None:
+    world = World(phase="decode")
+    pace = Pace(50, 1.0, 4.0)
+    world.fleet.push(a_registration().id, 1, [a_delta(SKEWED)], BEGIN_S, {"decode": pace})
+    found = scrape(world)
+    assert found['placer_step_seconds{pool="chat"}'] == 0.02
+    assert found['placer_busy_ratio{pool="chat"}'] == 0.25
 
 
 @asynchronous
