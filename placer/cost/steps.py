@@ -30,7 +30,7 @@ def rate(problem: Problem, moe_s: float) -> Rate:
     profile, objective = problem.profile, problem.objective
     if profile.pace is not None and (whole_s := whole_step_s(profile, moe_s)):
         busy = profile.pace.busy
-        return Rate(busy / whole_s, f"measured, {busy:.1%} of the time busy")
+        return Rate(busy / whole_s, f"measured, {busy * 100:.3g}% of the time busy")
     if profile.window_s:
         step_tokens = objective.tokens_per_gpu * problem.topology.gpus
         per_s = profile.tokens / profile.window_s / step_tokens
@@ -38,7 +38,7 @@ def rate(problem: Problem, moe_s: float) -> Rate:
         if per_s * moe_s > 1:
             return Rate(1 / moe_s, f"{told} are more than the MoE layers let through: always busy")
         return Rate(per_s, f"{told}, {step_tokens:,} a step")
-    return Rate(objective.busy / moe_s, f"taken to be busy {objective.busy:.0%} of the time")
+    return Rate(objective.busy / moe_s, f"taken to be busy {objective.busy * 100:.3g}% of the time")
 
 
 def whole_step_s(profile: Profile, moe_s: float) -> float | None:

@@ -54,7 +54,7 @@ def test_steps_a_second(profile: Profile, busy: float, per_s: float) -> None:
 @pytest.mark.parametrize(
     ("profile", "basis"),
     [
-        (measured(20, 1.0, 10.0), "measured, 10.0% of the time busy"),
+        (measured(20, 1.0, 10.0), "measured, 10% of the time busy"),
         (replace(ALL_ON_ONE, window_s=50.0), "2,000,000 tokens in 50 s, 20,000 a step"),
         (
             replace(ALL_ON_ONE, window_s=1.0),
