@@ -7,6 +7,8 @@ from typing import Any
 
 from placer.errors import RoutingError
 
+LARGEST = 2**63  # of what a file may count
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -18,7 +20,7 @@ class Pace:
     window_s: seconds in which they were counted, idle ones too
     """
 
-    steps: float
+    steps: int
     busy_s: float
     window_s: float
 
@@ -48,8 +50,11 @@ def of_meta(meta: Mapping[str, Any]) -> Pace | None:
         return None
     names = Pace.__slots__
     numbers: list[Any] = [said.get(name) for name in names] if isinstance(said, dict) else [None]
-    if not all(type(number) in (int, float) for number in numbers):
-        raise RoutingError(f"meta has pace {said!r}: it must have the numbers {', '.join(names)}")
+    possible = all(type(one) in (int, float) and 0 <= one < LARGEST for one in numbers)
+    if not possible or type(numbers[0]) is not int:
+        raise RoutingError(
+            f"meta has pace {said!r:.100}: it must have {', '.join(names)}, numbers of 0 or more"
+        )
     return Pace(*numbers)
 
 

@@ -39,15 +39,26 @@ def test_seconds_are_known_if_all_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "sums", [(-1, 0, 1), (1, -1, 1), (1, 1, 0), (1, float("inf"), 1), (float("nan"), 1, 1)]
+    "sums", [(-1, 0, 1), (1, -1, 1), (1, 1, 0), (1, float("inf"), 1), (1, float("nan"), 1)]
 )
-def test_sums_that_cannot_be_are_refused(sums: tuple[float, float, float]) -> None:
+def test_sums_that_cannot_be_are_refused(sums: tuple[int, float, float]) -> None:
     with pytest.raises(RoutingError, match="record again"):
         Pace(*sums)
 
 
 @pytest.mark.parametrize(
-    "said", [5, [], {}, {"steps": 1}, {"steps": 1, "busy_s": "1", "window_s": 2}]
+    "said",
+    [
+        5,
+        [],
+        {},
+        {"steps": 1},
+        {"steps": 1, "busy_s": "1", "window_s": 2},
+        {"steps": 10**400, "busy_s": 1, "window_s": 2},
+        {"steps": 0.5, "busy_s": 1, "window_s": 2},
+        {"steps": 1, "busy_s": float("nan"), "window_s": 2},
+        {"steps": True, "busy_s": 1, "window_s": 2},
+    ],
 )
 def test_what_a_file_says_is_checked(said: Any) -> None:
     assert of_meta({}) is None

@@ -29,7 +29,7 @@ def a_world(profile: Profile = ALL_ON_ONE, **objective: float) -> Problem:
     return replace(problem, topology=by_hand())
 
 
-def measured(steps: float, busy_s: float, window_s: float) -> Profile:
+def measured(steps: int, busy_s: float, window_s: float) -> Profile:
     return replace(ALL_ON_ONE, pace=Pace(steps, busy_s, window_s))
 
 
