@@ -1,6 +1,6 @@
 """From a problem to an answer. Pure: the same problem gives the same plan, byte for byte."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import ROUND_UP, Context
 from functools import cache
 from typing import NoReturn
@@ -8,10 +8,11 @@ from typing import NoReturn
 import numpy as np
 
 from placer.checks import violations
-from placer.cost import moves, outlook, score, steps
+from placer.cost import moves, score, steps
 from placer.cost.balance import rank_load
 from placer.cost.memory import budget_bytes, slots_that_fit
 from placer.cost.moves import MoveCost
+from placer.cost.payoff import Payoff, payoff_of
 from placer.errors import PlacementError
 from placer.optimizers import optimizer
 from placer.placement import Placement
@@ -75,8 +76,8 @@ def make_plan(
     mended, start = _mended(problem), problem.start
     if problem.current is not None:
         further = moves.cost(problem, mended.start, solution.placement)
-        scores = Comparison(scored(mended.start), scored(solution.placement))
-        payoff = _payoff(mended, solution.placement, scores)
+        scores = scored(mended.start), scored(solution.placement)
+        payoff = payoff_of(mended, solution.placement, *scores)
         if not (reason := _not_worth(solution, payoff, further)):
             told = f"moving takes {further.seconds:.3g} s, and {payoff.told}"
             solution = replace(solution, notes=(*solution.notes, told))
@@ -157,34 +158,7 @@ def _moved_share(before: Placement, after: Placement) -> float:
     return float(moves.arrivals(before, after).mean())
 
 
-@dataclass(frozen=True, slots=True)
-class _Payoff:
-    """What new traffic will win. gain, noise: shares of the MoE layers' time in a step
-
-    seconds: in the steps of the horizon, as ``told``
-    """
-
-    gain: float
-    noise: float
-    seconds: float
-    told: str
-
-
-def _payoff(problem: Problem, after: Placement, scores: Comparison) -> _Payoff:
-    old, new, horizon_s = scores.before, scores.after, problem.objective.horizon_s
-    experts = outlook.experts_gain(problem, problem.start, after)
-    links_s = old.dispatch_s + old.combine_s - new.dispatch_s - new.combine_s
-    saved_s = experts.seconds + links_s
-    rate = steps.rate(problem, old.step_s)
-    seconds = saved_s * rate.per_s * horizon_s
-    told = (
-        f"wins {seconds:.3g} s in {horizon_s:g} s: {saved_s * 1e3:.3g} ms a step, "
-        f"{rate.per_s:.3g} steps a second ({rate.basis})"
-    )
-    return _Payoff(saved_s / old.step_s, experts.noise_s / old.step_s, seconds, told)
-
-
-def _not_worth(solution: Solution, payoff: _Payoff, cost: MoveCost) -> str:
+def _not_worth(solution: Solution, payoff: Payoff, cost: MoveCost) -> str:
     """Why the current plan should stay, or nothing."""
     if not cost.moved:
         why = "; ".join(solution.notes) or "the current plan is as good as this optimizer's"

@@ -195,7 +195,7 @@ def test_sampled_requests_are_kept_token_by_token() -> None:
 
 def test_a_step_without_tokens_may_be_all_that_there_was() -> None:
     recorder = Recorder(Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu")))
-    recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]))
+    recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]), 0.0)
     assert recorder.take().profiles() == []
 
 
