@@ -28,9 +28,11 @@ class Rate:
 def rate(problem: Problem, moe_s: float) -> Rate:
     """Of an engine that serves the problem's traffic. moe_s: seconds of a step's MoE layers"""
     profile, objective = problem.profile, problem.objective
-    if profile.pace is not None and (whole_s := whole_step_s(profile, moe_s)):
+    if profile.pace is not None and profile.pace.step_s is not None:
         busy = profile.pace.busy
-        return Rate(busy / whole_s, f"measured, {busy * 100:.3g}% of the time busy")
+        return Rate(
+            busy / max(profile.pace.step_s, moe_s), f"measured, {busy * 100:.3g}% of the time busy"
+        )
     if profile.window_s:
         step_tokens = objective.tokens_per_gpu * problem.topology.gpus
         per_s = profile.tokens / profile.window_s / step_tokens
@@ -42,6 +44,7 @@ def rate(problem: Problem, moe_s: float) -> Rate:
 
 
 def whole_step_s(profile: Profile, moe_s: float) -> float | None:
-    """Seconds of a whole step, of which the MoE layers take ``moe_s``; None if nobody measured."""
+    """Seconds of a whole step, of which the MoE layers take ``moe_s``. None if nobody measured it,
+    or if it is shorter than that: then real steps are smaller than the model's."""
     measured = profile.pace.step_s if profile.pace else None
-    return None if measured is None else max(measured, moe_s)
+    return None if measured is None or measured < moe_s else measured
