@@ -78,13 +78,14 @@ def make_plan(
         further = moves.cost(problem, mended.start, solution.placement)
         scores = scored(mended.start), scored(solution.placement)
         payoff = payoff_of(mended, solution.placement, *scores)
-        if not (reason := _not_worth(solution, payoff, further)):
+        reason = _not_worth(solution, payoff, further)
+        if reason and mended is problem:
+            return Hold(reason)
+        if reason:
+            solution = Solution(mended.start, notes=(f"nothing more than mending: {reason}",))
+        elif problem.model.sized:
             told = f"moving takes {further.seconds:.3g} s, and {payoff.told}"
             solution = replace(solution, notes=(*solution.notes, told))
-        elif mended is problem:
-            return Hold(reason)
-        else:
-            solution = Solution(mended.start, notes=(f"nothing more than mending: {reason}",))
     placement, measurable = solution.placement, mended.start if start.lost else start
     on_fit = Comparison(scored(measurable), scored(placement))
     cost = moves.cost(problem, start, placement)
@@ -106,7 +107,7 @@ def make_plan(
         moves=_moves(problem, start, placement),
         move_cost=cost,
         bound_s=solution.bound_s,
-        whole_step_s=steps.whole_step_s(problem.profile, on_fit.before.step_s),
+        whole_step_s=steps.whole_step_s(problem, on_fit.before.step_s),
         notes=solution.notes,
     )
     return replace(plan, reason=_reason(plan, cost.moved))

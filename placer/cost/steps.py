@@ -14,7 +14,6 @@ for more seconds than engines work.
 from dataclasses import dataclass
 
 from placer.problem import Problem
-from placer.profile import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +42,11 @@ def rate(problem: Problem, moe_s: float) -> Rate:
     return Rate(objective.busy / moe_s, f"taken to be busy {objective.busy * 100:.3g}% of the time")
 
 
-def whole_step_s(profile: Profile, moe_s: float) -> float | None:
+def whole_step_s(problem: Problem, moe_s: float) -> float | None:
     """Seconds of a whole step, of which the MoE layers take ``moe_s``. None if nobody measured it,
-    or if it is shorter than that: then real steps are smaller than the model's."""
-    measured = profile.pace.step_s if profile.pace else None
-    return None if measured is None or measured < moe_s else measured
+    if it is shorter than that (then real steps are smaller than the model's), or if the model's
+    sizes are not known."""
+    pace = problem.profile.pace
+    if pace is None or pace.step_s is None or pace.step_s < moe_s or not problem.model.sized:
+        return None
+    return pace.step_s
