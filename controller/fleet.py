@@ -1,13 +1,14 @@
 """What is known of the fleet: who registered, what they pushed, how they stand. In memory: agents
 say all of it again within seconds."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from controller.windows import Delta, Window
 from placer.agent.status import Worker
 from placer.errors import PlacerError, RoutingError
 from placer.model import ModelShape
+from placer.pace import Pace, merged
 from placer.profile import Profile, merge
 
 SILENT_S = 60.0  # a worker that was not heard for so long is gone: agents pause up to 20 s
@@ -106,6 +107,11 @@ class Pool:
         windows = list(self.windows.items())
         return sum(window.tokens for name, window in windows if phase in (name, "mixed"))
 
+    def pace(self, phase: str) -> Pace | None:
+        """How steps went in the window; None if nobody measured."""
+        windows = list(self.windows.items())
+        return merged((name, window.pace) for name, window in windows if phase in (name, "mixed"))
+
     def profile(self, phase: str, now_s: float) -> Profile | None:
         """Of the window; ``mixed`` is all phases. None if there was no traffic."""
         found = []
@@ -116,8 +122,8 @@ class Pool:
         known = [profile for profile in found if profile is not None]
         if not known:
             return None
-        window_s = max(profile.window_s or 0.0 for profile in known)
-        return replace(merge(known), window_s=window_s)
+        total = merge(known)
+        return replace(total, window_s=(total.window_s or 0.0) * len(self.engines))
 
 
 class Fleet:
@@ -157,9 +163,16 @@ class Fleet:
         member.said, member.heard_s = said, now_s
         return member.sequence
 
-    def push(self, id: WorkerId, sequence: int, deltas: Sequence[Delta], now_s: float) -> None:
+    def push(
+        self,
+        id: WorkerId,
+        sequence: int,
+        deltas: Sequence[Delta],
+        now_s: float,
+        paces: Mapping[str, Pace] | None = None,
+    ) -> None:
         """Count a push, once. Raises FleetError for a worker that must register first, and
-        RoutingError for counts that cannot be."""
+        RoutingError for counts that cannot be. paces: how steps went, by phase"""
         member = self.member(id)
         if sequence < 1:
             raise RoutingError(f"push {sequence}: they are counted from 1")
@@ -169,10 +182,14 @@ class Fleet:
         model = pool.model
         for delta in deltas:
             delta.check(model.layers, model.experts, model.top_k)
+        paces = paces or {}
+        for phase in (*(delta.phase for delta in deltas), *paces):
+            if phase not in pool.windows:
+                pool.windows[phase] = Window(self._window_s(pool.name), now_s)
         for delta in deltas:
-            if delta.phase not in pool.windows:
-                pool.windows[delta.phase] = Window(self._window_s(pool.name), now_s)
             pool.windows[delta.phase].add(delta, now_s)
+        for phase, pace in paces.items():
+            pool.windows[phase].pass_steps(pace, now_s)
         if member.sequence:  # those before the first were acknowledged by another controller
             member.lost += sequence - member.sequence - 1
         member.sequence, member.heard_s = sequence, now_s

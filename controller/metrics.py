@@ -1,4 +1,4 @@
-"""Prometheus figures, read from the loop when they are asked for: at most 24 series a pool, none of
+"""Prometheus figures, read from the loop when they are asked for: at most 26 series a pool, none of
 them by layer or rank unless asked for. docs/controller.md lists them."""
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +33,9 @@ class LoopCollector(Collector):
         for name, what, values in (
             ("balancedness_ratio", "Mean rank load over the largest, mean of layers, now.",
              {(pool.name,): self._balancedness(pool) for pool in pools}),
-            ("predicted_gain_ratio", "Step time that the applied plan was to save.",
+            ("predicted_gain_ratio", "Of the MoE layers' time, that the applied plan was to save.",
              {(pool.name,): self._gain(pool, "predicted_gain") for pool in pools}),
-            ("measured_gain_ratio", "Step time that it saves on the traffic of now.",
+            ("measured_gain_ratio", "Of the MoE layers' time, that it saves on the traffic of now.",
              {(pool.name,): self._gain(pool, "measured_gain") for pool in pools}),
             ("plan_age_seconds", "Since a plan was applied.",
              {(pool.name,): self._plan_age_s(pool) for pool in pools}),
@@ -43,6 +43,10 @@ class LoopCollector(Collector):
              {(pool.name,): self._newest(pool, "epoch") for pool in pools}),
             ("window_tokens", "Tokens that decisions are made from.",
              {(pool.name,): pool.tokens(self.loop.config.of(pool.name).phase) for pool in pools}),
+            ("step_seconds", "A whole step, mean of the window.",
+             {(pool.name,): self._pace(pool, "step_s") for pool in pools}),
+            ("busy_ratio", "Of the window's time, in which steps ran.",
+             {(pool.name,): self._pace(pool, "busy") for pool in pools}),
             ("workers", "Workers that are heard.",
              {(pool.name,): len(pool.members) for pool in pools}),
             ("agent_lag_seconds", "Since the quietest worker was heard.",
@@ -73,6 +77,10 @@ class LoopCollector(Collector):
     def _gain(self, pool: Pool, name: str) -> float | None:
         view = self.loop.views.get(pool.name)
         return getattr(view, name) if view else None
+
+    def _pace(self, pool: Pool, name: str) -> float | None:
+        pace = pool.pace(self.loop.config.of(pool.name).phase)
+        return getattr(pace, name) if pace else None
 
     def _plan_age_s(self, pool: Pool) -> float | None:
         applied = self.loop.desk.plans.in_state(pool.name, PlanState.APPLIED)

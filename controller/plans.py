@@ -25,11 +25,6 @@ class PlanState(StrEnum):
 OPEN = (PlanState.PROPOSED, PlanState.APPROVED, PlanState.APPLYING, PlanState.APPLIED)
 
 
-def gain(plan: Plan) -> float:
-    """Share of a step's time that it is expected to save; 0 if that is not known."""
-    return 1 - plan.fit.after.step_s / plan.fit.before.step_s if plan.fit else 0.0
-
-
 def lean(plan: Plan) -> str:
     """Its file without what only people read: hundreds of agents want it at once."""
     return plan_text(replace(plan, moves=(), notes=(), provenance=None))
@@ -65,7 +60,8 @@ class Plans:
             "before": before,
             "moved": cost.moved if cost else 0,
             "moved_bytes": cost.moved_bytes if cost else 0,
-            "gain": gain(plan),
+            "gain": plan.gain or 0.0,  # 0: not known
+            "whole_gain": plan.whole_gain,
         }
         text = plan_text(plan).encode()
         self.journal.keep_placement(plan.placement)

@@ -12,6 +12,7 @@ from controller.fleet import Fleet, Member, Pool, Registration
 from controller.journal import Journal
 from controller.store import Record
 from controller.windows import Delta, Window
+from placer.pace import Pace, of_meta
 
 _REGISTRATION = TypeAdapter(Registration)
 
@@ -35,12 +36,13 @@ def take(journal: Journal, pool: Pool) -> None:
             {
                 "phase": phase, "begun_s": begun_s,
                 "tokens": delta.tokens, "sequences": delta.sequences,
+                "pace": None if pace is None else asdict(pace),
             }
-            for phase, begun_s, delta in parts
+            for phase, begun_s, delta, pace in parts
         ],
     }  # fmt: skip
     file = BytesIO()
-    np.savez(file, *(delta.load for _, _, delta in parts))
+    np.savez(file, *(delta.load for _, _, delta, _ in parts))
     blob, reason = file.getvalue(), f"{len(pool.members)} workers"
     last = journal.ledger.get("snapshot", pool.name)
     if last is None:
@@ -65,13 +67,15 @@ def _recall(record: Record, blob: bytes, fleet: Fleet, window_s: Any) -> None:
         )
     if record.id not in fleet.pools:
         return
-    pool, parts = fleet.pools[record.id], dict[str, list[tuple[float, Delta]]]()
+    pool = fleet.pools[record.id]
+    parts: dict[str, list[tuple[float, Delta, Pace | None]]] = {}
     with np.load(BytesIO(blob), allow_pickle=False) as arrays:
         for at, kept in enumerate(record.body["windows"]):
             load = arrays[f"arr_{at}"]
             counted = (pool.model.top_k, kept["tokens"], kept["sequences"], load)
             delta = Delta(kept["phase"], *counted)
-            parts.setdefault(kept["phase"], []).append((kept["begun_s"], delta))
+            part = kept["begun_s"], delta, of_meta(kept)
+            parts.setdefault(kept["phase"], []).append(part)
     for phase, halves in parts.items():
         pool.windows[phase] = Window(window_s(record.id), halves[0][0])
         pool.windows[phase].put_back(halves)

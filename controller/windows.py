@@ -8,6 +8,7 @@ import numpy as np
 
 from placer.arrays import IntArray
 from placer.errors import RoutingError
+from placer.pace import Pace, merged
 from placer.profile import Profile
 
 
@@ -55,6 +56,7 @@ class _Half:
         self.load: IntArray | None = None
         self.pairs: tuple[IntArray, IntArray] | None = None
         self.pair_tokens = 0  # that transitions and co-activations were counted of
+        self.pace: Pace | None = None
 
     def add(self, delta: Delta) -> None:
         self.tokens += delta.tokens
@@ -119,6 +121,11 @@ class Window:
         self.roll(now_s)
         self._this.add(delta)
 
+    def pass_steps(self, pace: Pace, now_s: float) -> None:
+        """Steps that a worker took in this phase while it counted."""
+        self.roll(now_s)
+        self._this.pace = merged([("", self._this.pace), ("", pace)])
+
     def roll(self, now_s: float) -> None:
         """Forget what is too long ago."""
         half_s = self.span_s / 2
@@ -127,20 +134,21 @@ class Window:
             self._last = self._this if passed == 1 else None
             self._this = _Half(self._this.begun_s + passed * half_s)
 
-    def parts(self, phase: str, top_k: int) -> list[tuple[float, Delta]]:
-        """Since when, and what was counted, in each half; without affinity."""
+    def parts(self, phase: str, top_k: int) -> list[tuple[float, Delta, Pace | None]]:
+        """Since when, what was counted and how steps went, in each half; without affinity."""
         return [
-            (half.begun_s, Delta(phase, top_k, half.tokens, half.sequences, half.load))
+            (half.begun_s, Delta(phase, top_k, half.tokens, half.sequences, half.load), half.pace)
             for half in self._halves
             if half.load is not None
         ]
 
-    def put_back(self, parts: Sequence[tuple[float, Delta]]) -> None:
+    def put_back(self, parts: Sequence[tuple[float, Delta, Pace | None]]) -> None:
         """What ``parts`` gave, into a new window."""
-        for begun_s, delta in parts:
+        for begun_s, delta, pace in parts:
             self._last = self._this if self._this.tokens else None
             self._this = _Half(begun_s)
             self._this.add(delta)
+            self._this.pace = pace
 
     @property
     def tokens(self) -> int:
@@ -152,7 +160,13 @@ class Window:
         if not halves:
             return None
         total = reduce(_Half.plus, halves)
-        return replace(total.profile(phase, top_k), window_s=now_s - total.begun_s)
+        window_s = now_s - total.begun_s
+        return replace(total.profile(phase, top_k), window_s=window_s, pace=self.pace)
+
+    @property
+    def pace(self) -> Pace | None:
+        """Also of a half in which nothing was served."""
+        return merged(("", half.pace) for half in (self._last, self._this) if half is not None)
 
     @property
     def _halves(self) -> list[_Half]:

@@ -50,6 +50,7 @@ class Objective:
     keep_groups:     whether the experts of a group must stay on one node
     survive_node:    whether every expert must be on two nodes, so that none is lost with one
     horizon_s:       seconds that a plan will last: what its moves cost must be won back in them
+    busy:            share of them in which the engine takes steps, if the recording does not tell
     max_moved:       share of the slots that one plan may move away from the one that runs
     """
 
@@ -63,10 +64,15 @@ class Objective:
     keep_groups: bool = False
     survive_node: bool = False
     horizon_s: float = 60.0
+    busy: float = 1.0
     max_moved: float = 0.1
 
     def __post_init__(self) -> None:
         if self.dispatch not in DISPATCHES:
             raise PlacementError(
                 f"unknown dispatch {self.dispatch!r}: use one of {', '.join(DISPATCHES)}"
+            )
+        if not 0 < self.busy <= 1:
+            raise PlacementError(
+                f"busy {self.busy:g}: it must be a share of the time above 0, up to 1"
             )

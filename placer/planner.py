@@ -8,14 +8,24 @@ from typing import NoReturn
 import numpy as np
 
 from placer.checks import violations
-from placer.cost import moves, outlook, score
+from placer.cost import moves, score, steps
 from placer.cost.balance import rank_load
 from placer.cost.memory import budget_bytes, slots_that_fit
 from placer.cost.moves import MoveCost
+from placer.cost.payoff import Payoff, payoff_of
 from placer.errors import PlacementError
 from placer.optimizers import optimizer
 from placer.placement import Placement
-from placer.plan import Comparison, Hold, Infeasible, Move, Plan, Provenance, Solution
+from placer.plan import (
+    Comparison,
+    Hold,
+    Infeasible,
+    Move,
+    Plan,
+    Provenance,
+    Solution,
+    saving,
+)
 from placer.problem import Problem
 from placer.repair import faults, repair
 from placer.schedule import fewest_moves
@@ -66,11 +76,16 @@ def make_plan(
     mended, start = _mended(problem), problem.start
     if problem.current is not None:
         further = moves.cost(problem, mended.start, solution.placement)
-        scores = Comparison(scored(mended.start), scored(solution.placement))
-        if reason := _not_worth(mended, solution, scores, further):
-            if mended is problem:
-                return Hold(reason)
+        scores = scored(mended.start), scored(solution.placement)
+        payoff = payoff_of(mended, solution.placement, *scores)
+        reason = _not_worth(solution, payoff, further)
+        if reason and mended is problem:
+            return Hold(reason)
+        if reason:
             solution = Solution(mended.start, notes=(f"nothing more than mending: {reason}",))
+        elif problem.model.sized:
+            told = f"moving takes {further.seconds:.3g} s, and {payoff.told}"
+            solution = replace(solution, notes=(*solution.notes, told))
     placement, measurable = solution.placement, mended.start if start.lost else start
     on_fit = Comparison(scored(measurable), scored(placement))
     cost = moves.cost(problem, start, placement)
@@ -80,9 +95,8 @@ def make_plan(
         on_holdout = Comparison(
             score(problem, measurable, holdout), score(problem, placement, holdout)
         )
-    return Plan(
+    plan = Plan(
         placement=placement,
-        reason=_reason(mends, on_fit, cost),
         mends=mends,
         model=problem.model,
         topology=problem.topology,
@@ -93,17 +107,18 @@ def make_plan(
         moves=_moves(problem, start, placement),
         move_cost=cost,
         bound_s=solution.bound_s,
+        whole_step_s=steps.whole_step_s(problem, on_fit.before.step_s),
         notes=solution.notes,
     )
+    return replace(plan, reason=_reason(plan, cost.moved))
 
 
-def _reason(mends: tuple[str, ...], scores: Comparison, cost: MoveCost) -> str:
-    mending = f"mends: {'; '.join(mends)}; " if mends else ""
-    gain = 1 - scores.after.step_s / scores.before.step_s
-    if gain > 0:
-        return f"{mending}a step takes {gain:.1%} less time for {cost.moved} moved slots"
-    if mends:
-        return f"{mending}{cost.moved} moved slots win no time"
+def _reason(plan: Plan, moved: int) -> str:
+    mending = f"mends: {'; '.join(plan.mends)}; " if plan.mends else ""
+    if plan.gain and plan.gain > 0:
+        return f"{mending}{saving(plan.gain, plan.whole_gain)} for {moved} moved slots"
+    if plan.mends:
+        return f"{mending}{moved} moved slots win no time"
     return "no faster than the linear placement on this traffic"
 
 
@@ -144,26 +159,20 @@ def _moved_share(before: Placement, after: Placement) -> float:
     return float(moves.arrivals(before, after).mean())
 
 
-def _not_worth(problem: Problem, solution: Solution, scores: Comparison, cost: MoveCost) -> str:
-    """Why the current plan should stay, or nothing: both sides in seconds."""
-    before, after, notes = scores.before, scores.after, solution.notes
+def _not_worth(solution: Solution, payoff: Payoff, cost: MoveCost) -> str:
+    """Why the current plan should stay, or nothing."""
     if not cost.moved:
-        why = "; ".join(notes) or "the current plan is as good as this optimizer's"
+        why = "; ".join(solution.notes) or "the current plan is as good as this optimizer's"
         return f"no expert would move: {why}"
-    experts = outlook.experts_gain(problem, problem.start, solution.placement)
-    links_s = before.dispatch_s + before.combine_s - after.dispatch_s - after.combine_s
-    gain = (experts.seconds + links_s) / before.step_s
-    noise = experts.noise_s / before.step_s
-    if gain < noise:
+    if payoff.gain < payoff.noise:
         return (
-            f"gain {gain:.2%} of a step < noise {noise:.2%}: the difference may be chance; "
-            "a longer recording would tell"
+            f"gain {payoff.gain:.2%} of the MoE layers' time < noise {payoff.noise:.2%}: the "
+            "difference may be chance; a longer recording would tell"
         )
-    horizon_s = problem.objective.horizon_s
-    if gain * horizon_s < cost.seconds:
+    if payoff.seconds < cost.seconds:
         return (
-            f"gain {gain * horizon_s:.3g} s in {horizon_s:g} s < {cost.seconds:.3g} s for moving "
-            f"{cost.moved} slots: it does not pay within the horizon"
+            f"moving {cost.moved} slots takes {cost.seconds:.3g} s and {payoff.told}: it does not "
+            "pay within the horizon"
         )
     return ""
 

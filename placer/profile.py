@@ -8,6 +8,7 @@ import numpy as np
 
 from placer.arrays import FloatArray, IntArray, frozen
 from placer.errors import RoutingError
+from placer.pace import Pace, elapsed, merged
 from placer.trace import PHASES, Trace
 
 TOKENS_AT_A_TIME = 16_384  # keeps one layer's columns in the cache
@@ -68,7 +69,9 @@ class Profile:
     coactivation: [layers, experts, experts] tokens that used both i and j; symmetric, zero
                   diagonal
     tokens, sequences: how much traffic this is; the sampling noise follows from them
-    window_s:     seconds that it was recorded over, if known
+    window_s:     seconds of one engine's serving that it was recorded over, if known: those of
+                  engines side by side add up
+    pace:         how the engine's steps went, if somebody measured them
     spread:       how it varies between sequences, if they were told apart
     unknown:      variance of ``load / tokens`` beyond that, if part of the traffic is not known
                   (guard.py)
@@ -87,6 +90,7 @@ class Profile:
     window_s: float | None = None
     spread: Spread | None = None
     unknown: Noise | None = None
+    pace: Pace | None = None
 
     def __post_init__(self) -> None:
         if self.load.ndim != 2 or 0 in self.load.shape:
@@ -199,7 +203,6 @@ def merge(profiles: Sequence[Profile]) -> Profile:
     load = total("load")
     assert load is not None  # every profile has one
     phases = {profile.phase for profile in profiles}
-    windows = [profile.window_s for profile in profiles]
     return Profile(
         load=load,
         top_k=first.top_k,
@@ -208,8 +211,9 @@ def merge(profiles: Sequence[Profile]) -> Profile:
         transitions=total("transitions"),
         coactivation=total("coactivation"),
         phase=phases.pop() if len(phases) == 1 else "mixed",
-        window_s=None if None in windows else sum(w for w in windows if w is not None),
+        window_s=elapsed((profile.phase, profile.window_s) for profile in profiles),
         spread=_merge_spreads([profile.spread for profile in profiles]),
+        pace=merged((profile.phase, profile.pace) for profile in profiles),
     )
 
 
@@ -238,6 +242,7 @@ class _Counts:
         self.lengths = np.zeros((self.layers, self.experts))
         self.squares = 0.0
         self.phases: set[str] = set()
+        self.pace = like.pace
 
     def add(self, trace: Trace) -> None:
         for start in range(0, trace.tokens, TOKENS_AT_A_TIME):
@@ -286,4 +291,5 @@ class _Counts:
             coactivation=self.coactivation * (1.0 - np.eye(self.experts)),
             phase=self.phases.pop() if len(self.phases) == 1 else "mixed",
             spread=Spread(self.products, self.lengths, self.squares, self.blocks),
+            pace=self.pace,
         )

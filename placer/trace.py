@@ -1,13 +1,14 @@
 """Trace: which experts each token was routed to, layer by layer, sequence after sequence."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from placer.arrays import BoolArray, FloatArray, IntArray, frozen
 from placer.errors import RoutingError
+from placer.pace import Pace, merged, of_meta
 
 PHASES = ("prefill", "decode", "mixed")
 
@@ -111,6 +112,11 @@ class Trace:
         return str(self.meta.get("phase", "mixed"))
 
     @property
+    def pace(self) -> Pace | None:
+        """How the engine's steps went, if the recorder measured them."""
+        return of_meta(self.meta)
+
+    @property
     def dims(self) -> str:
         return f"{self.layers} layers x {self.experts} experts, top-{self.top_k}"
 
@@ -178,6 +184,9 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
                 f"the traces disagree: {first.dims} and {other.dims}: give traces of one model only"
             )
     phases = {trace.phase for trace in traces}
+    meta = {**first.meta, "phase": phases.pop() if len(phases) == 1 else "mixed"}
+    if (pace := merged((trace.phase, trace.pace) for trace in traces)) is not None:
+        meta["pace"] = asdict(pace)
 
     def joined(name: str) -> Any:
         parts = [getattr(trace, name) for trace in traces]
@@ -189,5 +198,5 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
         experts=first.experts,
         token_ids=joined("token_ids"),
         gates=joined("gates"),
-        meta={**first.meta, "phase": phases.pop() if len(phases) == 1 else "mixed"},
+        meta=meta,
     )

@@ -25,7 +25,7 @@ from placer.trace import Trace
 
 PARTS = 8  # of the held-out sequences: how much the gain differs between them says how sure it is
 STRAIGHT = 0.1  # a plot of step time that bends by less of its fall has no knee
-WORTH = 0.01  # a share of a step below which nobody should bother
+WORTH = 0.01  # a share of the MoE layers' time below which nobody should bother
 Verdict = Literal["recommended", "not_recommended", "insufficient_evidence"]
 
 
@@ -63,7 +63,8 @@ class Outcome:
     before, after: of what would run otherwise and of the plan, on the held-out sequences, or else
                    as the profile lets expect. Otherwise: the current plan where it fits, or else
                    the linear placement without redundant slots
-    gain, noise:   share of a step that the plan saves, and what of it may be chance
+    gain, noise:   share of the MoE layers' time in a step that the plan saves, and what of it may
+                   be chance
     tokens_per_s:  tokens a second and GPU that the MoE layers let through
     kv_bytes:      memory of a GPU that the weights leave to the KV cache
     moved:         share of the slots that moves from the current plan, if it fits the case
@@ -194,8 +195,8 @@ def judge(best: Outcome | None, holdout: Trace | None) -> tuple[Verdict, str]:
     basis = "held-out sequences" if holdout is not None else "the profile alone, without a hold-out"
     less = "less" if best.gain >= 0 else "more"
     reason = (
-        f"on {best.case.label}, a step takes {abs(best.gain):.1%} {less} time than with "
-        f"{best.against} (noise {best.noise:.1%}), judged on {basis}"
+        f"on {best.case.label}, the MoE layers of a step take {abs(best.gain):.1%} {less} time "
+        f"than with {best.against} (noise {best.noise:.1%}), judged on {basis}"
     )
     if best.gain - best.noise > WORTH:
         return "recommended", reason
@@ -207,7 +208,7 @@ def judge(best: Outcome | None, holdout: Trace | None) -> tuple[Verdict, str]:
 def _gain(
     otherwise: Problem, problem: Problem, after: Placement, holdout: Trace | None
 ) -> tuple[float, float]:
-    """Share of a step saved over ``otherwise.start``, and two standard errors of it."""
+    """Share of the MoE layers' time saved over ``otherwise.start``, and two standard errors."""
     if holdout is None or holdout.sequences < 2:
         before = score(otherwise, otherwise.start)
         noise_s = outlook.experts_gain(problem, otherwise.start, after).noise_s

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from controller.fleet import UnknownError
 from controller.store import Ledger, Record
+from placer.plan import saving
 
 KINDS = ("plan", "operation", "decision", "acknowledgement")
 
@@ -56,8 +57,8 @@ def _figures(records: Sequence[Record]) -> list[str]:
         body = record.body
         if record.kind == "plan":
             told.append(
-                f"{record.id}: {body['moved']} slots ({body['moved_bytes'] / 1e6:,.1f} MB) move; a "
-                f"step is expected to take {body['gain']:.1%} less time; {body['digest']}"
+                f"{record.id}: {body['moved']} slots ({body['moved_bytes'] / 1e6:,.1f} MB) move; "
+                f"expected: {saving(body['gain'], body.get('whole_gain'))}; {body['digest']}"
             )
         if record.kind == "operation":
             copied = "moved by the engines themselves"

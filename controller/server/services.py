@@ -39,7 +39,8 @@ class Profiles(ProfileServiceServicer):  # type: ignore[misc]
             try:
                 deltas = wire.deltas(request)
                 sequence = wire.number("sequence", request.sequence)
-                self.fleet.push(id, sequence, deltas, self.clock.now_s())
+                paces = wire.paces(request)
+                self.fleet.push(id, sequence, deltas, self.clock.now_s(), paces)
             except RoutingError as error:
                 refused = str(error)
             yield profile_pb2.PushResponse(
@@ -196,7 +197,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
         message = fleet_pb2.Pool(
             name=pool.name, model=pool.model.name, mode=policy(pool.name).mode, ranks=pool.ranks,
             slots=pool.slots, window_s=policy(pool.name).window_s,
-            tokens=pool.tokens(policy(pool.name).phase),
+            tokens=pool.tokens(policy(pool.name).phase), **_pace(pool, policy(pool.name).phase),
             engines=[_engine(name, members, now_s) for name, members in pool.engines.items()],
         )  # fmt: skip
         if view is not None:
@@ -210,6 +211,11 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
         if running is not None and running.pool == pool.name:
             message.operation.CopyFrom(wire.operation(running))
         return message
+
+
+def _pace(pool: Pool, phase: str) -> dict[str, float]:
+    pace = pool.pace(phase)
+    return {} if pace is None else {"step_s": pace.step_s or 0.0, "busy": pace.busy}
 
 
 def _engine(name: str, members: list[Member], now_s: float) -> Any:

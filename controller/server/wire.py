@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -16,12 +16,14 @@ from placer.arrays import IntArray
 from placer.errors import ModelError, RoutingError
 from placer.files.specs import first_fault, shape_of
 from placer.model import ModelShape
+from placer.pace import Pace
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 
 PHASES = {profile_pb2.PHASE_PREFILL: "prefill", profile_pb2.PHASE_DECODE: "decode"}
 MOST = 4096  # layers or experts: no model has as many
 SLOTS = 2**20  # of all layers
 LARGEST = 2**48  # of what is counted up: milliseconds of 9000 years; 20,000 of them still add up
+Number = TypeVar("Number", int, float)
 TEXT = 1000  # characters of what a worker says: it is kept and shown
 SHAPE = 2**16  # of a model's sizes
 
@@ -49,7 +51,7 @@ def registration(message: Any) -> Registration:
     return Registration(worker_id(message.id), model, _shape(message.shape, worker), **told)
 
 
-def number(name: str, value: int) -> int:
+def number(name: str, value: Number) -> Number:
     if value > LARGEST:
         raise RoutingError(f"{name} is {value}: at most {LARGEST} can be counted")
     return value
@@ -82,12 +84,28 @@ def deltas(message: Any) -> list[Delta]:
     return [_delta(counts) for counts in message.counts]
 
 
+def paces(message: Any) -> dict[str, Pace]:
+    """Of a push, by phase. Raises RoutingError for steps that make no sense."""
+    window_s = number("window_s", message.window_s)
+    return {
+        _phase(one.phase): Pace(
+            number("steps", one.count), number("seconds", one.seconds), window_s
+        )
+        for one in message.steps
+    }
+
+
+def _phase(value: int) -> str:
+    if value not in PHASES:
+        raise RoutingError(f"phase {value}: it is prefill or decode")
+    return PHASES[value]
+
+
 def _delta(counts: Any) -> Delta:
     layers, experts = counts.layers, counts.experts
     for name in ("tokens", "sequences"):
         number(name, getattr(counts, name))
-    if counts.phase not in PHASES:
-        raise RoutingError(f"phase {counts.phase}: it is prefill or decode")
+    phase = _phase(counts.phase)
     if not (0 < layers <= MOST and 0 < experts <= MOST and 0 < counts.top_k <= experts):
         raise RoutingError(f"{layers} layers x {experts} experts, top-{counts.top_k}: check them")
     transitions = coactivation = None
@@ -95,7 +113,7 @@ def _delta(counts: Any) -> Delta:
         transitions = _array("transitions", counts.transitions, (layers - 1, experts, experts))
         coactivation = _array("coactivation", counts.coactivation, (layers, experts, experts))
     return Delta(
-        phase=PHASES[counts.phase],
+        phase=phase,
         top_k=counts.top_k,
         tokens=counts.tokens,
         sequences=counts.sequences,
@@ -116,6 +134,7 @@ def plan(record: Record, file: bytes = b"") -> Any:
     body = record.body
     state = placement_pb2.PlanState.Value(f"PLAN_STATE_{_upper(body['state'])}")
     told = {field: body[field] for field in ("digest", "before", "moved", "moved_bytes", "gain")}
+    told["whole_gain"] = body.get("whole_gain")
     return placement_pb2.Plan(
         id=record.id, pool=record.pool, state=state, version=record.version,
         reason=record.reason, at_s=record.at_s, file=file, **told,

@@ -6,6 +6,7 @@ a hook is logged once and ends the agent's work, not the engine's.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from functools import partial, wraps
 from multiprocessing.util import Finalize
@@ -95,13 +96,13 @@ class Agent:
             router.router.set_capture_fn(capture)
         return Recorder(counters)
 
-    def step(self, runner: Any, scheduled: Any) -> None:
+    def step(self, runner: Any, scheduled: Any, begun_s: float) -> None:
         """After each step."""
         if self.lost_rows and self.recorder is not None:
             log.warning("placer: records no more: it cannot tell this rank's tokens from others'")
             self.recorder = self.courier.recorder = None
         if self.recorder is not None and (batch := _batch(runner, scheduled)) is not None:
-            self.recorder.observe(batch)
+            self.recorder.observe(batch, begun_s)
             self.courier.tick()
         if self.applying is not None:
             self.applying.verify(self._read_map)
@@ -135,14 +136,16 @@ def install(open_sink: OpenSink) -> None:
 
 
 def _after(owner: type, name: str, then: Callable[..., None]) -> None:
-    """Run ``then`` after a method, with its arguments; its errors end the agent alone."""
+    """Run ``then`` after a method, with its arguments and ``begun_s``; its errors end the agent
+    alone."""
     method = getattr(owner, name)
 
     @wraps(method)
     def extended(self: Any, *args: Any, **kwargs: Any) -> Any:
+        begun_s = time.monotonic()
         result = method(self, *args, **kwargs)
         try:
-            then(self, *args, **kwargs)
+            then(self, *args, begun_s=begun_s, **kwargs)
         except Exception:
             log.exception("placer: the agent stops, serving goes on")
             self.placer = None
@@ -161,9 +164,11 @@ def _loaded(open_sink: OpenSink, runner: Any, *_: Any, **__: Any) -> None:
     runner.placer = Agent(runner, sorted(routers, key=lambda one: one.layer_id), open_sink)
 
 
-def _stepped(runner: Any, scheduled: Any, *_: Any, dummy_run: bool = False, **__: Any) -> None:
+def _stepped(
+    runner: Any, scheduled: Any, *_: Any, begun_s: float, dummy_run: bool = False, **__: Any
+) -> None:
     if (agent := getattr(runner, "placer", None)) is not None and not dummy_run:
-        agent.step(runner, scheduled)
+        agent.step(runner, scheduled, begun_s)
 
 
 def _cannot_record(config: Any, routers: list[Any], is_first: bool) -> str:

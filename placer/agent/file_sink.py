@@ -1,6 +1,7 @@
 """Recordings to files, in a directory that `placer plan` reads; plans from there."""
 
 from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from placer.agent import folder
@@ -11,6 +12,7 @@ from placer.files.atomic import make_folder
 from placer.files.plans import read_plan
 from placer.files.routing import write_profile, write_trace
 from placer.model import ModelShape
+from placer.pace import Pace, merged
 from placer.plan import Plan
 from placer.profile import Profile, merge
 from placer.trace import Trace, concatenate
@@ -26,6 +28,8 @@ class FileSink:
         self.directory, self.model = directory, model
         self._own = directory / worker.name
         self._totals: dict[str, Profile] = {}
+        self._paces: dict[str, Pace | None] = {}
+        self._window_s = 0.0
         self._trace: Trace | None = None
         # Behind those of a worker that was here before.
         before = [int(path.stem) for path in self._own.glob("traces/*.npz")]
@@ -33,19 +37,27 @@ class FileSink:
 
     def push(self, sequence: int, recording: Recording) -> None:
         make_folder(self._own / "traces")
+        # Of all phases: one that had no tokens goes on to be idle.
+        window_s = self._window_s + recording.window_s
+        paces = self._paces | {
+            phase: merged([(phase, self._paces.get(phase)), (phase, pace)])
+            for phase, pace in recording.paces.items()
+        }
         trace, number = self._grown(recording.trace())
         if trace is not self._trace and trace is not None:
+            whole = merged(paces.items())
+            told = {} if whole is None else {"pace": asdict(whole)}
+            trace = replace(trace, meta={**trace.meta, **told})
             write_trace(self._own / "traces" / f"{number:06}.npz", trace, self.model)
-        totals = {
-            profile.phase: merge([self._totals[profile.phase], profile])
-            if profile.phase in self._totals
-            else profile
-            for profile in recording.profiles()
-        }
+        totals = dict(self._totals)
+        for profile in recording.profiles():
+            known = totals.get(profile.phase)
+            totals[profile.phase] = merge([known, profile]) if known else profile
         for phase, profile in totals.items():
-            write_profile(self._own / f"{phase}.npz", profile, self.model)
+            so_far = replace(profile, window_s=window_s, pace=paces.get(phase))
+            write_profile(self._own / f"{phase}.npz", so_far, self.model)
         # Only now that all is written: what failed is tried again from here.
-        self._totals |= totals
+        self._totals, self._paces, self._window_s = totals, paces, window_s
         self._trace, self._number = trace, number
         with suppress(OSError):
             (self._own / "traces" / f"{number - TRACES_KEPT:06}.npz").unlink()

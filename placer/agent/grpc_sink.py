@@ -68,6 +68,10 @@ class GrpcSink:
             window_s=recording.window_s,
             counts=[_counts(profile, self._wants_affinity) for profile in recording.profiles()],
             trace=None if trace is None else _trace(trace),
+            steps=[
+                profile_pb2.Steps(phase=_phase(phase), count=int(pace.steps), seconds=pace.busy_s)
+                for phase, pace in recording.paces.items()
+            ],
         )
         try:
             response = self._hand_over(request)
@@ -142,10 +146,14 @@ class GrpcSink:
         return PlacementServiceStub(self._channel).Watch(request)
 
 
+def _phase(phase: str) -> Any:
+    return profile_pb2.Phase.Value(f"PHASE_{phase.upper()}")
+
+
 def _counts(profile: Profile, affinity: bool) -> Any:
     layers, experts = profile.load.shape
     found = profile_pb2.Counts(
-        phase=profile_pb2.Phase.Value(f"PHASE_{profile.phase.upper()}"),
+        phase=_phase(profile.phase),
         layers=layers,
         experts=experts,
         top_k=profile.top_k,

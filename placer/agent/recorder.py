@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from placer.agent.counters import STAGED, Counters, quick
-from placer.agent.recording import Recording
+from placer.agent.recording import PHASES, Recording
 from placer.agent.sampling import Sampler
+from placer.agent.stopwatch import Stopwatch
 from placer.arrays import IntArray
 
 SKIPPED: list[int] = []  # the rows of requests that are not sampled
@@ -39,6 +40,11 @@ class Batch(NamedTuple):
     finished: Collection[str]
 
     @property
+    def phase(self) -> str:
+        """Prefill, if a token of a prompt is in it."""
+        return PHASES[int((self.positions >= self.prompts).all())]
+
+    @property
     def sizes(self) -> IntArray:
         """[R] tokens of each request."""
         return np.array([self.scheduled[name] for name in self.requests], dtype=np.int64)
@@ -56,18 +62,25 @@ class Recorder:
         self._token_ids = quick(self.token_ids)
         now_s = time.monotonic()
         self.sampler = Sampler(counters.layers * counters.top_k * 4, now_s)
+        self.stopwatch = Stopwatch()
         self._batches: list[tuple[float, Batch]] = []  # when they came, those that are staged
         self._at = 0  # staged tokens
         self._requests = np.zeros(2, dtype=np.int64)
-        self._since_s = self._stepped_s = now_s
+        self._since_s: float | None = None  # the first step, or the last recording
+        self._stepped_s = now_s
         self._lock = threading.Lock()
 
-    def observe(self, batch: Batch) -> None:
-        """Take in what ``counters.capture`` saw during the step that just ran."""
+    def observe(self, batch: Batch, begun_s: float) -> None:
+        """Take in what ``counters.capture`` saw during the step that ran since ``begun_s``."""
         with self._lock:
             self._stepped_s = time.monotonic()
+            if self._since_s is None:
+                self._since_s = begun_s
+            self.stopwatch.begin(begun_s, batch.scheduled)
             total, row = batch.total, 0
-            if not total:
+            if total:
+                self.stopwatch.end(begun_s, self._stepped_s, batch.phase, batch.requests)
+            else:
                 self._batches.append((self._stepped_s, batch))
             while row < total:
                 size = min(total - row, STAGED - self._at)
@@ -100,9 +113,11 @@ class Recorder:
     def _take(self) -> Recording:
         self._fold()
         now_s = time.monotonic()
-        window_s, self._since_s = now_s - self._since_s, now_s
+        window_s = 0.0 if self._since_s is None else now_s - self._since_s
+        self._since_s = now_s
         requests, self._requests = self._requests, np.zeros(2, dtype=np.int64)
-        return Recording(self.counters.take(), self.sampler.take(), requests, window_s)
+        paces = self.stopwatch.take(window_s)
+        return Recording(self.counters.take(), self.sampler.take(), requests, window_s, paces)
 
     def _fold(self) -> None:
         """Count what is staged, and keep the tokens of sampled requests."""

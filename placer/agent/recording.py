@@ -1,11 +1,13 @@
 """What a worker recorded in a while, as values that `placer plan` reads."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from placer.agent.sampling import Sequence
 from placer.arrays import IntArray
+from placer.pace import Pace
 from placer.profile import Profile
 from placer.trace import Trace
 
@@ -31,7 +33,8 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """What a worker recorded in ``window_s`` seconds. requests: [2] seen in each phase
+    """What a worker recorded in ``window_s`` seconds. requests: [2] seen in each phase; paces: how
+    the steps of each phase went, if they were measured
 
     The next should wait for ``pause_s``: copying large counters makes the engine wait.
     """
@@ -40,6 +43,7 @@ class Recording:
     sequences: list[Sequence]
     requests: IntArray
     window_s: float
+    paces: Mapping[str, Pace] = field(default_factory=dict)
 
     @property
     def pause_s(self) -> float:
@@ -66,6 +70,7 @@ class Recording:
                     coactivation=coactivation,
                     phase=phase,
                     window_s=self.window_s,
+                    pace=self.paces.get(phase),
                 )
             )
         return found

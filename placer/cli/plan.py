@@ -62,6 +62,10 @@ def plan(
     horizon: Annotated[
         float, typer.Option(help="Seconds in which moves from --current must pay.", min=0)
     ] = OBJECTIVE.horizon_s,
+    busy: Annotated[
+        float,
+        typer.Option(help="Share of them in which the engine works, if no INPUT tells."),
+    ] = OBJECTIVE.busy,
     solver: Annotated[
         Solver, typer.Option(help="Of integer programmes (moetuner, exflow).")
     ] = EFFORT.solver,
@@ -96,6 +100,7 @@ def plan(
             survive_node=survive_node,
             max_moved=max_moved,
             horizon_s=horizon,
+            busy=busy,
         ),
         current=running,
         seed=seed,

@@ -56,6 +56,9 @@ def _show(found: Controller, pool: Any) -> None:
     if pool.balancedness:
         traffic += f", balancedness {pool.balancedness:.3f}"
     facts.add_row("  traffic", traffic)
+    if pool.step_s:
+        busy = f"engines are busy {pool.busy:.0%} of the time"
+        facts.add_row("  steps", f"{pool.step_s * 1e3:.3g} ms each, {busy}")
     if pool.outcome:
         told = Text(pool.outcome, style="bold").append(
             f", {span(now_s - pool.decided_s)} ago: {plain(pool.reason)}", ""
@@ -85,7 +88,7 @@ def _waiting(found: Controller, pool: Any) -> Text:
     known = next((plan for plan in plans if plan.id == id), None)
     told = Text(id, style="bold")
     if known is not None:
-        told.append(f", {moves(known.moved, known.moved_bytes, known.gain)}", "")
+        told.append(f", {moves(known)}", "")
     if known is not None and known.state == PLAN_STATE_APPROVED:
         return told.append(f"\napproved, begins in its turn; at once: placer approve {id} --now"
                            f"{option}", "")  # fmt: skip

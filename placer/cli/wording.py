@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from placer.plan import saving
+
 _SPANS = ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
@@ -26,10 +28,12 @@ def moment(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def moves(moved: int, moved_bytes: int, gain: float) -> str:
-    size = f" ({decimal(moved_bytes)})" if moved_bytes else ""
-    less = f", a step takes {gain:.1%} less time" if gain else ""
-    return f"{moved} slots{size} move{less}"
+def moves(plan: Any) -> str:
+    """Of a Plan message."""
+    size = f" ({decimal(plan.moved_bytes)})" if plan.moved_bytes else ""
+    whole = plan.whole_gain if plan.HasField("whole_gain") else None
+    less = f", {saving(plan.gain, whole)}" if plan.gain else ""
+    return f"{plan.moved} slots{size} move{less}"
 
 
 def state(record: Any) -> str:

@@ -35,7 +35,7 @@ def slowest(gpus: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """Seconds of a step that the experts will take less, and what may be noise of that."""
+    """Seconds that a step's experts will take less, and what of that may be noise."""
 
     seconds: float
     noise_s: float

@@ -53,6 +53,7 @@ class PlanFile(BaseModel):
     provenance: Provenance | None = None
     score: ScoreSpec = ScoreSpec()
     bound_s: float | None = None
+    whole_step_s: float | None = None
     notes: tuple[str, ...] = ()
     move_cost: MoveCost | None = None
     moves: tuple[Move, ...] = ()
@@ -95,6 +96,7 @@ def parse_plan(text: str, name: str) -> Plan:
         moves=file.moves,
         move_cost=file.move_cost,
         bound_s=file.bound_s,
+        whole_step_s=file.whole_step_s,
         notes=file.notes,
     )
 
@@ -140,6 +142,7 @@ def plan_text(plan: Plan) -> str:
             holdout=plan.holdout,
         ),
         bound_s=plan.bound_s,
+        whole_step_s=plan.whole_step_s,
         notes=plan.notes,
         move_cost=plan.move_cost,
         moves=plan.moves,

@@ -21,6 +21,7 @@ from placer.errors import FileError
 from placer.files.atomic import replacing
 from placer.files.npz import Npz, opened
 from placer.model import ModelShape
+from placer.pace import of_meta
 from placer.profile import Profile, Spread
 from placer.trace import Trace, check_lengths
 
@@ -125,6 +126,7 @@ def read_profile(path: Path) -> Profile:
             phase=str(meta.get("phase", "mixed")),
             window_s=None if window is None else _number(npz, meta, "window_s"),
             spread=_spread(npz, meta),
+            pace=of_meta(meta),
         )
 
 
@@ -138,6 +140,8 @@ def write_profile(path: Path, profile: Profile, model: ModelShape | None = None)
             "spread_lengths": _smallest(spread.lengths),
         }
         meta |= {"spread_squares": spread.squares, "spread_blocks": spread.blocks}
+    if profile.pace is not None:
+        meta["pace"] = asdict(profile.pace)
     if model is not None:
         meta["model"] = asdict(model)
     named = {"format": "placer.profile", "version": VERSIONS["placer.profile"]}

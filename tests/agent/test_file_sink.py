@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from placer.agent.status import Status
 from placer.errors import FileError, PlacerError
 from placer.files.plans import write_plan
 from placer.files.routing import read_header, read_profile, read_trace
-from placer.profile import Profile, merge
+from placer.pace import Pace
+from placer.profile import Profile, merge, of_trace
 from tests.agent.builders import a_plan, a_recording, a_sequence, a_status, a_worker
 from tests.builders import a_model
 
@@ -65,7 +67,25 @@ def test_profiles_add_up_over_pushes(tmp_path: Path) -> None:
         parts = [p for one in pushed for p in one.profiles() if p.phase == phase]
         found = read_profile(tmp_path / "worker-0" / f"{phase}.npz")
         assert found.tokens == tokens
-        assert_same(found, merge(parts))
+        # In which a phase had no tokens, it had time for them all the same.
+        assert_same(found, replace(merge(parts), window_s=5.0 + 6.5 + 1.0))
+
+
+def test_the_pace_adds_up_over_pushes_and_is_in_traces_too(tmp_path: Path) -> None:
+    """A second of prefill, then 4 s in which 8 decoding steps take one."""
+    sink = a_sink(tmp_path)
+    paces = (
+        {"prefill": Pace(1, 1.0, 1.0), "decode": Pace(0, 0.0, 1.0)},
+        {"prefill": Pace(0, 0.0, 4.0), "decode": Pace(8, 1.0, 4.0)},
+    )
+    sink.push(1, replace(sampled(100), window_s=1.0, paces=paces[0]))
+    more = a_recording(decode=DECODED, sampled=[a_sequence(PROMPT, 200)], window_s=4.0)
+    sink.push(2, replace(more, paces=paces[1]))
+    own = tmp_path / "worker-0"
+    assert read_profile(own / "prefill.npz").pace == Pace(1, 1.0, 5.0)
+    assert read_profile(own / "decode.npz").pace == Pace(8, 1.0, 5.0)
+    trace = read_trace(own / "traces" / "000001.npz", experts=4)
+    assert trace.pace == of_trace(trace).pace == Pace(9, 2.0, 5.0)
 
 
 def test_a_file_is_as_the_last_push_left_it_and_names_the_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from placer.agent.grpc_sink import GrpcSink
 from placer.agent.status import Identity, Status, Worker
 from placer.errors import PlacerError
 from placer.files.specs import shape_of
+from placer.pace import Pace
 from placer.v1 import profile_pb2
 from tests.agent.builders import a_recording, a_sequence, a_status, a_worker
 from tests.agent.controllers import (
@@ -43,6 +45,14 @@ def test_a_push_arrives_exactly(controller: Controller, sink: GrpcSink) -> None:
         assert (counts.tokens, counts.sequences) == (tokens, 1)
     assert array(prefill.load, 2, 4) == [[2, 0, 0, 1], [0, 2, 1, 0]]
     assert array(decode.load, 2, 4) == [[0, 0, 1, 0], [0, 0, 1, 0]]
+
+
+def test_steps_that_were_measured_arrive(controller: Controller, sink: GrpcSink) -> None:
+    paces = {"prefill": Pace(2, 0.5, 2.5), "decode": Pace(30, 1.5, 2.5)}
+    sink.push(1, replace(a_full_recording(), paces=paces))
+    prefill, decode = controller.requests[0].steps
+    assert (prefill.phase, prefill.count, prefill.seconds) == (profile_pb2.PHASE_PREFILL, 2, 0.5)
+    assert (decode.phase, decode.count, decode.seconds) == (profile_pb2.PHASE_DECODE, 30, 1.5)
 
 
 def test_counts_of_any_size_arrive_exactly(controller: Controller, sink: GrpcSink) -> None:

@@ -11,6 +11,7 @@ from controller.fleet import (
     WorkerId,
 )
 from placer.errors import RoutingError
+from placer.pace import Pace
 from tests.builders import a_model
 from tests.controller.builders import POOL, a_delta, a_registration
 
@@ -203,6 +204,28 @@ def test_phases_are_counted_apart_and_mixed_is_both() -> None:
     assert mixed is not None
     assert mixed.load.tolist() == [[4, 3, 2, 3], [3, 2, 3, 4]]
     assert (mixed.phase, mixed.window_s) == ("mixed", 2.0)
+
+
+def test_the_pace_is_the_mean_of_workers_and_the_seconds_are_of_all_engines() -> None:
+    """Two engines of 10 steps a second of 20 ms and of 40 ms; prompts take no time apart."""
+    fleet = a_fleet(a_registration(), a_registration("e1"))
+    for engine, step_s in (("e0", 0.02), ("e1", 0.04)):
+        paces = {"decode": Pace(10, 10 * step_s, 1.0), "prefill": Pace(0, 0.0, 1.0)}
+        fleet.push(WorkerId(POOL, engine, "w0", 1), 1, [a_delta(ROWS)], 1.0, paces)
+    pool = fleet.pool(POOL)
+    for phase in ("decode", "mixed"):
+        profile = pool.profile(phase, 3.0)
+        assert profile is not None
+        assert profile.pace == pool.pace(phase) == Pace(20, 10 * 0.02 + 10 * 0.04, 2.0)
+        assert profile.window_s == 2 * 2.0
+    assert pool.profile("prefill", 3.0) is None
+
+
+def test_a_push_that_comes_again_passes_no_steps() -> None:
+    fleet = a_fleet()
+    for _ in range(2):
+        fleet.push(ID, 1, [a_delta(ROWS)], 1.0, {"decode": Pace(10, 1.0, 2.0)})
+    assert fleet.pool(POOL).pace("decode") == Pace(10, 1.0, 2.0)
 
 
 def test_a_pools_traffic_is_forgotten_after_its_window() -> None:

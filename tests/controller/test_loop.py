@@ -71,12 +71,15 @@ async def test_an_advisor_waits_proposes_and_moves_nothing_until_it_is_approved(
     await world.tick()
     assert decided(world) == (
         "wait",
-        "a step takes 37.5% less time for 4 moved slots: 1 of 2 decisions in a row that want it",
+        "the MoE layers of a step take 37.5% less time for 4 moved slots: "
+        "1 of 2 decisions in a row that want it",
     )
     for _ in range(3):
         await world.tick(TICK_S)
         assert decided(world)[0] == "propose"
-    assert decided(world)[1].startswith("plan-1 waits for approval: a step takes 37.5% less time")
+    assert decided(world)[1].startswith(
+        "plan-1 waits for approval: the MoE layers of a step take 37.5% less time"
+    )
     assert (world.states(), world.engines.asked) == ({"plan-1": "proposed"}, [])
     plan = world.desk.plans.get("plan-1")
     assert (plan.body["gain"], plan.body["moved"]) == (pytest.approx(0.375), 4)

@@ -10,6 +10,7 @@ from controller import metrics
 from controller.metrics import LoopCollector
 from controller.windows import Delta
 from placer.model import ModelShape
+from placer.pace import Pace
 from placer.placement import Placement
 from tests.controller.builders import (
     BEGIN_S,
@@ -131,6 +132,15 @@ async def test_with_detail_every_rank_of_every_layer_is_told() -> None:
     assert not any(name in series for series in scrape(world))
 
 
+def test_how_long_steps_take_and_how_busy_engines_are() -> None:
+    world = World(phase="decode")
+    pace = Pace(50, 1.0, 4.0)
+    world.fleet.push(a_registration().id, 1, [a_delta(SKEWED)], BEGIN_S, {"decode": pace})
+    found = scrape(world)
+    assert found['placer_step_seconds{pool="chat"}'] == 0.02
+    assert found['placer_busy_ratio{pool="chat"}'] == 0.25
+
+
 @asynchronous
 async def test_a_pool_of_64_ranks_and_58_layers_has_few_series() -> None:
     """Even after every outcome and every end that there is."""
@@ -149,7 +159,7 @@ async def test_a_pool_of_64_ranks_and_58_layers_has_few_series() -> None:
         world.desk.ended[POOL, phase] += 1
     world.desk.copied_bytes[POOL,] = world.desk.moved[POOL,] = 1
     assert world.loop.troubles == {}
-    assert len(scrape(world)) <= 24
+    assert len(scrape(world)) <= 26
     assert len(scrape(world, detail=True)) > 64 * 58
 
 

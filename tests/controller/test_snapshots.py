@@ -8,6 +8,7 @@ from controller.fleet import Fleet, Registration, WorkerId
 from controller.journal import Journal
 from controller.store import Ledger
 from controller.windows import Delta
+from placer.pace import Pace
 from tests.agent.builders import a_worker
 
 SPAN_S = 100.0
@@ -40,7 +41,7 @@ def served() -> Fleet:
     """One push in each half of the window."""
     fleet = a_fleet()
     fleet.register(Registration(ID, a_worker()), now_s=0.0)
-    fleet.push(ID, 1, [counts(hot=0)], now_s=10.0)
+    fleet.push(ID, 1, [counts(hot=0)], now_s=10.0, paces={"decode": Pace(3, 1.0, 10.0)})
     fleet.push(ID, 2, [counts(hot=3)], now_s=60.0)
     return fleet
 
@@ -53,6 +54,7 @@ def test_the_traffic_is_what_it_was() -> None:
         assert after is not None
         assert before.load.tolist() == after.load.tolist()
         assert (before.tokens, before.window_s) == (after.tokens, after.window_s)
+        assert before.pace == after.pace == (Pace(3, 1.0, 10.0) if now_s < 110.0 else None)
 
 
 def test_nothing_is_counted_twice() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from controller.windows import Delta, Window
 from placer.errors import RoutingError
+from placer.pace import Pace
 from placer.profile import Profile
 from tests.controller.builders import a_delta
 
@@ -138,3 +139,14 @@ def test_what_a_worker_may_count() -> None:
 def test_counts_that_cannot_be_are_refused(delta: Delta, why: str) -> None:
     with pytest.raises(RoutingError, match=why):
         delta.check(2, 4, 1)
+
+
+def test_steps_of_workers_add_up_also_those_of_a_half_without_tokens() -> None:
+    window = a_window((0.0, a_delta(ROWS)))
+    for at_s in (1.0, 1.0, 6.0):
+        window.pass_steps(Pace(10, 1.0, 4.0), at_s)
+    assert seen(window, 6.0).pace == Pace(30, 3.0, 12.0)
+    window.roll(10.0)
+    assert window.pace == Pace(10, 1.0, 4.0)
+    window.roll(20.0)
+    assert window.pace is None

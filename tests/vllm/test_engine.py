@@ -29,6 +29,15 @@ def test_counts_are_what_transformers_own_router_gives(
     assert_drawn(counted.transitions, true)
 
 
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_steps_are_timed_within_the_time_that_was_recorded(story: Story, phase: str) -> None:
+    """No more steps than tokens, and none of them outside of the window."""
+    counted = story.recorded[phase]
+    assert counted.pace is not None
+    assert 0 < counted.pace.steps <= counted.tokens
+    assert 0 < counted.pace.busy_s < counted.pace.window_s == counted.window_s
+
+
 def test_the_trace_holds_every_request_token_by_token(story: Story, oracle: Oracle) -> None:
     assert story.trace.sequences == len(story.prompts)
     assert _sorted(story.trace.token_ids, story.trace.seq_lens) == sorted(oracle.sequences)

@@ -1,5 +1,6 @@
 """Counting on the device, against counting every token by itself."""
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,7 +68,7 @@ class World:
             list(running), dict(zip(running, sizes, strict=True)), sum(sizes), positions, prompts,
             torch.from_numpy(token_ids), new, finished,
         )  # fmt: skip
-        self.recorder.observe(batch)
+        self.recorder.observe(batch, time.monotonic())
         first = 0
         for one, size in zip(chosen, sizes, strict=True):
             one.expert_ids.append(expert_ids[first : first + size])
@@ -194,7 +195,7 @@ def test_sampled_requests_are_kept_token_by_token() -> None:
 
 def test_a_step_without_tokens_may_be_all_that_there_was() -> None:
     recorder = Recorder(Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu")))
-    recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]))
+    recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]), 0.0)
     assert recorder.take().profiles() == []
 
 
@@ -205,9 +206,9 @@ def test_a_request_that_begins_again_after_preemption_leaves_no_broken_trace() -
         new = ["r"] if recorder.take().counts.tokens.sum() == 0 and position == 0 else []
         token_ids = torch.zeros(1, dtype=torch.int64)
         recorder.observe(
-            Batch(["r"], {"r": 1}, 1, np.array([position]), np.array([9]), token_ids, new, ())
+            Batch(["r"], {"r": 1}, 1, np.array([position]), np.array([9]), token_ids, new, ()), 0.0
         )
-    recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]))
+    recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]), 0.0)
     assert recorder.take().trace() is None
 
 
@@ -222,3 +223,29 @@ def test_an_idle_recorder_gives_the_rest_to_another_thread_and_then_nothing(
     assert rest is not None
     assert rest.counts.tokens.sum() == sum(one.total for one in world.requests.values())
     assert world.recorder.take_idle() is None
+
+
+def test_steps_are_timed_by_phase_on_the_clock_that_the_engine_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A prompt of 2 tokens in a step of 30 ms, then decoding steps 10 ms apart, and 1 s of rest."""
+    ended_s = iter([100.025, 100.035, 100.045, 101.055])
+    counters = Counters(LAYERS, EXPERTS, TOP_K, 4, torch.device("cpu"))
+    recorder = Recorder(counters)
+    monkeypatch.setattr("placer.agent.recorder.time.monotonic", lambda: next(ended_s))
+    for begun_s, position, size in ((100.0, 0, 2), (100.03, 2, 1), (100.04, 3, 1)):
+        batch = Batch(
+            ["r"], {"r": size}, size, np.array([position]), np.array([2]), torch.zeros(4), (), ()
+        )
+        recorder.observe(batch, begun_s)
+    recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]), 101.05)
+    monkeypatch.setattr("placer.agent.recorder.time.monotonic", lambda: 102.0)
+    profiles = {one.phase: one for one in recorder.take().profiles()}
+    prefill, decode = profiles["prefill"].pace, profiles["decode"].pace
+    assert prefill is not None
+    assert decode is not None
+    assert (prefill.steps, decode.steps) == (1, 2)
+    assert (prefill.window_s, decode.window_s) == (2.0, 2.0)
+    # The last lasts until its own end.
+    assert prefill.busy_s == pytest.approx(0.03)
+    assert decode.busy_s == pytest.approx(0.015)

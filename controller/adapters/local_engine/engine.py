@@ -163,11 +163,12 @@ class LocalEngine:
 
     def _compute(self, step: Plan) -> None:
         """One step of all ranks, and what follows from it."""
+        begun_s = time.monotonic()
         answers = self._ranks.ask(
             {rank: Step(tuple(piece for _, piece in pieces)) for rank, pieces in enumerate(step)}
         )
         in_order = [answers[rank] for rank in range(len(step))]
-        self._tally.step(step, in_order)
+        self._tally.step(step, in_order, time.monotonic() - begun_s)
         with self._wake:
             self._tally.finish(self._batch.advance(step, in_order))
             self._steps += 1

@@ -9,8 +9,9 @@ import numpy as np
 from controller.adapters.local_engine.requests import Plan, Running
 from controller.adapters.local_engine.weights import Sizes
 from controller.adapters.local_engine.wire import Stepped
-from placer.agent.recording import Counts, Recording
+from placer.agent.recording import PHASES, Counts, Recording
 from placer.agent.sampling import Sampler
+from placer.agent.stopwatch import Stopwatch
 from placer.arrays import IntArray
 
 
@@ -23,6 +24,7 @@ class Tally:
         self._lock = threading.Lock()
         self._since_s = time.monotonic()
         self._sampler = Sampler(sizes.layers * sizes.top_k * 4, self._since_s)
+        self._stopwatch = Stopwatch()
         self._clear()
 
     def _clear(self) -> None:
@@ -38,13 +40,14 @@ class Tally:
                 self._requests[0] += 1
                 self._sampler.begin(one.name, 0, time.monotonic())
 
-    def step(self, step: Plan, answers: Sequence[Stepped]) -> None:
-        """Count a step's tokens, before their requests advance."""
+    def step(self, step: Plan, answers: Sequence[Stepped], seconds: float) -> None:
+        """Count a step and its tokens, before their requests advance."""
         pieces = [piece for of_rank in step for piece in of_rank]
         experts = np.concatenate([answer.experts for answer in answers])
         phases = [one.decodes for one, piece in pieces for _ in piece.tokens]
         with self._lock:
             self._count(experts, np.array(phases, dtype=np.int64))
+            self._stopwatch.count(PHASES[min(phases)], seconds)
             row = 0
             for one, piece in pieces:
                 size = len(piece.tokens)
@@ -65,7 +68,8 @@ class Tally:
             window_s, self._since_s = now_s - self._since_s, now_s
             load = np.diagonal(self._coactivation, axis1=2, axis2=3).copy()
             counts = Counts(load, self._transitions, self._coactivation, self._tokens)
-            recording = Recording(counts, self._sampler.take(), self._requests, window_s)
+            sequences, paces = self._sampler.take(), self._stopwatch.take(window_s)
+            recording = Recording(counts, sequences, self._requests, window_s, paces)
             self._clear()
             return recording
 

@@ -3,13 +3,13 @@
 import numpy as np
 
 from placer.arrays import FloatArray, IntArray
-from placer.cost import compute, links, moves, outlook
+from placer.cost import compute, links, moves, outlook, steps
 from placer.cost.sharing import ahead, away
 from placer.optimizers.joint.search import Layer, Rules
 from placer.problem import Problem
 from placer.profile import Profile
 
-NO_TIME_S = 1e-9  # instead of a horizon of 0, in which nothing pays
+NO_STEP = 1e-9  # instead of a horizon without steps, in which nothing pays
 RECORDINGS = 2  # whose noise counts: the one planned from, and one as long in the time to come
 # Variety below ORDINARY: the requests of one domain, which say little of others' (DeepSeek-V2-Lite:
 # 0.55 to 0.7 for two domains, 0.1 and 0.2 for one). Their noise and balance then count for more,
@@ -121,13 +121,13 @@ def prices(problem: Problem) -> FloatArray:
     if problem.current is None:
         return np.zeros((model.layers, model.experts, topology.gpus))
     rate = moves.rates(topology)[1 if topology.nodes > 1 else 0]
-    steps = max(problem.objective.horizon_s, NO_TIME_S) / _step_seconds(problem)
-    price = model.expert_bytes / rate / topology.gpus / steps
+    count = problem.objective.horizon_s * steps.rate(problem, _step_seconds(problem)).per_s
+    price = model.expert_bytes / rate / topology.gpus / max(count, NO_STEP)
     return np.where(problem.current.copies > 0, 0.0, price)
 
 
 def _step_seconds(problem: Problem) -> float:
-    """A step's seconds, roughly: GPUs evenly loaded, every token sent to every node and GPU."""
+    """Of a step's MoE layers, roughly: GPUs evenly loaded, every token sent everywhere."""
     arithmetic, reading = compute.replica_seconds(problem, 1)
     binding = np.maximum(arithmetic.sum(axis=1), reading[:, :, 1].sum(axis=1))
     experts = float(binding.sum()) / problem.topology.gpus

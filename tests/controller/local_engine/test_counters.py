@@ -77,6 +77,10 @@ def test_counts_are_those_of_a_plain_forward_pass() -> None:
     assert (recording.counts.load.sum(axis=2) == TOP_K * tokens[:, None]).all()
     assert recording.requests.tolist() == [5, 5]
     assert recording.window_s > 0
+    prefill, decode = (recording.paces[phase] for phase in ("prefill", "decode"))
+    # Each of an answer's tokens comes from another step.
+    assert TOKENS <= prefill.steps + decode.steps <= tokens.sum()
+    assert 0 < prefill.busy_s + decode.busy_s <= recording.window_s
 
 
 def test_a_step_that_is_made_again_is_counted_once() -> None:

@@ -250,8 +250,8 @@ def test_explain_tells_the_story_of_a_plan_and_its_operation() -> None:
             "plan-1 applying: it is tested",
             "plan-1 applied: op-1 succeeded",
             "op-1 (apply) succeeded: it is tested",
-            f"plan-1: 0 slots (0.0 MB) move; a step is expected to take 0.0% less time; "
-            f"{plan.digest}",
+            "plan-1: 0 slots (0.0 MB) move; expected: the MoE layers of a step take 0.0% less "
+            f"time; {plan.digest}",
             "op-1: 0.0 MB copied, longest pause 0 ms, 2 engines",
         ]
         assert [record.kind for record in found.records] == ["plan"] * 4 + ["operation"]

@@ -60,7 +60,7 @@ def test_what_if_says_all_and_changes_nothing() -> None:
         before = world.loop.journal.ledger.history()
         found = await world.placement.Plan(PlanRequest(pool="tiny"))
         assert found.outcome == "plan"
-        assert found.reason == "a step takes 40.0% less time for 4 moved slots"
+        assert found.reason == "the MoE layers of a step take 40.0% less time for 4 moved slots"
         plan = parse_plan(found.file.decode(), "the answer")
         assert plan.fit is not None
         assert (plan.fit.before.balancedness, plan.fit.after.balancedness) == (0.6, 1.0)

@@ -101,6 +101,35 @@ def test_a_push_that_makes_no_sense_is_refused_whole_and_the_stream_goes_on(
     during(work)
 
 
+@pytest.mark.parametrize(
+    ("window_s", "steps", "reason"),
+    [
+        (5.0, {"phase": 0, "count": 1, "seconds": 1.0}, "phase 0: it is prefill or decode"),
+        (5.0, {"phase": 2, "count": 1, "seconds": float("nan")}, "1 steps took nan s of 5 s"),
+        (5.0, {"phase": 2, "count": 1, "seconds": -1.0}, "1 steps took -1 s of 5 s"),
+        (5.0, {"phase": 2, "count": 1, "seconds": 1e300}, "seconds is 1e+300: at most"),
+        (5.0, {"phase": 2, "count": 2**60, "seconds": 1.0}, "steps is 1152921504606846976"),
+        (0.0, {"phase": 2, "count": 1, "seconds": 1.0}, "1 steps took 1 s of 0 s"),
+        (1e300, {"phase": 2, "count": 1, "seconds": 1.0}, "window_s is 1e+300: at most"),
+    ],
+)
+def test_steps_that_make_no_sense_are_refused_with_their_push(
+    window_s: float, steps: dict[str, Any], reason: str
+) -> None:
+    async def work(world: World) -> None:
+        await world.register()
+        push = a_push(1, [a_count(ONES)])
+        push.window_s = window_s
+        push.steps.add(**steps)
+        (_, told), last = await world.pushed(push, a_push(2, [a_count(ONES)]))
+        assert reason in told
+        assert last == (2, "")
+        assert counted(world) == (4, ONES)
+        assert world.loop.fleet.pool("tiny").pace("decode") is None
+
+    during(work)
+
+
 def test_numbers_that_come_again_or_late_are_acknowledged_and_not_counted() -> None:
     async def work(world: World) -> None:
         await world.register()
