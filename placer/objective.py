@@ -30,7 +30,7 @@ class Effort:
     solver: Solver = "highs"
     gap: float = 0.025
     time_limit_s: float = 60.0
-    iterations: int = 3_000_000
+    iterations: int = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)

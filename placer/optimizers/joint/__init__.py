@@ -50,6 +50,7 @@ TURNS = 6  # of even and odd layers, where they depend on each other
 TRIES, NEAR = 8, 0.7  # prices of moves that are tried, until so much of ``max_moved`` is used
 STEEPEST = 16.0  # factor of the price from one try to the next
 ENOUGH = 50  # iterations for each two slots
+REPLICAS = 4  # times as long an exchange takes where replicas share by the dispatch rule
 THREADS = 2
 
 
@@ -134,6 +135,8 @@ def _search(
     rules = terms.rules(problem)
     first = HOT if problem.current is None else COLD
     iterations = min(problem.effort.iterations // len(table), ENOUGH * problem.slots**2)
+    if rules.by_rule:
+        iterations //= REPLICAS
     if problem.current is not None and not len(layers[0].pairs):
         iterations = 0  # only balance counts: tightening does it
     schedule = Schedule(iterations, first, COLD, problem.seed)
