@@ -11,6 +11,7 @@ from placer.cost import Score
 from placer.cost.moves import MoveCost
 from placer.errors import FileError
 from placer.files.atomic import read_text, write_text
+from placer.files.documents import of_json
 from placer.files.specs import first_fault
 from placer.model import ModelShape
 from placer.objective import Objective
@@ -20,7 +21,7 @@ from placer.topology import Topology
 
 FORMAT = "placer.plan"
 VERSION = 1
-LIMIT = 256 * 2**20
+LIMIT = 32 * 2**20  # ten times the largest plan of today
 
 
 class PlacementSpec(BaseModel):
@@ -148,10 +149,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def _parse(text: str, name: str) -> PlanFile:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{name} is not JSON ({error}): is it a plan?") from error
+    data = of_json(text, name)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise FileError(
             f'{name} is not a plan (no "format": "{FORMAT}")'

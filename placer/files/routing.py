@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from placer.arrays import FloatArray
 from placer.errors import FileError
-from placer.files.atomic import replacing
+from placer.files.atomic import open_file, replacing
+from placer.files.documents import of_json
 from placer.files.npz import Npz, opened
 from placer.model import ModelShape
 from placer.profile import Profile, Spread
@@ -145,7 +146,7 @@ def write_profile(path: Path, profile: Profile, model: ModelShape | None = None)
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -172,10 +173,7 @@ def _meta(npz: Npz, kind: str) -> dict[str, Any]:
     """The file's own description, if it is of this kind and of a version known here."""
     if "meta" not in npz.names:
         return {}
-    try:
-        meta = json.loads(npz.text("meta"))
-    except ValueError as error:
-        raise FileError(f"{npz.path}: meta is not JSON ({error}): write it again") from error
+    meta = of_json(npz.text("meta"), f"{npz.path}: meta")
     if not isinstance(meta, dict):
         raise FileError(f"{npz.path}: meta is not a JSON object: write it again")
     if meta.get("format", kind) != kind:

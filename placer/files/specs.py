@@ -1,15 +1,16 @@
 """Models and topologies as users write them: a preset's name, YAML, or a HF config.json."""
 
+import reprlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from placer import model, topology
 from placer.errors import FileError, ModelError
 from placer.files.atomic import read_text
+from placer.files.documents import of_json, of_yaml
 from placer.model import ModelShape
 from placer.topology import GB, Gpu, Link, Topology
 
@@ -154,10 +155,9 @@ def _is_file(name: str) -> bool:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(read_text(path, LIMIT))
-    except yaml.YAMLError as error:
-        raise FileError(f"{path} is not YAML or JSON: {str(error).splitlines()[0]}") from error
+    text = read_text(path, LIMIT)
+    is_json = path.suffix == ".json"  # where Mamba's configs hold Infinity
+    data = of_json(text, str(path), finite=False) if is_json else of_yaml(text, str(path))
     if not isinstance(data, dict):
         raise FileError(f"{path} holds a {type(data).__name__}: it must hold keys and values")
     return {str(key): value for key, value in data.items()}
@@ -167,4 +167,4 @@ def first_fault(error: ValidationError) -> str:
     """The first fault, on one line."""
     fault = error.errors()[0]
     where = ".".join(map(str, fault["loc"])) or "the file"
-    return f"{where}: {fault['msg'].lower()} (it has {fault['input']!r:.60})"
+    return f"{where}: {fault['msg'].lower()} (it has {reprlib.repr(fault['input'])})"

@@ -10,7 +10,8 @@ import json
 from pydantic import BaseModel, ValidationError
 
 from placer.errors import FileError
-from placer.formats.parsing import Map, from_json, rows_of
+from placer.files.documents import of_json
+from placer.formats.parsing import Map, rows_of
 from placer.placement import Placement
 
 
@@ -45,7 +46,7 @@ def dump(placement: Placement, first_moe_layer: int) -> str:
 
 def parse(text: str, first_moe_layer: int) -> Map:
     try:
-        file = ExpertMap.model_validate(from_json(text))
+        file = ExpertMap.model_validate(of_json(text, "the file"))
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
