@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from placer.bounds import check_bounds
 from placer.errors import PlacementError
 
 Dispatch = Literal["allgather", "dedup", "coherent"]
@@ -31,6 +32,10 @@ class Effort:
     gap: float = 0.025
     time_limit_s: float = 60.0
     iterations: int = 3_000_000
+
+    def __post_init__(self) -> None:
+        bounds = {"gap": (0, 1e6), "time_limit_s": (0, 1e9), "iterations": (0, 2**48)}
+        check_bounds(self, bounds, PlacementError, "effort")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +75,11 @@ class Objective:
             raise PlacementError(
                 f"unknown dispatch {self.dispatch!r}: use one of {', '.join(DISPATCHES)}"
             )
+        bounds = {
+            "tokens_per_gpu": (1, 2**31),
+            "efficiency": (1e-6, 1),
+            "memory_share": (1e-6, 1),
+            "horizon_s": (0, 1e12),
+            "max_moved": (0, 1),
+        }
+        check_bounds(self, bounds, PlacementError, "objective")

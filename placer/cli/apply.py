@@ -83,7 +83,6 @@ def _hand_over(plan_file: Path, to: Path, wait: float) -> None:
         )
     out.print(
         f"plan {epoch} is applied on {len(ranks)} ranks\n{plan.placement.digest}",
-        highlight=False,
         soft_wrap=True,
     )
 

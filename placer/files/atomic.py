@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
@@ -64,7 +65,7 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def open_file(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> BufferedReader:
     """To read. Only a regular file: of others a read may wait, or never end."""
     try:
         found = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

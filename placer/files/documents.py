@@ -17,10 +17,8 @@ DEEPEST = 64  # lists and objects inside each other
 MOST_NODES = 2**17  # of a YAML document, its aliases written out
 YAML_LIMIT = 2**22  # characters
 
-_Base: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-
-class _Loader(_Base):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Values as JSON has them, and text; a date or a time of day is text, too."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
@@ -106,7 +104,7 @@ def _check_size(events: Iterable[Any]) -> None:
                 raise _fault("an alias of nothing, or of what it stands in", event)
             open_[-1][1] += sizes[event.anchor]
         elif isinstance(event, yaml.NodeEvent):
-            if event.tag is not None:
+            if getattr(event, "tag", None) is not None:
                 raise _fault("tags (!) are not read: write plain values", event)
             if isinstance(event, yaml.ScalarEvent):
                 sizes |= {event.anchor: 1} if event.anchor else {}

@@ -1,0 +1,19 @@
+"""Numbers that nobody means: beyond these, sums overflow and arrays outgrow all memory."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from placer.errors import PlacerError
+
+
+def check_bounds(
+    values: Any, bounds: Mapping[str, tuple[float, float]], error: type[PlacerError], name: str
+) -> None:
+    """Raises ``error`` unless the fields of ``values`` are in ``bounds``, their ends included.
+
+    name: what the error calls ``values``
+    """
+    for field, (least, most) in bounds.items():
+        value = getattr(values, field)
+        if not least <= value <= most:  # nor is NaN
+            raise error(f"{name}: {field} is {value:.6g}: it must be {least:.6g} to {most:.6g}")
