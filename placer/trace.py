@@ -162,9 +162,9 @@ def check_lengths(seq_lens: IntArray, tokens: int) -> None:
         raise RoutingError(
             f"seq_lens holds {seq_lens.min()}: every sequence must have a token or more"
         )
-    if (total := sum(seq_lens.tolist())) != tokens:
+    if (total := seq_lens.sum(dtype=np.float64)) != tokens:  # exact where it matters, no overflow
         raise RoutingError(
-            f"seq_lens add up to {total} but expert_ids holds {tokens} tokens"
+            f"seq_lens add up to {total:.0f} but expert_ids holds {tokens} tokens"
             ": the file is cut short or mixed up"
         )
 

@@ -24,7 +24,8 @@ from placer.cli.client import (
 from placer.cli.console import HOLD, note, out, print_json, progress, stop
 from placer.cli.wording import span, state
 from placer.errors import PlacerError
-from placer.files.plans import read_plan
+from placer.files.atomic import read_text
+from placer.files.plans import LIMIT, parse_plan
 from placer.report.plain import plain
 from placer.v1.fleet_pb2 import OperationPhase, OperationsRequest, StatusRequest
 from placer.v1.placement_pb2 import ApplyRequest, ApproveRequest, ProposeRequest, RollbackRequest
@@ -86,10 +87,11 @@ def rollback(
 
 def hand_over(plan_file: Path, to: str, pool: str, wait_s: float | None) -> None:
     """Have a controller apply a plan file at once, and wait for the end."""
-    read_plan(plan_file)  # so that a broken one is told by its name here
+    text = read_text(plan_file, LIMIT)
+    parse_plan(text, str(plan_file))  # so that a broken one is told by its name here
     with controller(to) as found:
         request = ProposeRequest(
-            pool=pool or _only_pool(found), file=plan_file.read_bytes(), reason=f"{plan_file.name}"
+            pool=pool or _only_pool(found), file=text.encode(), reason=f"{plan_file.name}"
         )
         answer = found.ask(found.placement.Propose, request, PLANNING_S)
         note(f"{plan_file} is {answer.plan.id} of {answer.plan.pool}")
