@@ -63,8 +63,8 @@ KINDS = (
         "import vllm.json --format vllm --gpus 2 --model {file} --out x.json",
     )),
     Kind("topology", "yaml", "topology.yaml", (
-        "plan t.npz --topology {file} --optimizer {optimizer} --html x.html",
-        "whatif t.npz --topology {file} --redundant 0",
+        "plan t.npz --topology {file} --optimizer eplb --html x.html",
+        "whatif t.npz --topology {file} --gpus 2,4 --redundant 0",  # of any size takes its time
     )),
     *(
         Kind(name, syntax, f"{name}.{syntax}", (

@@ -5,6 +5,7 @@ traceback. MUTANTS (how many) and SEED are read from the environment.
 """
 
 import io
+import json
 import os
 import random
 import resource
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from bench import mutations
 from bench.mutant_files import KINDS, Kind, write_originals
@@ -82,22 +83,22 @@ def _batch(seeds: range, failures: list[Failure], codes: Counter[int]) -> int:
                 path.touch()  # agents that live
             for seed in seeds:
                 _one(seed, told)
-            print("end", file=told, flush=True)
+            _tell(told, "end")
         os._exit(0)
     os.close(write)
     seed, kind, command = seeds.start, "", ""
     ended = False
     with os.fdopen(read) as heard:
-        for line in heard:
-            word, _, rest = line.rstrip("\n").partition("\t")
-            if word == "run":
-                number, kind, command = rest.split("\t")
-                seed = int(number)
-            elif word == "code":
-                codes[int(rest)] += 1
-            elif word == "fail":
-                failures.append(Failure(seed, kind, command, rest.replace("\r", "\n")))
-            ended = word == "end"
+        for word, *rest in map(json.loads, heard):
+            match word:
+                case "run":
+                    seed, kind, command = rest
+                case "code":
+                    codes[rest[0]] += 1
+                case "fail":
+                    failures.append(Failure(seed, kind, command, rest[0]))
+                case "end":
+                    ended = True
     _, status = os.waitpid(child, 0)
     if ended:
         return seeds.stop
@@ -107,7 +108,7 @@ def _batch(seeds: range, failures: list[Failure], codes: Counter[int]) -> int:
     return seed + 1
 
 
-def _one(seed: int, told: io.TextIOBase | io.TextIOWrapper) -> None:
+def _one(seed: int, told: TextIO) -> None:
     chance = random.Random(seed)
     kind = KINDS[seed % len(KINDS)]
     mutate: Callable[[bytes, random.Random], bytes] = getattr(mutations, f"of_{kind.syntax}")
@@ -119,13 +120,17 @@ def _one(seed: int, told: io.TextIOBase | io.TextIOWrapper) -> None:
     mutant.write_bytes(mutate(data, chance))
     mutant.chmod(0o600)  # or it is said of a file of tokens that everybody can read it
     for command in _commands(kind, mutant, chance):
-        print("run", seed, kind.name, command, sep="\t", file=told, flush=True)
+        _tell(told, "run", seed, kind.name, command)
         signal.alarm(SECONDS)
         code, why = _end(command.split())
         signal.alarm(0)
-        print("code", code, sep="\t", file=told)
+        _tell(told, "code", code)
         if why:
-            print("fail", why.replace("\n", "\r"), sep="\t", file=told, flush=True)
+            _tell(told, "fail", why)
+
+
+def _tell(told: TextIO, *what: str | int) -> None:
+    print(json.dumps(what), file=told, flush=True)
 
 
 def _commands(kind: Kind, mutant: Path, chance: random.Random) -> Iterator[str]:

@@ -56,7 +56,7 @@ def of_value(value: Any, chance: random.Random) -> Any:
         holder, key = _somewhere(value, chance)
         if holder is None:
             return _odd(chance)
-        match chance.randrange(6):
+        match chance.randrange(9):
             case 0:
                 del holder[key]
             case 1 if isinstance(holder, dict):
@@ -69,6 +69,10 @@ def of_value(value: Any, chance: random.Random) -> Any:
                 holder[key] = str(holder[key])
             case 4 if isinstance(holder[key], list):
                 holder[key] = holder[key][: chance.randrange(3)] * chance.choice((1, 2, 100))
+            case 5 | 6 if isinstance(holder[key], int | float):
+                holder[key] *= chance.choice((-1, 0, 1.5, 2, 3, 10, 1000, 1e9, 1e-9))
+            case 7:
+                holder[key] = chance.choice(ODD[:18])
             case _:
                 holder[key] = _odd(chance)
     return value
@@ -78,7 +82,10 @@ def of_json(data: bytes, chance: random.Random) -> bytes:
     if chance.random() < 0.05:
         deep = chance.choice((50, 900, 100_000))
         return b"[" * deep + data + b"]" * deep
-    text = json.dumps(of_value(json.loads(data), chance))
+    value = json.loads(data)
+    if isinstance(value, dict) and chance.random() < 0.8:
+        value.pop("digest", None)  # or it tells of every change
+    text = json.dumps(of_value(value, chance))
     if chance.random() < 0.05:
         text = text.replace("{", '{"format": 1, ', 1)
     return text.encode()

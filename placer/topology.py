@@ -10,7 +10,7 @@ from placer.errors import TopologyError
 from placer.names import lookup
 
 GB = 10**9
-MOST_GPUS = 2**16
+MOST_GPUS = 4096
 MOST_RATE = 1e30  # as good as infinite; a sum of them is still finite
 MOST_LATENCY_S = 60.0
 

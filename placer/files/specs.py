@@ -15,6 +15,7 @@ from placer.model import ModelShape
 from placer.topology import GB, Gpu, Link, Topology
 
 LIMIT = 2**20
+MOST = 1e18  # so that no unit takes it beyond all numbers; Gpu and Link know what is possible
 
 
 class _Strict(BaseModel):
@@ -22,8 +23,8 @@ class _Strict(BaseModel):
 
 
 class LinkSpec(_Strict):
-    gigabytes_per_s: float | None = Field(default=None, gt=0)
-    latency_us: float | None = Field(default=None, ge=0)
+    gigabytes_per_s: float | None = Field(default=None, gt=0, le=MOST)
+    latency_us: float | None = Field(default=None, ge=0, le=MOST)
 
     def on(self, link: Link) -> Link:
         rate, latency = self.gigabytes_per_s, self.latency_us
@@ -34,10 +35,10 @@ class LinkSpec(_Strict):
 
 
 class GpuSpec(_Strict):
-    tflops_16bit: float | None = Field(default=None, gt=0)
-    tflops_8bit: float | None = Field(default=None, gt=0)
-    memory_gb: float | None = Field(default=None, gt=0)
-    memory_gb_per_s: float | None = Field(default=None, gt=0)
+    tflops_16bit: float | None = Field(default=None, gt=0, le=MOST)
+    tflops_8bit: float | None = Field(default=None, gt=0, le=MOST)
+    memory_gb: float | None = Field(default=None, gt=0, le=MOST)
+    memory_gb_per_s: float | None = Field(default=None, gt=0, le=MOST)
 
     def on(self, gpu: Gpu) -> Gpu:
         given = {
@@ -97,7 +98,7 @@ class HfConfig(BaseModel):
                 f"{path}: layers with and without experts alternate"
                 ": write the sizes in a YAML file instead (docs/files.md)"
             )
-        method = (self.quantization_config or {}).get("quant_method", "")
+        method = str((self.quantization_config or {}).get("quant_method"))
         return ModelShape(
             name=path.resolve().parent.name,
             layers=self.num_hidden_layers - self.first_k_dense_replace,
