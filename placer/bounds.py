@@ -5,6 +5,8 @@ from typing import Any
 
 from placer.errors import PlacerError
 
+MOST_EXPERTS = 4096  # a layer: no model has as many, and pairs of them still fit into memory
+
 
 def check_bounds(
     values: Any, bounds: Mapping[str, tuple[float, float]], error: type[PlacerError], name: str

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from placer.bounds import MOST_EXPERTS, check_bounds
 from placer.errors import ModelError
 from placer.names import lookup
 
@@ -35,6 +36,7 @@ class ModelShape:
                 raise ModelError(
                     f"{self.name}: {field} is {getattr(self, field)}: it must be 1 or more"
                 )
+        check_bounds(self, {"experts": (1, MOST_EXPERTS)}, ModelError, self.name)
         if self.top_k > self.experts:
             raise ModelError(
                 f"{self.name}: top_k {self.top_k} exceeds its {self.experts} experts"

@@ -6,10 +6,10 @@ import numpy as np
 
 from placer import arrays
 from placer.arrays import IntArray, frozen
+from placer.bounds import MOST_EXPERTS
 from placer.errors import PlacementError
 
 EMPTY = -1
-MOST_EXPERTS = 4096  # a layer: no model has as many
 MOST_CELLS = 2**26  # layers x experts x GPUs: what counts copies is as large
 
 

@@ -162,7 +162,8 @@ def check_lengths(seq_lens: IntArray, tokens: int) -> None:
         raise RoutingError(
             f"seq_lens holds {seq_lens.min()}: every sequence must have a token or more"
         )
-    if (total := seq_lens.sum(dtype=np.float64)) != tokens:  # exact where it matters, no overflow
+    # No integer overflows: a file may hold any.
+    if (total := seq_lens.sum(dtype=np.float64)) != tokens:
         raise RoutingError(
             f"seq_lens add up to {total:.0f} but expert_ids holds {tokens} tokens"
             ": the file is cut short or mixed up"
