@@ -56,7 +56,7 @@ def of_value(value: Any, chance: random.Random) -> Any:
         holder, key = _somewhere(value, chance)
         if holder is None:
             return _odd(chance)
-        match chance.randrange(9):
+        match chance.randrange(12):
             case 0:
                 del holder[key]
             case 1 if isinstance(holder, dict):
@@ -73,6 +73,10 @@ def of_value(value: Any, chance: random.Random) -> Any:
                 holder[key] *= chance.choice((-1, 0, 1.5, 2, 3, 10, 1000, 1e9, 1e-9))
             case 7:
                 holder[key] = chance.choice(ODD[:18])
+            case 8 | 9 if isinstance(holder[key], int | float):
+                holder[key] += chance.choice((-1, 1, 8))
+            case 10 if isinstance(holder, list):
+                chance.shuffle(holder)
             case _:
                 holder[key] = _odd(chance)
     return value
@@ -142,7 +146,7 @@ def _of_array(array: Any, chance: random.Random) -> Any:
     """Another type, another shape, or values that cannot be."""
     if array.dtype.kind == "U" or not array.size:
         return np.array(chance.choice(("{}", "[]", "1", "", "x" * 10_000)))
-    match chance.randrange(7):
+    match chance.randrange(10):
         case 0:
             kinds = ("u1", "i1", "u2", "i8", "u8", ">i4", "f2", "f8", "?", "c16", "U5", "S3")
             return array.astype(chance.choice(kinds))
@@ -159,6 +163,12 @@ def _of_array(array: Any, chance: random.Random) -> Any:
             return np.zeros(
                 chance.choice(((0,), (), (0, 4), (2**24,), (3, 2**20), (1, 1, 1))), "u1"
             )
+        case 6 if array.ndim:
+            return array[np.array(chance.choices(range(len(array)), k=len(array)))]
+        case 7:
+            return array * chance.choice((0, 2, 100))
+        case 8:
+            return array.astype("i8") + chance.choice((-1, 1))
         case _:
             found = array.astype(chance.choice(("i8", "u8", "f8")))
             odd = (-1, 0, 1, 200, 2**15, 2**31, 2**40, 2**62, float("nan"), float("inf"), 1e300)

@@ -20,7 +20,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     check_target(path)
     try:
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             with path.open("wb") as there:
                 yield there
             return
@@ -40,9 +40,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def check_target(path: Path) -> None:
     """Raises FileError if nothing can be written at ``path``, whatever it would be."""
-    if path.is_dir():  # "." and the empty name, too
+    if os.path.isdir(path):  # "." and the empty name, too
         raise _unwritable(path, "it is a folder")
-    if not Path(os.path.realpath(path)).parent.is_dir() and not path.exists():
+    if not (os.path.exists(path) or os.path.isdir(os.path.dirname(os.path.realpath(path)))):
         raise _unwritable(path, "No such file or directory")
 
 

@@ -21,7 +21,7 @@ from placer.topology import Topology
 
 FORMAT = "placer.plan"
 VERSION = 1
-LIMIT = 32 * 2**20  # ten times the largest plan of today
+LIMIT = 2**24  # bytes: five times the largest plan of today; as objects it takes half a GB
 
 
 class PlacementSpec(BaseModel):

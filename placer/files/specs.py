@@ -1,5 +1,6 @@
 """Models and topologies as users write them: a preset's name, YAML, or a HF config.json."""
 
+import os
 import reprlib
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +153,7 @@ def read_topology(name: str) -> Topology:
 def _is_file(name: str) -> bool:
     """Whether the user meant a file: it has a suffix or a folder, or it is there."""
     path = Path(name)
-    return path.suffix in {".yaml", ".yml", ".json"} or len(path.parts) > 1 or path.is_file()
+    return path.suffix in {".yaml", ".yml", ".json"} or len(path.parts) > 1 or os.path.isfile(name)
 
 
 def _mapping(path: Path) -> dict[str, Any]:
