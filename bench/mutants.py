@@ -1,7 +1,7 @@
 """Files with something wrong in them, through every verb that reads such a file.
 
-Each ends with an exit code of placer's, one line that says why, within 10 s and 1 GB; never with a
-traceback. MUTANTS (how many) and SEED are read from the environment.
+Each ends with an exit code of placer's and one line that says why, within 10 s of work and 1 GB;
+never with a traceback. MUTANTS (how many) and SEED are read from the environment.
 """
 
 import io
@@ -24,8 +24,10 @@ from bench.mutant_files import KINDS, Kind, write_originals
 from bench.timing import console
 from placer import parallel
 from placer.cli import main
+from placer.optimizers import OPTIMIZERS, optimizer
 
 SECONDS, MOST_BYTES = 10, 2**30
+WAITING_S = 60  # on a busy host
 BATCH = 100  # mutants a process: what one leaves behind does not add up
 
 
@@ -62,6 +64,8 @@ def survive(count: int, seed: int) -> tuple[list[Failure], Counter[int]]:
         os.chdir(folder)
         try:
             write_originals()
+            for name in OPTIMIZERS:
+                optimizer(name)  # what it imports, once for all batches
             first = seed
             while first < seed + count:
                 last = min(first + BATCH, seed + count)
@@ -103,7 +107,8 @@ def _batch(seeds: range, failures: list[Failure], codes: Counter[int]) -> int:
     if ended:
         return seeds.stop
     code = os.waitstatus_to_exitcode(status)
-    why = f"more than {SECONDS} s" if code == -signal.SIGALRM else f"the process ended with {code}"
+    slow = {-signal.SIGPROF: f"more than {SECONDS} s of work", -signal.SIGALRM: "it hangs"}
+    why = slow.get(code, f"the process ended with {code}")
     failures.append(Failure(seed, kind, command, why))
     return seed + 1
 
@@ -121,9 +126,9 @@ def _one(seed: int, told: TextIO) -> None:
     mutant.chmod(0o600)  # or it is said of a file of tokens that everybody can read it
     for command in _commands(kind, mutant, chance):
         _tell(told, "run", seed, kind.name, command)
-        signal.alarm(SECONDS)
+        _time(SECONDS, WAITING_S)
         code, why = _end(command.split())
-        signal.alarm(0)
+        _time(0, 0)
         _tell(told, "code", code)
         if why:
             _tell(told, "fail", why)
@@ -171,7 +176,12 @@ def _limit() -> None:
     mapped, resident = int(kilobytes["VmData"]) * 1024, int(kilobytes["VmRSS"]) * 1024
     most = mapped + MOST_BYTES - resident
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def _time(working_s: float, waiting_s: float) -> None:
+    """After which this process is ended; 0: it is not."""
+    signal.setitimer(signal.ITIMER_PROF, working_s)
+    signal.setitimer(signal.ITIMER_REAL, waiting_s)
 
 
 @contextmanager

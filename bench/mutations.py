@@ -56,30 +56,31 @@ def of_value(value: Any, chance: random.Random) -> Any:
         holder, key = _somewhere(value, chance)
         if holder is None:
             return _odd(chance)
-        match chance.randrange(12):
+        match chance.randrange(8):
             case 0:
                 del holder[key]
             case 1 if isinstance(holder, dict):
                 holder[chance.choice(("", "extra", "a\nb\x1b", "layers"))] = _odd(chance)
             case 1:
                 holder.insert(key, _odd(chance))
-            case 2:
-                holder[key] = [holder[key]]
-            case 3:
-                holder[key] = str(holder[key])
-            case 4 if isinstance(holder[key], list):
-                holder[key] = holder[key][: chance.randrange(3)] * chance.choice((1, 2, 100))
-            case 5 | 6 if isinstance(holder[key], int | float):
-                holder[key] *= chance.choice((-1, 0, 1.5, 2, 3, 10, 1000, 1e9, 1e-9))
-            case 7:
-                holder[key] = chance.choice(ODD[:18])
-            case 8 | 9 if isinstance(holder[key], int | float):
-                holder[key] += chance.choice((-1, 1, 8))
-            case 10 if isinstance(holder, list):
+            case 2 if isinstance(holder, list):
                 chance.shuffle(holder)
-            case _:
+            case 3:
                 holder[key] = _odd(chance)
+            case _:
+                holder[key] = _like(holder[key], chance)
     return value
+
+
+def _like(value: Any, chance: random.Random) -> Any:
+    """Something that might stand in its place."""
+    kinds: list[Any] = [[value], str(value), chance.choice(ODD[:18])]
+    if isinstance(value, int | float) and abs(value) < 1e15:
+        kinds += [value - 1, value + 1, value + 8]
+        kinds.append(value * chance.choice((-1, 0, 1.5, 2, 3, 10, 1000, 1e9, 1e-9)))
+    if isinstance(value, list):
+        kinds += [value[: chance.randrange(3)] * chance.choice((1, 2, 100))] * 3
+    return chance.choice(kinds)
 
 
 def of_json(data: bytes, chance: random.Random) -> bytes:

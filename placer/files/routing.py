@@ -225,7 +225,8 @@ def _counts_if_any(npz: Npz, name: str) -> FloatArray | None:
 
 def _smallest(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Whole numbers in the smallest type that holds them; others as they are."""
-    whole = array.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # what is beyond is not whole either
+        whole = array.astype(np.int64)
     if (whole != array).any():
         return array
     return whole.astype(np.min_scalar_type(whole.max(initial=0)))
