@@ -5,7 +5,10 @@ from typing import Any
 
 from placer.errors import PlacerError
 
-MOST_EXPERTS = 4096  # a layer: no model has as many, and pairs of them still fit into memory
+MOST_LAYERS = 4096
+MOST_EXPERTS = 4096  # a layer
+MOST_TOP_K = 128
+MOST_PAIRS = 2**27  # of experts, in all layers: what counts them has as many numbers
 
 
 def check_bounds(
@@ -18,4 +21,4 @@ def check_bounds(
     for field, (least, most) in bounds.items():
         value = getattr(values, field)
         if not least <= value <= most:  # nor is NaN
-            raise error(f"{name}: {field} is {value:.6g}: it must be {least:.6g} to {most:.6g}")
+            raise error(f"{name}: {field} is {value!r:.40}: it must be {least} to {most}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from placer.bounds import MOST_EXPERTS, check_bounds
+from placer.bounds import MOST_EXPERTS, MOST_LAYERS, check_bounds
 from placer.errors import ModelError
 from placer.names import lookup
 
@@ -36,7 +36,9 @@ class ModelShape:
                 raise ModelError(
                     f"{self.name}: {field} is {getattr(self, field)}: it must be 1 or more"
                 )
-        check_bounds(self, {"experts": (1, MOST_EXPERTS)}, ModelError, self.name)
+        bounds = {"experts": (1, MOST_EXPERTS), "layers": (1, MOST_LAYERS)}
+        bounds["first_moe_layer"] = (0, MOST_LAYERS)
+        check_bounds(self, bounds, ModelError, self.name)
         if self.top_k > self.experts:
             raise ModelError(
                 f"{self.name}: top_k {self.top_k} exceeds its {self.experts} experts"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from placer.arrays import BoolArray, FloatArray, IntArray, frozen
+from placer.bounds import MOST_EXPERTS, MOST_PAIRS, MOST_TOP_K
 from placer.errors import RoutingError
 
 PHASES = ("prefill", "decode", "mixed")
@@ -43,6 +44,9 @@ class Trace:
             raise RoutingError(
                 f"an empty trace (expert_ids {list(ids.shape)}): record some tokens first"
             )
+        pairs = self.layers * self.experts**2
+        if self.top_k > MOST_TOP_K or self.experts > MOST_EXPERTS or pairs > MOST_PAIRS:
+            raise RoutingError(f"a trace of {self.dims}: no model is as large, check what wrote it")
         check_lengths(lens, len(ids))
         if self.phase not in PHASES:
             raise RoutingError(f"phase {self.phase!r}: use one of {', '.join(PHASES)}")
