@@ -79,6 +79,8 @@ class Objective:
             "tokens_per_gpu": (1, 2**31),
             "efficiency": (1e-6, 1),
             "memory_share": (1e-6, 1),
+            "overlap": (0, 1),
+            "guard": (0, 1),
             "horizon_s": (0, 1e12),
             "max_moved": (0, 1),
         }

@@ -93,6 +93,8 @@ def test_hardware_that_nobody_has_is_refused_where_it_is_made(value: float) -> N
         ("efficiency", [0, -0.5, 1.1, math.nan]),
         ("memory_share", [0, 1.1, math.inf]),
         ("horizon_s", [-1, math.nan, math.inf]),
+        ("overlap", [-0.1, 1.1, math.nan]),
+        ("guard", [-0.1, 1.1, math.nan]),
         ("max_moved", [-0.1, 1.1, math.nan]),
     ],
 )
