@@ -92,7 +92,8 @@ KINDS = (
 def write_originals() -> None:
     """In this folder: a model of 2 layers x 8 experts, and all that there may be of it."""
     model = {"layers": 2, "experts": 8, "top_k": 2, "hidden": 64, "moe_intermediate": 32}
-    Path("model.yaml").write_text("".join(f"{key}: {value}\n" for key, value in model.items()))
+    told = {**model, "groups": 2, "weight_bits": 8.5, "other_bytes": 1000}
+    Path("model.yaml").write_text("".join(f"{key}: {value}\n" for key, value in told.items()))
     config = {
         "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2,
         "num_local_experts": 8, "num_experts_per_tok": 2, "n_group": None,
@@ -127,11 +128,11 @@ def write_originals() -> None:
         "ep_rank": 0, "ep_size": 2, "can_apply": True, "records": True,
     }  # fmt: skip
     for rank in range(2):
-        told = {"worker": {**worker, "name": f"worker-{rank}", "ep_rank": rank}, "epoch": 0}
+        status = {"worker": {**worker, "name": f"worker-{rank}", "ep_rank": rank}, "epoch": 0}
         for folder in ("agents", "mutants"):
             path = Path(folder, f"worker-{rank}", "status.json")
             path.parent.mkdir(parents=True)
-            path.write_text(json.dumps(told))
+            path.write_text(json.dumps(status))
 
 
 def _placer(args: str) -> None:

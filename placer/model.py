@@ -36,8 +36,16 @@ class ModelShape:
                 raise ModelError(
                     f"{self.name}: {field} is {getattr(self, field)}: it must be 1 or more"
                 )
-        bounds = {"experts": (1, MOST_EXPERTS), "layers": (1, MOST_LAYERS)}
-        bounds["first_moe_layer"] = (0, MOST_LAYERS)
+        bounds = {
+            "layers": (1, MOST_LAYERS),
+            "first_moe_layer": (0, MOST_LAYERS),
+            "experts": (1, MOST_EXPERTS),
+            "hidden": (1, 2**24),
+            "moe_intermediate": (1, 2**24),
+            "weight_bits": (0.1, 64),
+            "activation_bits": (0.1, 64),
+            "other_bytes": (0, 2**50),
+        }
         check_bounds(self, bounds, ModelError, self.name)
         if self.top_k > self.experts:
             raise ModelError(

@@ -26,7 +26,7 @@ from rich.segment import Segment
 from placer.files.atomic import check_target
 from placer.report.plain import plain, shown
 
-DONE, BUG, BAD_INPUT, HOLD, INFEASIBLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+DONE, BAD_INPUT, HOLD, INFEASIBLE = 0, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,8 @@ MOST_NODES = 2**17  # of a YAML document, its aliases written out
 YAML_LIMIT = 2**22  # characters
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Values as JSON has them, and text; a date or a time of day is text, too."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
-        first: [(tag, sign) for tag, sign in known if tag.endswith((":null", ":bool", ":merge"))]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+class _Unique:
+    """Keys are words, and each is there once."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -34,8 +29,17 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
             if key.value in seen:
                 raise _fault("a key that is there twice", key)
             seen.add(key.value)
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)  # type: ignore[misc]
         return found
+
+
+class _Loader(_Unique, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Values as JSON has them, and text; a date or a time of day is text, too."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, sign) for tag, sign in known if tag.endswith((":null", ":bool", ":merge"))]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 _DIGITS = "(0|[1-9][0-9_]{0,30})"
@@ -49,7 +53,7 @@ for _tag, _signs in (
     )
 
 
-class _TextLoader(getattr(yaml, "CBaseLoader", yaml.BaseLoader)):  # type: ignore[misc]
+class _TextLoader(_Unique, getattr(yaml, "CBaseLoader", yaml.BaseLoader)):  # type: ignore[misc]
     """Every value is text, also what looks like a number."""
 
 

@@ -15,6 +15,8 @@ def test_yaml_has_the_values_of_json_and_dates_and_times_are_text() -> None:
         "h": math.inf, "i": 16,
     }  # fmt: skip
     assert of_yaml(text, "it", as_text=True)["a"] == "1"
+    with pytest.raises(FileError, match="a key that is there twice"):
+        of_yaml("{a: 1, a: 2}", "it", as_text=True)
 
 
 def test_an_alias_stands_for_what_it_names() -> None:
