@@ -70,8 +70,9 @@ def parse_plan(text: str, name: str) -> Plan:
     Raises FileError if it is no plan, or if its map no longer has the digest that it was
     written with.
     """
+    data = of_json(text, name)
     try:
-        file = _parse(text)
+        file = _parse(data)
         placement = placement_of(
             file.placement.physical_to_logical,
             file.placement.gpus,
@@ -151,8 +152,7 @@ def plan_text(plan: Plan) -> str:
     return _layout(file.model_dump(mode="json")) + "\n"
 
 
-def _parse(text: str) -> PlanFile:
-    data = of_json(text, "the file")
+def _parse(data: Any) -> PlanFile:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise FileError(
             f'it is not a plan (no "format": "{FORMAT}"): placer import reads other engines\' files'
