@@ -154,7 +154,7 @@ def _end(args: list[str]) -> tuple[int, str]:
     except SystemExit as ended:
         code = int(ended.code or 0)
     except BaseException:
-        return 1, traceback.format_exc()[-2000:]
+        return 1, traceback.format_exc(limit=-3)
     words = {2: ("error",), 3: ("hold",), 4: ("infeasible",)}.get(code, ())
     told = [line for line in err.getvalue().splitlines() if not line.startswith("note: ")]
     if code not in (0, 2, 3, 4) or len(told) != len(words):

@@ -61,7 +61,7 @@ class ModelShape:
     @property
     def expert_bytes(self) -> int:
         """Weight bytes of one expert in one layer: gate, up and down projections."""
-        return round(3 * self.hidden * self.moe_intermediate * self.weight_bits / 8)
+        return max(round(3 * self.hidden * self.moe_intermediate * self.weight_bits / 8), 1)
 
     @property
     def expert_flops(self) -> int:

@@ -115,3 +115,8 @@ def test_a_placement_as_large_as_none_is_refused_before_its_copies_are_counted()
         Placement(slots, 10**12, 2)
     with pytest.raises(PlacementError, match="are beyond 4096 experts, or 67108864 in all"):
         Placement(np.zeros((64, 4096), dtype=np.int32), 4096, 4096)
+
+
+def test_the_smallest_expert_has_a_byte() -> None:
+    smallest = model.ModelShape("tiny", 1, 2, 1, hidden=1, moe_intermediate=1, weight_bits=1)
+    assert smallest.expert_bytes == 1  # 3 bits
