@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from placer.arrays import BoolArray, FloatArray, IntArray, frozen
+from placer.arrays import BoolArray, FloatArray, IntArray, frozen, native
 from placer.bounds import MOST_EXPERTS, MOST_PAIRS, MOST_TOP_K
 from placer.errors import RoutingError
 
@@ -68,7 +68,7 @@ class Trace:
             self._sort()
         for name in ("expert_ids", "seq_lens", "token_ids", "gates"):
             if (array := getattr(self, name)) is not None:
-                object.__setattr__(self, name, frozen(array))
+                object.__setattr__(self, name, frozen(native(array)))
 
     def _check_range(self) -> None:
         low, high = int(self.expert_ids.min()), int(self.expert_ids.max())
