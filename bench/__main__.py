@@ -1,4 +1,7 @@
-"""Run every benchmark, or those named: python -m bench [eplb] [controller] ..."""
+"""Run every benchmark, or those named: python -m bench [eplb] [controller] ...
+
+Those of LONG take many minutes, and run when they are named only.
+"""
 
 import sys
 from importlib import import_module
@@ -15,9 +18,10 @@ BENCHMARKS = (
     "agent",
     "controller",
 )
+LONG = ("mutants",)
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:
-        if name not in BENCHMARKS:
-            sys.exit(f"unknown benchmark {name!r}: use one of {', '.join(BENCHMARKS)}")
+        if name not in BENCHMARKS + LONG:
+            sys.exit(f"unknown benchmark {name!r}: use one of {', '.join(BENCHMARKS + LONG)}")
         import_module(f"bench.{name}").run()

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from placer.errors import FileError
 from placer.files.atomic import read_text
+from placer.files.documents import of_yaml
 from placer.files.specs import first_fault, read_topology
 from placer.objective import STEP_TOKENS_PER_GPU, Dispatch, Objective
 from placer.optimizers import optimizer as known_optimizer
@@ -158,10 +158,8 @@ class _ConfigSpec(BaseModel):
 def read_config(path: Path | None) -> Config:
     """The file's settings, or those of a first installation: advisory everywhere."""
     try:
-        data = yaml.safe_load(read_text(path, LIMIT)) if path else {}
+        data = of_yaml(read_text(path, LIMIT), str(path)) if path else {}
         spec = _ConfigSpec.model_validate({} if data is None else data)
-    except yaml.YAMLError as error:
-        raise FileError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
         raise FileError(f"{path}: {first_fault(error)}: see docs/controller.md") from error
     default = spec.default.on(PoolPolicy(read_topology("h100")))

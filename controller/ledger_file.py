@@ -106,6 +106,8 @@ def connect(path: Path | None) -> sqlite3.Connection:
 
 def _check(path: Path) -> None:
     """Refuse what is neither new nor a whole ledger of this format, having only read it."""
+    if path.is_fifo():  # it would be waited for
+        raise LedgerError(f"{path} is no regular file: choose a file that is yours")
     try:
         with path.open("rb") as file:
             head = file.read(100)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from placer.bounds import MOST_EXPERTS, MOST_LAYERS, check_bounds
 from placer.errors import ModelError
 from placer.names import lookup
 
@@ -35,6 +36,17 @@ class ModelShape:
                 raise ModelError(
                     f"{self.name}: {field} is {getattr(self, field)}: it must be 1 or more"
                 )
+        bounds = {
+            "layers": (1, MOST_LAYERS),
+            "first_moe_layer": (0, MOST_LAYERS),
+            "experts": (1, MOST_EXPERTS),
+            "hidden": (1, 2**24),
+            "moe_intermediate": (1, 2**24),
+            "weight_bits": (0.1, 64),
+            "activation_bits": (0.1, 64),
+            "other_bytes": (0, 2**50),
+        }
+        check_bounds(self, bounds, ModelError, self.name)
         if self.top_k > self.experts:
             raise ModelError(
                 f"{self.name}: top_k {self.top_k} exceeds its {self.experts} experts"
@@ -49,7 +61,7 @@ class ModelShape:
     @property
     def expert_bytes(self) -> int:
         """Weight bytes of one expert in one layer: gate, up and down projections."""
-        return round(3 * self.hidden * self.moe_intermediate * self.weight_bits / 8)
+        return max(round(3 * self.hidden * self.moe_intermediate * self.weight_bits / 8), 1)
 
     @property
     def expert_flops(self) -> int:

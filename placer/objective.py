@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from placer.bounds import check_bounds
 from placer.errors import PlacementError
 
 Dispatch = Literal["allgather", "dedup", "coherent"]
@@ -31,6 +32,10 @@ class Effort:
     gap: float = 0.025
     time_limit_s: float = 60.0
     iterations: int = 2_000_000
+
+    def __post_init__(self) -> None:
+        bounds = {"gap": (0, 1e6), "time_limit_s": (0, 1e9), "iterations": (0, 2**48)}
+        check_bounds(self, bounds, PlacementError, "effort")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,14 @@ class Objective:
             raise PlacementError(
                 f"unknown dispatch {self.dispatch!r}: use one of {', '.join(DISPATCHES)}"
             )
-        if not 0 < self.busy <= 1:
-            raise PlacementError(
-                f"busy {self.busy:g}: it must be a share of the time above 0, up to 1"
-            )
+        bounds = {
+            "tokens_per_gpu": (1, 2**31),
+            "efficiency": (1e-6, 1),
+            "memory_share": (1e-6, 1),
+            "overlap": (0, 1),
+            "busy": (1e-6, 1),
+            "guard": (0, 1),
+            "horizon_s": (0, 1e12),
+            "max_moved": (0, 1),
+        }
+        check_bounds(self, bounds, PlacementError, "objective")

@@ -3,11 +3,13 @@
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 from placer.errors import PlacerError
@@ -21,8 +23,26 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 def cores() -> Iterator[Map]:
     """A map over as many processes as there are cores; results come in order, as they are ready."""
     workers = max(os.cpu_count() or 1, 1)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_end_with_parent
+    )
+    try:
         yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """In a worker: it ends with its parent, however that ends; Ctrl-C is the parent's to hear."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

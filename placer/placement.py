@@ -6,9 +6,11 @@ import numpy as np
 
 from placer import arrays
 from placer.arrays import IntArray, frozen
+from placer.bounds import MOST_EXPERTS
 from placer.errors import PlacementError
 
 EMPTY = -1
+MOST_CELLS = 2**26  # layers x experts x GPUs: what counts copies is as large
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +32,12 @@ class Placement:
             raise PlacementError(
                 f"physical_to_logical is {table.dtype}{list(table.shape)}"
                 ": it must be integers [layers, slots]"
+            )
+        cells = table.shape[0] * self.experts * self.gpus
+        if self.experts > MOST_EXPERTS or cells > MOST_CELLS:
+            raise PlacementError(
+                f"{table.shape[0]} layers x {self.experts} experts on {self.gpus} GPUs are beyond"
+                f" {MOST_EXPERTS} experts, or {MOST_CELLS} in all: is this a placement?"
             )
         if self.gpus < 1 or self.nodes < 1 or self.gpus % self.nodes:
             raise PlacementError(

@@ -5,10 +5,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from placer.arrays import IntArray
+from placer.bounds import check_bounds
 from placer.errors import TopologyError
 from placer.names import lookup
 
 GB = 10**9
+MOST_GPUS = 4096
+MOST_RATE = 1e30  # as good as infinite; a sum of them is still finite
+MOST_LATENCY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,9 @@ class Gpu:
     hbm_bytes: int
     hbm_bytes_per_s: float
 
+    def __post_init__(self) -> None:
+        check_bounds(self, dict.fromkeys(self.__slots__, (1, MOST_RATE)), TopologyError, "a GPU")
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
@@ -27,6 +34,10 @@ class Link:
 
     bytes_per_s: float
     latency_s: float
+
+    def __post_init__(self) -> None:
+        bounds = {"bytes_per_s": (1, MOST_RATE), "latency_s": (0, MOST_LATENCY_S)}
+        check_bounds(self, bounds, TopologyError, "a link")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +56,8 @@ class Topology:
     network: Link
 
     def __post_init__(self) -> None:
-        if self.gpus < 1 or self.nodes < 1:
-            raise TopologyError(f"{self.gpus} GPUs in {self.nodes} nodes: both must be 1 or more")
+        bounds = dict.fromkeys(("gpus", "nodes"), (1, MOST_GPUS))
+        check_bounds(self, bounds, TopologyError, f"topology {self.name}")
         if self.gpus % self.nodes:
             raise TopologyError(
                 f"{self.gpus} GPUs do not divide into {self.nodes} equal nodes"

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from placer.arrays import BoolArray, FloatArray, IntArray, frozen
+from placer.arrays import BoolArray, FloatArray, IntArray, frozen, native
+from placer.bounds import MOST_EXPERTS, MOST_PAIRS, MOST_TOP_K
 from placer.errors import RoutingError
 from placer.pace import Pace, merged, of_meta
 
@@ -44,6 +45,9 @@ class Trace:
             raise RoutingError(
                 f"an empty trace (expert_ids {list(ids.shape)}): record some tokens first"
             )
+        pairs = self.layers * self.experts**2
+        if self.top_k > MOST_TOP_K or self.experts > MOST_EXPERTS or pairs > MOST_PAIRS:
+            raise RoutingError(f"a trace of {self.dims}: no model is as large, check what wrote it")
         check_lengths(lens, len(ids))
         if self.phase not in PHASES:
             raise RoutingError(f"phase {self.phase!r}: use one of {', '.join(PHASES)}")
@@ -65,7 +69,7 @@ class Trace:
             self._sort()
         for name in ("expert_ids", "seq_lens", "token_ids", "gates"):
             if (array := getattr(self, name)) is not None:
-                object.__setattr__(self, name, frozen(array))
+                object.__setattr__(self, name, frozen(native(array)))
 
     def _check_range(self) -> None:
         low, high = int(self.expert_ids.min()), int(self.expert_ids.max())
@@ -168,9 +172,10 @@ def check_lengths(seq_lens: IntArray, tokens: int) -> None:
         raise RoutingError(
             f"seq_lens holds {seq_lens.min()}: every sequence must have a token or more"
         )
-    if (total := sum(seq_lens.tolist())) != tokens:
+    # No integer overflows: a file may hold any.
+    if (total := seq_lens.sum(dtype=np.float64)) != tokens:
         raise RoutingError(
-            f"seq_lens add up to {total} but expert_ids holds {tokens} tokens"
+            f"seq_lens add up to {total:.0f} but expert_ids holds {tokens} tokens"
             ": the file is cut short or mixed up"
         )
 

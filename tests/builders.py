@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,9 @@ def a_topology(gpus: int = 2, nodes: int = 1) -> Topology:
 
 def by_hand(gpus: int = 2) -> Topology:
     """Where an expert of ``a_model`` takes a microsecond a token, and links take no time."""
-    free = Link(bytes_per_s=inf, latency_s=0.0)
+    free = Link(bytes_per_s=1e30, latency_s=0.0)
     flops = 2 * a_model().expert_flops * 1e6  # of which arithmetic reaches half
-    return Topology("by hand", gpus, 1, Gpu(flops, flops, 10_000, inf), free, free)
+    return Topology("by hand", gpus, 1, Gpu(flops, flops, 10_000, 1e30), free, free)
 
 
 def a_trace(

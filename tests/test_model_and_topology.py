@@ -1,10 +1,14 @@
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from placer import model, topology
-from placer.errors import ModelError, TopologyError
+from placer.errors import ModelError, PlacementError, TopologyError
 from placer.model import matching
+from placer.objective import Effort, Objective
+from placer.placement import Placement
 
 
 @pytest.mark.parametrize(
@@ -67,3 +71,52 @@ def test_a_topology_grows_by_whole_nodes() -> None:
         node.resized(12)
     with pytest.raises(TopologyError, match="7 GPUs do not divide into 2 equal nodes"):
         node.resized(7, nodes=2)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 1e300])
+def test_hardware_that_nobody_has_is_refused_where_it_is_made(value: float) -> None:
+    node = topology.preset("h100")
+    with pytest.raises(
+        TopologyError, match=r"a GPU: hbm_bytes_per_s is .*: it must be 1 to 1e\+30"
+    ):
+        replace(node.gpu, hbm_bytes_per_s=value)
+    with pytest.raises(TopologyError, match="a link: bytes_per_s is"):
+        replace(node.local, bytes_per_s=value)
+    with pytest.raises(TopologyError, match="topology h100: gpus is"):
+        replace(node, gpus=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("tokens_per_gpu", [0, -1, 10**12, math.nan]),
+        ("efficiency", [0, -0.5, 1.1, math.nan]),
+        ("memory_share", [0, 1.1, math.inf]),
+        ("horizon_s", [-1, math.nan, math.inf]),
+        ("overlap", [-0.1, 1.1, math.nan]),
+        ("guard", [-0.1, 1.1, math.nan]),
+        ("max_moved", [-0.1, 1.1, math.nan]),
+    ],
+)
+def test_objectives_that_nobody_means_are_refused(field: str, values: list[float]) -> None:
+    for value in values:
+        with pytest.raises(PlacementError, match=f"objective: {field} is .*: it must be"):
+            replace(Objective(), **{field: value})  # type: ignore[arg-type]
+    for effort in ({"gap": math.nan}, {"time_limit_s": math.inf}, {"iterations": -1}):
+        with pytest.raises(PlacementError, match=r"effort: .*: it must be"):
+            replace(Effort(), **effort)
+
+
+def test_a_placement_as_large_as_none_is_refused_before_its_copies_are_counted() -> None:
+    slots = np.zeros((1, 4), dtype=np.int32)
+    with pytest.raises(
+        PlacementError, match="1 layers x 1000000000000 experts on 2 GPUs are beyond"
+    ):
+        Placement(slots, 10**12, 2)
+    with pytest.raises(PlacementError, match="are beyond 4096 experts, or 67108864 in all"):
+        Placement(np.zeros((64, 4096), dtype=np.int32), 4096, 4096)
+
+
+def test_the_smallest_expert_has_a_byte() -> None:
+    smallest = model.ModelShape("tiny", 1, 2, 1, hidden=1, moe_intermediate=1, weight_bits=1)
+    assert smallest.expert_bytes == 1  # 3 bits

@@ -1,6 +1,13 @@
 """Wherever a sweep runs, it comes to the same."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +33,44 @@ def test_cores_come_to_what_one_process_comes_to_in_the_same_order() -> None:
         found = list(over(Evaluate(STUDY), CASES))
     assert found == list(map(Evaluate(STUDY), CASES))
     assert [bool(outcome.problem) for outcome in found] == [False, False, True, False]
+
+
+SLEEPERS = """
+import time
+from placer.parallel import cores
+if __name__ == "__main__":
+    with cores() as over:
+        list(over(time.sleep, [600] * 8))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are looked up in /proc")
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent_however_it_ends(end: signal.Signals) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", SLEEPERS], stderr=subprocess.DEVNULL)
+    # A worker for every core, and Python's own tracker of shared resources.
+    wait_until(lambda: len(children_of(parent.pid)) > (os.cpu_count() or 1))
+    children = children_of(parent.pid)
+    parent.send_signal(end)
+    assert parent.wait() == -end
+    wait_until(lambda: not any(map(is_alive, children)))
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 @pytest.mark.xdist_group("ray")

@@ -14,12 +14,12 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import grpc
 import grpc.aio
-import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from placer.channel import is_loopback, read_certificates
 from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text
+from placer.files.documents import of_yaml
 
 LIMIT = 2**20
 SHORTEST = 16  # characters of a token
@@ -217,11 +217,8 @@ def _read_tokens(path: Path) -> list[tuple[bytes, Role]]:
     """Their digests. Errors say where, never what: parsers quote what they stumble over."""
     remedy = f"write agent and operator as lists of tokens, {SHORTEST} characters or more each"
     try:  # plain strings, also of what looks like a number or a date
-        found = _TokensFile.model_validate(yaml.load(read_text(path, LIMIT), yaml.BaseLoader))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" (line {mark.line + 1})" if mark else ""
-        raise FileError(f"{path} is not YAML{line}: {remedy}") from None
+        data = of_yaml(read_text(path, LIMIT), str(path), as_text=True)
+        found = _TokensFile.model_validate(data)
     except ValidationError as error:
         name, *place = error.errors()[0]["loc"] or ("",)
         where = f"{name}.{place[0]}" if place else name if name in _TokensFile.model_fields else ""

@@ -1,5 +1,6 @@
 """placer apply: hand a plan to running engines, through a controller or a directory."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def apply(
     it up in time or a controller took it back. An engine does it at its next rebalancing step,
     under traffic.
     """
-    if is_address(to) and not Path(to).is_dir():
+    if is_address(to) and not os.path.isdir(to):
         operations.hand_over(plan_file, to, pool, wait)
     elif pool:
         raise FileError(f"--pool is a controller's and {to} is a directory: leave it out")
@@ -83,7 +84,6 @@ def _hand_over(plan_file: Path, to: Path, wait: float) -> None:
         )
     out.print(
         f"plan {epoch} is applied on {len(ranks)} ranks\n{plan.placement.digest}",
-        highlight=False,
         soft_wrap=True,
     )
 

@@ -6,29 +6,43 @@ from typing import Annotated
 import typer
 
 from placer.checks import violations
-from placer.cli.console import BAD_INPUT, out, stop
+from placer.cli.console import BAD_INPUT, out, print_json, stop
 from placer.files.plans import read_plan
 
 
 def check(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan (.json).")],
+    as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
     """Check that a plan loses no expert and keeps every limit. Ends with 2 if it does not."""
     plan = read_plan(plan_file)
-    broken = violations(plan.placement, plan.objective, plan.model, plan.topology)
-    for sentence in broken[1:]:
-        out.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    placement = plan.placement
+    broken = violations(placement, plan.objective, plan.model, plan.topology)
+    known = {"memory": plan.model and plan.topology, "model": plan.model}
+    unchecked = [what for what, is_known in known.items() if not is_known]
+    held = (
+        f"{placement.layers} layers x {placement.slots} slots hold "
+        f"every one of {placement.experts} experts on {placement.gpus} GPUs"
+    )
+    if as_json:
+        print_json(
+            {
+                "status": "invalid" if broken else "valid",
+                "reason": broken[0] if broken else held,
+                "violations": broken,
+                "not_checked": unchecked,
+                "digest": placement.digest,
+            }
+        )
     if broken:
+        if not as_json:
+            for sentence in broken[1:]:
+                out.print(sentence, soft_wrap=True)
         more = f" (and {len(broken) - 1} more, above)" if len(broken) > 1 else ""
         stop("error", f"{plan_file}: {broken[0]}{more}", BAD_INPUT)
-    placement = plan.placement
-    out.print(
-        f"{plan_file} may be applied: {placement.layers} layers x {placement.slots} slots hold "
-        f"every one of {placement.experts} experts on {placement.gpus} GPUs",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for what, known in (("memory", plan.model and plan.topology), ("model", plan.model)):
-        if not known:
-            out.print(f"not checked: {what} (the plan does not say)", highlight=False)
-    out.print(placement.digest, highlight=False, soft_wrap=True)
+    if as_json:
+        return
+    out.print(f"{plan_file} may be applied: {held}", soft_wrap=True)
+    for what in unchecked:
+        out.print(f"not checked: {what} (the plan does not say)")
+    out.print(placement.digest, soft_wrap=True)

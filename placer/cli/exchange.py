@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from placer.checks import violations
-from placer.cli.console import BAD_INPUT, note, stop
+from placer.cli.console import BAD_INPUT, note, stop, writable
 from placer.errors import FileError, PlacementError
 from placer.files.atomic import read_text, write_text
 from placer.files.plans import LIMIT, placement_of, read_plan, write_plan
@@ -24,7 +24,9 @@ ModelName = Annotated[
 def export_plan(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan (.json).")],
     format_name: Format,
-    out_file: Annotated[Path, typer.Option("--out", help="Where the engine's file goes.")],
+    out_file: Annotated[
+        Path, typer.Option("--out", help="Where the engine's file goes.", callback=writable)
+    ],
     model: ModelName = None,
 ) -> None:
     """Write a plan as an engine's own file. A plan that breaks a rule is refused."""
@@ -40,7 +42,9 @@ def export_plan(
 def import_plan(
     foreign: Annotated[Path, typer.Argument(metavar="FILE", help="An engine's placement file.")],
     format_name: Format,
-    out_file: Annotated[Path, typer.Option("--out", help="Where the plan goes (.json).")],
+    out_file: Annotated[
+        Path, typer.Option("--out", help="Where the plan goes (.json).", callback=writable)
+    ],
     gpus: Annotated[
         int | None, typer.Option(help="GPUs, where the file does not say.", min=1)
     ] = None,

@@ -19,7 +19,7 @@ from placer.files.routing import (
     sha256,
 )
 from placer.files.specs import first_fault, read_model, read_topology, shape_of
-from placer.model import ModelShape, matching
+from placer.model import ModelShape, matching, preset
 from placer.plan import Input
 from placer.profile import Profile, merge, of_chunks, of_trace
 from placer.topology import Topology
@@ -126,7 +126,7 @@ def resolve_model(headers: Sequence[Header], name: str | None) -> ModelShape:
 
 def _recorded_model(header: Header, recorded: Any) -> ModelShape:
     if isinstance(recorded, str):
-        return read_model(recorded)
+        return preset(recorded)  # never a path: a recording does not say what else is read
     try:
         return shape_of(recorded)
     except ValidationError as error:

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from placer.cli.client import ADDRESS, Json, To, as_dict, controller
 from placer.cli.console import note, out, print_json
-from placer.cli.wording import moment, plain, reason, state
+from placer.cli.wording import moment, reason, state
+from placer.report.plain import plain
 from placer.v1.fleet_pb2 import ExplainRequest, HistoryRequest, StatusRequest
 from placer.v1.placement_pb2 import WatchRequest
 
@@ -26,7 +27,7 @@ def watch(pool: Pool = "", to: To = ADDRESS) -> None:
                 out.print(
                     f"{moment(record.at_s)}  {record.kind:15}  {plain(record.id)}  "
                     f"{state(record)}: {reason(record)}",
-                    markup=False, highlight=False, soft_wrap=True,
+                    soft_wrap=True,
                 )  # fmt: skip
         except KeyboardInterrupt:
             return
@@ -77,4 +78,4 @@ def explain(
     for line in answer.lines:
         when, two, told = line.partition("  ")
         text = f"{when}  {plain(told)}" if two else plain(line)
-        out.print(text, markup=False, highlight=False, soft_wrap=True)
+        out.print(text, soft_wrap=True)

@@ -7,7 +7,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.filesize import decimal
-from rich.markup import escape
 
 from placer.cli.client import (
     ADDRESS,
@@ -23,9 +22,11 @@ from placer.cli.client import (
     words,
 )
 from placer.cli.console import HOLD, note, out, print_json, progress, stop
-from placer.cli.wording import plain, span, state
+from placer.cli.wording import span, state
 from placer.errors import PlacerError
-from placer.files.plans import read_plan
+from placer.files.atomic import read_text
+from placer.files.plans import LIMIT, parse_plan
+from placer.report.plain import plain
 from placer.v1.fleet_pb2 import OperationPhase, OperationsRequest, StatusRequest
 from placer.v1.placement_pb2 import ApplyRequest, ApproveRequest, ProposeRequest, RollbackRequest
 
@@ -65,7 +66,7 @@ def approve(
         out.print(
             f"{plan.id} is approved and begins in its turn, when the pool's hours allow"
             f"\nfollow it: placer watch {plan.pool}{found.option}",
-            markup=False, highlight=False, soft_wrap=True,
+            soft_wrap=True,
         )  # fmt: skip
 
 
@@ -86,10 +87,11 @@ def rollback(
 
 def hand_over(plan_file: Path, to: str, pool: str, wait_s: float | None) -> None:
     """Have a controller apply a plan file at once, and wait for the end."""
-    read_plan(plan_file)  # so that a broken one is told by its name here
+    text = read_text(plan_file, LIMIT)
+    parse_plan(text, str(plan_file))  # so that a broken one is told by its name here
     with controller(to) as found:
         request = ProposeRequest(
-            pool=pool or _only_pool(found), file=plan_file.read_bytes(), reason=f"{plan_file.name}"
+            pool=pool or _only_pool(found), file=text.encode(), reason=f"{plan_file.name}"
         )
         answer = found.ask(found.placement.Propose, request, PLANNING_S)
         note(f"{plan_file} is {answer.plan.id} of {answer.plan.pool}")
@@ -109,7 +111,7 @@ def wait_for(found: Controller, operation: Any, wait_s: float | None = None) -> 
                 if until_s is not None and time.monotonic() > until_s:
                     stop("hold", f"{operation.id} goes on after {wait_s:g} s, now "
                          f"{plain(operation.progress)}: {later}", HOLD)  # fmt: skip
-                told = escape(f"{operation.id}: {plain(operation.progress)}")
+                told = f"{operation.id}: {plain(operation.progress)}"
                 bar.update(bar.task_ids[0], description=told)
                 time.sleep(LOOK_S)
                 try:
@@ -185,7 +187,7 @@ def _end(found: Controller, operation: Any, wanted: str, as_json: bool) -> None:
         what = f"{operation.plan_id} was taken back: {why}"
     out.print(
         f"{operation.id} {phase} in {took}: {what}{rest}",
-        markup=False, highlight=False, soft_wrap=True,
+        soft_wrap=True,
     )  # fmt: skip
 
 

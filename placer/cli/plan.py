@@ -9,7 +9,7 @@ import typer
 from rich.filesize import decimal
 
 from placer.cli import inputs
-from placer.cli.console import HOLD, INFEASIBLE, note, out, print_json, progress, stop
+from placer.cli.console import HOLD, INFEASIBLE, note, out, print_json, progress, stop, writable
 from placer.files.atomic import write_text
 from placer.files.plans import read_plan, write_plan
 from placer.objective import STEP_TOKENS_PER_GPU, Dispatch, Effort, Objective, Solver
@@ -76,8 +76,12 @@ def plan(
         float, typer.Option(help="Seconds after which a solver gives its best.", min=0)
     ] = EFFORT.time_limit_s,
     seed: Annotated[int, typer.Option(help="For the hold-out and for the optimizer.", min=0)] = 0,
-    out_file: Annotated[Path | None, typer.Option("--out", help="Where the plan goes.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Where the report goes.")] = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Where the plan goes.", callback=writable)
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Where the report goes.", callback=writable)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
     """Place the experts of a recorded model on GPUs, and show what it wins.
@@ -184,7 +188,6 @@ def _print(plan: Plan, optimizer: str, solve_ms: float) -> None:
     gap = "" if plan.gap is None else f"; within {plan.gap:.1%} of the best possible"
     out.print(
         f"{plan.reason} ({cost.moved_share:.0%} of all{size}); solved in {solve_ms:.0f} ms{gap}",
-        highlight=False,
     )
     for text in plan.notes:
         note(text)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from placer.cli import inputs
-from placer.cli.console import note
+from placer.cli.console import note, writable
 from placer.files.routing import read_header, write_profile
 
 
@@ -14,7 +14,9 @@ def profile(
     trace_files: Annotated[
         list[Path], typer.Argument(metavar="TRACE...", help="Traces or profiles (.npz) to add up.")
     ],
-    out_file: Annotated[Path, typer.Option("--out", help="Where the profile goes (.npz).")],
+    out_file: Annotated[
+        Path, typer.Option("--out", help="Where the profile goes (.npz).", callback=writable)
+    ],
     model: Annotated[
         str | None, typer.Option(help="Preset, YAML file or config.json of the model.")
     ] = None,

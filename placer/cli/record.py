@@ -56,10 +56,9 @@ def record(
     out.print(
         f"recorded {total.tokens:,.0f} tokens of {total.layers} layers x {total.experts} experts, "
         f"{sampled:,} of them token by token",
-        highlight=False,
         soft_wrap=True,
     )
-    out.print(f"next: {_next(out_dir, total, sampled > 0)}", highlight=False, soft_wrap=True)
+    out.print(f"next: {_next(out_dir, total, sampled > 0)}", soft_wrap=True)
 
 
 def _next(out_dir: Path, total: Profile, is_sampled: bool) -> str:

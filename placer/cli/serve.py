@@ -108,7 +108,7 @@ def _introduce(setup: Any, address: str) -> None:
     to = "" if attach == ADDRESS else f" --to {attach}"
     lines.append(f"look: placer status{to}")
     for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(line, soft_wrap=True)
 
 
 def _mode(mode: str) -> str:

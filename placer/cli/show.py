@@ -19,12 +19,12 @@ def show(
     if file.suffix != ".json":
         header = read_header(file)
         model = inputs.resolve_model([header], None)
-        out.print(f"{file}: a {header.kind} of {model.name}", highlight=False)
+        out.print(f"{file}: a {header.kind} of {model.name}")
         out.print(terminal.of_profile(inputs.read_profiles([header], model)))
         return
     plan = read_plan(file)
     name = plan.model.name if plan.model else "a model it does not name"
-    out.print(f"{file}: a plan for {name}. {plan.reason}", highlight=False)
+    out.print(f"{file}: a plan for {name}. {plan.reason}")
     out.print(terminal.of_plan(plan))
     if plan.fit and plan.model:
         scores = {"before": plan.fit.before, "after": plan.fit.after}
@@ -33,7 +33,6 @@ def show(
         out.print(
             f"  layer {move.layer} expert {move.expert}: {move.origin} -> GPU {move.gpu}, "
             f"{move.reason}",
-            highlight=False,
         )
     if len(plan.moves) > 8:
         note(f"and {len(plan.moves) - 8} more moves in the file")

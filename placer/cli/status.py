@@ -9,7 +9,8 @@ from rich.text import Text
 
 from placer.cli.client import ADDRESS, Controller, Json, To, as_dict, controller
 from placer.cli.console import out, print_json
-from placer.cli.wording import moment, moves, plain, span
+from placer.cli.wording import moment, moves, span
+from placer.report.plain import plain
 from placer.v1.fleet_pb2 import StatusRequest
 from placer.v1.placement_pb2 import PLAN_STATE_APPROVED, ListRequest
 
@@ -30,13 +31,13 @@ def status(
             print_json({"status": "done", **as_dict(answer)})
             return
         up = span(answer.uptime_s)
-        out.print(f"controller {answer.version} at {to}, up {up}", markup=False, highlight=False)
+        out.print(f"controller {answer.version} at {to}, up {up}")
         for trouble in answer.troubles:
             out.print(Text(f"trouble: {plain(trouble)}", style=BAD))
         if not answer.pools:
             out.print(
                 f"no engine has registered yet: start them with PLACER_AGENT={to}",
-                markup=False, highlight=False,
+                markup=False,
             )  # fmt: skip
         for one in answer.pools:
             out.print()

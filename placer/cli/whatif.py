@@ -9,7 +9,7 @@ import typer
 
 from placer import parallel
 from placer.cli import inputs
-from placer.cli.console import note, out, print_json, progress
+from placer.cli.console import note, out, print_json, progress, writable
 from placer.errors import PlacementError
 from placer.files.atomic import write_text
 from placer.files.plans import read_plan
@@ -48,7 +48,9 @@ def whatif(
     ray: Annotated[
         str | None, typer.Option(help='Address of a Ray cluster; "local" starts one here.')
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Where the report goes.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Where the report goes.", callback=writable)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One object on stdout.")] = False,
 ) -> None:
     """Compare how the same traffic would run elsewhere, and say whether to change anything.
@@ -90,7 +92,7 @@ def whatif(
         for table in sweep_tables(advice, study.model.sized):
             out.print(table)
         out.print("* further redundancy does not pay; ** the best of these", style="dim")
-        out.print(f"{advice.verdict}: {advice.reason}", highlight=False, soft_wrap=True)
+        out.print(f"{advice.verdict}: {advice.reason}", soft_wrap=True)
     if html:
         note(f"wrote the report to {html}")
 

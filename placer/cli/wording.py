@@ -1,4 +1,4 @@
-"""How times, sizes and records are put for people. What comes from elsewhere stays on its line."""
+"""How times, sizes and records are put for people."""
 
 import json
 from datetime import UTC, datetime
@@ -7,14 +7,9 @@ from typing import Any
 from rich.filesize import decimal
 
 from placer.plan import saving
+from placer.report.plain import plain
 
 _SPANS = ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
-
-
-def plain(text: str) -> str:
-    """One line that a terminal does nothing but show."""
-    line = " ".join(text.split())
-    return "".join(sign if sign.isprintable() else "?" for sign in line)
 
 
 def span(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """The only door between values and the disk.
 
-npz.py reads arrays without trusting them, atomic.py writes whole files or none, routing.py knows
-traces and profiles, specs.py models and topologies, plans.py plans.
+npz.py reads arrays and documents.py JSON and YAML without trusting them, atomic.py opens files and
+writes them whole or not at all; routing.py knows traces and profiles, specs.py models and
+topologies, plans.py plans.
 """

@@ -1,10 +1,12 @@
 """Reading .npz files that anybody may have made.
 
-An array's type and size are taken from its header and held against the archive's directory before
-any of its data is read; nothing is ever unpickled.
+An array's type and size are taken from its header and held against the archive's directory, and
+against what the archive can really hold, before any of its data is read; nothing is ever unpickled.
 """
 
 import math
+import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -16,16 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 from placer.errors import FileError
+from placer.files.atomic import open_file
 
 MAX_ARRAY_BYTES = 8 * 2**30
+# Deflated zeros take a thousandth of their size, and recordings a third: beyond what any computer
+# can take, an array may only be as large as a recording of its compressed size would be.
+FREE_CELLS = 2**25
+CELLS_PER_BYTE = 100
+TEXT_BYTES = 4 * 2**20
 
 
 class Npz:
     """An open archive. ``names`` are its arrays."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+    def __init__(self, path: Path, archive: zipfile.ZipFile, size: int) -> None:
         self.path = path
-        self._archive = archive
+        self._archive, self._size = archive, size
         self.names = {n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")}
 
     def shape(self, name: str, axes: str) -> tuple[int, ...]:
@@ -36,16 +44,21 @@ class Npz:
             return shape
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """The whole array."""
+        """The whole array, of numbers."""
         with self._open(name) as (file, dtype, shape):
+            if dtype.kind not in "biuf":
+                raise FileError(f"{self.path}: {name} is {dtype}: it must be numbers")
             return self._read(file, dtype, shape, name)
 
     def text(self, name: str) -> str:
         """An array that holds one string."""
-        array = self.array(name)
-        if array.dtype.kind == "U" and array.ndim == 0:
-            return str(array[()])
-        raise FileError(f"{self.path}: {name} is not a string: write it again with placer")
+        with self._open(name) as (file, dtype, shape):
+            if dtype.kind != "U" or shape or dtype.itemsize > TEXT_BYTES:
+                raise FileError(
+                    f"{self.path}: {name} is not a string of at most {TEXT_BYTES // 4} characters"
+                    ": write it again with placer"
+                )
+            return str(self._read(file, dtype, shape, name)[()])
 
     @contextmanager
     def rows(self, name: str, counts: Iterable[int]) -> Iterator[Iterator[npt.NDArray[Any]]]:
@@ -61,15 +74,13 @@ class Npz:
                 ": is it the right file?"
             )
         info = self._archive.getinfo(f"{name}.npy")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise FileError(
+                f"{self.path}: {name} is packed in a way that NumPy does not"
+                ": save it with np.savez_compressed"
+            )
         with self._archive.open(info) as file:
-            version = np.lib.format.read_magic(file)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(version)
-            if read is None:
-                raise FileError(f"{self.path}: {name} has npy version {version}: save it again")
-            shape, fortran, dtype = read(file)
+            shape, fortran, dtype = _header(file)
             if dtype.hasobject:
                 raise FileError(
                     f"{self.path}: {name} holds pickled objects, which are never loaded"
@@ -84,6 +95,12 @@ class Npz:
                 raise FileError(
                     f"{self.path}: {name} has {size} bytes, the limit is {MAX_ARRAY_BYTES}"
                     ": split the recording into several files"
+                )
+            held = min(info.compress_size, self._size)
+            if math.prod(shape) > max(FREE_CELLS, CELLS_PER_BYTE * held):
+                raise FileError(
+                    f"{self.path}: {name} is {list(shape)} in {held} bytes"
+                    ": no recording is so uniform, check what wrote it"
                 )
             if size != info.file_size - file.tell():
                 raise FileError(
@@ -102,12 +119,31 @@ class Npz:
         return np.frombuffer(data, dtype=dtype).reshape(shape)
 
 
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran order, type. Raises ValueError."""
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f"npy version {version}")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            found: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(file)
+    except Exception as error:  # of Python's tokenizer, its parser, and whatever reads the zip
+        raise ValueError(f"an array's header: {error}") from error
+    if min(found[0], default=0) < 0:
+        raise ValueError(f"an array of shape {found[0]}")
+    return found
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Npz]:
     """The archive at ``path``. Whatever is wrong with it is raised as FileError."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield Npz(path, archive)
+        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+            yield Npz(path, archive, file.seek(0, os.SEEK_END))
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}: check the path") from error
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:

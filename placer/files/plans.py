@@ -2,15 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
 
 from placer.cost import Score
 from placer.cost.moves import MoveCost
-from placer.errors import FileError
+from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text, write_text
+from placer.files.documents import of_json
 from placer.files.specs import first_fault
 from placer.model import ModelShape
 from placer.objective import Objective
@@ -20,14 +21,14 @@ from placer.topology import Topology
 
 FORMAT = "placer.plan"
 VERSION = 1
-LIMIT = 256 * 2**20
+LIMIT = 2**24  # bytes: five times the largest plan of today; as objects it takes half a GB
 
 
 class PlacementSpec(BaseModel):
     gpus: int
     nodes: int = 1
     experts: int | None = None
-    physical_to_logical: list[list[int]]
+    physical_to_logical: Annotated[list[Annotated[list[int], FailFast()]], FailFast()]
 
 
 class ScoreSpec(BaseModel):
@@ -54,9 +55,9 @@ class PlanFile(BaseModel):
     score: ScoreSpec = ScoreSpec()
     bound_s: float | None = None
     whole_step_s: float | None = None
-    notes: tuple[str, ...] = ()
+    notes: Annotated[tuple[str, ...], FailFast()] = ()
     move_cost: MoveCost | None = None
-    moves: tuple[Move, ...] = ()
+    moves: Annotated[tuple[Move, ...], FailFast()] = ()
 
 
 def read_plan(path: Path) -> Plan:
@@ -70,13 +71,17 @@ def parse_plan(text: str, name: str) -> Plan:
     Raises FileError if it is no plan, or if its map no longer has the digest that it was
     written with.
     """
-    file = _parse(text, name)
-    placement = placement_of(
-        file.placement.physical_to_logical,
-        file.placement.gpus,
-        file.placement.nodes,
-        file.placement.experts,
-    )
+    data = of_json(text, name)
+    try:
+        file = _parse(data)
+        placement = placement_of(
+            file.placement.physical_to_logical,
+            file.placement.gpus,
+            file.placement.nodes,
+            file.placement.experts,
+        )
+    except PlacerError as error:
+        raise type(error)(f"{name}: {error}") from error
     if file.digest is not None and file.digest != placement.digest:
         raise FileError(
             f"{name}: its digest is {file.digest:.19}... but its map's is {placement.digest:.19}..."
@@ -150,25 +155,20 @@ def plan_text(plan: Plan) -> str:
     return _layout(file.model_dump(mode="json")) + "\n"
 
 
-def _parse(text: str, name: str) -> PlanFile:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{name} is not JSON ({error}): is it a plan?") from error
+def _parse(data: Any) -> PlanFile:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise FileError(
-            f'{name} is not a plan (no "format": "{FORMAT}")'
-            ": placer import reads other engines' files"
+            f'it is not a plan (no "format": "{FORMAT}"): placer import reads other engines\' files'
         )
     if data.get("version") != VERSION:
         raise FileError(
-            f"{name} has version {data.get('version')!r} of {FORMAT}, this placer reads {VERSION}"
+            f"it has version {data.get('version')!r} of {FORMAT}, this placer reads {VERSION}"
             ": upgrade placer"
         )
     try:
         return PlanFile.model_validate(data)
     except ValidationError as error:
-        raise FileError(f"{name}: {first_fault(error)}: make the plan again") from error
+        raise FileError(f"{first_fault(error)}: make the plan again") from error
 
 
 def _layout(value: Any, indent: str = "") -> str:

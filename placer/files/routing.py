@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from placer.arrays import FloatArray
 from placer.errors import FileError
-from placer.files.atomic import replacing
+from placer.files.atomic import open_file, replacing
+from placer.files.documents import of_json
 from placer.files.npz import Npz, opened
 from placer.model import ModelShape
 from placer.pace import of_meta
@@ -149,7 +150,7 @@ def write_profile(path: Path, profile: Profile, model: ModelShape | None = None)
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -176,10 +177,7 @@ def _meta(npz: Npz, kind: str) -> dict[str, Any]:
     """The file's own description, if it is of this kind and of a version known here."""
     if "meta" not in npz.names:
         return {}
-    try:
-        meta = json.loads(npz.text("meta"))
-    except ValueError as error:
-        raise FileError(f"{npz.path}: meta is not JSON ({error}): write it again") from error
+    meta = of_json(npz.text("meta"), f"{npz.path}: meta")
     if not isinstance(meta, dict):
         raise FileError(f"{npz.path}: meta is not a JSON object: write it again")
     if meta.get("format", kind) != kind:
@@ -231,7 +229,8 @@ def _counts_if_any(npz: Npz, name: str) -> FloatArray | None:
 
 def _smallest(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Whole numbers in the smallest type that holds them; others as they are."""
-    whole = array.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # what is beyond is not whole either
+        whole = array.astype(np.int64)
     if (whole != array).any():
         return array
     return whole.astype(np.min_scalar_type(whole.max(initial=0)))

@@ -1,19 +1,22 @@
 """Models and topologies as users write them: a preset's name, YAML, or a HF config.json."""
 
+import os
+import reprlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from placer import model, topology
 from placer.errors import FileError, ModelError
 from placer.files.atomic import read_text
+from placer.files.documents import of_json, of_yaml
 from placer.model import ModelShape
 from placer.topology import GB, Gpu, Link, Topology
 
 LIMIT = 2**20
+MOST = 1e18  # so that no unit takes it beyond all numbers; Gpu and Link know what is possible
 
 
 class _Strict(BaseModel):
@@ -21,8 +24,8 @@ class _Strict(BaseModel):
 
 
 class LinkSpec(_Strict):
-    gigabytes_per_s: float | None = Field(default=None, gt=0)
-    latency_us: float | None = Field(default=None, ge=0)
+    gigabytes_per_s: float | None = Field(default=None, gt=0, le=MOST)
+    latency_us: float | None = Field(default=None, ge=0, le=MOST)
 
     def on(self, link: Link) -> Link:
         rate, latency = self.gigabytes_per_s, self.latency_us
@@ -33,10 +36,10 @@ class LinkSpec(_Strict):
 
 
 class GpuSpec(_Strict):
-    tflops_16bit: float | None = Field(default=None, gt=0)
-    tflops_8bit: float | None = Field(default=None, gt=0)
-    memory_gb: float | None = Field(default=None, gt=0)
-    memory_gb_per_s: float | None = Field(default=None, gt=0)
+    tflops_16bit: float | None = Field(default=None, gt=0, le=MOST)
+    tflops_8bit: float | None = Field(default=None, gt=0, le=MOST)
+    memory_gb: float | None = Field(default=None, gt=0, le=MOST)
+    memory_gb_per_s: float | None = Field(default=None, gt=0, le=MOST)
 
     def on(self, gpu: Gpu) -> Gpu:
         given = {
@@ -96,7 +99,7 @@ class HfConfig(BaseModel):
                 f"{path}: layers with and without experts alternate"
                 ": write the sizes in a YAML file instead (docs/files.md)"
             )
-        method = (self.quantization_config or {}).get("quant_method", "")
+        method = str((self.quantization_config or {}).get("quant_method"))
         return ModelShape(
             name=path.resolve().parent.name,
             layers=self.num_hidden_layers - self.first_k_dense_replace,
@@ -150,14 +153,13 @@ def read_topology(name: str) -> Topology:
 def _is_file(name: str) -> bool:
     """Whether the user meant a file: it has a suffix or a folder, or it is there."""
     path = Path(name)
-    return path.suffix in {".yaml", ".yml", ".json"} or len(path.parts) > 1 or path.is_file()
+    return path.suffix in {".yaml", ".yml", ".json"} or len(path.parts) > 1 or os.path.isfile(name)
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(read_text(path, LIMIT))
-    except yaml.YAMLError as error:
-        raise FileError(f"{path} is not YAML or JSON: {str(error).splitlines()[0]}") from error
+    text = read_text(path, LIMIT)
+    is_json = path.suffix == ".json"  # where Mamba's configs hold Infinity
+    data = of_json(text, str(path), finite=False) if is_json else of_yaml(text, str(path))
     if not isinstance(data, dict):
         raise FileError(f"{path} holds a {type(data).__name__}: it must hold keys and values")
     return {str(key): value for key, value in data.items()}
@@ -167,4 +169,4 @@ def first_fault(error: ValidationError) -> str:
     """The first fault, on one line."""
     fault = error.errors()[0]
     where = ".".join(map(str, fault["loc"])) or "the file"
-    return f"{where}: {fault['msg'].lower()} (it has {fault['input']!r:.60})"
+    return f"{where}: {fault['msg'].lower()} (it has {reprlib.repr(fault['input'])})"

@@ -1,6 +1,5 @@
 """What the formats' parsers share."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +12,6 @@ class Map:
 
     rows: list[list[int]]
     gpus: int | None = None
-
-
-def from_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"not JSON ({error}): is it the right --format?") from error
 
 
 def rows_of(data: Any, what: str) -> list[list[int]]:

@@ -8,7 +8,8 @@ too, which are never looked at: they are written as SGLang's own trivial locatio
 import json
 
 from placer.errors import FileError
-from placer.formats.parsing import Map, from_json, rows_of
+from placer.files.documents import of_json
+from placer.formats.parsing import Map, rows_of
 from placer.placement import Placement
 
 KEY = "physical_to_logical_map"
@@ -21,7 +22,7 @@ def dump(placement: Placement, first_moe_layer: int) -> str:
 
 
 def parse(text: str, first_moe_layer: int) -> Map:
-    data = from_json(text)
+    data = of_json(text, "the file")
     if isinstance(data, dict) and "logical_count" in data:
         raise FileError(
             "this is a recording of expert loads (logical_count), not a placement"

@@ -8,6 +8,7 @@ does not say how many ranks there are.
 import yaml
 
 from placer.errors import FileError
+from placer.files.documents import of_yaml
 from placer.formats.parsing import Map, rows_of
 from placer.placement import Placement
 
@@ -25,10 +26,7 @@ def dump(placement: Placement, first_moe_layer: int) -> str:
 
 
 def parse(text: str, first_moe_layer: int) -> Map:
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise FileError(f"not YAML ({str(error).splitlines()[0]})") from error
+    data = of_yaml(text, "the file")
     layers = data.get(KEY) if isinstance(data, dict) else None
     if not isinstance(layers, dict) or not layers or not all(type(n) is int for n in layers):
         raise FileError(f"no {KEY} by layer number in the file: is it the right --format?")

@@ -6,7 +6,8 @@ The file does not say how many ranks there are.
 
 import json
 
-from placer.formats.parsing import Map, from_json, rows_of
+from placer.files.documents import of_json
+from placer.formats.parsing import Map, rows_of
 from placer.placement import Placement
 
 
@@ -15,4 +16,4 @@ def dump(placement: Placement, first_moe_layer: int) -> str:
 
 
 def parse(text: str, first_moe_layer: int) -> Map:
-    return Map(rows_of(from_json(text), "the file"))
+    return Map(rows_of(of_json(text, "the file"), "the file"))

@@ -10,7 +10,8 @@ import json
 from pydantic import BaseModel, ValidationError
 
 from placer.errors import FileError
-from placer.formats.parsing import Map, from_json, rows_of
+from placer.files.documents import of_json
+from placer.formats.parsing import Map, rows_of
 from placer.placement import Placement
 
 
@@ -45,13 +46,13 @@ def dump(placement: Placement, first_moe_layer: int) -> str:
 
 def parse(text: str, first_moe_layer: int) -> Map:
     try:
-        file = ExpertMap.model_validate(from_json(text))
+        file = ExpertMap.model_validate(of_json(text, "the file"))
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise FileError(f"{where}: {fault['msg'].lower()}: is it the right --format?") from error
     layers = sorted(file.layer_list, key=lambda layer: layer.layer_id)
-    if [layer.layer_id for layer in layers] != list(range(file.moe_layer_count)):
+    if not _counts_up([layer.layer_id for layer in layers], file.moe_layer_count):
         raise FileError(
             f"moe_layer_count is {file.moe_layer_count} but the layer_ids are not 0 to "
             f"{file.moe_layer_count - 1}: is the file cut short?"
@@ -59,7 +60,7 @@ def parse(text: str, first_moe_layer: int) -> Map:
     rows = []
     for layer in layers:
         devices = sorted(layer.device_list, key=lambda device: device.device_id)
-        if [device.device_id for device in devices] != list(range(layer.device_count)):
+        if not _counts_up([device.device_id for device in devices], layer.device_count):
             raise FileError(
                 f"layer {layer.layer_id}: device_count is {layer.device_count} but the device_ids"
                 f" are not 0 to {layer.device_count - 1}: is the file cut short?"
@@ -70,3 +71,8 @@ def parse(text: str, first_moe_layer: int) -> Map:
     if len({layer.device_count for layer in layers}) != 1:
         raise FileError("the layers have different device_counts: is the file mixed up?")
     return Map(rows_of(rows, "layer_list"), gpus=layers[0].device_count)
+
+
+def _counts_up(numbers: list[int], count: int) -> bool:
+    """Whether they are 0 to ``count - 1``, which may be any number of a file's."""
+    return len(numbers) == count and numbers == list(range(len(numbers)))

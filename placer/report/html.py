@@ -17,6 +17,7 @@ from placer.placement import Placement
 from placer.plan import Plan
 from placer.profile import Profile
 from placer.report.figures import rows
+from placer.report.plain import shown
 from placer.report.sweep import names, sweep_rows
 from placer.whatif import Advice, Study
 
@@ -121,6 +122,7 @@ def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("placer", "report"),
         autoescape=True,
+        finalize=lambda value: shown(value) if type(value) is str else value,  # not Markup
         trim_blocks=True,
         lstrip_blocks=True,
     )

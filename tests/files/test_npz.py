@@ -84,6 +84,70 @@ def test_a_forged_size_beyond_all_memory_is_refused(tmp_path: Path) -> None:
         read(path)
 
 
+def test_zeros_that_deflate_to_next_to_nothing_are_refused_unread(tmp_path: Path) -> None:
+    """2^26 of them take 65 kB; a recording of 65 kB has a tenth of that many values."""
+    path = save(tmp_path / "x.npz", a=np.zeros(2**26, np.uint8))
+    with pytest.raises(
+        FileError, match=r"a is \[67108864\] in \d+ bytes: no recording is so uniform"
+    ):
+        read(path)
+    small = save(tmp_path / "y.npz", a=np.zeros((16, 512, 512), np.uint8))  # a profile's may be
+    assert not read(small).any()
+
+
+def test_a_directory_that_promises_more_than_the_file_holds_is_not_believed(tmp_path: Path) -> None:
+    path = with_header(tmp_path / "x.npz", (2**27,), b"")
+    whole = path.read_bytes()
+    at = whole.rindex(b"PK\x01\x02")
+    sizes = (2**30).to_bytes(4, "little") + (2**27 + 128).to_bytes(4, "little")
+    path.write_bytes(whole[: at + 20] + sizes + whole[at + 28 :])
+    with pytest.raises(FileError, match=r"a is \[134217728\] in \d{3} bytes"):
+        read(path)
+
+
+def test_a_string_has_an_end(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npz", a=np.array("x" * 2**21), b=np.array(["x"]), c=np.array(1))
+    with opened(path) as archive:
+        for name in "abc":
+            with pytest.raises(FileError, match=f"{name} is not a string of at most 1048576"):
+                archive.text(name)
+        for name in "ab":
+            with pytest.raises(FileError, match=f"{name} is <U.*: it must be numbers"):
+                archive.array(name)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_what_numpy_does_not_pack_is_not_unpacked(tmp_path: Path, packing: int) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", packing) as archive:
+        archive.writestr("a.npy", b"x" * 1000)
+    with pytest.raises(FileError, match="a is packed in a way that NumPy does not"):
+        read(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "(" * 5000,
+        "-" * 9000,
+        "{'descr': '",
+        "\n  \n x",
+        "{",
+        "1L",
+        "",
+        "{'a': [",
+        "\x00",
+        "{'descr': 'U'}",
+    ],
+)
+def test_no_header_is_more_than_a_line(tmp_path: Path, header: str) -> None:
+    member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("a.npy", member)
+    with pytest.raises(FileError) as caught:
+        read(tmp_path / "x.npz")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

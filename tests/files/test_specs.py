@@ -110,7 +110,7 @@ def test_a_hugging_face_config_gives_the_presets_shape(tmp_path: Path, name: str
         (read_topology, "{preset: h100, gpus: 8, gpu: {memory_gb: -1}}", "gpu.memory_gb"),
         (read_topology, "{preset: h1000, gpus: 8}", "did you mean 'h100'"),
         (read_topology, "[1, 2]", "holds a list: it must hold keys and values"),
-        (read_topology, "{", "is not YAML or JSON"),
+        (read_topology, "{", "is not YAML"),
         (read_model, "{layers: 2}", "experts: field required"),
         (read_model, "{layres: 2}", "unknown model key 'layres'"),
         (
