@@ -68,6 +68,8 @@ class PoolPolicy:
     least_tokens: int = 10_000
     confirmations: int = 2
     cooldown_s: float = 300.0
+    overlap: float = Objective().overlap
+    guard: float = Objective().guard
     max_moved: float = Objective().max_moved
     horizon_s: float = 600.0
     survive_node: bool = False
@@ -87,6 +89,8 @@ class PoolPolicy:
             survive_node=self.survive_node,
             horizon_s=self.horizon_s,
             max_moved=self.max_moved,
+            overlap=self.overlap,
+            guard=self.guard,
         )
 
     def closed(self, now_s: float) -> str:
@@ -127,6 +131,8 @@ class _PoolSpec(BaseModel):
     least_tokens: int | None = Field(default=None, ge=1)
     confirmations: int | None = Field(default=None, ge=1)
     cooldown_s: float | None = Field(default=None, ge=0)
+    overlap: float | None = Field(default=None, ge=0, le=1)
+    guard: float | None = Field(default=None, ge=0, le=1)
     max_moved: float | None = Field(default=None, ge=0, le=1)
     horizon_s: float | None = Field(default=None, ge=0)
     survive_node: bool | None = None

@@ -47,3 +47,25 @@ def guarded(profile: Profile, share: float) -> Profile:
         transitions=transitions,
         unknown=Noise(variance * (spread * share**2)[:, None], covariance),
     )
+
+
+def advice(profile: Profile) -> str:
+    """What to say of a recording whose requests resemble each other; empty if they do not.
+
+    Were traffic of n kinds of requests, equally often, each with loads of its own, the mean load's
+    unevenness u and the requests' variety v would be as v^2 / u^2 = n - 1. After n kinds the next
+    is of another with the chance 1 / (n + 1) (Laplace's rule of succession): the guard.
+    """
+    variety = profile.variety
+    if variety is None:
+        return ""
+    even = profile.load.mean(axis=1, keepdims=True)
+    uneven = ((profile.load - even) ** 2).sum() / (profile.load**2).sum()
+    kinds = 1 + variety**2 / max(float(uneven), 1e-12)
+    if kinds >= 2:
+        return ""
+    return (
+        f"the recording's requests resemble each other (variety {variety:.2f}: as if of "
+        f"{kinds:.1f} kinds): if others may come, --guard {1 / (kinds + 1):.2f} plans for them, "
+        "the chance that the next request is of another kind; or record more kinds of traffic"
+    )

@@ -16,12 +16,14 @@ class Solution:
     """What an optimizer returns.
 
     No placement has a ``step_s`` below ``bound_s``, if that is known; ``notes`` say what the user
-    should know of how the placement came about.
+    should know of how the placement came about. ``instead`` names the baseline that is returned
+    where the optimizer found nothing faster.
     """
 
     placement: Placement
     bound_s: float | None = None
     notes: tuple[str, ...] = ()
+    instead: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Plan:
     provenance: Provenance | None = None
     fit: Comparison | None = None
     holdout: Comparison | None = None
+    guarded: Comparison | None = None
     moves: tuple[Move, ...] = ()
     move_cost: MoveCost | None = None
     bound_s: float | None = None

@@ -3,17 +3,17 @@
 from dataclasses import replace
 from decimal import ROUND_UP, Context
 from functools import cache
-from typing import NoReturn
 
 import numpy as np
 
 from placer.checks import violations
 from placer.cost import moves, score, steps
 from placer.cost.balance import rank_load
-from placer.cost.memory import budget_bytes, slots_that_fit
 from placer.cost.moves import MoveCost
 from placer.cost.payoff import Payoff, payoff_of
 from placer.errors import PlacementError
+from placer.guard import advice, guarded
+from placer.limits import clashes
 from placer.optimizers import optimizer
 from placer.placement import Placement
 from placer.plan import (
@@ -31,28 +31,53 @@ from placer.repair import faults, repair
 from placer.schedule import fewest_moves
 from placer.trace import Trace
 
+SAFEGUARDED = "joint"  # never worse by the score than what stands or than eplb
+
 
 def solve(problem: Problem, name: str) -> Solution | Infeasible:
     """The optimizer's placement, with the labels that move the fewest experts, checked.
 
-    A running map that breaks a rule is mended first, and the optimizer starts from there.
+    A running map that breaks a rule is mended first, and the optimizer starts from there. With a
+    guard, optimizers see the recorded traffic mixed with unknown traffic (guard.py).
     Raises PlacementError if even one copy of each expert does not fit the memory, and if an
     optimizer breaks a rule (its plan then goes nowhere).
     """
-    chosen = optimizer(name)
-    if clash := _clash(problem):
+    optimizer(name)  # is there such a one?
+    if clash := clashes(problem):
         return clash
     mended = _mended(problem)
     if too_far := _too_far(problem, mended):
         return too_far
-    problem = mended
-    solution = chosen(problem)
-    solution = replace(solution, placement=fewest_moves(problem, solution.placement))
+    problem = replace(mended, profile=guarded(mended.profile, mended.objective.guard))
+    solution = _found(problem, name)
     broken = violations(solution.placement, problem.objective, problem.model, problem.topology)
     if broken:
         raise PlacementError(
             f"{name} cannot keep the limits ({broken[0]}): use another --optimizer"
         )
+    return _best(problem, solution) if name == SAFEGUARDED else solution
+
+
+def _found(problem: Problem, name: str) -> Solution:
+    solution = optimizer(name)(problem)
+    return replace(solution, placement=fewest_moves(problem, solution.placement))
+
+
+def _best(problem: Problem, solution: Solution) -> Solution:
+    """The solution, or what is faster by the score: the placement that stands, or eplb's."""
+    trace = None if problem.objective.guard else problem.trace
+    step_s = score(problem, solution.placement, trace).step_s
+    stands = "linear" if problem.current is None else "current"
+    baselines = {stands: problem.start, "eplb": _found(problem, "eplb").placement}
+    for name, placement in baselines.items():
+        if violations(placement, problem.objective, problem.model, problem.topology):
+            continue
+        moved = _moved_share(problem.start, placement)
+        if problem.current is not None and moved > problem.objective.max_moved:
+            continue
+        if (other_s := score(problem, placement, trace).step_s) < step_s:
+            step_s = other_s
+            solution = Solution(placement, notes=solution.notes, instead=name)
     return solution
 
 
@@ -86,6 +111,8 @@ def make_plan(
         elif problem.model.sized:
             told = f"moving takes {further.seconds:.3g} s, and {payoff.told}"
             solution = replace(solution, notes=(*solution.notes, told))
+    elif solution.instead == "linear":
+        return Hold("no placement was found that is faster than the linear one that stands")
     placement, measurable = solution.placement, mended.start if start.lost else start
     on_fit = Comparison(scored(measurable), scored(placement))
     cost = moves.cost(problem, start, placement)
@@ -95,6 +122,10 @@ def make_plan(
         on_holdout = Comparison(
             score(problem, measurable, holdout), score(problem, placement, holdout)
         )
+    on_guarded = None
+    if problem.objective.guard:
+        mixed = replace(problem, profile=guarded(problem.profile, problem.objective.guard))
+        on_guarded = Comparison(score(mixed, measurable), score(mixed, placement))
     plan = Plan(
         placement=placement,
         mends=mends,
@@ -104,13 +135,19 @@ def make_plan(
         provenance=provenance,
         fit=on_fit,
         holdout=on_holdout,
+        guarded=on_guarded,
         moves=_moves(problem, start, placement),
         move_cost=cost,
         bound_s=solution.bound_s,
         whole_step_s=steps.whole_step_s(problem, on_fit.before.step_s),
-        notes=solution.notes,
+        notes=(*solution.notes, *_advice(problem)),
     )
     return replace(plan, reason=_reason(plan, cost.moved))
+
+
+def _advice(problem: Problem) -> list[str]:
+    said = "" if problem.objective.guard else advice(problem.profile)
+    return [said] if said else []
 
 
 def _reason(plan: Plan, moved: int) -> str:
@@ -175,78 +212,6 @@ def _not_worth(solution: Solution, payoff: Payoff, cost: MoveCost) -> str:
             "pay within the horizon"
         )
     return ""
-
-
-def _clash(problem: Problem) -> Infeasible | None:
-    """The fewest limits that no placement can keep together, and what would satisfy them."""
-    model, topology, objective = problem.model, problem.topology, problem.objective
-    fitting = slots_that_fit(model, topology, objective)
-    if fitting < model.experts:
-        _refuse_memory(problem)
-    allowed = f"{budget_bytes(topology, objective) / 1e9:.1f} GB of memory"
-    if problem.slots > fitting:
-        return Infeasible(
-            f"{problem.slots} slots clash with {allowed} on each of {topology.gpus} GPUs "
-            f"({topology.name}): use --redundant {fitting - model.experts} or less, or more GPUs"
-        )
-    per_gpu = problem.slots // topology.gpus
-    if objective.keep_groups and model.groups % topology.nodes:
-        return Infeasible(
-            f"{model.groups} groups of experts clash with {topology.nodes} nodes"
-            ": use a node count that divides the groups, or leave --keep-groups out"
-        )
-    apart = topology.nodes if objective.keep_groups else 1
-    within = model.experts // apart
-    if per_gpu > within and not objective.allow_duplicates:
-        where = " of its node" if apart > 1 else ""
-        return Infeasible(
-            f"{per_gpu} slots a GPU clash with {within} experts{where} and no expert twice on a "
-            f"GPU: use --redundant {within * topology.gpus - model.experts} or less"
-            ", or --allow-duplicates"
-        )
-    if not objective.survive_node:
-        return None
-    if topology.nodes < 2:
-        return Infeasible("surviving a node clashes with having one: use --nodes 2 or more")
-    if objective.keep_groups:
-        return Infeasible(
-            "every expert on two nodes clashes with each group on one"
-            ": leave out --keep-groups or --survive-node"
-        )
-    # Experts take turns at the nodes, so one node may get one more than another.
-    needed = topology.nodes * -(-2 * model.experts // topology.nodes)
-    needed = topology.gpus * -(-needed // topology.gpus)
-    if needed > fitting:
-        return Infeasible(
-            f"every expert on two nodes takes {needed} slots, which clash with {allowed} on each "
-            f"of {topology.gpus} GPUs ({topology.name}): use more GPUs, or leave out --survive-node"
-        )
-    if needed > problem.slots:
-        return Infeasible(
-            f"every expert on two nodes clashes with {problem.slots} slots"
-            f": use --redundant {needed - model.experts} or more"
-        )
-    return None
-
-
-def _refuse_memory(problem: Problem) -> NoReturn:
-    """Not even one copy of each expert fits: the wrong hardware for the model."""
-    model, topology = problem.model, problem.topology
-    budget = budget_bytes(topology, problem.objective)
-    room = budget - model.other_bytes
-    if room < model.expert_bytes * model.layers:
-        need = model.other_bytes + model.expert_bytes * model.layers
-        raise PlacementError(
-            f"{model.name} needs {need / 1e9:.1f} GB on every GPU for one expert a layer and "
-            f"{topology.name} allows {budget / 1e9:.1f} GB: use GPUs with more memory"
-        )
-    experts = model.layers * model.experts * model.expert_bytes
-    gpus = -(-model.experts // (room // (model.expert_bytes * model.layers)))
-    raise PlacementError(
-        f"{model.name}'s experts take {experts / 1e9:.1f} GB and {topology.gpus} GPUs "
-        f"({topology.name}) have room for {room * topology.gpus / 1e9:.1f} GB"
-        f": use at least {gpus} GPUs"
-    )
 
 
 def _moves(problem: Problem, before: Placement, after: Placement) -> tuple[Move, ...]:

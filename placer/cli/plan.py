@@ -41,6 +41,13 @@ def plan(
         Dispatch,
         typer.Option(help="How the engine moves tokens: vLLM's default, DeepEP-like, ExFlow-like."),
     ] = "allgather",
+    overlap: Annotated[
+        float,
+        typer.Option(help="Share of communication that the engine hides behind the experts' work."),
+    ] = OBJECTIVE.overlap,
+    guard: Annotated[
+        float, typer.Option(help="Share of unknown traffic to plan for beside the recorded.")
+    ] = OBJECTIVE.guard,
     current: Annotated[
         Path | None, typer.Option(help="The plan that runs today: moves are counted from it.")
     ] = None,
@@ -105,6 +112,8 @@ def plan(
             max_moved=max_moved,
             horizon_s=horizon,
             busy=busy,
+            overlap=overlap,
+            guard=guard,
         ),
         current=running,
         seed=seed,
@@ -173,6 +182,7 @@ def plan_json(plan: Plan, optimizer: str, solve_ms: float) -> figures.Figures:
         "gap": plan.gap,
         "digest": plan.placement.digest,
         "holdout": figures.measured(plan.holdout, sized) if plan.holdout else None,
+        "guarded": figures.measured(plan.guarded, sized) if plan.guarded else None,
     }
 
 
@@ -181,6 +191,8 @@ def _print(plan: Plan, optimizer: str, solve_ms: float) -> None:
     scores = {"before": plan.fit.before, "after": plan.fit.after}
     if plan.holdout:
         scores |= {"held out, before": plan.holdout.before, "held out, after": plan.holdout.after}
+    if plan.guarded:
+        scores |= {"guarded, before": plan.guarded.before, "guarded, after": plan.guarded.after}
     title = f"{plan.model.name} on {plan.topology.title}, {plan.objective.dispatch}, {optimizer}"
     out.print(figures.table(f"{title}; {plan.fit.after.basis}", scores, plan.model.sized))
     cost = plan.move_cost

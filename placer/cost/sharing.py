@@ -3,7 +3,7 @@
 The rule (serving.py) prefers a replica where the token is, then one in that node, then a place that
 the token visits anyway, then what its hash names. So each replica serves the tokens of its own GPU;
 the others fall to those replicas whose GPUs have company: experts that the token uses as well.
-Experts with fewer replicas choose first, and of those with as many one half do.
+Experts with one replica choose first, and of the others half do.
 
 Of r replicas that a token visits anyway with the chances v, independently, one is taken with
 
@@ -55,12 +55,12 @@ def away(replicas: IntArray, places: int, dispatch: Dispatch) -> tuple[FloatArra
     is in company itself a quarter of the time (measured on recordings of three models, each apart:
     fan-out within 2%).
     """
-    r = np.maximum(replicas, 1)
+    r = np.maximum(replicas, 1).astype(np.float64)
     if dispatch == "allgather":
         return 1 / r, 1 / r
     others = max(places - 1, 1)
     company = np.maximum(1 - (r - 1) / others, 0) / (1 + (r - 1) / 4)
-    return np.maximum(places / r - 1, 0) / others if places > 1 else 1.0 / r, company
+    return (np.maximum(places / r - 1, 0) / others if places > 1 else 1 / r), company
 
 
 def shares(profile: Profile, placement: Placement, dispatch: Dispatch) -> FloatArray:

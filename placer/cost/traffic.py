@@ -190,7 +190,7 @@ def _visits(
     """
     held = copies > 0
     replicas = held.sum(axis=2, keepdims=True)
-    share, company = (held * table for table in away(replicas, copies.shape[2], dispatch))
+    served, company = away(replicas, copies.shape[2], dispatch)
 
     def chance(share: FloatArray, weight: FloatArray) -> FloatArray:
         mean = np.einsum("le,leg->lg", use, share)
@@ -201,7 +201,7 @@ def _visits(
             both = np.einsum("leg,leg->lg", pairs @ weight, weight) / 2
         return visit_chance(mean, both, top_k)
 
-    from_away = chance(share, company)
+    from_away = chance(np.where(held, served, 0.0), np.where(held, company, 0.0))
     if dispatch == "allgather" or replicas.max() <= 1:
         return from_away, from_away
     return chance(held * 1.0, held * 1.0), from_away

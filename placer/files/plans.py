@@ -35,6 +35,7 @@ class ScoreSpec(BaseModel):
     before: Score | None = None
     after: Score | None = None
     holdout: Comparison | None = None
+    guarded: Comparison | None = None
 
 
 class PlanFile(BaseModel):
@@ -98,6 +99,7 @@ def parse_plan(text: str, name: str) -> Plan:
         provenance=file.provenance,
         fit=Comparison(before, after) if before and after else None,
         holdout=file.score.holdout,
+        guarded=file.score.guarded,
         moves=file.moves,
         move_cost=file.move_cost,
         bound_s=file.bound_s,
@@ -145,6 +147,7 @@ def plan_text(plan: Plan) -> str:
             before=plan.fit.before if plan.fit else None,
             after=plan.fit.after if plan.fit else None,
             holdout=plan.holdout,
+            guarded=plan.guarded,
         ),
         bound_s=plan.bound_s,
         whole_step_s=plan.whole_step_s,

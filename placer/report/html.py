@@ -28,8 +28,9 @@ def plan_report(plan: Plan, profile: Profile, before: Placement) -> str:
     """The page of a plan that was made from ``profile`` and replaces ``before``."""
     assert plan.fit and plan.model and plan.topology and plan.provenance and plan.move_cost
     scores = [plan.fit.before, plan.fit.after]
-    if plan.holdout:
-        scores += [plan.holdout.before, plan.holdout.after]
+    for other in (plan.holdout, plan.guarded):
+        if other:
+            scores += [other.before, other.after]
     return _template("plan.html.j2").render(
         plan=plan,
         rows=rows(scores, plan.model.sized),

@@ -123,5 +123,5 @@ def test_the_rarer_the_steps_the_dearer_is_a_move_to_the_search() -> None:
 
 @pytest.mark.parametrize("busy", [0.0, -0.1, 1.01, float("nan")])
 def test_a_share_of_the_time_is_above_0_and_at_most_1(busy: float) -> None:
-    with pytest.raises(PlacementError, match=r"busy .*: it must be a share"):
+    with pytest.raises(PlacementError, match=r"busy is .*: it must be"):
         Objective(busy=busy)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from placer.arrays import FloatArray
 from placer.cost.serving import LayerMap, serve
-from placer.cost.traffic import company, expected, measured
+from placer.cost.sharing import away
+from placer.cost.traffic import expected, measured
 from placer.objective import DISPATCHES, Dispatch
 from placer.placement import Placement
 from placer.problem import Problem
@@ -187,26 +188,26 @@ def test_loads_alone_leave_fanout_and_hops_unknown() -> None:
     assert (found.fanout_gpus, found.hops) == (None, None)
 
 
-@pytest.mark.parametrize("places", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("places", [2, 3, 4, 5])
 @pytest.mark.parametrize("dispatch", DISPATCHES)
 def test_company_is_what_trying_every_token_comes_to(dispatch: Dispatch, places: int) -> None:
     for replicas in range(1, places + 1):
         tried = tokens_in_company(replicas, places, dispatch)
-        found = float(company(np.array([replicas]), places, dispatch)[0])
+        found = float(away(np.array([replicas]), places, dispatch)[1][0])
         # Of two or more replicas in company it takes the mean number: a little low.
-        near = 1e-12 if dispatch == "allgather" or replicas in (1, places) else tried / 10
+        near = 1e-12 if dispatch == "allgather" or replicas in (1, places) else tried / 6
         assert tried - near <= found <= tried + 1e-12
 
 
 def tokens_in_company(replicas: int, places: int, dispatch: Dispatch) -> float:
-    """Share of the tokens that are seen in place 0 and need expert 0 which are served there.
+    """Share of the tokens from elsewhere that visit place 0 and need expert 0 which it serves.
 
     Expert 0 stands in the first ``replicas`` places, expert i + 1 only in place i. A token needs
     expert 1, so that place 0 sees it, and each other place with a replica sees a quarter.
     """
     row = [expert for at in range(places) for expert in (0 if at < replicas else -1, at + 1)]
     where = LayerMap.of(a_placement([row], places + 1, places), 0)
-    homes, hashes = (grid.ravel() for grid in np.mgrid[:places, :60])  # 60 names 1 to 5 evenly
+    homes, hashes = (grid.ravel() for grid in np.mgrid[1:places, :60])  # 60 names 1 to 5 evenly
     here = None if dispatch == "allgather" else homes
     found = 0.0
     for seen in product([False, True], repeat=replicas - 1):

@@ -60,14 +60,7 @@ def optimize(problem: Problem) -> Solution:
         solution = _within_limit(problem, problem.current, layers, table)
     else:
         solution = Solution(problem.placement(_search(problem, layers, table)))
-    notes = [*solution.notes, _bounds(problem, solution.placement)]
-    if (times := terms.caution(problem.profile)) > 1:
-        notes.append(
-            f"the recording's requests resemble each other (variety {problem.profile.variety:.2f}, "
-            f"ordinary from {terms.ORDINARY}): balance counts {times**2.5:.1f} times as much, in "
-            "case others come; record more kinds of traffic for a bolder plan"
-        )
-    return replace(solution, notes=tuple(notes))
+    return replace(solution, notes=(*solution.notes, _bounds(problem, solution.placement)))
 
 
 def _bounds(problem: Problem, placement: Placement) -> str:

@@ -7,26 +7,15 @@ from placer.cost import compute, links, moves, outlook, steps
 from placer.cost.sharing import ahead, away
 from placer.optimizers.joint.search import Layer, Rules
 from placer.problem import Problem
-from placer.profile import Profile
 
 NO_STEP = 1e-9  # instead of a horizon without steps, in which nothing pays
 RECORDINGS = 2  # whose noise counts: the one planned from, and one as long in the time to come
-# Variety below ORDINARY: the requests of one domain, which say little of others' (DeepSeek-V2-Lite:
-# 0.55 to 0.7 for two domains, 0.1 and 0.2 for one). Their noise and balance then count for more,
-# since what they use together may be hot together tomorrow.
-ORDINARY, ALIKE = 0.4, 0.2
 
 
 def is_coherent(problem: Problem) -> bool:
     """Whether it matters where tokens come from, and is known."""
     known = problem.profile.transitions is not None and problem.profile.layers > 1
     return problem.objective.dispatch == "coherent" and known
-
-
-def caution(profile: Profile) -> float:
-    """1 for ordinary traffic, up to 2 for a recording whose requests are all alike."""
-    variety = profile.variety
-    return 1.0 if variety is None else max(ORDINARY / max(variety, ALIKE), 1.0)
 
 
 def rules(problem: Problem) -> Rules:
@@ -79,10 +68,9 @@ def layers(problem: Problem) -> list[Layer]:
     by_reading = reading[:, :, 1].sum(axis=1) > arithmetic.sum(axis=1)
     slope = np.where(by_reading[:, None], *reversed(compute.slopes(problem)))
     noise = profile.noise
-    recordings = RECORDINGS
-    variance, covariance = recordings * noise.variance, noise.covariance
+    variance, covariance = RECORDINGS * noise.variance, noise.covariance
     if covariance is not None:
-        covariance = recordings * covariance
+        covariance = RECORDINGS * covariance
     if profile.unknown is not None:
         variance = variance + profile.unknown.variance
         if (more := profile.unknown.covariance) is not None:
