@@ -188,8 +188,8 @@ def _visits(
     Loads give the mean number of a token's experts in a place, co-activations that of pairs of
     them, since a replica follows its company.
     """
-    held = copies > 0
-    replicas = held.sum(axis=2, keepdims=True)
+    held = (copies > 0).astype(np.float64)
+    replicas = (copies > 0).sum(axis=2, keepdims=True)
     served, company = away(replicas, copies.shape[2], dispatch)
 
     def chance(share: FloatArray, weight: FloatArray) -> FloatArray:
@@ -201,10 +201,10 @@ def _visits(
             both = np.einsum("leg,leg->lg", pairs @ weight, weight) / 2
         return visit_chance(mean, both, top_k)
 
-    from_away = chance(np.where(held, served, 0.0), np.where(held, company, 0.0))
+    from_away = chance(held * served, held * company)
     if dispatch == "allgather" or replicas.max() <= 1:
         return from_away, from_away
-    return chance(held * 1.0, held * 1.0), from_away
+    return chance(held, held), from_away
 
 
 def visit_chance(mean: FloatArray, pairs: FloatArray, top_k: int) -> FloatArray:
