@@ -79,6 +79,11 @@ class Placement:
         return int((self.physical_to_logical != EMPTY).sum())
 
     @property
+    def empty(self) -> int:
+        """Slots, of all layers, that hold none."""
+        return self.physical_to_logical.size - self.filled
+
+    @property
     def gpu_of_slot(self) -> IntArray:
         """[slots]"""
         return np.arange(self.slots) // self.slots_per_gpu

@@ -10,11 +10,11 @@ import numpy as np
 from placer.checks import violations
 from placer.cost import moves, score, steps
 from placer.cost.balance import rank_load
-from placer.cost.memory import budget_bytes, slots_that_fit
+from placer.cost.memory import budget_bytes, experts_that_fit, slots_that_fit
 from placer.cost.moves import MoveCost
 from placer.cost.payoff import Payoff, payoff_of
 from placer.errors import PlacementError
-from placer.optimizers import optimizer
+from placer.optimizers import UNEVEN, optimizer
 from placer.placement import Placement
 from placer.plan import (
     Comparison,
@@ -40,6 +40,11 @@ def solve(problem: Problem, name: str) -> Solution | Infeasible:
     optimizer breaks a rule (its plan then goes nowhere).
     """
     chosen = optimizer(name)
+    if problem.objective.uneven and name not in UNEVEN:
+        raise PlacementError(
+            f"{name} gives every GPU as many slots of a layer: leave out --uneven, or use "
+            f"--optimizer {' or '.join(UNEVEN)}"
+        )
     if clash := _clash(problem):
         return clash
     mended = _mended(problem)
@@ -138,7 +143,7 @@ def _too_far(problem: Problem, mended: Problem) -> Infeasible | None:
     if _moved_share(start, mended.start) <= objective.max_moved:
         return None
     moved = int(moves.arrivals(start, mended.start).sum())
-    slots = start.physical_to_logical.size
+    slots = mended.start.filled
     enough = Context(prec=2, rounding=ROUND_UP).divide(moved, slots)
     remedies = [f"--max-moved {enough:f} or more"]
     for remedy, lax in (
@@ -156,7 +161,7 @@ def _too_far(problem: Problem, mended: Problem) -> Infeasible | None:
 
 
 def _moved_share(before: Placement, after: Placement) -> float:
-    return float(moves.arrivals(before, after).mean())
+    return float(moves.arrivals(before, after).sum() / after.filled)
 
 
 def _not_worth(solution: Solution, payoff: Payoff, cost: MoveCost) -> str:
@@ -184,7 +189,7 @@ def _clash(problem: Problem) -> Infeasible | None:
     if fitting < model.experts:
         _refuse_memory(problem)
     allowed = f"{budget_bytes(topology, objective) / 1e9:.1f} GB of memory"
-    if problem.slots > fitting:
+    if problem.slots > fitting and not objective.uneven:  # those beyond experts stay empty
         return Infeasible(
             f"{problem.slots} slots clash with {allowed} on each of {topology.gpus} GPUs "
             f"({topology.name}): use --redundant {fitting - model.experts} or less, or more GPUs"
@@ -241,7 +246,10 @@ def _refuse_memory(problem: Problem) -> NoReturn:
             f"{topology.name} allows {budget / 1e9:.1f} GB: use GPUs with more memory"
         )
     experts = model.layers * model.experts * model.expert_bytes
-    gpus = -(-model.experts // (room // (model.expert_bytes * model.layers)))
+    each = experts_that_fit(model, topology, problem.objective)
+    if not problem.objective.uneven:
+        each -= each % model.layers
+    gpus = -(-model.layers * model.experts // each)
     raise PlacementError(
         f"{model.name}'s experts take {experts / 1e9:.1f} GB and {topology.gpus} GPUs "
         f"({topology.name}) have room for {room * topology.gpus / 1e9:.1f} GB"

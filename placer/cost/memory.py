@@ -25,5 +25,9 @@ def experts_that_fit(model: ModelShape, topology: Topology, objective: Objective
 
 
 def slots_that_fit(model: ModelShape, topology: Topology, objective: Objective) -> int:
-    """Slots a layer, over all GPUs, that memory has room for if every layer has as many."""
-    return experts_that_fit(model, topology, objective) // model.layers * topology.gpus
+    """Slots a layer, over all GPUs, that memory has room for; the mean of the layers where GPUs
+    may hold different numbers of their experts."""
+    fitting = experts_that_fit(model, topology, objective)
+    if objective.uneven:
+        return fitting * topology.gpus // model.layers
+    return fitting // model.layers * topology.gpus
