@@ -191,8 +191,7 @@ def fitted(
 
 def held(gpu: IntArray, size: FloatArray) -> FloatArray:
     """[gpus] experts of all layers."""
-    total: FloatArray = np.bincount(gpu.ravel(), size.ravel())
-    return total
+    return np.bincount(gpu.ravel(), size.ravel()).astype(np.float64)
 
 
 def _bottleneck(cost: FloatArray, tie: FloatArray) -> IntArray:
