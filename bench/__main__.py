@@ -13,6 +13,7 @@ BENCHMARKS = (
     "profile",
     "optimizers",
     "sizes",
+    "moetuner",
     "replan",
     "schedule",
     "agent",

@@ -2,7 +2,7 @@
 
 from typing import NoReturn
 
-from placer.cost.memory import budget_bytes, slots_that_fit
+from placer.cost.memory import budget_bytes, experts_that_fit, slots_that_fit
 from placer.errors import PlacementError
 from placer.plan import Infeasible
 from placer.problem import Problem
@@ -15,7 +15,7 @@ def clashes(problem: Problem) -> Infeasible | None:
     if fitting < model.experts:
         _refuse_memory(problem)
     allowed = f"{budget_bytes(topology, objective) / 1e9:.1f} GB of memory"
-    if problem.slots > fitting:
+    if problem.slots > fitting and not objective.uneven:  # those beyond experts stay empty
         return Infeasible(
             f"{problem.slots} slots clash with {allowed} on each of {topology.gpus} GPUs "
             f"({topology.name}): use --redundant {fitting - model.experts} or less, or more GPUs"
@@ -72,7 +72,10 @@ def _refuse_memory(problem: Problem) -> NoReturn:
             f"{topology.name} allows {budget / 1e9:.1f} GB: use GPUs with more memory"
         )
     experts = model.layers * model.experts * model.expert_bytes
-    gpus = -(-model.experts // (room // (model.expert_bytes * model.layers)))
+    each = experts_that_fit(model, topology, problem.objective)
+    if not problem.objective.uneven:
+        each -= each % model.layers
+    gpus = -(-model.layers * model.experts // each)
     raise PlacementError(
         f"{model.name}'s experts take {experts / 1e9:.1f} GB and {topology.gpus} GPUs "
         f"({topology.name}) have room for {room * topology.gpus / 1e9:.1f} GB"

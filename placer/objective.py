@@ -54,6 +54,8 @@ class Objective:
     allow_duplicates: whether a GPU may hold the same expert twice
     keep_groups:     whether the experts of a group must stay on one node
     survive_node:    whether every expert must be on two nodes, so that none is lost with one
+    uneven:          whether GPUs may hold different numbers of a layer's experts; what bounds a GPU
+                     is then its memory over all layers, and not its slots in each
     horizon_s:       seconds that a plan will last: what its moves cost must be won back in them
     busy:            share of them in which the engine takes steps, if the recording does not tell
     max_moved:       share of the slots that one plan may move away from the one that runs
@@ -68,6 +70,7 @@ class Objective:
     allow_duplicates: bool = False
     keep_groups: bool = False
     survive_node: bool = False
+    uneven: bool = False
     horizon_s: float = 60.0
     busy: float = 1.0
     max_moved: float = 0.1

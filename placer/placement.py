@@ -1,6 +1,6 @@
 """Placement: which logical expert stands in each slot of each GPU, layer by layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,6 +74,16 @@ class Placement:
         return self.slots // self.gpus
 
     @property
+    def filled(self) -> int:
+        """Slots, of all layers, that hold an expert."""
+        return int((self.physical_to_logical != EMPTY).sum())
+
+    @property
+    def empty(self) -> int:
+        """Slots, of all layers, that hold none."""
+        return self.physical_to_logical.size - self.filled
+
+    @property
     def gpu_of_slot(self) -> IntArray:
         """[slots]"""
         return np.arange(self.slots) // self.slots_per_gpu
@@ -107,6 +117,14 @@ class Placement:
         """``sha256:...`` of the map; two placements are the same if and only if this is."""
         header = f"placer.placement/1 experts={self.experts} gpus={self.gpus} nodes={self.nodes}"
         return arrays.digest(header, self.physical_to_logical)
+
+
+def widened(placement: Placement, slots_per_gpu: int) -> Placement:
+    """The same experts on the same GPUs, each GPU with empty slots behind its own."""
+    layers, gpus, own = placement.layers, placement.gpus, placement.slots_per_gpu
+    table = np.full((layers, gpus, slots_per_gpu), EMPTY)
+    table[:, :, :own] = placement.physical_to_logical.reshape(layers, gpus, own)
+    return replace(placement, physical_to_logical=table.reshape(layers, -1))
 
 
 def slots_remedy(slots: int, gpus: int, experts: int) -> str:

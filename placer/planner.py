@@ -14,7 +14,7 @@ from placer.cost.payoff import Payoff, payoff_of
 from placer.errors import PlacementError
 from placer.guard import advice, guarded
 from placer.limits import clashes
-from placer.optimizers import optimizer
+from placer.optimizers import UNEVEN, optimizer
 from placer.placement import Placement
 from placer.plan import (
     Comparison,
@@ -43,6 +43,11 @@ def solve(problem: Problem, name: str) -> Solution | Infeasible:
     optimizer breaks a rule (its plan then goes nowhere).
     """
     optimizer(name)  # is there such a one?
+    if problem.objective.uneven and name not in UNEVEN:
+        raise PlacementError(
+            f"{name} gives every GPU as many slots of a layer: leave out --uneven, or use "
+            f"--optimizer {' or '.join(UNEVEN)}"
+        )
     if clash := clashes(problem):
         return clash
     mended = _mended(problem)
@@ -175,7 +180,7 @@ def _too_far(problem: Problem, mended: Problem) -> Infeasible | None:
     if _moved_share(start, mended.start) <= objective.max_moved:
         return None
     moved = int(moves.arrivals(start, mended.start).sum())
-    slots = start.physical_to_logical.size
+    slots = mended.start.filled
     enough = Context(prec=2, rounding=ROUND_UP).divide(moved, slots)
     remedies = [f"--max-moved {enough:f} or more"]
     for remedy, lax in (
@@ -193,7 +198,7 @@ def _too_far(problem: Problem, mended: Problem) -> Infeasible | None:
 
 
 def _moved_share(before: Placement, after: Placement) -> float:
-    return float(moves.arrivals(before, after).mean())
+    return float(moves.arrivals(before, after).sum() / after.filled)
 
 
 def _not_worth(solution: Solution, payoff: Payoff, cost: MoveCost) -> str:

@@ -8,7 +8,7 @@ from placer.arrays import IntArray
 from placer.errors import ModelError, PlacementError
 from placer.model import ModelShape
 from placer.objective import Effort, Objective
-from placer.placement import EMPTY, Placement, slots_remedy
+from placer.placement import EMPTY, Placement, slots_remedy, widened
 from placer.profile import Profile
 from placer.topology import Topology
 from placer.trace import Trace
@@ -21,6 +21,9 @@ class Problem:
     ``current`` is what runs today, if anything does; moves are counted from it, or else from
     the linear placement that engines start with. ``trace`` is the traffic behind the profile, for
     optimizers that look at tokens.
+
+    Where the objective lets GPUs differ, a placement has as many slots as its fullest GPU needs:
+    ``slots`` is then what ``linear`` has.
     """
 
     model: ModelShape
@@ -51,7 +54,7 @@ class Problem:
             )
         if self.slots % self.topology.gpus:
             raise PlacementError(slots_remedy(self.slots, self.topology.gpus, model.experts))
-        if self.current is not None and self.current.shape != self.linear.shape:
+        if self.current is not None and not self.may_follow(self.current):
             raise PlacementError(
                 f"the current plan has {self.current.shape} but this asks for {self.linear.shape}"
                 ": give the same GPUs, nodes and --redundant"
@@ -68,6 +71,15 @@ class Problem:
         """What moves are counted from."""
         return self.linear if self.current is None else self.current
 
+    def may_follow(self, current: Placement) -> bool:
+        """Whether moves can be counted from ``current``: its shape is this problem's, but for the
+        empty slots of where GPUs may differ."""
+        linear = self.linear
+        if self.objective.uneven:
+            wide = max(current.slots_per_gpu, linear.slots_per_gpu)
+            current, linear = widened(current, wide), widened(linear, wide)
+        return current.shape == linear.shape
+
     def placement(self, physical_to_logical: IntArray) -> Placement:
         """[layers, slots] as a placement on this problem's GPUs."""
         return Placement(
@@ -80,9 +92,11 @@ class Problem:
         gpu: [layers, experts] where each expert stands; on a GPU, ids ascend
         """
         gpus = self.topology.gpus
-        table = np.full((len(gpu), gpus, self.slots // gpus), EMPTY)
+        fullest = int((gpu[:, :, None] == np.arange(gpus)).sum(axis=1).max())
+        size = fullest if self.objective.uneven else self.slots // gpus
+        table = np.full((len(gpu), gpus, size), EMPTY)
         for row, places in zip(table, gpu, strict=True):
             for at in range(gpus):
                 held = np.flatnonzero(places == at)
                 row[at, : len(held)] = held
-        return self.placement(table.reshape(len(gpu), self.slots))
+        return self.placement(table.reshape(len(gpu), -1))

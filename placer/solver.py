@@ -25,7 +25,6 @@ import numpy.typing as npt
 import pulp
 
 from placer.arrays import FloatArray, IntArray
-from placer.errors import PlacerError
 from placer.objective import Effort, Solver
 
 Status = Literal["optimal", "within gap", "out of time", "infeasible"]
@@ -212,12 +211,7 @@ def _in_pulp(programme: Programme) -> tuple[Any, list[Any]]:
 
 
 def _cp_sat(programme: Programme, effort: Effort, start: FloatArray | None) -> Answer:
-    try:
-        from ortools.sat.python import cp_model  # takes half a second: only where it is asked for
-    except ImportError as error:  # both bring a libhighs, and the first to be loaded wins
-        raise PlacerError(
-            "cp-sat does not load beside this highspy: install highspy<1.14, or use --solver highs"
-        ) from error
+    from ortools.sat.python import cp_model  # takes half a second: only where it is asked for
 
     whole, sums = programme.whole, [dict(enumerate(programme.costs))]
     sums += [dict(row.terms) for row in programme.rows]

@@ -139,7 +139,7 @@ def _problem(study: Study, case: Case) -> Problem:
         seed=study.seed,
         effort=study.effort,
     )
-    if study.current is not None and study.current.shape == problem.linear.shape:
+    if study.current is not None and problem.may_follow(study.current):
         return replace(problem, current=study.current)
     return problem
 

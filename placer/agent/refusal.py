@@ -2,7 +2,6 @@
 
 from placer.agent.status import Worker
 from placer.checks import violations
-from placer.placement import EMPTY
 from placer.plan import Plan
 
 
@@ -22,12 +21,15 @@ def refusal(plan: Plan, worker: Worker) -> str:
             f"the plan is for {placement.gpus} ranks and the engine has {worker.ep_size}"
             f": plan with --gpus {worker.ep_size}"
         )
+    if placement.empty:
+        return (
+            f"the plan leaves {placement.empty} slots empty, which vLLM cannot serve"
+            ": plan without --uneven, or with --optimizer joint, which fills redundant slots"
+        )
     if placement.slots != worker.slots:
         return (
             f"the plan has {placement.slots} slots a layer and the engine {worker.slots}"
             f": plan with --redundant {worker.slots - worker.experts}"
         )
-    if (placement.physical_to_logical == EMPTY).any():
-        return "the plan leaves slots empty, which vLLM cannot serve: plan again"
     broken = violations(plan.placement, plan.objective)
     return broken[0] if broken else ""

@@ -63,6 +63,14 @@ def plan(
     survive_node: Annotated[
         bool, typer.Option("--survive-node", help="Keep every expert on two nodes.")
     ] = False,
+    uneven: Annotated[
+        bool,
+        typer.Option(
+            "--uneven",
+            help="Let GPUs hold different numbers of a layer's experts, within their memory over "
+            "all layers (moetuner; engines with empty slots).",
+        ),
+    ] = False,
     max_moved: Annotated[
         float, typer.Option(help="Share of slots that may differ from --current.", min=0, max=1)
     ] = OBJECTIVE.max_moved,
@@ -109,6 +117,7 @@ def plan(
             allow_duplicates=allow_duplicates,
             keep_groups=keep_groups,
             survive_node=survive_node,
+            uneven=uneven,
             max_moved=max_moved,
             horizon_s=horizon,
             busy=busy,

@@ -30,9 +30,13 @@ def score(
     placement = plan.placement
     trace = inputs.read_traces(headers, model)
     topology = plan.topology or inputs.resolve_topology(None, placement.gpus, placement.nodes)
+    # Slots that are there for GPUs to differ would hold replicas in the linear placement.
+    slots = placement.slots
+    if plan.objective.uneven:
+        slots = model.experts + -model.experts % placement.gpus
     with progress("scoring"):
         problem = Problem(
-            model, topology, of_trace(trace), placement.slots, plan.objective, current=placement
+            model, topology, of_trace(trace), slots, plan.objective, current=placement
         )
         scores = Comparison(
             score_placement(problem, problem.linear, trace),

@@ -15,6 +15,7 @@ from placer.files.atomic import write_text
 from placer.files.plans import read_plan
 from placer.names import lookup
 from placer.objective import DISPATCHES, STEP_TOKENS_PER_GPU, Dispatch, Objective
+from placer.optimizers import OPTIMIZERS
 from placer.report.sweep import advice_json, sweep_tables
 from placer.topology import Topology
 from placer.whatif import Case, Outcome, Study, advise
@@ -40,6 +41,13 @@ def whatif(
     model: Annotated[
         str | None, typer.Option(help="Preset, YAML file or config.json of the model.")
     ] = None,
+    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "joint",
+    uneven: Annotated[
+        bool,
+        typer.Option(
+            "--uneven", help="Let GPUs hold different numbers of a layer's experts (moetuner)."
+        ),
+    ] = False,
     current: Annotated[Path | None, typer.Option(help="The plan that runs today.")] = None,
     holdout: Annotated[
         float, typer.Option(help="Share of sequences to judge on and not to plan from.")
@@ -61,9 +69,12 @@ def whatif(
     study = Study(
         model=traffic.model,
         profile=traffic.profile,
-        objective=Objective(tokens_per_gpu=STEP_TOKENS_PER_GPU[traffic.profile.phase]),
+        objective=Objective(
+            tokens_per_gpu=STEP_TOKENS_PER_GPU[traffic.profile.phase], uneven=uneven
+        ),
         holdout=traffic.holdout,
         current=read_plan(current).placement if current else None,
+        optimizer=optimizer,
         seed=seed,
     )
     cases = [

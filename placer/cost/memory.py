@@ -18,7 +18,16 @@ def budget_bytes(topology: Topology, objective: Objective) -> int:
     return round(topology.gpu.hbm_bytes * objective.memory_share)
 
 
-def slots_that_fit(model: ModelShape, topology: Topology, objective: Objective) -> int:
-    """Slots a layer, over all GPUs, that memory has room for."""
+def experts_that_fit(model: ModelShape, topology: Topology, objective: Objective) -> int:
+    """Experts, of all layers together, that the memory of one GPU has room for."""
     room = budget_bytes(topology, objective) - model.other_bytes
-    return max(room, 0) // (model.expert_bytes * model.layers) * topology.gpus
+    return max(room, 0) // model.expert_bytes
+
+
+def slots_that_fit(model: ModelShape, topology: Topology, objective: Objective) -> int:
+    """Slots a layer, over all GPUs, that memory has room for; the mean of the layers where GPUs
+    may hold different numbers of their experts."""
+    fitting = experts_that_fit(model, topology, objective)
+    if objective.uneven:
+        return fitting * topology.gpus // model.layers
+    return fitting // model.layers * topology.gpus

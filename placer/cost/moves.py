@@ -59,7 +59,7 @@ def cost(problem: Problem, before: Placement, after: Placement) -> MoveCost:
     seconds = max(local.max() / local_rate, network.max() / network_rate)
     return MoveCost(
         moved=len(slot),
-        moved_share=len(slot) / after.physical_to_logical.size,
+        moved_share=len(slot) / after.filled,
         moved_bytes=len(slot) * size,
         network_bytes=int(network.sum()),
         seconds=float(seconds),

@@ -12,18 +12,17 @@ from placer.errors import FileError
 from placer.formats import sglang, trtllm, vllm, vllm_ascend
 from placer.formats.parsing import Map
 from placer.names import lookup
-from placer.placement import EMPTY, Placement
+from placer.placement import Placement
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
     dump: Callable[[Placement, int], str]
     parse: Callable[[str, int], Map]
-    knows_empty_slots: bool = False
 
 
 FORMATS: dict[str, Format] = {
-    "vllm": Format(vllm.dump, vllm.parse, knows_empty_slots=True),
+    "vllm": Format(vllm.dump, vllm.parse),
     "sglang": Format(sglang.dump, sglang.parse),
     "trtllm": Format(trtllm.dump, trtllm.parse),
     "vllm-ascend": Format(vllm_ascend.dump, vllm_ascend.parse),
@@ -33,8 +32,11 @@ FORMATS: dict[str, Format] = {
 def dump(name: str, placement: Placement, first_moe_layer: int) -> str:
     """The text of a placement file. Raises FileError if the format cannot say it."""
     chosen = lookup("format", name, FORMATS, FileError)
-    if (placement.physical_to_logical == EMPTY).any() and not chosen.knows_empty_slots:
-        raise FileError(f"{name} has no empty slots and the plan does: fill every slot first")
+    if placement.empty:
+        raise FileError(
+            f"{name} wants an expert in every slot and the plan leaves {placement.empty} empty"
+            ": plan without --uneven, or with --optimizer joint, which fills redundant slots"
+        )
     return chosen.dump(placement, first_moe_layer)
 
 

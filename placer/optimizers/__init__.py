@@ -24,6 +24,8 @@ OPTIMIZERS: dict[str, str] = {
     "cocluster": "placer.optimizers.cocluster",
 }
 
+UNEVEN = ("moetuner",)  # those that know Objective.uneven
+
 
 def optimizer(name: str) -> Optimizer:
     """The optimizer of that name. Raises PlacementError with the nearest name."""

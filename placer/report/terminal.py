@@ -7,7 +7,6 @@ from rich.table import Table
 from rich.text import Text
 
 from placer.arrays import FloatArray
-from placer.placement import EMPTY
 from placer.plan import Plan
 from placer.profile import Profile
 
@@ -73,7 +72,6 @@ def of_plan(plan: Plan) -> RenderableType:
     names = ("GPUs", "nodes", "layers", "experts", "slots", "most replicas", "empty", "moved")
     for name in names:
         table.add_column(name, justify="right")
-    empty = int((placement.physical_to_logical == EMPTY).sum())
     cells = (
         placement.gpus,
         placement.nodes,
@@ -81,7 +79,7 @@ def of_plan(plan: Plan) -> RenderableType:
         placement.experts,
         placement.slots,
         replicas.max(),
-        empty,
+        placement.empty,
         plan.move_cost.moved if plan.move_cost else "-",
     )
     table.add_row(*map(str, cells))

@@ -12,7 +12,7 @@ import numpy as np
 from placer.arrays import IntArray
 from placer.errors import PlacementError
 from placer.labels import assign
-from placer.placement import Placement
+from placer.placement import Placement, widened
 from placer.problem import Problem
 
 Relabel = Literal["never", "once", "layers"]
@@ -20,11 +20,15 @@ Relabel = Literal["never", "once", "layers"]
 
 def fewest_moves(problem: Problem, after: Placement) -> Placement:
     """``after`` with the labels that move the fewest slots from the problem's current placement, if
-    there is one. Labels are free, but for what joins the layers."""
-    if problem.current is None:
+    there is one. Labels are free, but for what joins the layers: hops, or the memory of GPUs that
+    hold more experts in one layer than in another."""
+    before, objective = problem.current, problem.objective
+    if before is None:
         return after
-    relabel: Relabel = "once" if problem.objective.dispatch == "coherent" else "layers"
-    return match_slots(problem.current, after, relabel)
+    wide = max(before.slots_per_gpu, after.slots_per_gpu)
+    joined = objective.uneven or objective.dispatch == "coherent"
+    relabel: Relabel = "once" if joined else "layers"
+    return match_slots(widened(before, wide), widened(after, wide), relabel)
 
 
 def match_slots(

@@ -56,7 +56,7 @@ def test_a_plan_that_fits_is_not_refused(plan: Plan, worker: Worker) -> None:
         (
             a_plan([[0, 1, 2, 3, 0, EMPTY], [0, 1, 2, 3, 0, 1]]),
             a_worker(slots=6),
-            ["slots empty", "plan again"],
+            ["1 slots empty", "without --uneven", "--optimizer joint"],
         ),
         (
             a_plan([[0, 1, 2, 3], [0, 1, 2, 2]]),

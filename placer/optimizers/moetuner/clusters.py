@@ -1,10 +1,11 @@
 """MoETuner's ILP 1: split the experts of each layer into clusters of equal load.
 
 min sum over clusters of |T - mean T|, T the load of a cluster's experts. One cluster a GPU, of at
-least one expert and at most as many as the GPU has slots. No term joins two layers, so that each is
-solved alone. Few partitions are all looked at. Of many, packing heaviest first and then exchanging
-is taken if that is near enough, and is otherwise where a solver starts. Near enough is
-``effort.gap`` of a GPU's mean load: of an optimum that is nearly zero a share says nothing.
+least one expert, and at most as many as the GPU has slots or, where sizes may be uneven, as the
+others leave. No term joins two layers, so that each is solved alone. Few partitions are all looked
+at. Of many, packing heaviest first and then exchanging is taken if that is near enough, and is
+otherwise where a solver starts. Near enough is ``effort.gap`` of a GPU's mean load: of an optimum
+that is nearly zero a share says nothing.
 """
 
 from dataclasses import dataclass, replace
@@ -39,7 +40,8 @@ def balanced(
     """
     if ways is not None:
         deviations = deviation(load, ways, count)
-        best = int(deviations.argmin())
+        held = (ways[:, :, None] == np.arange(count)).sum(axis=1)
+        best = int(np.lexsort(((held**2).sum(axis=1), deviations))[0])  # of equals, even sizes
         least = float(deviations[best])
         return Clusters(ways[best], least, least, "optimal")
     start = packed(load, count, sizes)
@@ -95,14 +97,9 @@ def _values(load: FloatArray, cluster: IntArray, count: int) -> FloatArray:
 
 
 def packed(load: FloatArray, count: int, sizes: tuple[int, int]) -> IntArray:
-    """[experts] clusters: heaviest expert first into the lightest with room, then exchanges.
-
-    An empty place counts as an expert without load, so that experts also move alone.
-    """
+    """[experts] clusters: heaviest expert first into the lightest with room, then exchanges."""
     fewest, most = sizes
-    weight = np.concatenate([load, np.zeros(count * most - len(load))])
-    real = np.arange(len(weight)) < len(load)
-    cluster = np.full(len(weight), -1)
+    cluster = np.full(len(load), -1)
     total, filled = np.zeros(count), np.zeros(count, dtype=np.int64)
     for expert in _heaviest(load):
         room = np.flatnonzero(filled < most)
@@ -110,22 +107,29 @@ def packed(load: FloatArray, count: int, sizes: tuple[int, int]) -> IntArray:
         cluster[expert] = at
         total[at] += load[expert]
         filled[at] += 1
-    cluster[~real] = np.repeat(np.arange(count), most - filled)
 
+    # Behind the experts an empty place of each cluster: exchanged for it, an expert moves alone.
+    weight = np.append(load, np.zeros(count))
     off = total - load.sum() / count
     while True:
-        shift = weight[:, None] - weight  # what the first one's cluster would lose to the second's
-        mine = off[cluster]
-        gain = np.abs(mine)[:, None] + np.abs(mine)
-        gain -= np.abs(mine[:, None] - shift) + np.abs(mine + shift)
-        last = real & (np.bincount(cluster[real], minlength=count)[cluster] <= fewest)
-        gain[(cluster[:, None] == cluster) | (last[:, None] & ~real) | (~real[:, None] & last)] = 0
+        at = np.append(cluster, np.arange(count))
+        shift = load[:, None] - weight  # what the first one's cluster would lose to the second's
+        mine, theirs = off[cluster][:, None], off[at]
+        gain = np.abs(mine) + np.abs(theirs) - np.abs(mine - shift) - np.abs(theirs + shift)
+        gain[cluster[:, None] == at] = 0
+        gain[:, len(load) :][(filled[cluster] <= fewest)[:, None] | (filled >= most)] = 0
         one, other = np.unravel_index(gain.argmax(), gain.shape)
         if gain[one, other] <= 1e-9 * load.sum():
-            return cluster[: len(load)]
-        off[cluster[one]] -= shift[one, other]
-        off[cluster[other]] += shift[one, other]
-        cluster[[one, other]] = cluster[[other, one]]
+            return cluster
+        source, target = cluster[one], at[other]
+        off[source] -= shift[one, other]
+        off[target] += shift[one, other]
+        cluster[one] = target
+        if other < len(load):
+            cluster[other] = source
+        else:
+            filled[source] -= 1
+            filled[target] += 1
 
 
 def _heaviest(load: FloatArray) -> IntArray:

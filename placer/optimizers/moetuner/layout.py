@@ -10,6 +10,9 @@ solves it exactly.
 
 Where there are too many splits (16 GPUs in 2 nodes), each layer is laid as well as the one before
 allows; from there the solver goes on, unless the programme is too large to be worth building.
+
+Clusters of different sizes must also keep within each GPU's memory over all layers. A layout that
+does not is made to fit by exchanges, the cheapest first, and the solver goes on from there, too.
 """
 
 from dataclasses import dataclass
@@ -42,11 +45,15 @@ class Layout:
     status: str
 
 
-def laid(flows: FloatArray, size: FloatArray, topology: Topology, effort: Effort) -> Layout:
+def laid(
+    flows: FloatArray, size: FloatArray, topology: Topology, effort: Effort, room: float = inf
+) -> Layout:
     """A GPU for each cluster of each layer.
 
     flows: [layers - 1, clusters, clusters] tokens from a cluster to one of the next layer
     size:  [layers, clusters] experts
+    room:  experts, of all layers, that fit on a GPU; a layout for which none was found that fits
+           is returned as it is
     """
     count, links = topology.gpus, link_times(topology)
     path = node_path(flows, topology)
@@ -54,16 +61,22 @@ def laid(flows: FloatArray, size: FloatArray, topology: Topology, effort: Effort
     cost = float(layout_costs(flows, gpu, links).sum())
     all_near = [_pair_costs(flow, np.arange(count)[None], (1.0, 1.0))[0, 0] for flow in flows]
     bound = cost if path is not None else float(sum(all_near))
-    if bound >= cost:
+    gpu = fitted(gpu, flows, size, links, room)
+    cost = float(layout_costs(flows, gpu, links).sum())
+    fits = held(gpu, size).max() <= room
+    if not len(flows) or (fits and bound >= cost):
         return Layout(gpu, cost, cost, "optimal")
     if flows.size * (count - 1) * (count + 2) > TERMS:
         return Layout(gpu, cost, bound, "layer by layer, too large for a solver")
     programme, on = layout_programme(flows, links)
+    for there in on.transpose(2, 0, 1):
+        programme.hold(there, size.ravel(), high=room)
     start = np.concatenate([np.eye(count)[gpu].ravel(), layout_costs(flows, gpu, links)])
-    answer = programme.solve(effort, start)
+    answer = programme.solve(effort, start if fits else None)
     if answer.values is not None:
         found = answer.values[on].argmax(axis=2)
-        if (better := float(layout_costs(flows, found, links).sum())) < cost:
+        better = float(layout_costs(flows, found, links).sum())
+        if better < cost or not fits:
             gpu, cost = found, better
     bound = min(cost, max(bound, answer.bound or 0.0))
     return Layout(gpu, cost, bound, f"{answer.status} ({effort.solver})")
@@ -148,6 +161,37 @@ def follow(
         tie = np.outer(size[layer + 1], experts) - kept.T / (1.0 + kept.sum())
         gpu[layer + 1] = _bottleneck(busiest, tie)
     return gpu
+
+
+def fitted(
+    gpu: IntArray, flows: FloatArray, size: FloatArray, links: FloatArray, room: float
+) -> IntArray:
+    """``gpu`` with clusters exchanged until no GPU holds more than ``room`` experts, or no exchange
+    relieves the fullest; the one that costs least each time."""
+    while (count := held(gpu, size)).max() > room:
+        full = int(count.argmax())
+        exchanges = []
+        for layer, row in enumerate(gpu):
+            mine = int(np.flatnonzero(row == full)[0])
+            near, layers = slice(max(layer - 1, 0), layer + 1), slice(max(layer - 1, 0), layer + 2)
+            for theirs, other in enumerate(row):
+                shift = size[layer, mine] - size[layer, theirs]
+                if 0 < shift < count[full] - count[other]:
+                    changed = gpu.copy()
+                    changed[layer, [mine, theirs]] = row[[theirs, mine]]
+                    after, before = (
+                        layout_costs(flows[near], at[layers], links).sum() for at in (changed, gpu)
+                    )
+                    exchanges.append((after - before, layer, theirs, changed))
+        if not exchanges:
+            break
+        gpu = min(exchanges, key=lambda exchange: exchange[:3])[3]
+    return gpu
+
+
+def held(gpu: IntArray, size: FloatArray) -> FloatArray:
+    """[gpus] experts of all layers."""
+    return np.bincount(gpu.ravel(), size.ravel()).astype(np.float64)
 
 
 def _bottleneck(cost: FloatArray, tie: FloatArray) -> IntArray:

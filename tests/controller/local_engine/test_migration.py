@@ -114,6 +114,21 @@ def test_migrations_of_more_ranks(ranks: int, slots: int, scratch: int) -> None:
         assert generate(engine, PROMPTS[:3], 20) == before
 
 
+def test_ranks_may_hold_different_numbers_of_experts() -> None:
+    # Four experts of a layer on one rank, twelve on the other, and the rest of the slots empty.
+    few, many = np.split(np.arange(EXPERTS), [4])
+    table = np.full((LAYERS, 2, len(many)), EMPTY)
+    for layer, ranks in enumerate(table):
+        ranks[layer % 2, : len(few)] = few
+        ranks[1 - layer % 2] = many
+    uneven = Placement(table.reshape(LAYERS, -1), EXPERTS, gpus=2)
+    with LocalEngine(MODEL, 2, uneven.slots) as engine:
+        before = generate(engine, PROMPTS[:3], 20)
+        migrate(engine, a_schedule(engine, uneven))
+        assert (engine.placement.copies == uneven.copies).all()
+        assert generate(engine, PROMPTS[:3], 20) == before
+
+
 def test_every_command_may_come_twice(engine: LocalEngine) -> None:
     way = a_schedule(engine, a_placement(seed=5))
     copied = 0
