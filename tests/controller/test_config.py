@@ -17,6 +17,8 @@ KEYS: dict[str, tuple[str, Any]] = {
     "least_tokens": ("5", 5),
     "confirmations": ("1", 1),
     "cooldown_s": ("0", 0.0),
+    "overlap": ("0.5", 0.5),
+    "guard": ("0.2", 0.2),
     "max_moved": ("0.5", 0.5),
     "horizon_s": ("120", 120.0),
     "survive_node": ("true", True),

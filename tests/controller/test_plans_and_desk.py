@@ -112,7 +112,7 @@ def test_of_two_operators_one_approves_and_the_other_is_told() -> None:
         (a_placement([[0, 1, 2, 3]] * 2, gpus=4), r"for 4 ranks and the engine has 2"),
         (a_placement([[0, 1, 2, 3, 0, 1]] * 2), r"6 slots a layer and the engine 4"),
         (a_placement([[0, 1, 2, 3], [0, 1, 2, 2]]), r"layer 1: no slot holds expert 3"),
-        (a_placement([[0, 1, 2, -1]] * 2), r"leaves slots empty"),
+        (a_placement([[0, 1, 2, -1]] * 2), r"leaves 2 slots empty"),
         (a_placement([[0, 1, 2, 3]] * 2, nodes=2), r"2 GPUs in 2 nodes but by hand has 2 in 1"),
     ],
 )

@@ -155,7 +155,7 @@ BAD = {
         a_file([[0, 1, 2, 3]] * 2, nodes=2),
         "the placement is for 2 GPUs in 2 nodes but by hand has 2 in 1",
     ),
-    "with a hole": (a_file([[0, 1, 2, -1], [0, 1, 2, 3]]), "leaves slots empty"),
+    "with a hole": (a_file([[0, 1, 2, -1], [0, 1, 2, 3]]), "leaves 1 slots empty"),
     "without an expert": (a_file(LOST), "layer 0: no slot holds expert 3: tokens would be lost"),
     "without layers": (a_file().replace(b'"physical_to', b'"physical_too'), "physical_to_logical"),
 }
