@@ -19,7 +19,7 @@ BENCHMARKS = (
     "agent",
     "controller",
 )
-LONG = ("mutants",)
+LONG = ("mutants", "matrix")
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:
