@@ -23,7 +23,7 @@ from placer.trace import Trace
 from tests.vllm.engines import ROOT, Engine, Generation
 
 TRACES = ROOT / "simulations" / "tiny_moe" / "traces"
-STREAMS, PROMPT, TOKENS = 8, 160, 600
+STREAMS, PROMPT, TOKENS = 16, 160, 600
 EXPERTS, REDUNDANT = 16, 4
 
 
@@ -125,7 +125,7 @@ def real_prompts() -> list[list[int]]:
         trace = read_trace(path, EXPERTS)
         assert trace.token_ids is not None
         starts = np.cumsum(trace.seq_lens) - trace.seq_lens
-        prompts += [trace.token_ids[start : start + PROMPT].tolist() for start in starts[::40]]
+        prompts += [trace.token_ids[start : start + PROMPT].tolist() for start in starts[::20]]
     return prompts[:STREAMS]
 
 
