@@ -31,7 +31,7 @@ class Effort:
     solver: Solver = "highs"
     gap: float = 0.025
     time_limit_s: float = 60.0
-    iterations: int = 2_000_000
+    iterations: int = 1_800_000
 
     def __post_init__(self) -> None:
         bounds = {"gap": (0, 1e6), "time_limit_s": (0, 1e9), "iterations": (0, 2**48)}

@@ -3,7 +3,8 @@
 The rule (serving.py) prefers a replica where the token is, then one in that node, then a place that
 the token visits anyway, then what its hash names. So each replica serves the tokens of its own GPU;
 the others fall to those replicas whose GPUs have company: experts that the token uses as well.
-Experts with one replica choose first, and of the others half do.
+Experts with one replica choose first, then the others in the order of their ids (the rule looks at
+how many replicas they have before that).
 
 Of r replicas that a token visits anyway with the chances v, independently, one is taken with
 
@@ -23,11 +24,6 @@ from placer.arrays import FloatArray, IntArray
 from placer.objective import Dispatch
 from placer.placement import Placement
 from placer.profile import Profile
-
-
-def ahead(replicas: IntArray) -> FloatArray:
-    """Share of its tokens that an expert has brought to a replica when others choose theirs."""
-    return np.where(replicas > 1, 0.5 / np.maximum(replicas, 1), 1.0)
 
 
 def visited(company: FloatArray, top_k: int) -> FloatArray:
@@ -72,11 +68,12 @@ def shares(profile: Profile, placement: Placement, dispatch: Dispatch) -> FloatA
         return even
     gpus, nodes = placement.gpus, placement.nodes
     use = np.maximum(profile.load / profile.tokens, 1e-12)
-    first = held * ahead(replicas)[:, :, None]
+    order = np.arange(profile.experts)
+    ahead = (replicas[:, None, :] == 1) | (order[None, :] < order[:, None])
     if profile.coactivation is None:
-        near = (use[:, :, None] * first).sum(axis=1, keepdims=True) - use[:, :, None] * first
+        near = (ahead * ~np.eye(profile.experts, dtype=np.bool_)) @ (use[:, :, None] * even)
     else:
-        near = (profile.coactivation / profile.tokens) @ first / use[:, :, None]
+        near = (profile.coactivation / profile.tokens * ahead) @ even / use[:, :, None]
     chance = np.where(held, visited(near, profile.top_k), 0.0)
 
     size = gpus // nodes

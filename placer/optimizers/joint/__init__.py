@@ -50,6 +50,7 @@ TURNS = 6  # of even and odd layers, where they depend on each other
 TRIES, NEAR = 8, 0.7  # prices of moves that are tried, until so much of ``max_moved`` is used
 STEEPEST = 16.0  # factor of the price from one try to the next
 ENOUGH = 50  # iterations for each two slots
+BALANCE = 20  # times fewer exchanges are enough where only balance counts
 REPLICAS = 4  # times as long an exchange takes where replicas share by the dispatch rule
 THREADS = 2
 
@@ -130,8 +131,8 @@ def _search(
     iterations = min(problem.effort.iterations // len(table), ENOUGH * problem.slots**2)
     if rules.by_rule:
         iterations //= REPLICAS
-    if problem.current is not None and not len(layers[0].pairs):
-        iterations = 0  # only balance counts: tightening does it
+    if not len(layers[0].pairs):  # only balance counts: tightening does most of it
+        iterations = iterations // BALANCE if problem.current is None else 0
     schedule = Schedule(iterations, first, COLD, problem.seed)
     if not rules.coherent:
         return _anneal(dict(enumerate(layers)), rules, schedule, table, excess)

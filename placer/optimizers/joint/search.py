@@ -24,7 +24,7 @@ MEAN, PAIRS, CHANCE, ARITHMETIC, READING, SECONDS, VARIANCE, OWNED = range(8)
 OF_NODES = 3  # so many of the rows are of nodes, too
 STAGES = 64  # of annealing, after each of which the shares of all replicas are reckoned again
 # Rows of State.change: by how much an exchange changes the weights of the two experts.
-COMPANY_E, COMPANY_F, SHARE_E, SHARE_F, AHEAD_E, AHEAD_F = range(6)
+COMPANY_E, COMPANY_F, SHARE_E, SHARE_F, SINGLE_E, SINGLE_F = range(6)
 
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -78,7 +78,6 @@ class Rules(NamedTuple):
     share:      [2, R] on GPUs and on nodes: share of the tokens elsewhere that each of r replicas
                 serves
     company:    [2, R] the chance that one of r replicas serves a token that visits from elsewhere
-    ahead:      [R] ``sharing.ahead``
     """
 
     nodes: int
@@ -94,7 +93,6 @@ class Rules(NamedTuple):
     two_nodes: bool
     share: FloatArray
     company: FloatArray
-    ahead: FloatArray
 
 
 class Schedule(NamedTuple):
@@ -118,7 +116,8 @@ class State(NamedTuple):
     shares:   [E, G] share of each expert's tokens that each GPU serves
     follow:   [E, G] seconds of arithmetic that each GPU gains of an expert's replicas elsewhere, a
               unit of ``ahead``
-    pull:     [G, E] the same of all of its replicas, a unit of the other expert's weight
+    pull:     [2, G, E] the same of all replicas there of experts with a lower id than the expert,
+              which choose after it only while it is single; and of those with a higher one
     danger:   [G, E] covariance of each expert's seconds with each GPU's
     sums:     [8, P] of each place (MEAN, ...)
     totals:   [11] over GPUs: seconds, their squares, their variances, squares of tokens owned,
@@ -252,8 +251,7 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
     )
     linear, count = 0.0, 0
     for index in range(state.touched[-1] if rules.by_rule else 0):
-        state.change[AHEAD_E, state.touched[index]] = 0.0
-        state.change[AHEAD_F, state.touched[index]] = 0.0
+        state.change[SHARE_E:, state.touched[index]] = 0.0
     for level in range(2 if rules.nodes > 1 else 1):
         first = gpus * level
         width = size if level == 0 else size * per_node
@@ -312,8 +310,8 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
             state.weighed[READING, k] = state.sums[READING, k] + more
             state.weighed[ARITHMETIC, k] = state.sums[ARITHMETIC, k]
             if rules.by_rule:
-                state.change[AHEAD_E, k] = e_is * rules.ahead[e1] - e_was * rules.ahead[e0]
-                state.change[AHEAD_F, k] = f_is * rules.ahead[f1] - f_was * rules.ahead[f0]
+                state.change[SINGLE_E, k] = e_is * (e1 == 1) - e_was * (e0 == 1)
+                state.change[SINGLE_F, k] = f_is * (f1 == 1) - f_was * (f0 == 1)
                 state.marked[k] = 1
             else:
                 more = layer.arithmetic[e] * share_e + layer.arithmetic[f] * share_f
@@ -373,9 +371,12 @@ def share_out(layer: Layer, rules: Rules, state: State, exchange: Exchange, coun
     both = layer.pairs[e, f]
     for index in range(count):
         k = state.touched[index]
-        more = state.change[AHEAD_E, k] * (state.pull[k, e] - both * state.follow[f, k])
-        more += state.change[AHEAD_F, k] * (state.pull[k, f] - both * state.follow[e, k])
-        state.weighed[ARITHMETIC, k] += more
+        for one, other, row in ((e, f, SHARE_E), (f, e, SHARE_F)):
+            own = both * state.follow[other, k]  # reckoned below
+            above = state.pull[1, k, one] - (own if other > one else 0.0)
+            below = state.pull[0, k, one] - (own if other < one else 0.0)
+            more = state.change[row, k] * above + state.change[row + 2, k] * below
+            state.weighed[ARITHMETIC, k] += more
     for index in range(2):
         expert, n = e if index == 0 else f, 0
         for at in range(state.replicas[0, expert]):
@@ -452,8 +453,9 @@ def divide(
     others = max(rules.top_k - 1, 1)
     for at in range(n):
         k = state.holders[at]
-        near = state.ahead[k, expert] + state.change[AHEAD_E, k] * layer.pairs[e, expert]
-        near += state.change[AHEAD_F, k] * layer.pairs[f, expert]
+        near = state.ahead[k, expert]
+        near += state.change[SHARE_E if expert > e else SINGLE_E, k] * layer.pairs[e, expert]
+        near += state.change[SHARE_F if expert > f else SINGLE_F, k] * layer.pairs[f, expert]
         missing = 1.0 - min(max(near / use / others, 0.0), 1.0)
         rest = power(missing, others - 1)
         state.fresh[1, at] = 1.0 - rest * missing
@@ -519,10 +521,11 @@ def accept(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> None
             near = by_e * layer.together[e, other] + by_f * layer.together[f, other]
             state.danger[k, other] += near
         if rules.by_rule:
-            by_e, by_f = state.change[AHEAD_E, k], state.change[AHEAD_F, k]
-            state.change[AHEAD_E, k], state.change[AHEAD_F, k] = 0.0, 0.0
             for other in range(len(layer.pairs)):
-                state.ahead[k, other] += by_e * layer.pairs[e, other] + by_f * layer.pairs[f, other]
+                near = state.change[SHARE_E if other > e else SINGLE_E, k] * layer.pairs[e, other]
+                near += state.change[SHARE_F if other > f else SINGLE_F, k] * layer.pairs[f, other]
+                state.ahead[k, other] += near
+            state.change[SHARE_E:, k] = 0.0
     state.slots[x] = f
     move(state, x, (e, f), gpus)
     if y >= 0:
@@ -572,7 +575,7 @@ def pull(layer: Layer, state: State, where: tuple[int, int], follow: float) -> N
     state.follow[expert, k] = follow
     if more != 0.0:
         for other in range(len(layer.pairs)):
-            state.pull[k, other] += more * layer.pairs[expert, other]
+            state.pull[int(expert > other), k, other] += more * layer.pairs[expert, other]
 
 
 @compiled
@@ -665,7 +668,8 @@ def settle(layer: Layer, rules: Rules, slots: IntArray) -> State:
                     if len(layer.together):
                         danger[k] += layer.together[e] / r
                     if rules.by_rule:
-                        ahead[k] += rules.ahead[r] * layer.pairs[e]
+                        ahead[k, e:] += layer.pairs[e, e:] / r
+                        ahead[k, :e] += layer.pairs[e, :e] * (r == 1)
         for e in range(experts):
             if held[k, e] > 0:
                 r = replicas[level, e]
@@ -683,7 +687,7 @@ def settle(layer: Layer, rules: Rules, slots: IntArray) -> State:
         ahead=ahead,
         shares=np.zeros((experts, gpus)),
         follow=np.zeros((experts, gpus)),
-        pull=np.zeros((gpus, experts)),
+        pull=np.zeros((2, gpus, experts)),
         danger=danger,
         sums=sums,
         totals=np.zeros(11),
@@ -929,9 +933,7 @@ def _compile() -> None:
     square, none = np.zeros((2, 2)), np.zeros(0)
     layer = Layer(experts, square, experts, square, experts, rates, square, square, none)
     tables = np.ones((2, 4))
-    rules = Rules(
-        1, 1, 0.0, 0.0, 0.0, 1.0, 1.0, False, False, False, False, tables, tables, np.ones(4)
-    )
+    rules = Rules(1, 1, 0.0, 0.0, 0.0, 1.0, 1.0, False, False, False, False, tables, tables)
     anneal(layer, rules, Schedule(1, 1.0, 1.0, 0), np.arange(2))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from placer.arrays import FloatArray, IntArray
 from placer.cost import compute, links, moves, outlook, steps
-from placer.cost.sharing import ahead, away
+from placer.cost.sharing import away
 from placer.optimizers.joint.search import Layer, Rules
 from placer.problem import Problem
 
@@ -44,7 +44,6 @@ def rules(problem: Problem) -> Rules:
         two_nodes=objective.survive_node,
         share=share,
         company=company,
-        ahead=ahead(most),
     )
 
 
