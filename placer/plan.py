@@ -17,13 +17,15 @@ class Solution:
 
     No placement has a ``step_s`` below ``bound_s``, if that is known; ``notes`` say what the user
     should know of how the placement came about. ``instead`` names the baseline that is returned
-    where the optimizer found nothing faster.
+    where the optimizer found nothing faster. ``first``: placements that move at most these shares
+    of the slots, as good as few moves make them.
     """
 
     placement: Placement
     bound_s: float | None = None
     notes: tuple[str, ...] = ()
     instead: str = ""
+    first: tuple[tuple[float, Placement], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,16 @@ class Comparison:
     after: Score
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What the best few moves win: at most ``share`` of the slots, of which ``moved`` are used."""
+
+    share: float
+    moved: int
+    balancedness: float
+    step_s: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """A placement to apply, and why.
@@ -89,6 +101,7 @@ class Plan:
     fit: Comparison | None = None
     holdout: Comparison | None = None
     guarded: Comparison | None = None
+    frontier: tuple[Reach, ...] = ()
     moves: tuple[Move, ...] = ()
     move_cost: MoveCost | None = None
     bound_s: float | None = None

@@ -23,6 +23,7 @@ from placer.plan import (
     Move,
     Plan,
     Provenance,
+    Reach,
     Solution,
     saving,
 )
@@ -73,7 +74,9 @@ def _best(problem: Problem, solution: Solution) -> Solution:
     trace = None if problem.objective.guard else problem.trace
     step_s = score(problem, solution.placement, trace).step_s
     stands = "linear" if problem.current is None else "current"
-    baselines = {stands: problem.start, "eplb": _found(problem, "eplb").placement}
+    baselines = {stands: problem.start}
+    if problem.current is None or problem.objective.max_moved == 1:  # it moves nearly all
+        baselines["eplb"] = _found(problem, "eplb").placement
     for name, placement in baselines.items():
         if violations(placement, problem.objective, problem.model, problem.topology):
             continue
@@ -82,7 +85,7 @@ def _best(problem: Problem, solution: Solution) -> Solution:
             continue
         if (other_s := score(problem, placement, trace).step_s) < step_s:
             step_s = other_s
-            solution = Solution(placement, notes=solution.notes, instead=name)
+            solution = replace(solution, placement=placement, bound_s=None, instead=name)
     return solution
 
 
@@ -141,6 +144,7 @@ def make_plan(
         fit=on_fit,
         holdout=on_holdout,
         guarded=on_guarded,
+        frontier=tuple(_reach(problem, share, few, fit) for share, few in solution.first),
         moves=_moves(problem, start, placement),
         move_cost=cost,
         bound_s=solution.bound_s,
@@ -148,6 +152,12 @@ def make_plan(
         notes=(*solution.notes, *_advice(problem)),
     )
     return replace(plan, reason=_reason(plan, cost.moved))
+
+
+def _reach(problem: Problem, share: float, few: Placement, fit: Trace | None) -> Reach:
+    found = score(problem, few, fit)
+    moved = int(moves.arrivals(problem.start, few).sum())
+    return Reach(share, moved, found.balancedness, found.step_s)
 
 
 def _advice(problem: Problem) -> list[str]:

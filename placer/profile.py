@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -132,19 +133,7 @@ class Profile:
     def noise(self) -> Noise:
         """From the variation between blocks of sequences (a ratio estimator's), since the tokens of
         a sequence resemble each other; without blocks as if every token were drawn by itself."""
-        share = self.load / self.tokens
-        spread = self.spread
-        if spread is None or spread.blocks < FEWEST_BLOCKS:
-            return Noise(share / self.tokens)
-        cross = share[:, :, None] * spread.lengths[:, None, :]
-        residual = spread.products - cross - cross.transpose(0, 2, 1)
-        residual += spread.squares * share[:, :, None] * share[:, None, :]
-        residual *= spread.blocks / (spread.blocks - 1) / self.tokens**2
-        diagonal = np.arange(self.experts)
-        variance = residual[:, diagonal, diagonal]
-        residual *= 1 - SHRINKAGE
-        residual[:, diagonal, diagonal] = 0.0
-        return Noise(variance, residual)
+        return _noise(self)
 
     @property
     def variety(self) -> float | None:
@@ -164,6 +153,23 @@ class Profile:
     @property
     def experts(self) -> int:
         return self.load.shape[1]
+
+
+@lru_cache(maxsize=2)  # asked for again by all who judge a plan
+def _noise(profile: Profile) -> Noise:
+    share = profile.load / profile.tokens
+    spread = profile.spread
+    if spread is None or spread.blocks < FEWEST_BLOCKS:
+        return Noise(share / profile.tokens)
+    cross = share[:, :, None] * spread.lengths[:, None, :]
+    residual = spread.products - cross - cross.transpose(0, 2, 1)
+    residual += spread.squares * share[:, :, None] * share[:, None, :]
+    residual *= spread.blocks / (spread.blocks - 1) / profile.tokens**2
+    diagonal = np.arange(profile.experts)
+    variance = residual[:, diagonal, diagonal]
+    residual *= 1 - SHRINKAGE
+    residual[:, diagonal, diagonal] = 0.0
+    return Noise(variance, residual)
 
 
 def of_trace(trace: Trace) -> Profile:

@@ -192,6 +192,7 @@ def plan_json(plan: Plan, optimizer: str, solve_ms: float) -> figures.Figures:
         "digest": plan.placement.digest,
         "holdout": figures.measured(plan.holdout, sized) if plan.holdout else None,
         "guarded": figures.measured(plan.guarded, sized) if plan.guarded else None,
+        "frontier": figures.frontier_json(plan),
     }
 
 
@@ -204,6 +205,8 @@ def _print(plan: Plan, optimizer: str, solve_ms: float) -> None:
         scores |= {"guarded, before": plan.guarded.before, "guarded, after": plan.guarded.after}
     title = f"{plan.model.name} on {plan.topology.title}, {plan.objective.dispatch}, {optimizer}"
     out.print(figures.table(f"{title}; {plan.fit.after.basis}", scores, plan.model.sized))
+    if plan.frontier:
+        out.print(figures.frontier_table(plan))
     cost = plan.move_cost
     size = f", {decimal(cost.moved_bytes)}" if plan.model.sized else ""
     gap = "" if plan.gap is None else f"; within {plan.gap:.1%} of the best possible"

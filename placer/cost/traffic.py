@@ -138,15 +138,19 @@ def expected(profile: Profile, placement: Placement, dispatch: Dispatch) -> Traf
     on_nodes = np.maximum.reduce(copies.reshape(*copies.shape[:2], nodes, -1), axis=3)
     use = profile.load / tokens
     pairs = None if profile.coactivation is None else profile.coactivation / tokens
-    visit = _visits(use, pairs, copies, profile.top_k, dispatch)
-    node_visit = _visits(use, pairs, on_nodes, profile.top_k, dispatch)
-    home = np.eye(gpus), np.repeat(np.eye(nodes), gpus // nodes, axis=0)
-    sent = Flow(
-        *(
-            tokens / gpus * (there * at_home[:, None, :] + (1 - there) * from_away[:, None, :])
-            for (at_home, from_away), there in zip((visit, node_visit), home, strict=True)
+    known = profile.coactivation is not None
+    if dispatch == "allgather" and not known:  # where every token goes is of no matter
+        sent = Flow(np.zeros((profile.layers, gpus, gpus)), np.zeros((profile.layers, gpus, nodes)))
+    else:
+        visit = _visits(use, pairs, copies, profile.top_k, dispatch)
+        node_visit = _visits(use, pairs, on_nodes, profile.top_k, dispatch)
+        home = np.eye(gpus), np.repeat(np.eye(nodes), gpus // nodes, axis=0)
+        sent = Flow(
+            *(
+                tokens / gpus * (there * at_home[:, None, :] + (1 - there) * from_away[:, None, :])
+                for (at_home, from_away), there in zip((visit, node_visit), home, strict=True)
+            )
         )
-    )
     back, hops = sent, None
     if profile.transitions is not None and profile.layers > 1:
         alone = _follow(profile.transitions, share)
@@ -157,7 +161,6 @@ def expected(profile: Profile, placement: Placement, dispatch: Dispatch) -> Traf
             hops += (_off_diagonal(follow) / tokens - hops) / profile.top_k
             cross = _cross(use, pairs, share, profile.top_k)
             sent, back = _coherent(sent, follow, cross)
-    known = profile.coactivation is not None
     return Traffic(
         tokens=tokens,
         served=np.einsum("le,leg->lg", profile.load, shares(profile, placement, dispatch)),

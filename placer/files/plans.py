@@ -16,7 +16,7 @@ from placer.files.specs import first_fault
 from placer.model import ModelShape
 from placer.objective import Objective
 from placer.placement import Placement
-from placer.plan import Comparison, Move, Plan, Provenance
+from placer.plan import Comparison, Move, Plan, Provenance, Reach
 from placer.topology import Topology
 
 FORMAT = "placer.plan"
@@ -55,6 +55,7 @@ class PlanFile(BaseModel):
     provenance: Provenance | None = None
     score: ScoreSpec = ScoreSpec()
     bound_s: float | None = None
+    frontier: Annotated[tuple[Reach, ...], FailFast()] = ()
     whole_step_s: float | None = None
     notes: Annotated[tuple[str, ...], FailFast()] = ()
     move_cost: MoveCost | None = None
@@ -103,6 +104,7 @@ def parse_plan(text: str, name: str) -> Plan:
         moves=file.moves,
         move_cost=file.move_cost,
         bound_s=file.bound_s,
+        frontier=file.frontier,
         whole_step_s=file.whole_step_s,
         notes=file.notes,
     )
@@ -150,6 +152,7 @@ def plan_text(plan: Plan) -> str:
             guarded=plan.guarded,
         ),
         bound_s=plan.bound_s,
+        frontier=plan.frontier,
         whole_step_s=plan.whole_step_s,
         notes=plan.notes,
         move_cost=plan.move_cost,

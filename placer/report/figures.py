@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from placer.cost import Score
-from placer.plan import Comparison
+from placer.plan import Comparison, Plan
 
 Figures = dict[str, Any]
 
@@ -38,6 +38,7 @@ NO_ANSWER: Figures = {
     "digest": None,
     "holdout": None,
     "guarded": None,
+    "frontier": None,
 }
 
 
@@ -48,6 +49,47 @@ def measured(scores: Comparison, sized: bool) -> Figures:
         **{name: getattr(scores.after, name) for name in names},
         "step_ms_before": scores.before.step_s * 1e3 if sized else None,
         "step_ms_after": scores.after.step_s * 1e3 if sized else None,
+    }
+
+
+def frontier_table(plan: Plan) -> Table:
+    """What the first of a plan's moves win."""
+    result = Table(title="what the first moves win", title_justify="left")
+    for name in ("slots moved, at most", "moved", "balancedness", "step, ms"):
+        result.add_column(name, justify="right")
+    for one in plan.frontier:
+        step = f"{one.step_s * 1e3:.3f}" if plan.model and plan.model.sized else "-"
+        result.add_row(f"{one.share:.0%}", f"{one.moved:,}", f"{one.balancedness:.4f}", step)
+    return result
+
+
+def frontier_json(plan: Plan) -> list[Figures] | None:
+    """The same for scripts; step times only for a model whose sizes are known."""
+    sized = plan.model is not None and plan.model.sized
+    return [
+        {
+            "share": one.share,
+            "moved": one.moved,
+            "balancedness": one.balancedness,
+            "step_ms": one.step_s * 1e3 if sized else None,
+        }
+        for one in plan.frontier
+    ] or None
+
+
+def frontier_curve(plan: Plan) -> Figures | None:
+    """Balancedness and step time over the current plan's, by percent of the slots moved."""
+    if not plan.frontier or plan.fit is None or plan.move_cost is None:
+        return None
+    slots, before, after = plan.placement.physical_to_logical.size, plan.fit.before, plan.fit.after
+    points = {(one.moved, one.balancedness, one.step_s) for one in plan.frontier}
+    points |= {(0, before.balancedness, before.step_s)}
+    points |= {(plan.move_cost.moved, after.balancedness, after.step_s)}
+    moved, balancedness, step_s = zip(*sorted(points), strict=True)
+    return {
+        "moved": [100 * one / slots for one in moved],
+        "balancedness": list(balancedness),
+        "step": [one / before.step_s for one in step_s],
     }
 
 

@@ -16,7 +16,7 @@ from placer.cost.traffic import expected
 from placer.placement import Placement
 from placer.plan import Plan
 from placer.profile import Profile
-from placer.report.figures import rows
+from placer.report.figures import frontier_curve, rows
 from placer.report.plain import shown
 from placer.report.sweep import names, sweep_rows
 from placer.whatif import Advice, Study
@@ -91,6 +91,7 @@ def _data(plan: Plan, profile: Profile, before: Placement) -> dict[str, Any]:
         }
     return {
         **pages,
+        "frontier": frontier_curve(plan),
         "experts": _array(load.astype(np.float32)),
         "affinity": None if profile.transitions is None else _affinity(profile.transitions),
         "layers": profile.layers,

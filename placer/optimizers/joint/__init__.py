@@ -36,18 +36,19 @@ from placer.arrays import IntArray
 from placer.cost import balance
 from placer.cost.moves import arrivals
 from placer.optimizers.joint import terms
+from placer.optimizers.joint.descent import descent
 from placer.optimizers.joint.relabel import follow
 from placer.optimizers.joint.search import Layer, Rules, Schedule, anneal
 from placer.optimizers.joint.start import start
 from placer.placement import Placement
 from placer.plan import Solution
 from placer.problem import Problem
-from placer.schedule import fewest_moves
 
 # Temperatures, as shares of what a random exchange costs. A running plan is only touched up.
 HOT, WARM, COLD = 0.1, 0.02, 0.003
 TURNS = 6  # of even and odd layers, where they depend on each other
 TRIES, NEAR = 8, 0.7  # prices of moves that are tried, until so much of ``max_moved`` is used
+FIRST = (0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the slots, of which it is told what they win
 STEEPEST = 16.0  # factor of the price from one try to the next
 ENOUGH = 50  # iterations for each two slots
 BALANCE = 20  # times fewer exchanges are enough where only balance counts
@@ -74,18 +75,50 @@ def _bounds(problem: Problem, placement: Placement) -> str:
 def _within_limit(
     problem: Problem, current: Placement, layers: list[Layer], table: IntArray
 ) -> Solution:
-    """The best that moves no more than ``max_moved``: moves are made as dear as that takes."""
-    most, best = problem.objective.max_moved, 0.0
-    solution = Solution(current, notes=(f"nothing pays with --max-moved {most:g}",))
+    """The best that moves no more than ``max_moved``, and what the first of its moves win."""
+    rules, objective = terms.rules(problem), problem.objective
+    slots, price = table.size, terms.price(problem)
+    if rules.coherent:
+        free = [terms.with_neighbours(problem, one, table, at) for at, one in enumerate(layers)]
+    else:
+        free = layers
+    balance = descent(free, rules, current, table, 0.0)
+    first = tuple((share, problem.placement(balance.until(share * slots))) for share in FIRST)
+    most = objective.max_moved * slots
+    if not most:
+        return Solution(current, notes=("nothing moves with --max-moved 0",), first=first)
+    if not len(layers[0].pairs):
+        found = balance.until(most, price)
+    else:
+        begun = _traffic(problem, current, layers, table)
+        if rules.coherent:
+            free = [terms.with_neighbours(problem, one, begun, at) for at, one in enumerate(layers)]
+        found = descent(free, rules, current, begun, price).until(most, price)
+    solution = Solution(problem.placement(found), first=first)
+    if not arrivals(current, solution.placement).any():
+        why = f"nothing pays with --max-moved {objective.max_moved:g}"
+        return Solution(current, notes=(why,), first=first)
+    return solution
+
+
+def _traffic(
+    problem: Problem, current: Placement, layers: list[Layer], table: IntArray
+) -> IntArray:
+    """[layers, slots] the best for traffic, too: moves are made as dear as the limit takes."""
+    most, best, found = problem.objective.max_moved, 0.0, table
     price, too_low, too_high = 1.0, 0.0, 0.0
-    for _ in range(TRIES if most > 0 else 0):
-        dear = [layer._replace(standing=price * layer.standing) for layer in layers]
+    dearest = terms.price(problem) * (current.copies == 0)
+    for _ in range(TRIES):
+        dear = [
+            layer._replace(standing=price * away)
+            for layer, away in zip(layers, dearest, strict=True)
+        ]
         # Beyond that many moves the price rises as far as it may, however many more there are.
         excess = _Excess(current, most * STEEPEST ** (1 / 7))
-        placement = problem.placement(_search(problem, dear, table, excess))
-        moved = float(arrivals(current, placement).mean())
+        tried = _search(problem, dear, table, excess)
+        moved = float(arrivals(current, problem.placement(tried)).mean())
         if best < moved <= most:
-            solution, best = Solution(placement), moved
+            found, best = tried, moved
         if best > NEAR * most or (moved <= most and price == 1.0):
             break
         if moved > most:
@@ -96,13 +129,7 @@ def _within_limit(
             too_high = price
         if too_high:
             price = (too_low * too_high) ** 0.5
-    if not best and most > 0:
-        # With other labels fewer slots move: dear to find out, and rarely needed.
-        freest = problem.placement(_search(problem, layers, table))
-        renamed = fewest_moves(problem, freest)
-        if 0 < arrivals(current, renamed).mean() <= most:
-            return Solution(renamed)
-    return solution
+    return found
 
 
 class _Excess:
@@ -132,7 +159,7 @@ def _search(
     if rules.by_rule:
         iterations //= REPLICAS
     if not len(layers[0].pairs):  # only balance counts: tightening does most of it
-        iterations = iterations // BALANCE if problem.current is None else 0
+        iterations //= BALANCE
     schedule = Schedule(iterations, first, COLD, problem.seed)
     if not rules.coherent:
         return _anneal(dict(enumerate(layers)), rules, schedule, table, excess)

@@ -10,12 +10,12 @@ two experts on a few places; what it would cost follows from those, the others a
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 
-from placer.arrays import FloatArray, IntArray
+from placer.arrays import BoolArray, FloatArray, IntArray
 
 # Rows of State.sums: of each place, the mean number of a token's experts, of pairs of them, the
 # chance of a visit; of GPUs, the seconds of their experts by arithmetic and by reading weights, the
@@ -34,7 +34,15 @@ Totals = tuple[
     float, float, float, float, float, float, float, float, float, float, float
 ]  # as in State.totals
 # (x, y, f): slot x gets expert f, and slot y, unless it is -1, the expert of x.
-Exchange = tuple[int, int, int]
+# Integers are Python's or NumPy's.
+Exchange = tuple[Any, Any, Any]
+Steps = list[Exchange]
+# How the experts' seconds are: GPUs, mean, squared deviations with their noise, Rules.slowest, the
+# slowest GPU's, and the three GPUs with most and their seconds.
+Three = tuple[Any, Any, Any]
+Outlook = tuple[int, float, float, float, float, Three, Three]
+Grown = tuple[Any, Any, Any]
+Pair = tuple[Any, Any]
 
 
 class Layer(NamedTuple):
@@ -435,9 +443,7 @@ def following(chance: float, replicas: int) -> float:
 
 
 @compiled
-def divide(
-    layer: Layer, rules: Rules, state: State, whose: tuple[int, int], pair: tuple[int, int]
-) -> None:
+def divide(layer: Layer, rules: Rules, state: State, whose: Pair, pair: Pair) -> None:
     """``sharing.shares`` of one expert, whose n GPUs are in ``holders``, into ``fresh``.
 
     whose: the expert and n
@@ -449,7 +455,7 @@ def divide(
         return
     gpus = layer.standing.shape[1]
     per_node = gpus // rules.nodes
-    use, total = max(layer.use[expert], 1e-12), 0.0
+    use, total = max(float(layer.use[expert]), 1e-12), 0.0
     others = max(rules.top_k - 1, 1)
     for at in range(n):
         k = state.holders[at]
@@ -550,7 +556,7 @@ def refresh(layer: Layer, rules: Rules, state: State) -> None:
 
 
 @compiled
-def share(layer: Layer, rules: Rules, state: State, expert: int) -> None:
+def share(layer: Layer, rules: Rules, state: State, expert: Any) -> None:
     """Bring an expert's shares up to date, and what hangs on them."""
     n = state.replicas[0, expert]
     state.holders[:n] = state.where[expert, :n]
@@ -569,7 +575,7 @@ def share(layer: Layer, rules: Rules, state: State, expert: int) -> None:
 
 
 @inlined
-def pull(layer: Layer, state: State, where: tuple[int, int], follow: float) -> None:
+def pull(layer: Layer, state: State, where: Pair, follow: float) -> None:
     expert, k = where
     more = follow - state.follow[expert, k]
     state.follow[expert, k] = follow
@@ -607,7 +613,7 @@ def add_up(rules: Rules, state: State, gpus: int) -> None:
 
 
 @compiled
-def move(state: State, slot: int, experts: tuple[int, int], gpus: int) -> None:
+def move(state: State, slot: int, experts: Pair, gpus: int) -> None:
     """Count the first expert out of a slot's places and the second in."""
     out, into = experts
     places, size = state.held.shape[0], state.slots.shape[0] // gpus
@@ -717,18 +723,71 @@ def seconds_of(layer: Layer, state: State) -> float:
 
 
 @inlined
-def each(layer: Layer, state: State, expert: int, replicas: int, k: int) -> float:
-    """Seconds of one of an expert's replicas on GPU k, by what binds it there; shared evenly."""
-    if state.sums[ARITHMETIC, k] >= state.sums[READING, k]:
-        return layer.arithmetic[expert] / replicas if replicas > 0 else 0.0
-    return layer.reading[expert, replicas] if replicas > 0 else 0.0
+def each(arithmetic: float, reading: float, replicas: int, by_arithmetic: bool) -> float:
+    """Seconds of one of an expert's replicas on a GPU, by what binds it there; shared evenly."""
+    if replicas < 1:
+        return 0.0
+    return arithmetic / replicas if by_arithmetic else reading
 
 
 @compiled
-def tighten(layer: Layer, rules: Rules, state: State) -> None:
+def outlook(rules: Rules, state: State) -> Outlook:
+    gpus = len(state.danger)
+    seconds = state.sums[SECONDS, :gpus]
+    top = np.argsort(-seconds)[np.minimum(np.arange(3), gpus - 1)]
+    totals = state.totals
+    mean = totals[0] / gpus
+    now = slowest(totals[0], totals[1], totals[8], gpus, rules.slowest, totals[2])
+    squares = totals[1] + totals[2] - gpus * mean * mean
+    values = seconds[top[0]], seconds[top[1]], seconds[top[2]]
+    return gpus, mean, squares, rules.slowest, now, (top[0], top[1], top[2]), values
+
+
+@inlined
+def won(view: Outlook, g: int, h: int, grown: Grown, squares: float) -> float:
+    """Seconds by which the slowest GPU's experts get faster.
+
+    grown:   the seconds of GPUs g and h after it, and how much all seconds grow
+    squares: by how much all squared deviations from the mean grow
+    """
+    gpus, mean, before, above, now, top, values = view
+    others = values[2]
+    if top[1] != g and top[1] != h:
+        others = values[1]
+    if top[0] != g and top[0] != h:
+        others = values[0]
+    shift = grown[2] / gpus
+    after = max(before + squares - gpus * shift * shift, 0.0)
+    then = mean + shift + above * math.sqrt(after / gpus)
+    return now - max(then, grown[0], grown[1], others)
+
+
+@compiled
+def furthest(view: Outlook, off: FloatArray, settled: BoolArray, price: float) -> int:
+    """The GPU that is furthest from the mean of those that are not settled; -1 if none is left.
+
+    Settled is also one that wins less than the price even if it and the furthest get even.
+    off: [G] the GPUs' seconds less their mean
+    """
+    order = np.argsort(-np.abs(off))
+    mean = view[1]
+    for g in order:
+        if settled[g]:
+            continue
+        h = order[0] if g != order[0] else order[min(1, len(order) - 1)]
+        even = off[g] ** 2 + (off[h] ** 2 if h != g else 0.0)
+        if won(view, g, h, (mean, mean, -off[g] - off[h]), -even) > price:
+            return int(g)
+        settled[g] = True
+    return -1
+
+
+@compiled
+def tighten(layer: Layer, rules: Rules, state: State) -> Steps:
     """Exchanges of the GPU that is furthest from the mean, the best first, as long as they save.
 
-    Annealing finds company, this finds balance, in few moves. ``state`` is changed.
+    Annealing finds company, this finds balance, in few moves. ``state`` is changed; what was done
+    is returned.
     """
     gpus, experts = layer.standing.shape[1], layer.use.shape[0]
     size = state.slots.shape[0] // gpus
@@ -738,35 +797,30 @@ def tighten(layer: Layer, rules: Rules, state: State) -> None:
     off, strain = np.empty(gpus), np.empty(experts)
     tried = np.empty((size * (state.slots.shape[0] * 2 + experts), 3), dtype=np.int64)
     guesses = np.empty(len(tried))
+    done = [(np.int64(0), np.int64(0), np.int64(0)) for _ in range(0)]
     price = layer.standing.max()
     nothing = 1e-9 * abs(state.totals[0]) / gpus
     while True:
-        mean = state.totals[0] / gpus
-        # Seconds that a unit of squared deviation costs: of all, or of the peak alone.
-        deviation = max(rms(state.totals[0], state.totals[1], gpus, state.totals[2]), 1e-15)
-        worth = rules.slowest / (2 * gpus * deviation)
-        if state.totals[8] - mean > rules.slowest * deviation:
-            worth = max(worth, 0.5 / (state.totals[8] - mean))
-        g, furthest = -1, 0.0
-        for k in range(gpus):
-            off[k] = state.sums[SECONDS, k] - mean
-            if not settled[k] and abs(off[k]) > furthest:
-                g, furthest = k, abs(off[k])
-        if g < 0 or worth * 2 * furthest * furthest < price:
-            return  # not even an exchange that evens two such GPUs out pays
+        view = outlook(rules, state)
+        off[:] = state.sums[SECONDS, :gpus] - view[1]
+        g = furthest(view, off, settled, price)
+        if g < 0:
+            return done
         strain[:] = 0.0
         for slot in range(state.slots.shape[0]):
             strain[state.slots[slot]] += off[slot // size]
-        count = guess_all(layer, rules, state, (g, worth), (off, strain, guesses), tried)
+        count = guess_all(layer, rules, state, (view, g), (off, strain), (tried, guesses))
         # Only what may be the best is weighed, the most promising first.
-        x, y, f, gain = -1, -1, -1, nothing
-        for at in np.argsort(-guesses[:count]):
+        x, y, f, gain = np.int64(-1), np.int64(-1), np.int64(-1), nothing
+        while count > 0:
+            at = int(guesses[:count].argmax())
             if guesses[at] <= gain:
                 break
             exchange = (tried[at, 0], tried[at, 1], tried[at, 2])
             cost = weigh(layer, rules, state, exchange)
             if -cost > gain:
                 (x, y, f), gain = exchange, -cost
+            guesses[at] = 0.0
         if x < 0:
             settled[g] = True
             continue
@@ -778,12 +832,45 @@ def tighten(layer: Layer, rules: Rules, state: State) -> None:
                 settled[state.touched[index]] = False
         if rules.by_rule:
             refresh(layer, rules, state)
-            won = before - seconds_of(layer, state)
-            if won <= nothing:  # what was left out mattered: back
+            if before - seconds_of(layer, state) <= nothing:  # what was left out mattered: back
                 weigh(layer, rules, state, (x, y, e))
                 accept(layer, rules, state, (x, y, e))
                 refresh(layer, rules, state)
                 settled[:] = True
+                continue
+        done.append((x, y, f))
+
+
+@compiled
+def descend(
+    layer: Layer, rules: Rules, start: IntArray, away: FloatArray, prices: FloatArray
+) -> IntArray:
+    """[exchanges, 4] of ``tighten`` as moves get cheaper: the price's index, x, y and f.
+
+    away:   [E, G] 1 where the expert is not on the GPU in the placement that runs
+    prices: [prices] seconds a step of bringing an expert there, falling
+    """
+    state = settle(layer, rules, start.copy())
+    found = np.empty((4 * len(start), 4), dtype=np.int64)
+    count = 0
+    for at in range(len(prices)):
+        dear = Layer(
+            layer.use,
+            layer.pairs,
+            layer.risk,
+            layer.together,
+            layer.arithmetic,
+            layer.reading,
+            layer.standing + prices[at] * away,
+            layer.leaving,
+            layer.owning,
+        )
+        for x, y, f in tighten(dear, rules, state):
+            if count == len(found):
+                return found
+            found[count, 0], found[count, 1], found[count, 2], found[count, 3] = at, x, y, f
+            count += 1
+    return found[:count]
 
 
 @compiled
@@ -791,79 +878,87 @@ def guess_all(
     layer: Layer,
     rules: Rules,
     state: State,
-    about: tuple[int, float],
-    apart: tuple[FloatArray, FloatArray, FloatArray],
-    tried: IntArray,
+    about: tuple[Outlook, int],
+    apart: tuple[FloatArray, FloatArray],
+    into: tuple[IntArray, FloatArray],
 ) -> int:
-    """Exchanges of GPU g into ``tried``, with guesses of what they save from the two experts'
-    seconds; returns how many may save anything.
+    """Exchanges of a GPU, with guesses of what they save, as if links cost nothing and each GPU
+    were bound by what binds it now; returns how many may save anything.
 
-    about: g, and the seconds that a unit of squared deviation costs
-    apart: [G] the GPUs' distance from their mean, [E] its sum over each expert's GPUs, the guesses
+    about: how things are, and the GPU
+    apart: [G] the GPUs' seconds less their mean, [E] the sum of that over each expert's GPUs
+    into:  the exchanges and their guesses
     """
-    (g, worth), (off, strain, guesses) = about, apart
-    gpus, experts = layer.standing.shape[1], layer.use.shape[0]
-    size, per_node = state.slots.shape[0] // gpus, gpus // rules.nodes
+    (view, g), (off, strain), (tried, guesses) = about, apart, into
+    # Tuples of many arrays are dear to hand on: what is looked at often is taken out of them.
+    slots, held, replicas, standing = state.slots, state.held, state.replicas[0], layer.standing
+    arithmetic, reading = layer.arithmetic, layer.reading
+    gpus, experts, mean = len(off), len(strain), view[1]
+    size, per_node = len(slots) // gpus, gpus // rules.nodes
+    binds = state.sums[ARITHMETIC, :gpus] >= state.sums[READING, :gpus]
     count = 0
     for mine in range(g * size, g * size + size):
-        e = state.slots[mine]
-        mine_s = each(layer, state, e, state.replicas[0, e], g)
+        e = slots[mine]
+        re = replicas[e]
+        mine_s = each(arithmetic[e], reading[e, re], re, binds[g])
         for h in range(gpus):
             away = rules.keep_nodes and h // per_node != g // per_node
-            if h == g or away or state.held[h, e] > 0:
+            if h == g or away or held[h, e] > 0:
                 continue
-            stays = layer.standing[e, g] - layer.standing[e, h]
-            there_s = each(layer, state, e, state.replicas[0, e], h)
+            stays = standing[e, g] - standing[e, h]
+            there_s = each(arithmetic[e], reading[e, re], re, binds[h])
             for other in range(h * size, h * size + size):
-                f = state.slots[other]
-                replicas = state.replicas[0, f]
-                if state.held[g, f] == 0:
-                    here = each(layer, state, f, replicas, g) - mine_s
-                    there = there_s - each(layer, state, f, replicas, h)
-                    guess = -worth * (here * (2 * off[g] + here) + there * (2 * off[h] + there))
-                    guess += stays + layer.standing[f, h] - layer.standing[f, g]
-                    if guess > 0.0:
-                        tried[count, 0], tried[count, 1], tried[count, 2] = mine, other, f
-                        guesses[count] = guess
-                        count += 1
-                if replicas > 1:
-                    guess = guess_replica(layer, state, (worth, off, strain), (other, h, e))
-                    if guess > 0.0:
-                        tried[count, 0], tried[count, 1], tried[count, 2] = other, -1, e
-                        guesses[count] = guess
-                        count += 1
-        if state.replicas[0, e] < 2:
+                f = slots[other]
+                rf = replicas[f]
+                if rf > 1:  # or a replica of e instead of one of f
+                    tried[count, 0], tried[count, 1], tried[count, 2] = other, -1, e
+                    guesses[count] = 0.0
+                    count += 1
+                if held[g, f] > 0:
+                    continue
+                here = each(arithmetic[f], reading[f, rf], rf, binds[g]) - mine_s
+                if here * off[g] >= 0.0:
+                    continue  # away from the mean
+                there = there_s - each(arithmetic[f], reading[f, rf], rf, binds[h])
+                squares = here * (2 * off[g] + here) + there * (2 * off[h] + there)
+                if squares >= 0.0 and view[4] > view[6][0]:
+                    continue  # it is not the peak that counts, and the deviation does not fall
+                grown = mean + off[g] + here, mean + off[h] + there, here + there
+                guess = stays + standing[f, h] - standing[f, g] + won(view, g, h, grown, squares)
+                if guess > 0.0:
+                    tried[count, 0], tried[count, 1], tried[count, 2] = mine, other, f
+                    guesses[count] = guess
+                    count += 1
+        if re < 2:
             continue
         for f in range(experts):
-            away = rules.keep_nodes and state.held[gpus + g // per_node, f] == 0
-            if away or state.held[g, f] > 0:
-                continue
-            guess = guess_replica(layer, state, (worth, off, strain), (mine, g, f))
-            if guess > 0.0:
+            away = rules.keep_nodes and held[gpus + g // per_node, f] == 0
+            if not away and held[g, f] == 0:
                 tried[count, 0], tried[count, 1], tried[count, 2] = mine, -1, f
-                guesses[count] = guess
+                guesses[count] = 0.0
                 count += 1
+    for at in range(count):
+        if tried[at, 1] >= 0:
+            continue
+        # Of replicas roughly: as if no GPU held both experts.
+        x, f = tried[at, 0], tried[at, 2]
+        k, e = x // size, slots[x]
+        re, rf = replicas[e], replicas[f]
+        old = each(arithmetic[e], reading[e, re], re, binds[k])
+        new = each(arithmetic[f], reading[f, rf + 1], rf + 1, binds[k])
+        more = each(arithmetic[e], reading[e, re - 1], re - 1, binds[k]) - old
+        less = new - each(arithmetic[f], reading[f, rf], rf, binds[k])
+        here = new - old
+        squares = here * (2 * off[k] + here)
+        squares += more * (2 * (strain[e] - off[k]) + (re - 1) * more)
+        squares += less * (2 * strain[f] + rf * less)
+        if squares >= 0.0 and (view[4] > view[6][0] or here >= 0.0):
+            continue  # neither the deviation falls nor the peak
+        top = view[5][0] if view[5][0] != k else view[5][1]
+        near = less if held[top, f] > 0 else more if held[top, e] > 0 else 0.0
+        grown = mean + off[k] + here, mean + off[top] + near, here + (re - 1) * more + rf * less
+        guesses[at] = standing[e, k] - standing[f, k] + won(view, k, top, grown, squares)
     return count
-
-
-@inlined
-def guess_replica(
-    layer: Layer,
-    state: State,
-    apart: tuple[float, FloatArray, FloatArray],
-    change: tuple[int, int, int],
-) -> float:
-    """Seconds saved, roughly, by slot x of GPU k getting expert f: as if no GPU held both."""
-    (worth, off, strain), (x, k, f) = apart, change
-    e = state.slots[x]
-    re, rf = state.replicas[0, e], state.replicas[0, f]
-    here = each(layer, state, f, rf + 1, k) - each(layer, state, e, re, k)
-    more = each(layer, state, e, re - 1, k) - each(layer, state, e, re, k)
-    less = each(layer, state, f, rf + 1, k) - each(layer, state, f, rf, k)
-    squares = here * (2 * off[k] + here)
-    squares += more * (2 * (strain[e] - off[k]) + (re - 1) * more)
-    squares += less * (2 * strain[f] + rf * less)
-    return layer.standing[e, k] - layer.standing[f, k] - worth * squares
 
 
 @compiled
@@ -935,6 +1030,7 @@ def _compile() -> None:
     tables = np.ones((2, 4))
     rules = Rules(1, 1, 0.0, 0.0, 0.0, 1.0, 1.0, False, False, False, False, tables, tables)
     anneal(layer, rules, Schedule(1, 1.0, 1.0, 0), np.arange(2))
+    descend(layer, rules, np.arange(2), square, np.ones(1))
 
 
 _compile()

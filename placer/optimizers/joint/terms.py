@@ -53,7 +53,7 @@ def most_replicas(problem: Problem) -> int:
 
 
 def layers(problem: Problem) -> list[Layer]:
-    """What each layer's traffic costs, wherever its tokens come from."""
+    """What each layer's traffic costs, wherever its tokens come from and its experts are now."""
     profile = problem.profile
     experts, none = profile.experts, np.zeros((profile.layers, 0, 0))
     use = profile.load / profile.tokens
@@ -77,7 +77,6 @@ def layers(problem: Problem) -> list[Layer]:
     risk, together = variance * slope**2, none
     if covariance is not None:
         together = covariance * slope[:, :, None] * slope[:, None, :]
-    standing = prices(problem)
     owning = np.zeros((profile.layers, 0))
     if is_coherent(problem):
         owning = use / profile.top_k * problem.topology.gpus
@@ -90,7 +89,7 @@ def layers(problem: Problem) -> list[Layer]:
             together=together[at],
             arithmetic=arithmetic[at],
             reading=reading[at],
-            standing=standing[at],
+            standing=nowhere,
             leaving=nowhere,
             owning=owning[at],
         )
@@ -98,19 +97,16 @@ def layers(problem: Problem) -> list[Layer]:
     ]
 
 
-def prices(problem: Problem) -> FloatArray:
-    """[layers, experts, gpus] seconds a step for bringing an expert to a GPU, if a plan is running.
+def price(problem: Problem) -> float:
+    """Seconds a step for bringing an expert to a GPU where it is not today.
 
     As over the slowest link, since every copy interrupts serving for a while; all GPUs' links work
     at once, and what they take is spread over the steps of the horizon.
     """
     model, topology = problem.model, problem.topology
-    if problem.current is None:
-        return np.zeros((model.layers, model.experts, topology.gpus))
     rate = moves.rates(topology)[1 if topology.nodes > 1 else 0]
     count = problem.objective.horizon_s * steps.rate(problem, _step_seconds(problem)).per_s
-    price = model.expert_bytes / rate / topology.gpus / max(count, NO_STEP)
-    return np.where(problem.current.copies > 0, 0.0, price)
+    return model.expert_bytes / rate / topology.gpus / max(count, NO_STEP)
 
 
 def _step_seconds(problem: Problem) -> float:
