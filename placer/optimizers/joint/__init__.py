@@ -83,7 +83,11 @@ def _within_limit(
     else:
         free = layers
     balance = descent(free, rules, current, table, 0.0)
-    first = tuple((share, problem.placement(balance.until(share * slots))) for share in FIRST)
+    first = tuple(
+        (share, problem.placement(balance.until(share * slots)))
+        for share in FIRST
+        if balance.begun <= share * slots
+    )
     most = objective.max_moved * slots
     if not most:
         return Solution(current, notes=("nothing moves with --max-moved 0",), first=first)
@@ -95,7 +99,8 @@ def _within_limit(
             free = [terms.with_neighbours(problem, one, begun, at) for at, one in enumerate(layers)]
         found = descent(free, rules, current, begun, price).until(most, price)
     solution = Solution(problem.placement(found), first=first)
-    if not arrivals(current, solution.placement).any():
+    # More than the limit if empty slots of the current plan had to be filled.
+    if not 0 < arrivals(current, solution.placement).mean() <= objective.max_moved:
         why = f"nothing pays with --max-moved {objective.max_moved:g}"
         return Solution(current, notes=(why,), first=first)
     return solution

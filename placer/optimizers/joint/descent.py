@@ -25,12 +25,14 @@ class Descent:
     start:     [layers, slots] where it begins
     exchanges: [exchanges, 4] layer, and slot x that gets expert f; slot y, if not -1, gets x's
     prices:    [exchanges] seconds a step of a move at which each was made, falling
-    moved:     [exchanges] slots moved from the placement that runs, after each
+    begun:     slots moved from the placement that runs, where it begins
+    moved:     [exchanges] and after each
     """
 
     start: IntArray
     exchanges: IntArray
     prices: FloatArray
+    begun: int
     moved: IntArray
 
     def until(self, most: float, price: float = 0.0) -> IntArray:
@@ -68,9 +70,9 @@ def descent(
     path = np.concatenate(paths)
     order = np.lexsort((layer, turn, path[:, 0]))
     exchanges = np.column_stack([layer, path[:, 1:]])[order]
-    already = _moved(running, start)
-    moved = already + np.cumsum(_arrivals(start, exchanges, away > 0))
-    return Descent(start, exchanges, prices[path[order, 0]], moved)
+    begun = _moved(running, start)
+    moved = begun + np.cumsum(_arrivals(start, exchanges, away > 0))
+    return Descent(start, exchanges, prices[path[order, 0]], begun, moved)
 
 
 def _moved(running: Placement, table: IntArray) -> int:
