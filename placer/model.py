@@ -14,6 +14,7 @@ class ModelShape:
     ``first_moe_layer`` is the index, in the whole model, of the first of them; the formats of
     other engines count from there. ``other_bytes`` are the weights that every GPU holds besides
     its experts (attention, shared experts, embeddings), as with data-parallel attention.
+    ``dispatch_bits`` and ``combine_bits`` are of each value on the wire, there and back.
     Without ``sized`` the hidden sizes are stand-ins: times and bytes then mean nothing.
     """
 
@@ -26,7 +27,8 @@ class ModelShape:
     groups: int = 1
     first_moe_layer: int = 0
     weight_bits: float = 16.0
-    activation_bits: float = 16.0
+    dispatch_bits: float = 16.0
+    combine_bits: float = 16.0
     other_bytes: int = 0
     sized: bool = True
 
@@ -43,7 +45,8 @@ class ModelShape:
             "hidden": (1, 2**24),
             "moe_intermediate": (1, 2**24),
             "weight_bits": (0.1, 64),
-            "activation_bits": (0.1, 64),
+            "dispatch_bits": (0.1, 64),
+            "combine_bits": (0.1, 64),
             "other_bytes": (0, 2**50),
         }
         check_bounds(self, bounds, ModelError, self.name)
@@ -69,9 +72,14 @@ class ModelShape:
         return 6 * self.hidden * self.moe_intermediate
 
     @property
-    def token_bytes(self) -> float:
-        """Bytes of one token's activation on the wire."""
-        return self.hidden * self.activation_bits / 8
+    def dispatch_bytes(self) -> float:
+        """Bytes of one token's activation on its way to its experts."""
+        return self.hidden * self.dispatch_bits / 8
+
+    @property
+    def combine_bytes(self) -> float:
+        """Bytes of one token's result on its way back."""
+        return self.hidden * self.combine_bits / 8
 
     @property
     def dims(self) -> str:

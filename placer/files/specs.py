@@ -114,6 +114,8 @@ class HfConfig(BaseModel):
 
 
 _SHAPE = TypeAdapter(ModelShape)
+# Keys that plans and recordings of earlier versions have, and what says it now.
+_EARLIER = {"activation_bits": "dispatch_bits and combine_bits"}
 
 
 def read_model(name: str) -> ModelShape:
@@ -125,18 +127,29 @@ def read_model(name: str) -> ModelShape:
     try:
         if "model_type" in data:
             return HfConfig.model_validate(data).shape(path)
+        for key in _EARLIER.keys() & data:
+            raise ModelError(f"{path}: {key} is no longer a key: use {_EARLIER[key]}")
         return shape_of({"name": path.stem, **data})
     except ValidationError as error:
         raise ModelError(f"{path}: {first_fault(error)}: see docs/files.md") from error
 
 
 def shape_of(data: Any) -> ModelShape:
-    """The shape in a file's own words. Raises pydantic's ValidationError."""
-    if isinstance(data, dict) and (unknown := set(data) - set(ModelShape.__slots__)):
-        raise ModelError(
-            f"unknown model key {min(unknown)!r}: use {', '.join(ModelShape.__slots__)}"
-        )
+    """The shape in a file's own words, or earlier ones. Raises pydantic's ValidationError."""
+    if isinstance(data, dict):
+        data = _from_earlier(data)
+        if unknown := set(data) - set(ModelShape.__slots__):
+            raise ModelError(
+                f"unknown model key {min(unknown)!r}: use {', '.join(ModelShape.__slots__)}"
+            )
     return _SHAPE.validate_python(data)
+
+
+def _from_earlier(data: dict[str, Any]) -> dict[str, Any]:
+    new = {key: value for key, value in data.items() if key not in _EARLIER}
+    if (bits := data.get("activation_bits")) is not None:
+        new |= {"dispatch_bits": bits, "combine_bits": bits}
+    return new
 
 
 def read_topology(name: str) -> Topology:

@@ -113,6 +113,7 @@ def test_a_hugging_face_config_gives_the_presets_shape(tmp_path: Path, name: str
         (read_topology, "{", "is not YAML"),
         (read_model, "{layers: 2}", "experts: field required"),
         (read_model, "{layres: 2}", "unknown model key 'layres'"),
+        (read_model, "{activation_bits: 8}", "use dispatch_bits and combine_bits"),
         (
             read_model,
             '{"model_type": "qwen2_moe", "hidden_size": 1, "num_hidden_layers": 4, '
