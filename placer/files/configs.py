@@ -65,7 +65,7 @@ UNDERSTOOD = (
     | {*SIZES, *SWITCHES, *moe_layers.KEYS}
     | {"expert_dtype"}  # quantization.py
 )
-ABOUT_EXPERTS = re.compile("expert|moe|sparse|dense.*layer|layer.*dense|block_configs")
+ABOUT_EXPERTS = re.compile("expert|moe|sparse|dense|block_configs")
 # Of other parts of the model, or of how routers score, train and compute: not where experts are.
 ELSEWHERE = re.compile("^(mtp|vision|audio|talker|draft)_|attn|attention|shared?_experts?")
 HOW = re.compile(
@@ -75,6 +75,9 @@ HOW = re.compile(
 )
 WHERE = re.compile("layer|freq|step|every|interval")
 HARMLESS = {
+    "dense_intermediate_size",
+    "prefix_dense_intermediate_size",
+    "prefix_dense_sliding_window_pattern",
     "moe_group",
     "moe_group_experts",
     "residual_moe",
@@ -85,6 +88,7 @@ HARMLESS = {
     "moe_every_n_layer",
     "moe_layer_offset",
 }
+DENSE = "the model has no experts, all its layers are dense: give a Mixture-of-Experts model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,25 +106,27 @@ def read_config(data: Config, name: str) -> Reading:
     Raises ModelError if the model has no experts, or what is said of them is not understood.
     """
     config = _merged(data)
-    for key in sorted(config):
-        if _unknown(key, config[key]):
-            raise ModelError(f"{key} is not understood: {REMEDY}")
+    unknown = [key for key in sorted(config) if _unknown(key, config[key])]
     experts = _named(config, "experts")
-    if experts is None or any(config.get(key) is False for key in SWITCHES):
-        raise ModelError("the model has no experts: placer is for Mixture-of-Experts models")
+    if experts is None and not any(re.search("expert|moe", key) for key in unknown):
+        raise ModelError(DENSE)
+    if any(config.get(key) is False for key in SWITCHES):
+        raise ModelError(DENSE)
+    if unknown:
+        raise ModelError(f"{unknown[0]} is not understood: {REMEDY}")
     if config.get("is_encoder_decoder"):
         raise ModelError(f"is_encoder_decoder: it has layers of two kinds: {REMEDY}")
     total = _total(config)
     where = moe_layers.found(config, experts, total)
     if not where:
-        raise ModelError("none of the model's layers has experts: they are all dense")
+        raise ModelError(DENSE)
 
     def number(names: str, default: int | None = None) -> int:
         return _number(names, _named(config, names), where, total, default)
 
     size = next((key for key in SIZES if key in config), SIZES[0])
     hidden, latent = number("hidden"), number("latent", default=0)
-    gated = not any(config.get(key) in WITHOUT_A_GATE for key in ACTIVATIONS)
+    gated = not any(str(config.get(key)) in WITHOUT_A_GATE for key in ACTIVATIONS)
     weights = precision(config, where, gated)
     shape = ModelShape(
         name=name,
@@ -151,7 +157,8 @@ def _merged(data: Config) -> Config:
 def _unknown(key: str, value: Any) -> bool:
     if not ABOUT_EXPERTS.search(key) or ELSEWHERE.search(key) or key in UNDERSTOOD | HARMLESS:
         return False
-    return value not in ([], {}, False) and (not HOW.search(key) or bool(WHERE.search(key)))
+    says_nothing = value is False or value in ([], {})
+    return not says_nothing and (not HOW.search(key) or bool(WHERE.search(key)))
 
 
 def _named(config: Config, what: str) -> Any:
@@ -182,14 +189,15 @@ def _number(
 
 
 def _total(config: Config) -> int:
-    """The model's layers."""
+    """The model's layers, with experts or without."""
     value = _named(config, "hidden_layers")
-    if value is None:  # Nemotron-H's newest say it by the marks alone
-        value = next(
-            (len(config[k]) for k in moe_layers.MARKS if isinstance(config.get(k), (str, list))),
-            None,
-        )
-    total = _number("hidden_layers", value, (), 0)
-    if not 0 < total <= MOST_LAYERS:
-        raise ModelError(f"{total} layers: it must be 1 to {MOST['hidden_layers']}")
+    if value is None:  # Nemotron-H's newest have one mark a layer instead
+        marks = [config[key] for key in moe_layers.MARKS if isinstance(config.get(key), list | str)]
+        value = len(marks[0]) if marks else None
+    names = " or ".join(NAMES["hidden_layers"])
+    if value is None:
+        raise ModelError(f"no {names}: is it a whole config.json?")
+    total = whole(names, value, least=1)
+    if total > MOST_LAYERS:
+        raise ModelError(f"{names} is {total}: it must be {MOST_LAYERS} at most")
     return total

@@ -13,16 +13,17 @@ REMEDY = "write the sizes in a YAML model file instead (docs/files.md)"
 
 Config = dict[str, Any]
 
+BLOCKS = {
+    **dict.fromkeys(("mamba", "attention", "mlp", "linear_attention", "full_attention"), False),
+    "moe": True,
+}
 # One mark a layer, and whether that layer has experts. These outrank RULES.
 MARKS: dict[str, dict[Any, bool]] = {
     "mlp_layer_types": {"sparse": True, "moe": True, "hash_moe": True, "dense": False},
     "moe_layer_freq": {1: True, 0: False},
     "is_moe_layer": {True: True, False: False},
     "hybrid_override_pattern": {"E": True, "M": False, "*": False, "-": False},
-    "layers_block_type": dict.fromkeys(
-        ("mamba", "attention", "mlp", "linear_attention", "full_attention"), False
-    )
-    | {"moe": True},
+    **dict.fromkeys(("layers_block_type", "layer_types"), BLOCKS),
 }
 INDICES = ("moe_layers", "moe_layers_enum")  # the layers themselves; these outrank RULES, too
 
@@ -42,6 +43,7 @@ RULES: dict[str, Callable[[int, int], bool]] = {
     "n_dense_layers": _after,
     "n_dense_first_layers": _after,
     "moe_layer_num_skipped": _after,
+    "dense_mlp_idx": _after,
     "moe_layer_start_index": _after,
     "moe_layer_end_index": lambda layer, last: layer <= last,
     "moe_layer_interval": _every,
@@ -71,8 +73,8 @@ def found(config: Config, experts: Any, total: int) -> tuple[int, ...]:
         raise ModelError(f"{' and '.join(said)} name other layers: correct one of them")
     layers = next(iter(said.values())) if said else _ruled(config, total)
     if isinstance(experts, list):
-        counts = experts if len(experts) >= total else experts[:1] * total
-        return tuple(n for n in layers if isinstance(counts[n], int) and counts[n] > 1)
+        counts = experts if len(experts) >= total else (experts[:1] or [0]) * total
+        return tuple(layer for layer in layers if whole("experts", counts[layer] or 0) > 1)
     return layers if whole("experts", experts) > 1 else ()
 
 
@@ -83,21 +85,20 @@ def _listed(key: str, value: Any, total: int) -> tuple[int, ...] | None:
     marks = MARKS[key]
     if not isinstance(value, list | str):
         return None  # moe_layer_freq as a number
-    known = [mark for mark in value if isinstance(mark, (str, int)) and mark in marks]
-    if key == "layers_block_type" and "moe" not in value:
+    strange = [mark for mark in value if not isinstance(mark, (str, int)) or mark not in marks]
+    if marks is BLOCKS and "moe" not in value:
         return None  # kinds of attention
-    if len(known) < len(value):
-        strange = next(mark for mark in value if mark not in known)
-        raise ModelError(f"{key} has {strange!r:.40}, which is not understood: {REMEDY}")
+    if strange:
+        raise ModelError(f"{key} has {strange[0]!r:.40}, which is not understood: {REMEDY}")
     if len(value) < total:
         raise ModelError(f"{key} has {len(value)} marks for {total} layers: is the file cut short?")
     return tuple(layer for layer in range(total) if marks[value[layer]])  # MTP layers come after
 
 
 def _indices(key: str, value: Any, total: int) -> tuple[int, ...]:
-    given = value.split(",") if isinstance(value, str) else value
     try:
-        layers = sorted({int(layer) for layer in given})
+        given = map(int, value.split(",")) if isinstance(value, str) else iter(value)
+        layers = sorted({whole(key, layer) for layer in given})
     except (TypeError, ValueError) as error:
         raise ModelError(f"{key} is {value!r:.40}: it must be a list of layers") from error
     if layers and not 0 <= layers[0] <= layers[-1] < total:

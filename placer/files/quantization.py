@@ -28,7 +28,14 @@ REMEDY = "write the sizes and weight_bits in a YAML model file instead (docs/fil
 # What engines call the block that experts stand in, and an expert's matrices.
 BLOCKS = ("mlp", "block_sparse_moe", "feed_forward", "ffn", "mixer", "moe")
 MATRICES = {"gate": ("gate_proj", "w1"), "up": ("up_proj", "w3"), "down": ("down_proj", "w2")}
-PREFIXES = ("model.", "language_model.model.", "model.language_model.", "backbone.", "")
+PREFIXES = (
+    "model.",
+    "language_model.model.",
+    "model.language_model.",
+    "thinker.model.",
+    "backbone.",
+    "",
+)
 LEFT_OUT = (
     "ignore",
     "ignored_layers",
@@ -38,6 +45,7 @@ LEFT_OUT = (
     "llm_int8_skip_modules",
 )
 EVERYTHING = "re:"
+MOST_EXPRESSIONS, MOST_REPEATS = 1000, 8
 
 Config = dict[str, Any]
 # Modules by name, as lists of them are written, and their bits; the first that fits counts.
@@ -59,7 +67,7 @@ def precision(config: Config, layers: Sequence[int], gated: bool = True) -> Prec
     if not isinstance(given, dict):
         raise ModelError(f"quantization_config is {given!r:.40}: it must hold keys and values")
     if (dtype := _expert_dtype(config, given)) is not None:
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise ModelError(f"expert_dtype {dtype!r:.40} is not known: {REMEDY}")
         return Precision(DTYPES[dtype], f"expert_dtype {dtype}")
     if not given:
@@ -70,7 +78,7 @@ def precision(config: Config, layers: Sequence[int], gated: bool = True) -> Prec
         raise ModelError(f"quant_method {method!r:.40} is not known: {REMEDY}")
     try:
         return _mean(method, METHODS[method](given), layers, gated)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, re.error) as error:
         raise ModelError(
             f"the settings of quant_method {method!r} are not understood ({error!r:.80}): {REMEDY}"
         ) from error
@@ -85,13 +93,9 @@ def _expert_dtype(config: Config, quantization: Config) -> Any:
 
 def _mean(method: str, settings: Settings, layers: Sequence[int], gated: bool) -> Precision:
     """Over the layers, and over an expert's matrices."""
-    fits = [(_fits(pattern), bits) for pattern, bits in settings]
+    finder = _Finder(settings)
     matrices = [names for name, names in MATRICES.items() if gated or name != "gate"]
-    bits = []
-    for layer in layers:
-        for names in matrices:
-            modules = _modules(layer, names)
-            bits.append(next((found for fit, found in fits if fit(modules)), PLAIN))
+    bits = [finder.bits(layer, names) for layer in layers for names in matrices]
     mean = round(sum(bits) / len(bits), 2)
     if mean == PLAIN:
         return Precision(PLAIN, f"{method}, which leaves the experts as they are")
@@ -101,27 +105,56 @@ def _mean(method: str, settings: Settings, layers: Sequence[int], gated: bool) -
     return Precision(mean, method, (f"experts' matrices have {said} bits: {mean:g} is the mean",))
 
 
-def _modules(layer: int, matrices: Iterable[str]) -> list[str]:
-    """What engines may call an expert's matrix, and the experts together."""
-    blocks = [f"{start}layers.{layer}.{block}.experts" for start in PREFIXES for block in BLOCKS]
-    return blocks + [f"{block}.0.{matrix}" for block in blocks for matrix in matrices]
+class _Finder:
+    """What the first setting that fits says of a module."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.of_name: dict[str, tuple[int, float]] = {}
+        self.expressions: list[tuple[int, re.Pattern[str], str | None, float]] = []
+        for at, (pattern, bits) in enumerate(settings):
+            if (expression := _expression(pattern)) is None:
+                name = pattern[max(pattern.find("layers."), 0) :]
+                self.of_name.setdefault(name, (at, bits))
+            else:
+                number = re.search(r"layers\\?\.(\d+)\\?\.", pattern)
+                layer = number[1] if number else None
+                self.expressions.append((at, expression, layer, bits))
+        if len(self.expressions) > MOST_EXPRESSIONS:
+            raise ValueError(f"{len(self.expressions)} expressions")
+
+    def bits(self, layer: int, matrices: Iterable[str]) -> float:
+        """Of an expert's matrix, by its names; PLAIN if no setting fits."""
+        blocks = [f"layers.{layer}.{block}.experts" for block in BLOCKS]
+        modules = blocks + [f"{block}.0.{matrix}" for block in blocks for matrix in matrices]
+        found = [self.of_name[name] for name in _parts(modules) if name in self.of_name]
+        full = [prefix + module for prefix in PREFIXES for module in modules]
+        for at, expression, only, bits in self.expressions:
+            if only in (None, str(layer)) and any(map(expression.match, full)):
+                found.append((at, bits))
+                break
+        return min(found)[1] if found else PLAIN
 
 
-def _fits(pattern: str) -> Callable[[list[str]], bool]:
-    """Whether a name, glob or ``re:`` expression names any of the modules, or what they are in."""
-    if pattern == EVERYTHING:
-        return lambda modules: True
-    if pattern.startswith("re:"):
-        expression = re.compile(pattern[3:])
-        return lambda modules: any(map(expression.match, modules))
-    if re.search(r"[*?\[]", pattern):
-        parts = [part for part in re.split(r"[*?\[\]]", pattern) if part]
-        glob = re.compile(f"{translate(pattern)}|{translate(pattern + '.*')}")
-        return lambda modules: any(
-            all(part in module for part in parts) and glob.match(module) for module in modules
-        )
-    name = f".{pattern[max(pattern.find('layers.'), 0) :]}."
-    return lambda modules: any(name in f".{module}." for module in modules)
+def _parts(modules: Iterable[str]) -> set[str]:
+    """The modules, what they are in, and what part of their names may stand for them."""
+    parts = set()
+    for module in modules:
+        words = module.split(".")
+        for end in range(1, len(words) + 1):
+            parts |= {".".join(words[start:end]) for start in range(end)}
+    return parts
+
+
+def _expression(pattern: str) -> re.Pattern[str] | None:
+    """Of a glob, or of ``re:`` and an expression; None of a plain name."""
+    if not pattern.startswith("re:"):
+        if not re.search(r"[*?\[]", pattern):
+            return None
+        return re.compile(f"{translate(pattern)}|{translate(pattern + '.*')}")
+    text = re.sub(r"(\.\*)+", ".*", pattern[3:])
+    if re.search(r"[*+}]\)[*+{]", text) or len(re.findall("[*+{]", text)) > MOST_REPEATS:
+        raise ValueError("an expression of too many repeats")  # could take for ever
+    return re.compile(text)
 
 
 def _settings(quantization: Config, bits: float) -> Settings:
