@@ -1,6 +1,6 @@
-"""Looking things up by name, with the nearest name in the error."""
+"""Looking things up by name, with the nearest name in the error; how lists of numbers are put."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -19,3 +19,21 @@ def lookup(
     near = get_close_matches(key, table, n=1, cutoff=0.3)
     hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(table)}"
     raise error(f"unknown {kind} {name!r}: {hint}{also}")
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers on one line: "0, 3-60", or "1-47 step 2"."""
+    parts = []
+    at = 0
+    while at < len(numbers):
+        step = numbers[at + 1] - numbers[at] if at + 1 < len(numbers) else 0
+        end = at
+        while end + 1 < len(numbers) and numbers[end + 1] - numbers[end] == step:
+            end += 1
+        if end - at < 2 or step < 1:  # a pair is as short as a range
+            end = at
+        first, last = numbers[at], numbers[end]
+        by = f" step {step}" if step > 1 else ""
+        parts.append(f"{first}-{last}{by}" if end > at else str(first))
+        at = end + 1
+    return ", ".join(parts)

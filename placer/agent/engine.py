@@ -30,8 +30,8 @@ from placer.agent.counters import Counters
 from placer.agent.courier import Courier, Sink
 from placer.agent.recorder import Batch, Recorder
 from placer.agent.status import Worker
-from placer.errors import PlacerError
-from placer.files.specs import HfConfig
+from placer.errors import ModelError
+from placer.files.configs import read_config
 from placer.model import ModelShape
 
 log = logging.getLogger("vllm.placer")
@@ -248,10 +248,11 @@ def _poll(mine: Vote) -> list[Vote]:
 
 def _shape(config: Any, worker: Worker) -> ModelShape | None:
     """The model's sizes, if its config says them as others' do."""
-    text = config.model_config.hf_text_config.to_dict()
     try:
-        shape = HfConfig.model_validate(text).shape(Path(worker.model, "config.json"))
-    except (PlacerError, ValueError):
+        name = Path(worker.model).name
+        shape = read_config(config.model_config.hf_config.to_dict(), name).shape
+    except ModelError as error:
+        log.warning("placer: the model's sizes are not known: %s", error)
         return None
     same = (shape.layers, shape.experts, shape.top_k) == (
         worker.layers, worker.experts, worker.top_k,

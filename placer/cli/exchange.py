@@ -12,12 +12,13 @@ from placer.files.atomic import read_text, write_text
 from placer.files.plans import LIMIT, placement_of, read_plan, write_plan
 from placer.files.specs import read_model
 from placer.formats import FORMATS, dump, parse
+from placer.names import ranges
 from placer.plan import Plan, Provenance
 
 Format = Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")]
 ModelName = Annotated[
     str | None,
-    typer.Option("--model", help="The model: says where its layers with experts begin."),
+    typer.Option("--model", help="The model: says which of its layers have experts."),
 ]
 
 
@@ -34,9 +35,9 @@ def export_plan(
     shape = read_model(model) if model else plan.model
     if broken := violations(plan.placement, plan.objective, shape, plan.topology):
         stop("error", f"{plan_file}: {broken[0]}", BAD_INPUT)
-    first = shape.first_moe_layer if shape else 0
-    write_text(out_file, dump(format_name, plan.placement, first))
-    note(f"wrote {out_file} ({format_name}; experts from layer {first} of the model on)")
+    write_text(out_file, dump(format_name, plan.placement, shape))
+    where = shape.moe_layers if shape else range(plan.placement.layers)
+    note(f"wrote {out_file} ({format_name}; experts in layers {ranges(where)} of the model)")
 
 
 def import_plan(
@@ -55,7 +56,7 @@ def import_plan(
     shape = read_model(model) if model else None
     text = read_text(foreign, LIMIT)
     try:
-        found = parse(format_name, text, shape.first_moe_layer if shape else 0)
+        found = parse(format_name, text, shape)
         if gpus and found.gpus and gpus != found.gpus:
             raise PlacementError(f"--gpus {gpus} but the file has {found.gpus}: leave --gpus out")
         if not (count := gpus or found.gpus):

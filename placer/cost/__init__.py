@@ -66,13 +66,13 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
     step_tokens = objective.tokens_per_gpu * topology.gpus
     scale = step_tokens / flows.tokens
     experts_s = compute.seconds(problem, placement, flows.served * scale, load * scale)
-    size = problem.model.token_bytes
+    there, back = problem.model.dispatch_bytes, problem.model.combine_bytes
     if objective.dispatch == "allgather":
-        dispatch_s = np.full(len(load), links.allgather_seconds(topology, step_tokens, size))
-        combine_s = dispatch_s
+        exchange = [links.allgather_seconds(topology, step_tokens, size) for size in (there, back)]
+        dispatch_s, combine_s = (np.full(len(load), seconds) for seconds in exchange)
     else:
-        dispatch_s = links.seconds(flows.dispatch, topology, size * scale)
-        combine_s = links.seconds(flows.combine, topology, size * scale)
+        dispatch_s = links.seconds(flows.dispatch, topology, there * scale)
+        combine_s = links.seconds(flows.combine, topology, back * scale)
 
     shown = links.exposed(dispatch_s + combine_s, experts_s, objective.overlap)
     dispatch_s, combine_s = dispatch_s * shown, combine_s * shown

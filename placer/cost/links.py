@@ -50,7 +50,10 @@ def seconds(flow: Flow, topology: Topology, token_bytes: float) -> FloatArray:
 
 
 def allgather_seconds(topology: Topology, tokens: float, token_bytes: float) -> float:
-    """Every GPU gets every other GPU's tokens; over the network each token enters a node once."""
+    """Every GPU gets every other GPU's tokens; over the network each token enters a node once.
+
+    The reduce-scatter that brings the results back moves as many.
+    """
     gpus, nodes = topology.gpus, topology.nodes
     total = tokens * token_bytes
     times = [0.0]

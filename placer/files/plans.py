@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, FailFast, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, ValidationError
 
 from placer.cost import Score
 from placer.cost.moves import MoveCost
 from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text, write_text
 from placer.files.documents import of_json
-from placer.files.specs import first_fault
+from placer.files.specs import first_fault, shape_of
 from placer.model import ModelShape
 from placer.objective import Objective
 from placer.placement import Placement
@@ -49,7 +49,7 @@ class PlanFile(BaseModel):
     reason: str = ""
     mends: tuple[str, ...] = ()
     placement: PlacementSpec
-    model: ModelShape | None = None
+    model: Annotated[ModelShape, BeforeValidator(shape_of)] | None = None
     topology: Topology | None = None
     objective: Objective = Objective()
     provenance: Provenance | None = None

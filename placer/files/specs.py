@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from placer import model, topology
+from placer.bounds import MOST_LAYERS
 from placer.errors import FileError, ModelError
 from placer.files.atomic import read_text
+from placer.files.configs import Reading, read_config
 from placer.files.documents import of_json, of_yaml
 from placer.model import ModelShape
 from placer.topology import GB, Gpu, Link, Topology
@@ -74,69 +76,95 @@ class TopologySpec(_Strict):
         )
 
 
-def _either(*names: str, **kwargs: Any) -> Any:
-    return Field(validation_alias=AliasChoices(*names), **kwargs)
-
-
-class HfConfig(BaseModel):
-    """The few keys that matter of a Hugging Face config.json, under their various names."""
-
-    model_type: str
-    hidden_size: int
-    num_hidden_layers: int
-    experts: int = _either("n_routed_experts", "num_experts", "num_local_experts")
-    top_k: int = _either("num_experts_per_tok", "experts_per_token")
-    moe_intermediate: int = _either("moe_intermediate_size", "intermediate_size")
-    n_group: int | None = None
-    first_k_dense_replace: int = 0
-    decoder_sparse_step: int = 1
-    mlp_only_layers: list[int] = []
-    quantization_config: dict[str, Any] | None = None
-
-    def shape(self, path: Path) -> ModelShape:
-        if self.decoder_sparse_step != 1 or self.mlp_only_layers:
-            raise ModelError(
-                f"{path}: layers with and without experts alternate"
-                ": write the sizes in a YAML file instead (docs/files.md)"
-            )
-        method = str((self.quantization_config or {}).get("quant_method"))
-        return ModelShape(
-            name=path.resolve().parent.name,
-            layers=self.num_hidden_layers - self.first_k_dense_replace,
-            experts=self.experts,
-            top_k=self.top_k,
-            hidden=self.hidden_size,
-            moe_intermediate=self.moe_intermediate,
-            groups=self.n_group or 1,
-            first_moe_layer=self.first_k_dense_replace,
-            weight_bits={"fp8": 8.0, "mxfp4": 4.25}.get(method, 16.0),
-        )
-
-
 _SHAPE = TypeAdapter(ModelShape)
+_EARLIER = {"activation_bits", "first_moe_layer"}  # keys of earlier versions' files
+# A config.json has one of these, a YAML model file none.
+_HUGGING_FACE = {"model_type", "architectures"}
+# Where NVIDIA's older checkpoints say how they are quantized.
+_BESIDE = "hf_quant_config.json"
 
 
 def read_model(name: str) -> ModelShape:
-    """A preset, or the model that a YAML file or a HF config.json describes."""
+    """A preset, or the model that a YAML file or a config.json describes."""
+    return understand(name).shape
+
+
+def understand(name: str) -> Reading:
+    """The model of a preset's name, a YAML file, a config.json, or the folder that it is in."""
     path = Path(name)
-    if not _is_file(name):
-        return model.preset(name)
+    if os.path.isdir(name):
+        path /= "config.json"
+    elif not _is_file(name):
+        return Reading(model.preset(name), "as published")
     data = _mapping(path)
     try:
-        if "model_type" in data:
-            return HfConfig.model_validate(data).shape(path)
-        return shape_of({"name": path.stem, **data})
+        if _HUGGING_FACE & data.keys():
+            return read_config(_quantized(data, path), _title(path))
+        return Reading(shape_of({"name": path.stem, **data}), "as the file says")
     except ValidationError as error:
         raise ModelError(f"{path}: {first_fault(error)}: see docs/files.md") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def is_model(name: str) -> bool:
+    """Whether ``name`` is a model's rather than a recording's or a plan's."""
+    path = Path(name)
+    if os.path.isdir(name) or not (_is_file(name) or path.suffix == ".npz"):
+        return True
+    if path.suffix != ".json" or not path.is_file() or path.stat().st_size > LIMIT:
+        return path.suffix in {".yaml", ".yml"}
+    data = of_json(read_text(path, LIMIT), name, finite=False)
+    return isinstance(data, dict) and bool((_HUGGING_FACE | {"experts"}) & data.keys())
+
+
+def _title(path: Path) -> str:
+    """What a checkpoint is called: its folder, unless the file is not called as they all are."""
+    return path.resolve().parent.name if path.name == "config.json" else path.stem
+
+
+def _quantized(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    beside = path.with_name(_BESIDE)
+    if path.name != "config.json" or data.get("quantization_config") or not beside.is_file():
+        return data
+    return data | {"quantization_config": {"quant_method": "modelopt", **_mapping(beside)}}
 
 
 def shape_of(data: Any) -> ModelShape:
-    """The shape in a file's own words. Raises pydantic's ValidationError."""
-    if isinstance(data, dict) and (unknown := set(data) - set(ModelShape.__slots__)):
-        raise ModelError(
-            f"unknown model key {min(unknown)!r}: use {', '.join(ModelShape.__slots__)}"
-        )
+    """The shape in a file's own words, or earlier ones. Raises pydantic's ValidationError."""
+    if isinstance(data, dict):
+        data = _with_layers(_from_earlier(data))
+        if unknown := set(data) - set(ModelShape.__slots__):
+            raise ModelError(
+                f"unknown model key {min(unknown)!r}: use {', '.join(ModelShape.__slots__)}"
+            )
     return _SHAPE.validate_python(data)
+
+
+def _from_earlier(data: dict[str, Any]) -> dict[str, Any]:
+    """What earlier versions said in one number: of both ways, and of layers one after another."""
+    new = {key: value for key, value in data.items() if key not in _EARLIER}
+    if (bits := data.get("activation_bits")) is not None:
+        new |= {"dispatch_bits": bits, "combine_bits": bits}
+    if (first := data.get("first_moe_layer")) is not None:
+        new["moe_layers"] = {"first": first, "step": 1}
+    return new
+
+
+def _with_layers(data: dict[str, Any]) -> dict[str, Any]:
+    """``moe_layers: {first: 1, step: 2}`` as the list that it stands for."""
+    said = data.get("moe_layers")
+    if not isinstance(said, dict) or "layers" not in data:
+        return data
+    numbers = (data["layers"], said.get("first", 0), said.get("step", 1))
+    if said.keys() - {"first", "step"} or any(type(number) is not int for number in numbers):
+        raise ModelError(
+            f"moe_layers is {said!r:.60}: give a list, or whole numbers first and step"
+        )
+    layers, first, step = numbers
+    if not (0 < layers <= MOST_LAYERS and step > 0):
+        raise ModelError(f"moe_layers is {said!r:.60} for {layers} layers: step is 1 or more")
+    return data | {"moe_layers": list(range(first, first + layers * step, step))}
 
 
 def read_topology(name: str) -> Topology:

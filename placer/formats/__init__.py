@@ -1,8 +1,8 @@
 """Other engines' placement files: one format a file, one line in ``FORMATS``.
 
 A format's ``dump`` turns a placement into the file's text, and ``parse`` the text into a Map. Both
-are told the index, in the whole model, of the first layer with experts: some formats count dense
-layers too.
+are told the model, if it is known: some formats count the layers without experts, too. Without it
+every layer is taken to have experts.
 """
 
 from collections.abc import Callable
@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 from placer.errors import FileError
 from placer.formats import sglang, trtllm, vllm, vllm_ascend
-from placer.formats.parsing import Map
+from placer.formats.parsing import Map, other_layers
+from placer.model import ModelShape
 from placer.names import lookup
 from placer.placement import Placement
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    dump: Callable[[Placement, int], str]
-    parse: Callable[[str, int], Map]
+    dump: Callable[[Placement, ModelShape | None], str]
+    parse: Callable[[str, ModelShape | None], Map]
 
 
 FORMATS: dict[str, Format] = {
@@ -29,7 +30,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def dump(name: str, placement: Placement, first_moe_layer: int) -> str:
+def dump(name: str, placement: Placement, model: ModelShape | None) -> str:
     """The text of a placement file. Raises FileError if the format cannot say it."""
     chosen = lookup("format", name, FORMATS, FileError)
     if placement.empty:
@@ -37,9 +38,12 @@ def dump(name: str, placement: Placement, first_moe_layer: int) -> str:
             f"{name} wants an expert in every slot and the plan leaves {placement.empty} empty"
             ": plan without --uneven, or with --optimizer joint, which fills redundant slots"
         )
-    return chosen.dump(placement, first_moe_layer)
+    return chosen.dump(placement, model)
 
 
-def parse(name: str, text: str, first_moe_layer: int) -> Map:
-    """The map that a placement file holds. Raises FileError if it is not one."""
-    return lookup("format", name, FORMATS, FileError).parse(text, first_moe_layer)
+def parse(name: str, text: str, model: ModelShape | None) -> Map:
+    """The map that a file holds. Raises FileError if it holds none, or not one of ``model``."""
+    found = lookup("format", name, FORMATS, FileError).parse(text, model)
+    if model is not None and len(found.rows) != model.layers:
+        raise other_layers(range(len(found.rows)), model)
+    return found

@@ -1,9 +1,12 @@
 """What the formats' parsers share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from placer.errors import FileError
+from placer.model import ModelShape
+from placer.names import ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +15,14 @@ class Map:
 
     rows: list[list[int]]
     gpus: int | None = None
+
+
+def other_layers(numbers: Sequence[int], model: ModelShape) -> FileError:
+    """That the layers ``numbers`` of a file are not those of ``model``."""
+    return FileError(
+        f"the file has layers {ranges(numbers)} but {model.name} has {model.hidden_layers}, with "
+        f"experts in {ranges(model.moe_layers)}: is it the right --model?"
+    )
 
 
 def rows_of(data: Any, what: str) -> list[list[int]]:

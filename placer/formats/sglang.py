@@ -9,19 +9,23 @@ import json
 
 from placer.errors import FileError
 from placer.files.documents import of_json
-from placer.formats.parsing import Map, rows_of
+from placer.formats.parsing import Map, other_layers, rows_of
+from placer.model import ModelShape
 from placer.placement import Placement
 
 KEY = "physical_to_logical_map"
 
 
-def dump(placement: Placement, first_moe_layer: int) -> str:
-    trivial = [slot % placement.experts for slot in range(placement.slots)]
-    rows = [trivial] * first_moe_layer + placement.physical_to_logical.tolist()
+def dump(placement: Placement, model: ModelShape | None) -> str:
+    rows = placement.physical_to_logical.tolist()
+    if model is not None:
+        trivial = [slot % placement.experts for slot in range(placement.slots)]
+        of_layer = dict(zip(model.moe_layers, rows, strict=True))
+        rows = [of_layer.get(layer, trivial) for layer in range(model.hidden_layers)]
     return json.dumps({KEY: rows})
 
 
-def parse(text: str, first_moe_layer: int) -> Map:
+def parse(text: str, model: ModelShape | None) -> Map:
     data = of_json(text, "the file")
     if isinstance(data, dict) and "logical_count" in data:
         raise FileError(
@@ -31,9 +35,8 @@ def parse(text: str, first_moe_layer: int) -> Map:
     if not isinstance(data, dict) or KEY not in data:
         raise FileError(f"no {KEY} in the file: is it the right --format?")
     rows = rows_of(data[KEY], KEY)
-    if len(rows) <= first_moe_layer:
-        raise FileError(
-            f"{KEY} has {len(rows)} layers and the model's experts begin at layer "
-            f"{first_moe_layer}: is it the right --model?"
-        )
-    return Map(rows[first_moe_layer:])
+    if model is None:
+        return Map(rows)
+    if len(rows) != model.hidden_layers:
+        raise other_layers(range(len(rows)), model)
+    return Map([rows[layer] for layer in model.moe_layers])

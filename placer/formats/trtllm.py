@@ -9,30 +9,32 @@ import yaml
 
 from placer.errors import FileError
 from placer.files.documents import of_yaml
-from placer.formats.parsing import Map, rows_of
+from placer.formats.parsing import Map, other_layers, rows_of
+from placer.model import ModelShape
 from placer.placement import Placement
 
 KEY = "initial_global_assignments"
 
 
-def dump(placement: Placement, first_moe_layer: int) -> str:
+def dump(placement: Placement, model: ModelShape | None) -> str:
+    numbers = range(placement.layers) if model is None else model.moe_layers
     rows = placement.physical_to_logical.tolist()
     config = {
-        KEY: {first_moe_layer + layer: row for layer, row in enumerate(rows)},
+        KEY: dict(zip(numbers, rows, strict=True)),
         "num_slots": placement.slots,
         "layer_updates_per_iter": 0,
     }
     return yaml.safe_dump(config, default_flow_style=None, width=2**20, sort_keys=False)
 
 
-def parse(text: str, first_moe_layer: int) -> Map:
+def parse(text: str, model: ModelShape | None) -> Map:
     data = of_yaml(text, "the file")
     layers = data.get(KEY) if isinstance(data, dict) else None
     if not isinstance(layers, dict) or not layers or not all(type(n) is int for n in layers):
         raise FileError(f"no {KEY} by layer number in the file: is it the right --format?")
     numbers = sorted(layers)
-    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-        raise FileError(f"{KEY} skips layers between {numbers[0]} and {numbers[-1]}: add them")
+    if model is not None and tuple(numbers) != model.moe_layers:
+        raise other_layers(numbers, model)
     rows = rows_of([layers[number] for number in numbers], KEY)
     if any(len(row) != data.get("num_slots", len(row)) for row in rows):
         raise FileError(f"num_slots is {data['num_slots']} but a layer has another number of slots")

@@ -8,12 +8,13 @@ import json
 
 from placer.files.documents import of_json
 from placer.formats.parsing import Map, rows_of
+from placer.model import ModelShape
 from placer.placement import Placement
 
 
-def dump(placement: Placement, first_moe_layer: int) -> str:
+def dump(placement: Placement, model: ModelShape | None) -> str:
     return json.dumps(placement.physical_to_logical.tolist())
 
 
-def parse(text: str, first_moe_layer: int) -> Map:
+def parse(text: str, model: ModelShape | None) -> Map:
     return Map(rows_of(of_json(text, "the file"), "the file"))

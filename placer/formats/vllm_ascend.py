@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from placer.errors import FileError
 from placer.files.documents import of_json
 from placer.formats.parsing import Map, rows_of
+from placer.model import ModelShape
 from placer.placement import Placement
 
 
@@ -31,7 +32,7 @@ class ExpertMap(BaseModel):
     layer_list: list[Layer]
 
 
-def dump(placement: Placement, first_moe_layer: int) -> str:
+def dump(placement: Placement, model: ModelShape | None) -> str:
     by_gpu = placement.physical_to_logical.reshape(placement.layers, placement.gpus, -1).tolist()
     layers = [
         Layer(
@@ -44,7 +45,7 @@ def dump(placement: Placement, first_moe_layer: int) -> str:
     return json.dumps(ExpertMap(moe_layer_count=len(layers), layer_list=layers).model_dump())
 
 
-def parse(text: str, first_moe_layer: int) -> Map:
+def parse(text: str, model: ModelShape | None) -> Map:
     try:
         file = ExpertMap.model_validate(of_json(text, "the file"))
     except ValidationError as error:

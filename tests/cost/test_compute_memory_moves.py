@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from placer.cost import compute, memory, moves, score
-from placer.objective import DISPATCHES, Objective
-from placer.topology import Gpu
+from placer.objective import DISPATCHES, Dispatch, Objective
+from placer.topology import Gpu, Link
 from tests.builders import a_model, a_placement, a_problem, a_topology, a_trace, loads
 
 PROFILE = loads([[3, 1, 1, 1]])
@@ -75,6 +75,18 @@ def test_a_step_is_the_sum_of_its_parts() -> None:
             parts = found.dispatch_s + found.experts_s + found.combine_s
             assert found.step_s == pytest.approx(parts)
             assert found.step_s > 0
+
+
+@pytest.mark.parametrize("dispatch", DISPATCHES)
+def test_half_the_bits_there_halve_the_dispatch_alone(dispatch: Dispatch) -> None:
+    wide = a_problem(a_trace([[[0, 2], [0, 2]]] * 2), objective=Objective(dispatch))
+    free = Link(wide.topology.local.bytes_per_s, latency_s=0.0)
+    wide = replace(wide, topology=replace(wide.topology, local=free))
+    narrow = replace(wide, model=replace(wide.model, dispatch_bits=8, combine_bits=16))
+    before, after = score(wide, wide.linear), score(narrow, narrow.linear)
+    assert before.dispatch_s > 0
+    assert after.dispatch_s == pytest.approx(before.dispatch_s / 2)
+    assert after.combine_s == before.combine_s > 0
 
 
 def test_expected_and_measured_scores_say_which_they_are() -> None:

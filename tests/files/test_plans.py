@@ -54,6 +54,15 @@ def minimal(**changes: object) -> dict[str, object]:
     return {"format": "placer.plan", "version": 1, "placement": placement, **changes}
 
 
+def test_a_plan_of_an_earlier_version_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    sizes = {"layers": 1, "experts": 4, "top_k": 1, "hidden": 8, "moe_intermediate": 4}
+    model = {"name": "old", **sizes, "activation_bits": 8}
+    (tmp_path / "p.json").write_text(json.dumps(minimal(model=model)))
+    found = read_plan(tmp_path / "p.json").model
+    assert found is not None
+    assert (found.dispatch_bits, found.combine_bits) == (8, 8)
+
+
 def test_a_map_alone_is_a_plan(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps(minimal()))
     plan = read_plan(tmp_path / "p.json")

@@ -1,6 +1,7 @@
 """Each format against the layout that its project documents, and there and back again."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from placer.errors import FileError, PlacerError
 from placer.formats import FORMATS, dump, parse
+from placer.model import ModelShape
 from placer.problem import Problem
-from tests.builders import a_placement, worlds
+from tests.builders import a_model, a_placement, worlds
 
 # Six physical experts of four logical ones on three GPUs, two layers: the example in the
 # docstring of vLLM's EplbState.
@@ -18,18 +20,28 @@ ROWS = [[0, 1, 2, 3, 0, 1], [0, 2, 0, 1, 0, 3]]
 PLACEMENT = a_placement(ROWS, gpus=3)
 
 
+def having(*moe_layers: int, of: int = 0) -> ModelShape:
+    """A model of four experts in these layers of so many."""
+    return a_model(layers=len(moe_layers), moe_layers=moe_layers, hidden_layers=of)
+
+
+DEEP = having(3, 4)
+SECOND = having(1, 3, of=5)
+
+
 def test_vllm_is_the_physical_to_logical_map() -> None:
-    assert json.loads(dump("vllm", PLACEMENT, 0)) == ROWS
+    assert json.loads(dump("vllm", PLACEMENT, None)) == ROWS
 
 
 def test_sglang_has_a_row_for_every_layer_of_the_model() -> None:
-    data = json.loads(dump("sglang", PLACEMENT, 1))
-    assert data == {"physical_to_logical_map": [[0, 1, 2, 3, 0, 1], *ROWS]}
-    assert parse("sglang", json.dumps(data), 1).rows == ROWS
+    data = json.loads(dump("sglang", PLACEMENT, SECOND))
+    trivial = [0, 1, 2, 3, 0, 1]
+    assert data == {"physical_to_logical_map": [trivial, ROWS[0], trivial, ROWS[1], trivial]}
+    assert parse("sglang", json.dumps(data), SECOND).rows == ROWS
 
 
 def test_trtllm_names_the_models_layers_and_keeps_them_as_they_are() -> None:
-    text = dump("trtllm", PLACEMENT, 3)
+    text = dump("trtllm", PLACEMENT, DEEP)
     assert yaml.safe_load(text) == {
         "initial_global_assignments": {3: ROWS[0], 4: ROWS[1]},
         "num_slots": 6,
@@ -39,7 +51,7 @@ def test_trtllm_names_the_models_layers_and_keeps_them_as_they_are() -> None:
 
 
 def test_vllm_ascend_lists_the_experts_of_each_device() -> None:
-    data = json.loads(dump("vllm-ascend", PLACEMENT, 3))
+    data = json.loads(dump("vllm-ascend", PLACEMENT, DEEP))
     assert data["moe_layer_count"] == 2
     assert data["layer_list"][1] == {
         "layer_id": 1,
@@ -52,10 +64,25 @@ def test_vllm_ascend_lists_the_experts_of_each_device() -> None:
     }
 
 
-@given(worlds(), st.sampled_from(sorted(FORMATS)), st.integers(0, 3))
-def test_there_and_back_again(problem: Problem, name: str, first_moe_layer: int) -> None:
+def test_trtllm_may_have_experts_in_every_second_layer() -> None:
+    text = dump("trtllm", PLACEMENT, SECOND)
+    assert list(yaml.safe_load(text)["initial_global_assignments"]) == [1, 3]
+    assert parse("trtllm", text, SECOND).rows == ROWS
+    assert parse("trtllm", text, None).rows == ROWS
+
+
+@given(
+    worlds(),
+    st.sampled_from(sorted(FORMATS)),
+    st.sets(st.integers(0, 9), min_size=3, max_size=3),
+    st.integers(0, 2),
+)
+def test_there_and_back_again(problem: Problem, name: str, where: set[int], after: int) -> None:
     rows = problem.linear.physical_to_logical.tolist()
-    found = parse(name, dump(name, problem.linear, first_moe_layer), first_moe_layer)
+    layers = sorted(where)[: problem.model.layers]
+    total = layers[-1] + 1 + after
+    model = replace(problem.model, moe_layers=tuple(layers), hidden_layers=total)
+    found = parse(name, dump(name, problem.linear, model), model)
     assert found.rows == rows
     assert found.gpus in (None, problem.topology.gpus)
 
@@ -64,14 +91,14 @@ def test_there_and_back_again(problem: Problem, name: str, first_moe_layer: int)
 def test_empty_slots_are_refused_with_what_would_do(name: str) -> None:
     holed = a_placement([[0, 1, 2, 3, -1, -1]])
     with pytest.raises(FileError, match=f"{name} wants .* leaves 2 empty: plan without --uneven"):
-        dump(name, holed, 0)
+        dump(name, holed, None)
 
 
 def test_vllms_own_map_may_have_empty_slots() -> None:
-    assert parse("vllm", "[[0, 1, 2, 3, -1, -1]]", 0).rows == [[0, 1, 2, 3, -1, -1]]
+    assert parse("vllm", "[[0, 1, 2, 3, -1, -1]]", None).rows == [[0, 1, 2, 3, -1, -1]]
 
 
-ASCEND = dump("vllm-ascend", PLACEMENT, 0)
+ASCEND = dump("vllm-ascend", PLACEMENT, None)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +110,6 @@ ASCEND = dump("vllm-ascend", PLACEMENT, 0)
         ("sglang", '{"logical_count": [[1]]}', "a recording of expert loads"),
         ("sglang", "[[0]]", "no physical_to_logical_map in the file"),
         ("trtllm", "num_slots: 4", "no initial_global_assignments by layer number"),
-        ("trtllm", "initial_global_assignments: {3: [0], 5: [0]}", "skips layers between 3 and 5"),
         ("trtllm", "{initial_global_assignments: {3: [0]}, num_slots: 2}", "num_slots is 2"),
         ("trtllm", "{", "not YAML"),
         ("vllm-ascend", "{}", "moe_layer_count: field required"),
@@ -99,9 +125,21 @@ ASCEND = dump("vllm-ascend", PLACEMENT, 0)
 )
 def test_what_is_wrong_is_named(name: str, text: str, message: str) -> None:
     with pytest.raises(PlacerError, match=message):
-        parse(name, text, 0)
+        parse(name, text, None)
 
 
-def test_too_few_layers_for_the_model_are_named() -> None:
-    with pytest.raises(FileError, match="has 2 layers and the model's experts begin at layer 3"):
-        parse("sglang", json.dumps({"physical_to_logical_map": ROWS}), 3)
+@pytest.mark.parametrize(
+    ("name", "text", "layers"),
+    [
+        ("sglang", json.dumps({"physical_to_logical_map": ROWS}), "0, 1"),
+        ("trtllm", dump("trtllm", PLACEMENT, None), "0, 1"),
+        ("trtllm", dump("trtllm", PLACEMENT, SECOND), "1, 3"),
+        ("vllm", json.dumps([*ROWS, ROWS[0]]), "0-2"),
+    ],
+)
+def test_a_file_of_other_layers_is_refused_with_both_lists(
+    name: str, text: str, layers: str
+) -> None:
+    said = f"the file has layers {layers} but tiny has 5, with experts in 3, 4: is it the right"
+    with pytest.raises(FileError, match=said):
+        parse(name, text, having(3, 4))

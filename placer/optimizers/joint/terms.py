@@ -23,8 +23,8 @@ def rules(problem: Problem) -> Rules:
     gpus, nodes, size = topology.gpus, topology.nodes, topology.gpus_per_node
     visit_s = node_visit_s = 0.0
     if objective.dispatch != "allgather":
-        tokens = objective.tokens_per_gpu * gpus
-        there_and_back = 2 * tokens * problem.model.token_bytes
+        tokens, model = objective.tokens_per_gpu * gpus, problem.model
+        there_and_back = tokens * (model.dispatch_bytes + model.combine_bytes)
         visit_s = there_and_back * (size - 1) / size / links.local_rate(topology)
         node_visit_s = there_and_back * (nodes - 1) / gpus / topology.network.bytes_per_s
     most = np.arange(most_replicas(problem) + 2)
@@ -115,8 +115,11 @@ def _step_seconds(problem: Problem) -> float:
     binding = np.maximum(arithmetic.sum(axis=1), reading[:, :, 1].sum(axis=1))
     experts = float(binding.sum()) / problem.topology.gpus
     tokens = problem.objective.tokens_per_gpu * problem.topology.gpus
-    exchange = links.allgather_seconds(problem.topology, tokens, problem.model.token_bytes)
-    return experts + 2 * problem.model.layers * exchange
+    exchange = sum(
+        links.allgather_seconds(problem.topology, tokens, size)
+        for size in (problem.model.dispatch_bytes, problem.model.combine_bytes)
+    )
+    return experts + problem.model.layers * exchange
 
 
 def with_neighbours(problem: Problem, layer: Layer, table: IntArray, at: int) -> Layer:
@@ -124,22 +127,23 @@ def with_neighbours(problem: Problem, layer: Layer, table: IntArray, at: int) ->
 
     table: [layers, slots] the experts of the layers beside it
     """
-    transitions, tokens = problem.profile.transitions, problem.profile.tokens
+    transitions, tokens, model = problem.profile.transitions, problem.profile.tokens, problem.model
     assert transitions is not None  # is_coherent
     found = rules(problem)
+    there = model.dispatch_bytes / (model.dispatch_bytes + model.combine_bytes)
     standing, leaving = layer.standing.copy(), np.zeros_like(layer.leaving)
     for places, seconds in (
         (problem.topology.gpus, found.visit_s / problem.topology.gpus),
         (found.nodes, found.node_visit_s / found.nodes),
     ):
         width = problem.topology.gpus // places
-        half = seconds / 2 / tokens  # dispatch, but not combine
+        saved = seconds * there / tokens  # dispatch, but not combine
         if at > 0:
-            share = _share(table[at - 1], problem.model.experts, places)
-            standing -= np.repeat(half * transitions[at - 1].T @ share, width, axis=1)
+            share = _share(table[at - 1], model.experts, places)
+            standing -= np.repeat(saved * transitions[at - 1].T @ share, width, axis=1)
         if at + 1 < len(table):
-            held = _share(table[at + 1], problem.model.experts, places) > 0
-            leaving += np.repeat(half * transitions[at] @ held, width, axis=1)
+            held = _share(table[at + 1], model.experts, places) > 0
+            leaving += np.repeat(saved * transitions[at] @ held, width, axis=1)
     return layer._replace(standing=standing, leaving=leaving)
 
 
