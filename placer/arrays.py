@@ -19,6 +19,13 @@ def frozen(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
     return result
 
 
+def native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same numbers in a type that all of NumPy calculates with: in this machine's byte order,
+    and signed where the unsigned type has no larger signed one."""
+    dtype = np.dtype(np.int64) if array.dtype.kind == "u" and array.dtype.itemsize == 8 else None
+    return array.astype(dtype or array.dtype.newbyteorder("="), copy=False)
+
+
 def digest(*parts: npt.NDArray[Any] | str) -> str:
     """``sha256:...`` over the parts' types, shapes and bytes (little-endian)."""
     sha = hashlib.sha256()

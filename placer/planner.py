@@ -16,7 +16,7 @@ from placer.placement import Placement
 from placer.plan import Comparison, Hold, Infeasible, Move, Plan, Provenance, Solution
 from placer.problem import Problem
 from placer.schedule import fewest_moves
-from placer.trace import Trace
+from placer.trace import Trace, told
 
 
 def solve(problem: Problem, name: str) -> Solution | Infeasible:
@@ -73,7 +73,7 @@ def make_plan(
         moves=_moves(problem, start, placement),
         move_cost=cost,
         bound_s=solution.bound_s,
-        notes=solution.notes,
+        notes=(*told(problem.profile.notes), *solution.notes),
     )
 
 

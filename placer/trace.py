@@ -1,13 +1,13 @@
 """Trace: which experts each token was routed to, layer by layer, sequence after sequence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from placer.arrays import BoolArray, FloatArray, IntArray, frozen
+from placer.arrays import BoolArray, FloatArray, IntArray, frozen, native
 from placer.errors import RoutingError
 
 PHASES = ("prefill", "decode", "mixed")
@@ -24,6 +24,7 @@ class Trace:
     token_ids:  [tokens] vocabulary ids, if known
     gates:      [tokens, layers, top_k] router weights, if known
     meta:       what else the recorder wrote (model, phase, ...)
+    notes:      what a reader left out or took otherwise, and of how many tokens
     """
 
     expert_ids: IntArray
@@ -32,6 +33,7 @@ class Trace:
     token_ids: IntArray | None = None
     gates: FloatArray | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ids, lens = self.expert_ids, self.seq_lens
@@ -47,18 +49,21 @@ class Trace:
         check_lengths(lens, len(ids))
         if self.phase not in PHASES:
             raise RoutingError(f"phase {self.phase!r}: use one of {', '.join(PHASES)}")
-        for name, array, shape in (
-            ("token_ids", self.token_ids, ids.shape[:1]),
-            ("gates", self.gates, ids.shape),
+        for name, array, shape, kinds in (
+            ("token_ids", self.token_ids, ids.shape[:1], "iu"),
+            ("gates", self.gates, ids.shape, "fiu"),
         ):
-            if array is not None and array.shape != shape:
-                raise RoutingError(f"{name} is {list(array.shape)}: it must be {list(shape)}")
+            if array is not None and (array.shape != shape or array.dtype.kind not in kinds):
+                numbers = "integers" if kinds == "iu" else "numbers"
+                raise RoutingError(
+                    f"{name} is {array.dtype}{list(array.shape)}: it must be {numbers} {list(shape)}"
+                )
         if self.gates is not None and not np.isfinite(self.gates).all():
             raise RoutingError("gates hold NaN or infinity: record the routing again")
         self._check_ids()
         for name in ("expert_ids", "seq_lens", "token_ids", "gates"):
             if (array := getattr(self, name)) is not None:
-                object.__setattr__(self, name, frozen(array))
+                object.__setattr__(self, name, frozen(native(array)))
 
     def _check_ids(self) -> None:
         ids = self.expert_ids
@@ -151,9 +156,10 @@ def check_lengths(seq_lens: IntArray, tokens: int) -> None:
         raise RoutingError(
             f"seq_lens holds {seq_lens.min()}: every sequence must have a token or more"
         )
-    if (total := sum(seq_lens.tolist())) != tokens:
+    # No integer overflows: a file may hold any.
+    if (total := seq_lens.sum(dtype=np.float64)) != tokens:
         raise RoutingError(
-            f"seq_lens add up to {total} but expert_ids holds {tokens} tokens"
+            f"seq_lens add up to {total:.0f} but expert_ids holds {tokens} tokens"
             ": the file is cut short or mixed up"
         )
 
@@ -179,4 +185,19 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
         token_ids=joined("token_ids"),
         gates=joined("gates"),
         meta={**first.meta, "phase": phases.pop() if len(phases) == 1 else "mixed"},
+        notes=added([trace.notes for trace in traces]),
     )
+
+
+def told(notes: Mapping[str, float]) -> tuple[str, ...]:
+    """Notes as sentences."""
+    return tuple(f"{note}: {tokens:,.10g} tokens" for note, tokens in notes.items())
+
+
+def added(notes: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Notes of parts as those of the whole: each once, with the tokens of all."""
+    total: dict[str, float] = {}
+    for some in notes:
+        for note, tokens in some.items():
+            total[note] = total.get(note, 0) + tokens
+    return total

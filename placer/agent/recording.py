@@ -66,6 +66,7 @@ class Recording:
                     coactivation=coactivation,
                     phase=phase,
                     window_s=self.window_s,
+                    sampled=True,  # a router may mark choices that are no expert's
                 )
             )
         return found

@@ -28,11 +28,12 @@ class Npz:
         self._archive = archive
         self.names = {n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")}
 
-    def shape(self, name: str, axes: str) -> tuple[int, ...]:
-        """The array's shape, if it has as many axes as ``axes`` names."""
+    def shape(self, name: str, *axes: str) -> tuple[int, ...]:
+        """The array's shape, if it has as many axes as one of ``axes`` names."""
         with self._open(name) as (_, _, shape):
-            if len(shape) != len(axes.split(", ")):
-                raise FileError(f"{self.path}: {name} is {list(shape)}: it must be [{axes}]")
+            if len(shape) not in {len(names.split(", ")) for names in axes}:
+                either = " or ".join(f"[{names}]" for names in axes)
+                raise FileError(f"{self.path}: {name} is {list(shape)}: it must be {either}")
             return shape
 
     def array(self, name: str) -> npt.NDArray[Any]:

@@ -1,24 +1,27 @@
 """Trace and profile files (.npz); docs/files.md describes them.
 
 A trace has ``expert_ids`` [tokens, layers, top_k] and ``seq_lens`` [sequences], and may have
-``token_ids``, ``gates`` and ``meta``, a JSON object. A profile has ``load`` and ``meta``, and may
-have ``transitions`` and ``coactivation``.
+``token_ids``, ``gates`` and ``meta``, a JSON object. A profile has ``load``, and may have ``meta``,
+``transitions`` and ``coactivation``; what SGLang's recorder dumps is one, too.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from placer.arrays import FloatArray
+from placer.arrays import FloatArray, IntArray
 from placer.errors import FileError
 from placer.files.atomic import replacing
+from placer.files.conventions import Survey, routed, survey
+from placer.files.dumps import logical_count
+from placer.files.loads import Loads, Told, understood
 from placer.files.npz import Npz, opened
 from placer.model import ModelShape
 from placer.profile import Profile, Spread
@@ -30,66 +33,68 @@ TOKENS_AT_A_TIME = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says before its data is read. ``experts`` is None where only ids can tell."""
+    """What a file says before its data is read. What it does not say is None.
+
+    layers: its rows, and top_k: its columns, whatever they are (conventions.py)
+    """
 
     path: Path
     kind: Literal["trace", "profile"]
     layers: int
-    top_k: int
+    top_k: int | None
     experts: int | None
-    tokens: float
+    tokens: float | None
     meta: Mapping[str, Any]
 
 
 def read_header(path: Path) -> Header:
     """Whether ``path`` is a trace or a profile, and of what."""
+    if (dumped := logical_count(path)) is not None:
+        layers, experts = dumped.shape[-2:] if dumped.ndim > 1 else (0, 0)
+        return Header(path, "profile", layers, None, experts, None, {})
     with opened(path) as npz:
         if "expert_ids" in npz.names:
             shape = npz.shape("expert_ids", "tokens, layers, top_k")
             meta = _meta(npz, "placer.trace")
             return Header(path, "trace", shape[1], shape[2], None, shape[0], meta)
-        if "load" in npz.names:
-            layers, experts = npz.shape("load", "layers, experts")
+        if (name := _load(npz)) is not None:
+            *_, layers, experts = npz.shape(name, "layers, experts", "steps, layers, experts")
             meta = _meta(npz, "placer.profile")
-            top_k = _number(npz, meta, "top_k")
-            tokens = _number(npz, meta, "tokens")
-            return Header(path, "profile", layers, int(top_k), experts, tokens, meta)
+            told = _told(npz, meta)
+            return Header(path, "profile", layers, told.top_k, experts, told.tokens, meta)
         raise FileError(
             f"{path} is neither a trace (no expert_ids) nor a profile (no load)"
             f": it has {', '.join(sorted(npz.names)) or 'no arrays'}"
         )
 
 
-def read_trace(path: Path, experts: int) -> Trace:
-    """A whole trace of a model with that many experts."""
+def read_trace(path: Path, model: ModelShape) -> Trace:
+    """What the routers of ``model`` chose, of a whole trace."""
     with opened(path) as npz:
-        arrays = {name: npz.array(name) for name in _columns(npz)}
-        return Trace(
-            expert_ids=arrays.pop("expert_ids"),
-            seq_lens=npz.array("seq_lens"),
-            experts=experts,
-            meta=_meta(npz, "placer.trace"),
-            **arrays,
-        )
+        lens = _lengths(npz)
+        found = routed(model, lens, {name: npz.array(name) for name in _columns(npz)})
+        if found is None:
+            raise _nobody(path)
+        return replace(found, meta=_meta(npz, "placer.trace"))
 
 
-def read_chunks(path: Path, experts: int) -> Iterator[Trace]:
+def read_chunks(path: Path, model: ModelShape) -> Iterator[Trace]:
     """The same trace piece by piece, whole sequences together, for files larger than memory."""
+    found = False
     with opened(path) as npz:
         meta = _meta(npz, "placer.trace")
         for lens, arrays in _pieces(npz):
-            yield Trace(seq_lens=lens, experts=experts, meta=meta, **arrays)
+            if (trace := routed(model, lens, arrays)) is not None:
+                found = True
+                yield replace(trace, meta=meta)
+    if not found:
+        raise _nobody(path)
 
 
-def highest_expert(path: Path) -> int:
-    """The largest expert id in a trace, for recordings that do not name their model."""
-    highest = -1
+def survey_of(path: Path) -> Survey:
+    """What the ids of a trace say of its model, for recordings that do not name it."""
     with opened(path) as npz:
-        for _, arrays in _pieces(npz):
-            ids = arrays["expert_ids"]
-            if ids.size and ids.dtype.kind in "iu":  # reading it as a Trace says what is wrong
-                highest = max(highest, int(ids.max()))
-    return highest
+        return survey(arrays["expert_ids"] for _, arrays in _pieces(npz))
 
 
 def write_trace(path: Path, trace: Trace, model: ModelShape | None = None) -> None:
@@ -107,20 +112,29 @@ def write_trace(path: Path, trace: Trace, model: ModelShape | None = None) -> No
     _write(path, arrays, meta)
 
 
-def read_profile(path: Path) -> Profile:
+def read_profile(path: Path, model: ModelShape | None = None) -> Profile:
+    """A profile; of a file with loads alone the model says the rest."""
+    if (dumped := logical_count(path)) is not None:
+        found = understood(dumped.astype(np.float64), Told(), model)
+        return Profile(
+            found.load, found.top_k, found.tokens, 0, sampled=found.sampled, notes=found.notes
+        )
     with opened(path) as npz:
         meta = _meta(npz, "placer.profile")
-        window = meta.get("window_s")
+        found = understood(_counts(npz, _load(npz) or "load"), _told(npz, meta), model)
+        window_s = _number(npz, meta, "window_s")
         return Profile(
-            load=_counts(npz, "load"),
-            top_k=int(_number(npz, meta, "top_k")),
-            tokens=_number(npz, meta, "tokens"),
-            sequences=int(_number(npz, meta, "sequences")),
-            transitions=_counts(npz, "transitions") if "transitions" in npz.names else None,
-            coactivation=_counts(npz, "coactivation") if "coactivation" in npz.names else None,
+            load=found.load,
+            top_k=found.top_k,
+            tokens=found.tokens,
+            sequences=int(_number(npz, meta, "sequences") or 0),
+            transitions=_between(npz, "transitions", found),
+            coactivation=_by_layer(npz, "coactivation", found),
             phase=str(meta.get("phase", "mixed")),
-            window_s=None if window is None else _number(npz, meta, "window_s"),
-            spread=_spread(npz, meta),
+            window_s=None if window_s is None else window_s * found.share,
+            spread=_spread(npz, meta, found),
+            sampled=found.sampled,
+            notes=found.notes,
         )
 
 
@@ -128,6 +142,8 @@ def write_profile(path: Path, profile: Profile, model: ModelShape | None = None)
     names = ("load", "transitions", "coactivation")
     arrays = {n: _smallest(a) for n in names if (a := getattr(profile, n)) is not None}
     meta = {n: getattr(profile, n) for n in ("top_k", "tokens", "sequences", "phase", "window_s")}
+    if profile.sampled:
+        meta["sampled"] = True
     if (spread := profile.spread) is not None:
         arrays |= {
             "spread_products": _smallest(spread.products),
@@ -148,11 +164,38 @@ def _columns(npz: Npz) -> list[str]:
     return ["expert_ids", *sorted({"token_ids", "gates"} & npz.names)]
 
 
+def _load(npz: Npz) -> str | None:
+    """The array that a profile's loads are in: placer's name for it, or SGLang's."""
+    return next((name for name in ("load", "logical_count") if name in npz.names), None)
+
+
+def _told(npz: Npz, meta: Mapping[str, Any]) -> Told:
+    top_k = _number(npz, meta, "top_k")
+    tokens = _number(npz, meta, "tokens")
+    return Told(None if top_k is None else int(top_k), tokens, meta.get("sampled") is True)
+
+
+def _lengths(npz: Npz) -> IntArray:
+    """seq_lens [sequences], which add up to the tokens."""
+    tokens, *_ = npz.shape("expert_ids", "tokens, layers, top_k")
+    (sequences,) = npz.shape("seq_lens", "sequences")
+    if sequences > tokens:
+        raise FileError(
+            f"{npz.path}: {sequences} seq_lens but {tokens} tokens"
+            ": every sequence must have a token or more"
+        )
+    lens = npz.array("seq_lens")
+    check_lengths(lens, tokens)
+    return lens.astype(np.int64)
+
+
+def _nobody(path: Path) -> FileError:
+    return FileError(f"{path}: expert_ids holds padding alone: record the routing again")
+
+
 def _pieces(npz: Npz) -> Iterator[tuple[npt.NDArray[Any], dict[str, npt.NDArray[Any]]]]:
     """(seq_lens, arrays by name) of consecutive groups of sequences."""
-    lens = npz.array("seq_lens")
-    tokens = npz.shape("expert_ids", "tokens, layers, top_k")[0]
-    check_lengths(lens, tokens)
+    lens = _lengths(npz)
     ends = np.cumsum(lens)
     group = (ends - 1) // TOKENS_AT_A_TIME
     groups = np.split(lens, np.nonzero(np.diff(group))[0] + 1)
@@ -184,22 +227,53 @@ def _meta(npz: Npz, kind: str) -> dict[str, Any]:
     return meta
 
 
-def _number(npz: Npz, meta: Mapping[str, Any], name: str) -> float:
+def _number(npz: Npz, meta: Mapping[str, Any], name: str) -> float | None:
     value = meta.get(name)
+    if value is None:
+        return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
         raise FileError(f"{npz.path}: meta has {name} {value!r}: it must be a number, 0 or more")
     return value
 
 
-def _spread(npz: Npz, meta: Mapping[str, Any]) -> Spread | None:
-    if "spread_products" not in npz.names:
+def _needed(npz: Npz, meta: Mapping[str, Any], name: str) -> float:
+    if (value := _number(npz, meta, name)) is None:
+        raise FileError(f"{npz.path}: meta has no {name}: it must be a number, 0 or more")
+    return value
+
+
+def _spread(npz: Npz, meta: Mapping[str, Any], of: Loads) -> Spread | None:
+    products = _by_layer(npz, "spread_products", of)
+    if products is None:
         return None
+    lengths = _by_layer(npz, "spread_lengths", of)
+    if lengths is None:
+        raise FileError(f"{npz.path} has spread_products and no spread_lengths: write it again")
     return Spread(
-        products=_counts(npz, "spread_products"),
-        lengths=_counts(npz, "spread_lengths"),
-        squares=_number(npz, meta, "spread_squares"),
-        blocks=int(_number(npz, meta, "spread_blocks")),
+        products=products,
+        lengths=lengths,
+        squares=_needed(npz, meta, "spread_squares"),
+        blocks=int(_needed(npz, meta, "spread_blocks")),
     )
+
+
+def _by_layer(npz: Npz, name: str, of: Loads) -> FloatArray | None:
+    """An array that has as many rows as the loads had."""
+    if name not in npz.names:
+        return None
+    array = _counts(npz, name)
+    return array[of.rows] if len(array) == of.rows_read else array
+
+
+def _between(npz: Npz, name: str, of: Loads) -> FloatArray | None:
+    """An array with a row for every two rows; those between layers with experts."""
+    if name not in npz.names:
+        return None
+    array = _counts(npz, name)
+    if len(array) != of.rows_read - 1 or len(of.rows) == of.rows_read:
+        return array
+    first, last = of.rows[0], of.rows[-1]
+    return array[first:last] if last - first == len(of.rows) - 1 else None
 
 
 def _counts(npz: Npz, name: str) -> FloatArray:

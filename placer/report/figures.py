@@ -37,6 +37,7 @@ NO_ANSWER: Figures = {
     "gap": None,
     "digest": None,
     "holdout": None,
+    "notes": [],
 }
 
 

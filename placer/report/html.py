@@ -18,6 +18,7 @@ from placer.plan import Plan
 from placer.profile import Profile
 from placer.report.figures import rows
 from placer.report.sweep import names, sweep_rows
+from placer.trace import told
 from placer.whatif import Advice, Study
 
 MOVES_SHOWN = 200
@@ -62,6 +63,7 @@ def sweep_report(study: Study, advice: Advice) -> str:
     return _template("sweep.html.j2").render(
         study=study,
         advice=advice,
+        notes=told(study.profile.notes),
         names=names(study.model.sized),
         rows=sweep_rows(advice, study.model.sized),
         data={"curves": curves},

@@ -113,7 +113,7 @@ def test_a_truncated_trace_is_refused(tmp_path: Path) -> None:
     for size in (10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(FileError):
-            read_trace(path, 4)
+            read_trace(path, MODEL)
 
 
 FUZZ = settings(
@@ -177,8 +177,8 @@ def read_everything(path: Path) -> None:
     for reader in (
         read_header,
         read_profile,
-        lambda p: read_trace(p, 4),
-        lambda p: list(read_chunks(p, 4)),
+        lambda p: read_trace(p, MODEL),
+        lambda p: list(read_chunks(p, MODEL)),
     ):
         try:
             reader(path)
