@@ -29,7 +29,8 @@ def solve(problem: Problem, name: str) -> Solution | Infeasible:
     if clash := _clash(problem):
         return clash
     solution = chosen(problem)
-    solution = replace(solution, placement=fewest_moves(problem, solution.placement))
+    placement = _idle_stay(problem, fewest_moves(problem, solution.placement))
+    solution = replace(solution, placement=placement)
     broken = violations(solution.placement, problem.objective, problem.model, problem.topology)
     if broken:
         raise PlacementError(
@@ -75,6 +76,19 @@ def make_plan(
         bound_s=solution.bound_s,
         notes=(*told(problem.profile.notes), *solution.notes),
     )
+
+
+def _idle_stay(problem: Problem, placement: Placement) -> Placement:
+    """The placement, but layers without load as they are: nothing there is worth a move, unless
+    what stands breaks a rule."""
+    idle = problem.profile.load.max(axis=1) == 0
+    if not idle.any():
+        return placement
+    table = placement.physical_to_logical.copy()
+    table[idle] = problem.start.physical_to_logical[idle]
+    kept = problem.placement(table)
+    rules = (problem.objective, problem.model, problem.topology)
+    return placement if violations(kept, *rules) else kept
 
 
 def _not_worth(problem: Problem, solution: Solution, scores: Comparison, cost: MoveCost) -> str:

@@ -76,8 +76,8 @@ class Profile:
     sampled:      layers may hold less than tokens x top_k: counters saw a part of the choices
     notes:        what a reader left out or took otherwise, and of how many tokens
 
-    A layer's load is tokens x top_k, and none if it never ran. Counters that know loads alone leave ``transitions`` and ``coactivation`` out: fan-out and
-    hops are then unknown.
+    A layer's load is tokens x top_k, and none if it never ran. Counters that know loads alone
+    leave ``transitions`` and ``coactivation`` out: fan-out and hops are then unknown.
     """
 
     load: FloatArray

@@ -54,9 +54,9 @@ class Trace:
             ("gates", self.gates, ids.shape, "fiu"),
         ):
             if array is not None and (array.shape != shape or array.dtype.kind not in kinds):
-                numbers = "integers" if kinds == "iu" else "numbers"
+                must_be = f"{'integers' if kinds == 'iu' else 'numbers'} {list(shape)}"
                 raise RoutingError(
-                    f"{name} is {array.dtype}{list(array.shape)}: it must be {numbers} {list(shape)}"
+                    f"{name} is {array.dtype}{list(array.shape)}: it must be {must_be}"
                 )
         if self.gates is not None and not np.isfinite(self.gates).all():
             raise RoutingError("gates hold NaN or infinity: record the routing again")

@@ -22,9 +22,10 @@ def check(
         more = f" (and {len(broken) - 1} more, above)" if len(broken) > 1 else ""
         stop("error", f"{plan_file}: {broken[0]}{more}", BAD_INPUT)
     placement = plan.placement
+    known_by = "" if plan.model else " that the map names"  # one that it lost is none of them
     out.print(
         f"{plan_file} may be applied: {placement.layers} layers x {placement.slots} slots hold "
-        f"every one of {placement.experts} experts on {placement.gpus} GPUs",
+        f"every one of the {placement.experts} experts{known_by} on {placement.gpus} GPUs",
         highlight=False,
         soft_wrap=True,
     )

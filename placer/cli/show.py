@@ -7,6 +7,7 @@ import typer
 
 from placer.cli import inputs
 from placer.cli.console import note, out
+from placer.files.dumps import logical_count
 from placer.files.plans import read_plan
 from placer.files.routing import read_header
 from placer.report import figures, terminal
@@ -14,11 +15,14 @@ from placer.report import figures, terminal
 
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A trace, a profile or a plan.")],
+    model_name: Annotated[
+        str | None, typer.Option("--model", help="Of a recording that does not say it.")
+    ] = None,
 ) -> None:
     """Show a trace, a profile or a plan as tables and small heat maps."""
-    if file.suffix != ".json":
+    if file.suffix != ".json" or logical_count(file) is not None:
         header = read_header(file)
-        model = inputs.resolve_model([header], None)
+        model = inputs.resolve_model([header], model_name)
         out.print(f"{file}: a {header.kind} of {model.name}", highlight=False)
         out.print(terminal.of_profile(inputs.read_profiles([header], model)))
         return

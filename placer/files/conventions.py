@@ -40,7 +40,9 @@ def without(model: ModelShape, rows: int, kept: Sequence[int]) -> str:
     return f"rows {_listed(absent)} of {rows} left out: layers of {model.name} without experts"
 
 
-def routed(model: ModelShape, lens: IntArray, arrays: Mapping[str, npt.NDArray[Any]]) -> Trace | None:
+def routed(
+    model: ModelShape, lens: IntArray, arrays: Mapping[str, npt.NDArray[Any]]
+) -> Trace | None:
     """What routers chose, of a trace as an engine wrote it; None if all of it is padding.
 
     lens: [sequences]; arrays: expert_ids [tokens, layers, columns], and token_ids and gates, if
@@ -59,7 +61,7 @@ def routed(model: ModelShape, lens: IntArray, arrays: Mapping[str, npt.NDArray[A
     columns, shared = _columns(model, ids)
     if len(shared):
         notes[
-            f"columns {_listed(shared)} of {ids.shape[2]} left out: ids from {model.experts} on are"
+            f"column {_listed(shared)} of {ids.shape[2]} left out: ids from {model.experts} on are"
             " shared experts', which no router chose"
         ] = len(ids)
         arrays |= {name: arrays[name][:, :, columns] for name in _by_expert(arrays)}
@@ -67,7 +69,9 @@ def routed(model: ModelShape, lens: IntArray, arrays: Mapping[str, npt.NDArray[A
 
     padding = is_padding(ids, model.experts)
     if padding.any():
-        notes[f"rows of padding left out (id {ids[padding][0, 0, 0]} throughout)"] = int(padding.sum())
+        notes[f"rows of padding left out (id {ids[padding][0, 0, 0]} throughout)"] = int(
+            padding.sum()
+        )
         arrays = {name: array[~padding] for name, array in arrays.items()}
         lens = _lengths(lens, ~padding)
     if not len(lens):
@@ -161,7 +165,8 @@ def survey(pieces: Iterable[IntArray]) -> Survey:
     if not any_expert:
         raise RoutingError(f"expert_ids holds no expert's id{padding}: record the routing again")
     constant, others = low == high, high[low < high]
-    shared = constant & (low > others.max(initial=-1)) & (tokens * layers >= BY_CHANCE)
+    above = constant & (low > others.max(initial=0))
+    shared = above if tokens * layers >= BY_CHANCE else above & False
     if not len(others):
         shared[:] = False
     experts = int(high[~shared].max()) + 1

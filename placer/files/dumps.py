@@ -44,7 +44,7 @@ def logical_count(path: Path) -> npt.NDArray[Any] | None:
                     names = archive.namelist()
                     pickles = [name for name in names if name.endswith("/data.pkl")]
                     return _saved(path, archive, pickles[0]) if pickles else None
-    except (OSError, ValueError, RecursionError, zipfile.BadZipFile):
+    except (OSError, ValueError, RecursionError, NotImplementedError, zipfile.BadZipFile):
         return None  # whoever reads it as what it is says what is wrong
     return None
 

@@ -56,6 +56,8 @@ def understood(load: FloatArray, told: Told, model: ModelShape | None) -> Loads:
         )
     if not np.isfinite(load).all() or load.min() < 0:
         raise RoutingError("load holds NaN, infinity or negative counts: record again")
+    if not load.any():
+        raise RoutingError("an empty profile (no load): record some traffic first")
 
     read = len(load)
     rows = list(range(read)) if model is None else rows_with_experts(model, read)
@@ -82,9 +84,14 @@ def understood(load: FloatArray, told: Told, model: ModelShape | None) -> Loads:
             raise RoutingError(f"{what}: are these one rank's counters? add up those of all ranks")
         notes.append(f"{what}: if these are one rank's counters, add up those of all ranks")
     if told.tokens is not None and not told.sampled and not (fits and even):
-        low, high = (one / (told.tokens * top_k) for one in (ran.min(initial=1), choices.max()))
-        taken = "" if fits else f": taken as {counted:.10g} tokens, not {told.tokens:.10g}"
-        notes.append(f"layers hold {low:.1%} to {high:.1%} of tokens x top-{top_k}{taken}")
+        low, high = (one / (told.tokens * top_k) for one in (ran.min(), ran.max()))
+        if fits:
+            notes.append(f"layers hold {low:.1%} to {high:.1%} of tokens x top-{top_k}")
+        else:
+            notes.append(
+                f"tokens counted from the loads, which are {low:.1%} to {high:.1%} of the file's "
+                f"{told.tokens:,.10g} x top-{top_k}"
+            )
     share = counted / told.tokens if told.sampled and told.tokens else 1.0
     tokens = told.tokens if fits and told.tokens is not None else counted
     sampled = told.sampled or not even

@@ -7,8 +7,9 @@ any of its data is read; nothing is ever unpickled.
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from placer.errors import FileError
 
 MAX_ARRAY_BYTES = 8 * 2**30
+Layout = tuple[tuple[int, ...], bool, np.dtype[Any]]  # shape, whether in Fortran order, type
 
 
 class Npz:
@@ -30,7 +32,7 @@ class Npz:
 
     def shape(self, name: str, *axes: str) -> tuple[int, ...]:
         """The array's shape, if it has as many axes as one of ``axes`` names."""
-        with self._open(name) as (_, _, shape):
+        with self._open(name) as (_, (shape, _, _)):
             if len(shape) not in {len(names.split(", ")) for names in axes}:
                 either = " or ".join(f"[{names}]" for names in axes)
                 raise FileError(f"{self.path}: {name} is {list(shape)}: it must be {either}")
@@ -38,8 +40,8 @@ class Npz:
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """The whole array."""
-        with self._open(name) as (file, dtype, shape):
-            return self._read(file, dtype, shape, name)
+        with self._open(name) as (file, layout):
+            return self._read(file, layout, name)
 
     def text(self, name: str) -> str:
         """An array that holds one string."""
@@ -49,13 +51,22 @@ class Npz:
         raise FileError(f"{self.path}: {name} is not a string: write it again with placer")
 
     @contextmanager
-    def rows(self, name: str, counts: Iterable[int]) -> Iterator[Iterator[npt.NDArray[Any]]]:
+    def rows(self, name: str, counts: Sequence[int]) -> Iterator[Iterator[npt.NDArray[Any]]]:
         """Consecutive pieces of the array along its first axis, of ``counts`` rows each."""
-        with self._open(name) as (file, dtype, shape):
-            yield (self._read(file, dtype, (count, *shape[1:]), name) for count in counts)
+        with self._open(name) as (file, (shape, fortran, dtype)):
+            if fortran and len(shape) > 1:  # its rows do not follow each other
+                whole, ends = (
+                    self._read(file, (shape, fortran, dtype), name),
+                    list(accumulate(counts)),
+                )
+                yield (whole[end - count : end] for end, count in zip(ends, counts, strict=True))
+                return
+            yield (
+                self._read(file, ((count, *shape[1:]), fortran, dtype), name) for count in counts
+            )
 
     @contextmanager
-    def _open(self, name: str) -> Iterator[tuple[IO[bytes], np.dtype[Any], tuple[int, ...]]]:
+    def _open(self, name: str) -> Iterator[tuple[IO[bytes], Layout]]:
         if name not in self.names:
             raise FileError(
                 f"{self.path} has no array {name!r} (it has {', '.join(sorted(self.names))})"
@@ -76,10 +87,6 @@ class Npz:
                     f"{self.path}: {name} holds pickled objects, which are never loaded"
                     ": save plain arrays"
                 )
-            if fortran and len(shape) > 1:
-                raise FileError(
-                    f"{self.path}: {name} is in Fortran order: save np.ascontiguousarray of it"
-                )
             size = math.prod(shape) * dtype.itemsize
             if size > MAX_ARRAY_BYTES:
                 raise FileError(
@@ -91,16 +98,15 @@ class Npz:
                     f"{self.path}: {name} should have {size} bytes of data and has "
                     f"{info.file_size - file.tell()}: the file is damaged, record it again"
                 )
-            yield file, dtype, shape
+            yield file, (shape, fortran, dtype)
 
-    def _read(
-        self, file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], name: str
-    ) -> npt.NDArray[Any]:
+    def _read(self, file: IO[bytes], layout: Layout, name: str) -> npt.NDArray[Any]:
+        shape, fortran, dtype = layout
         size = math.prod(shape) * dtype.itemsize
         data = file.read(size)
         if len(data) != size:
             raise FileError(f"{self.path}: {name} ends early: the file is cut short, copy it again")
-        return np.frombuffer(data, dtype=dtype).reshape(shape)
+        return np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C")
 
 
 @contextmanager

@@ -122,14 +122,19 @@ def read_profile(path: Path, model: ModelShape | None = None) -> Profile:
     with opened(path) as npz:
         meta = _meta(npz, "placer.profile")
         found = understood(_counts(npz, _load(npz) or "load"), _told(npz, meta), model)
-        window_s = _number(npz, meta, "window_s")
+        window_s = _number_if_told(npz, meta, "window_s")
+        pairs = {n: _counts(npz, n) for n in ("transitions", "coactivation") if n in npz.names}
         return Profile(
             load=found.load,
             top_k=found.top_k,
             tokens=found.tokens,
-            sequences=int(_number(npz, meta, "sequences") or 0),
-            transitions=_between(npz, "transitions", found),
-            coactivation=_by_layer(npz, "coactivation", found),
+            sequences=int(_number_if_told(npz, meta, "sequences") or 0),
+            transitions=_between_layers(pairs["transitions"], found)
+            if "transitions" in pairs
+            else None,
+            coactivation=_of_layers(pairs["coactivation"], found)
+            if "coactivation" in pairs
+            else None,
             phase=str(meta.get("phase", "mixed")),
             window_s=None if window_s is None else window_s * found.share,
             spread=_spread(npz, meta, found),
@@ -170,8 +175,8 @@ def _load(npz: Npz) -> str | None:
 
 
 def _told(npz: Npz, meta: Mapping[str, Any]) -> Told:
-    top_k = _number(npz, meta, "top_k")
-    tokens = _number(npz, meta, "tokens")
+    top_k = _number_if_told(npz, meta, "top_k")
+    tokens = _number_if_told(npz, meta, "tokens")
     return Told(None if top_k is None else int(top_k), tokens, meta.get("sampled") is True)
 
 
@@ -227,50 +232,36 @@ def _meta(npz: Npz, kind: str) -> dict[str, Any]:
     return meta
 
 
-def _number(npz: Npz, meta: Mapping[str, Any], name: str) -> float | None:
+def _number(npz: Npz, meta: Mapping[str, Any], name: str) -> float:
     value = meta.get(name)
-    if value is None:
-        return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
         raise FileError(f"{npz.path}: meta has {name} {value!r}: it must be a number, 0 or more")
     return value
 
 
-def _needed(npz: Npz, meta: Mapping[str, Any], name: str) -> float:
-    if (value := _number(npz, meta, name)) is None:
-        raise FileError(f"{npz.path}: meta has no {name}: it must be a number, 0 or more")
-    return value
+def _number_if_told(npz: Npz, meta: Mapping[str, Any], name: str) -> float | None:
+    return None if meta.get(name) is None else _number(npz, meta, name)
 
 
 def _spread(npz: Npz, meta: Mapping[str, Any], of: Loads) -> Spread | None:
-    products = _by_layer(npz, "spread_products", of)
-    if products is None:
+    if "spread_products" not in npz.names:
         return None
-    lengths = _by_layer(npz, "spread_lengths", of)
-    if lengths is None:
-        raise FileError(f"{npz.path} has spread_products and no spread_lengths: write it again")
     return Spread(
-        products=products,
-        lengths=lengths,
-        squares=_needed(npz, meta, "spread_squares"),
-        blocks=int(_needed(npz, meta, "spread_blocks")),
+        products=_of_layers(_counts(npz, "spread_products"), of),
+        lengths=_of_layers(_counts(npz, "spread_lengths"), of),
+        squares=_number(npz, meta, "spread_squares"),
+        blocks=int(_number(npz, meta, "spread_blocks")),
     )
 
 
-def _by_layer(npz: Npz, name: str, of: Loads) -> FloatArray | None:
-    """An array that has as many rows as the loads had."""
-    if name not in npz.names:
-        return None
-    array = _counts(npz, name)
+def _of_layers(array: FloatArray, of: Loads) -> FloatArray:
+    """The layers with experts, of an array with a row for each row of the loads."""
     return array[of.rows] if len(array) == of.rows_read else array
 
 
-def _between(npz: Npz, name: str, of: Loads) -> FloatArray | None:
-    """An array with a row for every two rows; those between layers with experts."""
-    if name not in npz.names:
-        return None
-    array = _counts(npz, name)
-    if len(array) != of.rows_read - 1 or len(of.rows) == of.rows_read:
+def _between_layers(array: FloatArray, of: Loads) -> FloatArray | None:
+    """The same of an array with a row for each two; None if others stand between."""
+    if len(of.rows) == of.rows_read or len(array) != of.rows_read - 1:
         return array
     first, last = of.rows[0], of.rows[-1]
     return array[first:last] if last - first == len(of.rows) - 1 else None

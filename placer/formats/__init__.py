@@ -18,12 +18,13 @@ from placer.placement import EMPTY, Placement
 @dataclass(frozen=True, slots=True)
 class Format:
     dump: Callable[[Placement, int], str]
-    parse: Callable[[str, int], Map]
+    parse: Callable[..., Map]
     knows_empty_slots: bool = False
+    has_names: bool = False  # of several maps in one file
 
 
 FORMATS: dict[str, Format] = {
-    "vllm": Format(vllm.dump, vllm.parse, knows_empty_slots=True),
+    "vllm": Format(vllm.dump, vllm.parse, knows_empty_slots=True, has_names=True),
     "sglang": Format(sglang.dump, sglang.parse),
     "trtllm": Format(trtllm.dump, trtllm.parse),
     "vllm-ascend": Format(vllm_ascend.dump, vllm_ascend.parse),
@@ -38,6 +39,12 @@ def dump(name: str, placement: Placement, first_moe_layer: int) -> str:
     return chosen.dump(placement, first_moe_layer)
 
 
-def parse(name: str, text: str, first_moe_layer: int) -> Map:
-    """The map that a placement file holds. Raises FileError if it is not one."""
-    return lookup("format", name, FORMATS, FileError).parse(text, first_moe_layer)
+def parse(name: str, text: str, first_moe_layer: int, which: str | None = None) -> Map:
+    """The map that a placement file holds, the one called ``which`` of several. Raises FileError if
+    it is not one."""
+    chosen = lookup("format", name, FORMATS, FileError)
+    if which is None:
+        return chosen.parse(text, first_moe_layer)
+    if not chosen.has_names:
+        raise FileError(f"--map {which}, but a {name} file has one map alone: leave it out")
+    return chosen.parse(text, first_moe_layer, which)

@@ -9,10 +9,13 @@ from placer.errors import FileError
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """``rows`` [layers][slots] logical experts; ``gpus`` if the file says how many there are."""
+    """``rows`` [layers][slots] logical experts; ``gpus`` and ``experts`` if the file says how many
+    there are; ``notes`` for whoever imports it."""
 
     rows: list[list[int]]
     gpus: int | None = None
+    experts: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def from_json(text: str) -> Any:

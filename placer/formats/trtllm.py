@@ -30,6 +30,11 @@ def parse(text: str, first_moe_layer: int) -> Map:
     except (yaml.YAMLError, RecursionError) as error:
         raise FileError(f"not YAML ({str(error).splitlines()[0]})") from error
     layers = data.get(KEY) if isinstance(data, dict) else None
+    if layers is None and isinstance(data, dict) and "num_slots" in data:
+        raise FileError(
+            f"no placement in it ({data['num_slots']!r:.20} num_slots, no {KEY}): TensorRT-LLM"
+            " starts from its own; plan without --current"
+        )
     if not isinstance(layers, dict) or not layers or not all(type(n) is int for n in layers):
         raise FileError(f"no {KEY} by layer number in the file: is it the right --format?")
     numbers = sorted(layers)

@@ -22,7 +22,9 @@ from placer.files.routing import (
     write_trace,
 )
 from placer.profile import of_trace
-from tests.builders import random_trace
+from tests.builders import a_model, random_trace
+
+MODEL = a_model(top_k=2)
 
 
 def save(path: Path, **arrays: Any) -> Path:

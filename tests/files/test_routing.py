@@ -132,9 +132,9 @@ def test_a_strange_description_is_refused(tmp_path: Path, meta: str, message: st
         read_trace(path, a_model(1))
 
 
-def test_a_profile_without_its_counts_is_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "p.npz", '{"top_k": 1}', load=np.ones((1, 2)))
-    with pytest.raises(FileError, match="meta has tokens None: it must be a number"):
+def test_a_count_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "p.npz", '{"top_k": 1, "tokens": "2"}', load=np.ones((1, 2)))
+    with pytest.raises(FileError, match="meta has tokens '2': it must be a number"):
         read_profile(path)
 
 

@@ -20,6 +20,7 @@ from placer.placement import Placement
 from placer.plan import Plan
 from placer.profile import Profile
 from placer.trace import Trace
+from tests.builders import a_model
 from tests.vllm.engines import ROOT, Engine, Generation
 
 TRACES = ROOT / "simulations" / "tiny_moe" / "traces"
