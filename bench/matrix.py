@@ -91,10 +91,10 @@ def recordings() -> Iterator[Recording]:
     decode = (DATA / "gpt-oss-20b-decode" / f"{name}.npz" for name in ("stem", "humanities"))
     paths += [(oss, path) for path in decode if path.exists()]
     for shape, path in paths:
-        trace = read_trace(path, shape.experts)
+        trace = read_trace(path, shape)
         yield Recording(path.stem, shape, trace, of_trace(trace))
-    tiny = concatenate([read_trace(path, 16) for path in sorted(TINY.glob("*.npz"))])
-    shape = ModelShape("tiny_moe", tiny.layers, tiny.experts, tiny.top_k, 128, 256)
+    shape = ModelShape("tiny_moe", 6, 16, 2, 128, 64)
+    tiny = concatenate([read_trace(path, shape) for path in sorted(TINY.glob("*.npz"))])
     yield Recording("tiny_moe", shape, tiny, of_trace(tiny))
 
 

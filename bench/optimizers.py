@@ -43,7 +43,7 @@ def run() -> None:
         console.print(f"optimizers: left out, no DeepSeek-V2-Lite traces in {DATA}")
         return
     shape = model.preset("deepseek-v2-lite")
-    intent, law = (read_trace(path, shape.experts) for path in paths)
+    intent, law = (read_trace(path, shape) for path in paths)
     both = concatenate([intent, law])
     halves = [both.split(0.5, seed) for seed in range(SPLITS)]
     for setting in (

@@ -110,7 +110,7 @@ def _changes() -> Iterator[Change]:
     name = " to ".join(path.stem for path in traces[:2])
     for gpus, nodes in ((8, 1), (16, 2)):
         machine = topology.preset("h100").resized(gpus, nodes)
-        loads = np.stack([read_trace(path, shape.experts).load for path in traces[:2]])
+        loads = np.stack([read_trace(path, shape).load for path in traces[:2]])
         before, after = (_eplb(load, shape, machine) for load in loads)
         yield Change(f"{name}, {gpus} GPUs", shape, machine, before, after)
 

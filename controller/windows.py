@@ -9,7 +9,7 @@ import numpy as np
 from placer.arrays import IntArray
 from placer.errors import RoutingError
 from placer.pace import Pace, merged
-from placer.profile import Profile
+from placer.profile import Profile, check_load
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,15 +36,13 @@ class Delta:
                 f"{self.top_k}, in a pool of {layers} x {experts}, top-{top_k}: is PLACER_POOL the "
                 "model's?"
             )
-        # Fewer is possible: an engine may mark choices that are no expert's.
-        choices = self.load.sum(axis=1, dtype="int64")
-        wrong = choices > self.tokens * self.top_k
-        if self.tokens < 1 or wrong.any() or not choices.any():
-            layer = int(wrong.argmax())
+        if self.tokens < 1 or not self.load.any():
             raise RoutingError(
-                f"{self.tokens} tokens, top-{self.top_k}, but layer {layer} counts "
-                f"{choices[layer]} choices: the counts contradict themselves"
+                f"{self.tokens} tokens, top-{self.top_k}, but layer 0 counts "
+                f"{self.load[0].sum()} choices: the counts contradict themselves"
             )
+        # Fewer choices are possible: an engine may mark some that are no expert's.
+        check_load(self.load, self.tokens, self.top_k, sampled=True)
 
 
 class _Half:
@@ -105,6 +103,7 @@ class _Half:
             transitions=transitions,
             coactivation=coactivation,
             phase=phase,
+            sampled=True,
         )
 
 

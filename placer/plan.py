@@ -47,11 +47,11 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A file that a plan was made from."""
+    """A file that a plan was made from; ``tokens`` is None if it holds loads alone."""
 
     name: str
     sha256: str
-    tokens: float
+    tokens: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from placer.plan import (
 from placer.problem import Problem
 from placer.repair import faults, repair
 from placer.schedule import fewest_moves
-from placer.trace import Trace
+from placer.trace import Trace, told
 
 SAFEGUARDED = "joint"  # never worse by the score than what stands or than eplb
 
@@ -66,7 +66,8 @@ def solve(problem: Problem, name: str) -> Solution | Infeasible:
 
 def _found(problem: Problem, name: str) -> Solution:
     solution = optimizer(name)(problem)
-    return replace(solution, placement=fewest_moves(problem, solution.placement))
+    placement = _idle_stay(problem, fewest_moves(problem, solution.placement))
+    return replace(solution, placement=placement)
 
 
 def _best(problem: Problem, solution: Solution) -> Solution:
@@ -117,8 +118,8 @@ def make_plan(
         if reason:
             solution = Solution(mended.start, notes=(f"nothing more than mending: {reason}",))
         elif problem.model.sized:
-            told = f"moving takes {further.seconds:.3g} s, and {payoff.told}"
-            solution = replace(solution, notes=(*solution.notes, told))
+            moving = f"moving takes {further.seconds:.3g} s, and {payoff.told}"
+            solution = replace(solution, notes=(*solution.notes, moving))
     elif solution.instead == "linear":
         return Hold("no placement was found that is faster than the linear one that stands")
     placement, measurable = solution.placement, mended.start if start.lost else start
@@ -149,7 +150,7 @@ def make_plan(
         move_cost=cost,
         bound_s=solution.bound_s,
         whole_step_s=steps.whole_step_s(problem, on_fit.before.step_s),
-        notes=(*solution.notes, *_advice(problem)),
+        notes=(*told(problem.profile.notes), *solution.notes, *_advice(problem)),
     )
     return replace(plan, reason=_reason(plan, cost.moved))
 
@@ -172,6 +173,19 @@ def _reason(plan: Plan, moved: int) -> str:
     if plan.mends:
         return f"{mending}{moved} moved slots win no time"
     return "no faster than the linear placement on this traffic"
+
+
+def _idle_stay(problem: Problem, placement: Placement) -> Placement:
+    """The placement, but layers without load as they are: nothing there is worth a move, unless
+    what stands breaks a rule."""
+    idle = problem.profile.load.max(axis=1) == 0
+    if not idle.any() or placement.slots != problem.start.slots:
+        return placement
+    table = placement.physical_to_logical.copy()
+    table[idle] = problem.start.physical_to_logical[idle]
+    kept = problem.placement(table)
+    rules = (problem.objective, problem.model, problem.topology)
+    return placement if violations(kept, *rules) else kept
 
 
 def _mended(problem: Problem) -> Problem:

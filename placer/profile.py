@@ -1,7 +1,7 @@
 """Profile: what traffic did to the experts, summed over tokens; small, mergeable, with its size."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -10,11 +10,13 @@ import numpy as np
 from placer.arrays import FloatArray, IntArray, frozen
 from placer.errors import RoutingError
 from placer.pace import Pace, elapsed, merged
-from placer.trace import PHASES, Trace
+from placer.trace import PHASES, Trace, added
 
 TOKENS_AT_A_TIME = 16_384  # keeps one layer's columns in the cache
 BLOCK_TOKENS = 64  # shorter sequences are taken together: fewer blocks, the same noise
 FEWEST_BLOCKS = 10  # fewer say nothing of how traffic varies
+ROUNDING = 1e-6  # of counts, as a share
+PLENTY = 4  # choices for each expert of a layer: with as many, half of the experts get some
 SHRINKAGE = 0.2  # of covariances, which few blocks make look smaller than they are
 
 
@@ -69,16 +71,19 @@ class Profile:
                   each transition (ExFlow's affinity, unnormalised)
     coactivation: [layers, experts, experts] tokens that used both i and j; symmetric, zero
                   diagonal
-    tokens, sequences: how much traffic this is; the sampling noise follows from them
+    tokens, sequences: how much traffic this is (no sequences: unknown how many); the sampling
+                  noise follows from tokens
     window_s:     seconds of one engine's serving that it was recorded over, if known: those of
                   engines side by side add up
     pace:         how the engine's steps went, if somebody measured them
     spread:       how it varies between sequences, if they were told apart
     unknown:      variance of ``load / tokens`` beyond that, if part of the traffic is not known
                   (guard.py)
+    sampled:      layers may hold less than tokens x top_k: counters saw a part of the choices
+    notes:        what a reader left out or took otherwise, and of how many tokens
 
-    Counters that know loads alone leave ``transitions`` and ``coactivation`` out: fan-out and
-    hops are then unknown.
+    A layer's load is tokens x top_k, and none if it never ran. Counters that know loads alone
+    leave ``transitions`` and ``coactivation`` out: fan-out and hops are then unknown.
     """
 
     load: FloatArray
@@ -92,6 +97,8 @@ class Profile:
     spread: Spread | None = None
     unknown: Noise | None = None
     pace: Pace | None = None
+    sampled: bool = False
+    notes: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.load.ndim != 2 or 0 in self.load.shape:
@@ -128,6 +135,7 @@ class Profile:
             object.__setattr__(self, name, frozen(np.asarray(array, dtype=np.float64)))
         if not self.load.any() or not self.tokens > 0:
             raise RoutingError("an empty profile (no tokens): record some traffic first")
+        check_load(self.load, self.tokens, self.top_k, self.sampled)
 
     @property
     def noise(self) -> Noise:
@@ -170,6 +178,47 @@ def _noise(profile: Profile) -> Noise:
     residual *= 1 - SHRINKAGE
     residual[:, diagonal, diagonal] = 0.0
     return Noise(variance, residual)
+
+
+def check_load(load: FloatArray | IntArray, tokens: float, top_k: int, sampled: bool) -> None:
+    """Raises RoutingError unless so many tokens can have left this load [layers, experts]."""
+    choices, most = load.sum(axis=1, dtype=np.float64), tokens * top_k
+    layer, expert = divmod(int(load.argmax()), load.shape[1])
+    if load[layer, expert] > tokens * (1 + ROUNDING):
+        raise RoutingError(
+            f"expert {expert} of layer {layer} has a load of {load[layer, expert]:.10g} from "
+            f"{tokens:.10g} tokens: the counts contradict themselves"
+        )
+    layer = int(choices.argmax())
+    if choices[layer] > most * (1 + ROUNDING):
+        raise RoutingError(
+            f"{tokens:.10g} tokens, top-{top_k}, but layer {layer} counts {choices[layer]:.10g} "
+            "choices: the counts contradict themselves"
+        )
+    short = (choices > 0) & (choices < most * (1 - ROUNDING))
+    if not short.any():
+        return
+    if (experts := one_rank(load)) is not None:
+        raise RoutingError(
+            f"only {experts} of {load.shape[1]} experts have any load, the same in every layer, and"
+            f" layers count {choices.max() / most:.1%} of tokens x top_k at most"
+            ": are these one rank's counters? add up those of all ranks"
+        )
+    if not sampled:
+        layer = int(short.argmax())
+        raise RoutingError(
+            f"{tokens:.10g} tokens, top-{top_k}, but layer {layer} counts {choices[layer]:.10g} "
+            f"choices of {most:.10g}: if counters saw a part of them, say sampled"
+        )
+
+
+def one_rank(load: FloatArray | IntArray) -> int | None:
+    """How many experts have load, if that is half of them or fewer, the same ones in all layers,
+    which that many choices do not leave by chance."""
+    used = (load > 0).any(axis=0).sum()
+    choices = load.sum(axis=1, dtype=np.float64)
+    enough = choices[choices > 0].min(initial=np.inf) >= PLENTY * load.shape[1]
+    return int(used) if enough and 2 * used <= load.shape[1] else None
 
 
 def of_trace(trace: Trace) -> Profile:
@@ -220,6 +269,8 @@ def merge(profiles: Sequence[Profile]) -> Profile:
         window_s=elapsed((profile.phase, profile.window_s) for profile in profiles),
         spread=_merge_spreads([profile.spread for profile in profiles]),
         pace=merged((profile.phase, profile.pace) for profile in profiles),
+        sampled=any(profile.sampled for profile in profiles),
+        notes=added(profile.notes for profile in profiles),
     )
 
 
@@ -249,6 +300,7 @@ class _Counts:
         self.squares = 0.0
         self.phases: set[str] = set()
         self.pace = like.pace
+        self.notes: dict[str, float] = {}
 
     def add(self, trace: Trace) -> None:
         for start in range(0, trace.tokens, TOKENS_AT_A_TIME):
@@ -258,6 +310,7 @@ class _Counts:
         self.tokens += trace.tokens
         self.sequences += trace.sequences
         self.phases.add(trace.phase)
+        self.notes = added([self.notes, trace.notes])
 
     def _add_blocks(self, trace: Trace) -> None:
         """Counts by blocks of whole sequences, each of BLOCK_TOKENS or one sequence's more."""
@@ -298,4 +351,5 @@ class _Counts:
             phase=self.phases.pop() if len(self.phases) == 1 else "mixed",
             spread=Spread(self.products, self.lengths, self.squares, self.blocks),
             pace=self.pace,
+            notes=self.notes,
         )

@@ -1,6 +1,6 @@
 """Trace: which experts each token was routed to, layer by layer, sequence after sequence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ class Trace:
     token_ids:  [tokens] vocabulary ids, if known
     gates:      [tokens, layers, top_k] router weights of the same experts, if known
     meta:       what else the recorder wrote (model, phase, ...)
+    notes:      what a reader left out or took otherwise, and of how many tokens
     """
 
     expert_ids: IntArray
@@ -33,6 +34,7 @@ class Trace:
     token_ids: IntArray | None = None
     gates: FloatArray | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ids, lens = self.expert_ids, self.seq_lens
@@ -51,12 +53,15 @@ class Trace:
         check_lengths(lens, len(ids))
         if self.phase not in PHASES:
             raise RoutingError(f"phase {self.phase!r}: use one of {', '.join(PHASES)}")
-        for name, array, shape in (
-            ("token_ids", self.token_ids, ids.shape[:1]),
-            ("gates", self.gates, ids.shape),
+        for name, array, shape, kinds in (
+            ("token_ids", self.token_ids, ids.shape[:1], "iu"),
+            ("gates", self.gates, ids.shape, "fiu"),
         ):
-            if array is not None and array.shape != shape:
-                raise RoutingError(f"{name} is {list(array.shape)}: it must be {list(shape)}")
+            if array is not None and (array.shape != shape or array.dtype.kind not in kinds):
+                must_be = f"{'integers' if kinds == 'iu' else 'numbers'} {list(shape)}"
+                raise RoutingError(
+                    f"{name} is {array.dtype}{list(array.shape)}: it must be {must_be}"
+                )
         if self.gates is not None and not np.isfinite(self.gates).all():
             raise RoutingError("gates hold NaN or infinity: record the routing again")
         if self.gates is not None and (lowest := self.gates.min()) < 0:
@@ -204,4 +209,19 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
         token_ids=joined("token_ids"),
         gates=joined("gates"),
         meta=meta,
+        notes=added([trace.notes for trace in traces]),
     )
+
+
+def told(notes: Mapping[str, float]) -> tuple[str, ...]:
+    """Notes as sentences."""
+    return tuple(f"{note}: {tokens:,.10g} tokens" for note, tokens in notes.items())
+
+
+def added(notes: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Notes of parts as those of the whole: each once, with the tokens of all."""
+    total: dict[str, float] = {}
+    for some in notes:
+        for note, tokens in some.items():
+            total[note] = total.get(note, 0) + tokens
+    return total

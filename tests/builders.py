@@ -53,7 +53,8 @@ def a_placement(
 def loads(rows: Sequence[Sequence[float]], top_k: int = 1) -> Profile:
     """A profile that knows loads alone."""
     load: FloatArray = np.array(rows, dtype=np.float64)
-    return Profile(load, top_k, tokens=float(load[0].sum()) / top_k, sequences=1)
+    tokens = float(load.sum(axis=1).max()) / top_k
+    return Profile(load, top_k, tokens, sequences=1, sampled=True)
 
 
 def a_problem(

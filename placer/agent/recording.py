@@ -71,6 +71,7 @@ class Recording:
                     phase=phase,
                     window_s=self.window_s,
                     pace=self.paces.get(phase),
+                    sampled=True,  # a router may mark choices that are no expert's
                 )
             )
         return found

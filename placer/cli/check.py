@@ -20,9 +20,10 @@ def check(
     broken = violations(placement, plan.objective, plan.model, plan.topology)
     known = {"memory": plan.model and plan.topology, "model": plan.model}
     unchecked = [what for what, is_known in known.items() if not is_known]
+    known_by = "" if plan.model else " that the map names"  # one that it lost is none of them
     held = (
-        f"{placement.layers} layers x {placement.slots} slots hold "
-        f"every one of {placement.experts} experts on {placement.gpus} GPUs"
+        f"{placement.layers} layers x {placement.slots} slots hold every one of the "
+        f"{placement.experts} experts{known_by} on {placement.gpus} GPUs"
     )
     if as_json:
         print_json(

@@ -51,17 +51,25 @@ def import_plan(
     ] = None,
     nodes: Annotated[int, typer.Option(help="Nodes they stand in.", min=1)] = 1,
     model: ModelName = None,
+    map_name: Annotated[
+        str | None, typer.Option("--map", help="Which, of a file with maps of several models.")
+    ] = None,
 ) -> None:
     """Read an engine's placement file into a plan, to check, score or plan from."""
     shape = read_model(model) if model else None
     text = read_text(foreign, LIMIT)
     try:
-        found = parse(format_name, text, shape)
+        found = parse(format_name, text, shape, map_name)
         if gpus and found.gpus and gpus != found.gpus:
             raise PlacementError(f"--gpus {gpus} but the file has {found.gpus}: leave --gpus out")
         if not (count := gpus or found.gpus):
             raise PlacementError(f"{format_name} files do not say how many GPUs: give --gpus")
-        experts = shape.experts if shape else None
+        if shape and found.experts not in (None, shape.experts):
+            raise PlacementError(
+                f"the file says {found.experts} experts and {shape.name} has {shape.experts}"
+                ": give the --model it came from"
+            )
+        experts = shape.experts if shape else found.experts
         placement = placement_of(found.rows, count, nodes, experts)
     except (FileError, PlacementError) as error:
         raise type(error)(f"{foreign}: {error}") from error
@@ -73,5 +81,7 @@ def import_plan(
     )
     write_plan(out_file, plan)
     note(f"wrote the plan to {out_file}")
+    for text in found.notes:
+        note(text)
     for sentence in violations(placement, plan.objective, shape)[:5]:
         note(f"placer check will refuse it: {sentence}")

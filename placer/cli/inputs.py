@@ -1,6 +1,6 @@
 """From the arguments of a verb to values: which model, which traffic, which hardware."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,21 +9,22 @@ from pydantic import ValidationError
 
 from placer.cli.console import note, progress
 from placer.errors import FileError, ModelError, PlacementError
+from placer.files.conventions import Survey
 from placer.files.routing import (
     Header,
-    highest_expert,
     read_chunks,
     read_header,
     read_profile,
     read_trace,
     sha256,
+    survey_of,
 )
 from placer.files.specs import first_fault, read_model, read_topology, shape_of
 from placer.model import ModelShape, matching, preset
 from placer.plan import Input
 from placer.profile import Profile, merge, of_chunks, of_trace
 from placer.topology import Topology
-from placer.trace import Trace, concatenate
+from placer.trace import Trace, concatenate, told
 
 DEFAULT_TOPOLOGY = "h100"
 
@@ -67,13 +68,15 @@ def read_traces(headers: Sequence[Header], model: ModelShape) -> Trace:
     for header in headers:
         if header.kind != "trace":
             raise FileError(f"{header.path} is a profile: give a trace, which has the tokens")
-    return concatenate([read_trace(header.path, model.experts) for header in headers])
+    trace = concatenate([read_trace(header.path, model) for header in headers])
+    _say(trace.notes)
+    return trace
 
 
 def read_profiles(headers: Sequence[Header], model: ModelShape) -> Profile:
     """Profiles as they are and traces counted, piece by piece, into one profile."""
     parts = []
-    total = sum(header.tokens for header in headers)
+    total = sum(header.tokens or 0 for header in headers)
     with progress("counting", total) as bar:
         task = bar.task_ids[0]
         for header in headers:
@@ -83,45 +86,64 @@ def read_profiles(headers: Sequence[Header], model: ModelShape) -> Profile:
                     "expert of a token alone; record again, or count the trace again"
                 )
             if header.kind == "profile":
-                parts.append(read_profile(header.path))
-                bar.advance(task, header.tokens)
+                parts.append(read_profile(header.path, model))
+                bar.advance(task, header.tokens or 0)
                 continue
 
             def counted(header: Header = header) -> Any:
-                for chunk in read_chunks(header.path, model.experts):
+                for chunk in read_chunks(header.path, model):
                     yield chunk
                     bar.advance(task, chunk.tokens)
 
             parts.append(of_chunks(counted()))
-    return merge(parts)
+    profile = merge(parts)
+    _say(profile.notes)
+    return profile
+
+
+def _say(notes: Mapping[str, float]) -> None:
+    for text in told(notes):
+        note(text)
 
 
 def resolve_model(headers: Sequence[Header], name: str | None) -> ModelShape:
     """--model, or what the files say, or the one preset that has these dimensions."""
+    if name is not None:
+        return read_model(name)
     first = headers[0]
     for other in headers[1:]:
-        if (other.layers, other.top_k) != (first.layers, first.top_k):
+        if other.layers != first.layers or (
+            None not in (other.top_k, first.top_k) and other.top_k != first.top_k
+        ):
             raise ModelError(
                 f"{first.path} has {first.layers} layers and top-{first.top_k} but {other.path} "
                 f"has {other.layers} and top-{other.top_k}: give recordings of one model only"
             )
-    if name is not None:
-        return read_model(name)
     for header in headers:
         if (recorded := header.meta.get("model")) is not None:
             return _recorded_model(header, recorded)
-    seen = max(
-        highest_expert(header.path) + 1 if header.experts is None else header.experts
-        for header in headers
-    )
-    if found := matching(first.layers, first.top_k, seen):
+    seen = [_seen(header) for header in headers]
+    experts, top_k = max(one.experts for one in seen), seen[0].top_k
+    if found := matching(first.layers, top_k, experts):
         note(f"taken as {found.name}, which has {found.dims}; --model says otherwise")
         return found
     note(
-        f"no preset has {first.layers} layers and top-{first.top_k}: taken as {seen} experts of "
+        f"no preset has {first.layers} layers and top-{top_k}: taken as {experts} experts of "
         "unknown size, without times and bytes; give --model for those"
     )
-    return ModelShape("unknown", first.layers, seen, first.top_k, 4096, 2048, sized=False)
+    return ModelShape("unknown", first.layers, experts, top_k, 4096, 2048, sized=False)
+
+
+def _seen(header: Header) -> Survey:
+    """What a file that does not name its model says of it."""
+    if header.kind == "trace":
+        return survey_of(header.path)
+    if header.top_k is None or header.experts is None:
+        raise ModelError(
+            f"{header.path} has loads alone: give --model, which says the top-k (of how many tokens"
+            " they are follows)"
+        )
+    return Survey(header.experts, header.top_k)
 
 
 def _recorded_model(header: Header, recorded: Any) -> ModelShape:

@@ -19,6 +19,7 @@ from placer.plan import Hold, Infeasible, Plan, Provenance
 from placer.planner import make_plan, solve
 from placer.problem import Problem
 from placer.report import figures
+from placer.trace import told
 
 OBJECTIVE, EFFORT = Objective(), Effort()  # for their defaults
 
@@ -153,10 +154,10 @@ def plan(
             if isinstance(solution, Infeasible)
             else make_plan(problem, solution, provenance, traffic.fit, traffic.holdout)
         )
-    if isinstance(answer, Infeasible):
-        _refuse(as_json, "infeasible", answer.reason, optimizer, INFEASIBLE)
-    if isinstance(answer, Hold):
-        _refuse(as_json, "hold", answer.reason, optimizer, HOLD)
+    if isinstance(answer, Infeasible | Hold):
+        status, code = ("hold", HOLD) if isinstance(answer, Hold) else ("infeasible", INFEASIBLE)
+        said = {"reason": answer.reason, "notes": told(traffic.profile.notes)}
+        _refuse(as_json, {"status": status, "optimizer": optimizer, **said}, code)
 
     if html:
         from placer.report.html import plan_report  # reads Plotly: only where a report is asked for
@@ -168,6 +169,8 @@ def plan(
         print_json(plan_json(answer, optimizer, solve_ms))
     else:
         _print(answer, optimizer, solve_ms)
+        for text in answer.notes[len(told(traffic.profile.notes)) :]:  # those are said already
+            note(text)
     for written, what in ((out_file, "plan"), (html, "report")):
         if written:
             note(f"wrote the {what} to {written}")
@@ -193,6 +196,7 @@ def plan_json(plan: Plan, optimizer: str, solve_ms: float) -> figures.Figures:
         "holdout": figures.measured(plan.holdout, sized) if plan.holdout else None,
         "guarded": figures.measured(plan.guarded, sized) if plan.guarded else None,
         "frontier": figures.frontier_json(plan),
+        "notes": plan.notes,
     }
 
 
@@ -213,13 +217,9 @@ def _print(plan: Plan, optimizer: str, solve_ms: float) -> None:
     out.print(
         f"{plan.reason} ({cost.moved_share:.0%} of all{size}); solved in {solve_ms:.0f} ms{gap}",
     )
-    for text in plan.notes:
-        note(text)
 
 
-def _refuse(as_json: bool, status: str, reason: str, optimizer: str, code: int) -> NoReturn:
+def _refuse(as_json: bool, refusal: figures.Figures, code: int) -> NoReturn:
     if as_json:
-        print_json(
-            {**figures.NO_ANSWER, "status": status, "reason": reason, "optimizer": optimizer}
-        )
-    stop(status, f"{reason}; nothing was written", code)
+        print_json({**figures.NO_ANSWER, **refusal})
+    stop(refusal["status"], f"{refusal['reason']}; nothing was written", code)

@@ -27,5 +27,6 @@ def profile(
     shape = inputs.resolve_model(headers, model)
     counted = inputs.read_profiles(headers, shape)
     write_profile(out_file, counted, shape if shape.sized else None)
-    size = f"{counted.tokens:g} tokens of {counted.sequences} sequences"
+    of = f" of {counted.sequences} sequences" if counted.sequences else ""
+    size = f"{counted.tokens:g} tokens{of}"
     note(f"wrote {out_file}: {size}, {shape.dims}")

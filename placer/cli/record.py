@@ -52,7 +52,7 @@ def record(
     if code:
         note(f"{command[0]} ended with code {code}")
     traces = folder.traces(out_dir)
-    sampled = sum(int(read_header(path).tokens) for path in traces)
+    sampled = sum(int(read_header(path).tokens or 0) for path in traces)
     out.print(
         f"recorded {total.tokens:,.0f} tokens of {total.layers} layers x {total.experts} experts, "
         f"{sampled:,} of them token by token",

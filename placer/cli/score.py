@@ -14,6 +14,7 @@ from placer.plan import Comparison
 from placer.problem import Problem
 from placer.profile import of_trace
 from placer.report import figures
+from placer.trace import told
 
 
 def score(
@@ -51,6 +52,7 @@ def score(
                 "optimizer": plan.provenance.optimizer if plan.provenance else None,
                 **figures.measured(scores, model.sized),
                 "digest": placement.digest,
+                "notes": told(trace.notes),
             }
         )
         return

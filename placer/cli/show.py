@@ -8,6 +8,7 @@ import typer
 from placer.cli import inputs
 from placer.cli.console import note, out, print_json
 from placer.errors import FileError
+from placer.files.dumps import logical_count
 from placer.files.plans import read_plan
 from placer.files.routing import read_header
 from placer.files.specs import is_model, understand
@@ -22,6 +23,9 @@ def show(
             help="A trace, a profile, a plan or a model: config.json, its folder, YAML, a preset.",
         ),
     ],
+    model_name: Annotated[
+        str | None, typer.Option("--model", help="Of a recording that does not say it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A model as one JSON object.")] = False,
 ) -> None:
     """Show a trace, a profile or a plan as tables and small heat maps, or a model's sizes."""
@@ -30,9 +34,9 @@ def show(
         return
     if as_json:
         raise FileError(f"{file} is not a model, and --json shows models alone: leave it out")
-    if file.suffix != ".json":
+    if file.suffix != ".json" or logical_count(file) is not None:
         header = read_header(file)
-        model = inputs.resolve_model([header], None)
+        model = inputs.resolve_model([header], model_name)
         out.print(f"{file}: a {header.kind} of {model.name}")
         out.print(terminal.of_profile(inputs.read_profiles([header], model)))
         return

@@ -18,6 +18,7 @@ from placer.objective import DISPATCHES, STEP_TOKENS_PER_GPU, Dispatch, Objectiv
 from placer.optimizers import OPTIMIZERS
 from placer.report.sweep import advice_json, sweep_tables
 from placer.topology import Topology
+from placer.trace import told
 from placer.whatif import Case, Outcome, Study, advise
 
 
@@ -98,7 +99,7 @@ def whatif(
 
         write_text(html, sweep_report(study, advice))
     if as_json:
-        print_json(advice_json(advice, study.model.sized))
+        print_json({**advice_json(advice, study.model.sized), "notes": told(study.profile.notes)})
     else:
         for table in sweep_tables(advice, study.model.sized):
             out.print(table)

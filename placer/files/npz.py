@@ -9,8 +9,9 @@ import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,7 @@ MAX_ARRAY_BYTES = 8 * 2**30
 FREE_CELLS = 2**25
 CELLS_PER_BYTE = 100
 TEXT_BYTES = 4 * 2**20
+Layout = tuple[tuple[int, ...], bool, np.dtype[Any]]  # shape, whether in Fortran order, type
 
 
 class Npz:
@@ -36,38 +38,47 @@ class Npz:
         self._archive, self._size = archive, size
         self.names = {n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")}
 
-    def shape(self, name: str, axes: str) -> tuple[int, ...]:
-        """The array's shape, if it has as many axes as ``axes`` names."""
-        with self._open(name) as (_, _, shape):
-            if len(shape) != len(axes.split(", ")):
-                raise FileError(f"{self.path}: {name} is {list(shape)}: it must be [{axes}]")
+    def shape(self, name: str, *axes: str) -> tuple[int, ...]:
+        """The array's shape, if it has as many axes as one of ``axes`` names."""
+        with self._open(name) as (_, (shape, _, _)):
+            if len(shape) not in {len(names.split(", ")) for names in axes}:
+                either = " or ".join(f"[{names}]" for names in axes)
+                raise FileError(f"{self.path}: {name} is {list(shape)}: it must be {either}")
             return shape
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """The whole array, of numbers."""
-        with self._open(name) as (file, dtype, shape):
-            if dtype.kind not in "biuf":
-                raise FileError(f"{self.path}: {name} is {dtype}: it must be numbers")
-            return self._read(file, dtype, shape, name)
+        with self._open(name) as (file, layout):
+            if layout[2].kind not in "biuf":
+                raise FileError(f"{self.path}: {name} is {layout[2]}: it must be numbers")
+            return self._read(file, layout, name)
 
     def text(self, name: str) -> str:
         """An array that holds one string."""
-        with self._open(name) as (file, dtype, shape):
+        with self._open(name) as (file, layout):
+            shape, _, dtype = layout
             if dtype.kind != "U" or shape or dtype.itemsize > TEXT_BYTES:
                 raise FileError(
                     f"{self.path}: {name} is not a string of at most {TEXT_BYTES // 4} characters"
                     ": write it again with placer"
                 )
-            return str(self._read(file, dtype, shape, name)[()])
+            return str(self._read(file, layout, name)[()])
 
     @contextmanager
-    def rows(self, name: str, counts: Iterable[int]) -> Iterator[Iterator[npt.NDArray[Any]]]:
+    def rows(self, name: str, counts: Sequence[int]) -> Iterator[Iterator[npt.NDArray[Any]]]:
         """Consecutive pieces of the array along its first axis, of ``counts`` rows each."""
-        with self._open(name) as (file, dtype, shape):
-            yield (self._read(file, dtype, (count, *shape[1:]), name) for count in counts)
+        with self._open(name) as (file, (shape, fortran, dtype)):
+            if fortran and len(shape) > 1:  # its rows do not follow each other
+                whole = self._read(file, (shape, fortran, dtype), name)
+                ends = list(accumulate(counts))
+                yield (whole[end - count : end] for end, count in zip(ends, counts, strict=True))
+                return
+            yield (
+                self._read(file, ((count, *shape[1:]), fortran, dtype), name) for count in counts
+            )
 
     @contextmanager
-    def _open(self, name: str) -> Iterator[tuple[IO[bytes], np.dtype[Any], tuple[int, ...]]]:
+    def _open(self, name: str) -> Iterator[tuple[IO[bytes], Layout]]:
         if name not in self.names:
             raise FileError(
                 f"{self.path} has no array {name!r} (it has {', '.join(sorted(self.names))})"
@@ -86,10 +97,6 @@ class Npz:
                     f"{self.path}: {name} holds pickled objects, which are never loaded"
                     ": save plain arrays"
                 )
-            if fortran and len(shape) > 1:
-                raise FileError(
-                    f"{self.path}: {name} is in Fortran order: save np.ascontiguousarray of it"
-                )
             size = math.prod(shape) * dtype.itemsize
             if size > MAX_ARRAY_BYTES:
                 raise FileError(
@@ -107,16 +114,15 @@ class Npz:
                     f"{self.path}: {name} should have {size} bytes of data and has "
                     f"{info.file_size - file.tell()}: the file is damaged, record it again"
                 )
-            yield file, dtype, shape
+            yield file, (shape, fortran, dtype)
 
-    def _read(
-        self, file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], name: str
-    ) -> npt.NDArray[Any]:
+    def _read(self, file: IO[bytes], layout: Layout, name: str) -> npt.NDArray[Any]:
+        shape, fortran, dtype = layout
         size = math.prod(shape) * dtype.itemsize
         data = file.read(size)
         if len(data) != size:
             raise FileError(f"{self.path}: {name} ends early: the file is cut short, copy it again")
-        return np.frombuffer(data, dtype=dtype).reshape(shape)
+        return np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

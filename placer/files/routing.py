@@ -1,25 +1,28 @@
 """Trace and profile files (.npz); docs/files.md describes them.
 
 A trace has ``expert_ids`` [tokens, layers, top_k] and ``seq_lens`` [sequences], and may have
-``token_ids``, ``gates`` and ``meta``, a JSON object. A profile has ``load`` and ``meta``, and may
-have ``transitions`` and ``coactivation``.
+``token_ids``, ``gates`` and ``meta``, a JSON object. A profile has ``load``, and may have ``meta``,
+``transitions`` and ``coactivation``; what SGLang's recorder dumps is one, too.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from placer.arrays import FloatArray
+from placer.arrays import FloatArray, IntArray
 from placer.errors import FileError
 from placer.files.atomic import open_file, replacing
+from placer.files.conventions import Survey, routed, survey
 from placer.files.documents import of_json
+from placer.files.dumps import logical_count
+from placer.files.loads import Loads, Told, understood
 from placer.files.npz import Npz, opened
 from placer.model import ModelShape
 from placer.pace import of_meta
@@ -32,69 +35,70 @@ TOKENS_AT_A_TIME = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says before its data is read. ``experts`` is None where only ids can tell;
-    ``outdated`` is a profile whose transitions mean something else (``_is_outdated``)."""
+    """What a file says before its data is read. What it does not say is None.
+
+    layers: its rows, and top_k: its columns, whatever they are (conventions.py)
+    outdated: whether its transitions mean something else (``_is_outdated``)
+    """
 
     path: Path
     kind: Literal["trace", "profile"]
     layers: int
-    top_k: int
+    top_k: int | None
     experts: int | None
-    tokens: float
+    tokens: float | None
     meta: Mapping[str, Any]
     outdated: bool = False
 
 
 def read_header(path: Path) -> Header:
     """Whether ``path`` is a trace or a profile, and of what."""
+    if (dumped := logical_count(path)) is not None:
+        layers, experts = dumped.shape[-2:] if dumped.ndim > 1 else (0, 0)
+        return Header(path, "profile", layers, None, experts, None, {})
     with opened(path) as npz:
         if "expert_ids" in npz.names:
             shape = npz.shape("expert_ids", "tokens, layers, top_k")
             meta = _meta(npz, "placer.trace")
             return Header(path, "trace", shape[1], shape[2], None, shape[0], meta)
-        if "load" in npz.names:
-            layers, experts = npz.shape("load", "layers, experts")
+        if (name := _load(npz)) is not None:
+            *_, layers, experts = npz.shape(name, "layers, experts", "steps, layers, experts")
             meta = _meta(npz, "placer.profile")
-            top_k = _number(npz, meta, "top_k")
-            tokens = _number(npz, meta, "tokens")
-            outdated = _is_outdated(npz, meta)
-            return Header(path, "profile", layers, int(top_k), experts, tokens, meta, outdated)
+            told, outdated = _told(npz, meta), _is_outdated(npz, meta)
+            return Header(path, "profile", layers, told.top_k, experts, told.tokens, meta, outdated)
         raise FileError(
             f"{path} is neither a trace (no expert_ids) nor a profile (no load)"
             f": it has {', '.join(sorted(npz.names)) or 'no arrays'}"
         )
 
 
-def read_trace(path: Path, experts: int) -> Trace:
-    """A whole trace of a model with that many experts."""
+def read_trace(path: Path, model: ModelShape) -> Trace:
+    """What the routers of ``model`` chose, of a whole trace."""
     with opened(path) as npz:
-        arrays = {name: npz.array(name) for name in _columns(npz)}
-        return Trace(
-            expert_ids=arrays.pop("expert_ids"),
-            seq_lens=npz.array("seq_lens"),
-            experts=experts,
-            meta=_meta(npz, "placer.trace"),
-            **arrays,
-        )
+        lens = _lengths(npz)
+        found = routed(model, lens, {name: npz.array(name) for name in _columns(npz)})
+        if found is None:
+            raise _nobody(path)
+        return replace(found, meta=_meta(npz, "placer.trace"))
 
 
-def read_chunks(path: Path, experts: int) -> Iterator[Trace]:
+def read_chunks(path: Path, model: ModelShape) -> Iterator[Trace]:
     """The same trace piece by piece, whole sequences together, for files larger than memory."""
+    found = False
     with opened(path) as npz:
         meta = _meta(npz, "placer.trace")
         for lens, arrays in _pieces(npz):
-            yield Trace(seq_lens=lens, experts=experts, meta=meta, **arrays)
+            if (trace := routed(model, lens, arrays)) is not None:
+                found = True
+                yield replace(trace, meta=meta)
+    if not found:
+        raise _nobody(path)
 
 
-def highest_expert(path: Path) -> int:
-    """The largest expert id in a trace, for recordings that do not name their model."""
-    highest = -1
+def survey_of(path: Path) -> Survey:
+    """What the ids of a trace say of its model, for recordings that do not name it."""
     with opened(path) as npz:
-        for _, arrays in _pieces(npz):
-            ids = arrays["expert_ids"]
-            if ids.size and ids.dtype.kind in "iu":  # reading it as a Trace says what is wrong
-                highest = max(highest, int(ids.max()))
-    return highest
+        return survey(arrays["expert_ids"] for _, arrays in _pieces(npz))
 
 
 def write_trace(path: Path, trace: Trace, model: ModelShape | None = None) -> None:
@@ -112,22 +116,36 @@ def write_trace(path: Path, trace: Trace, model: ModelShape | None = None) -> No
     _write(path, arrays, meta)
 
 
-def read_profile(path: Path) -> Profile:
-    """A profile, without its transitions if it is outdated."""
+def read_profile(path: Path, model: ModelShape | None = None) -> Profile:
+    """A profile, without its transitions if it is outdated; of a file with loads alone the model
+    says the rest."""
+    if (dumped := logical_count(path)) is not None:
+        found = understood(dumped.astype(np.float64), Told(), model)
+        return Profile(
+            found.load, found.top_k, found.tokens, 0, sampled=found.sampled, notes=found.notes
+        )
     with opened(path) as npz:
         meta = _meta(npz, "placer.profile")
-        window = meta.get("window_s")
+        found = understood(_counts(npz, _load(npz) or "load"), _told(npz, meta), model)
+        window_s = _number_if_told(npz, meta, "window_s")
+        pairs = {n: _counts(npz, n) for n in ("transitions", "coactivation") if n in npz.names}
         return Profile(
-            load=_counts(npz, "load"),
-            top_k=int(_number(npz, meta, "top_k")),
-            tokens=_number(npz, meta, "tokens"),
-            sequences=int(_number(npz, meta, "sequences")),
-            transitions=None if _is_outdated(npz, meta) else _counts_if_any(npz, "transitions"),
-            coactivation=_counts_if_any(npz, "coactivation"),
+            load=found.load,
+            top_k=found.top_k,
+            tokens=found.tokens,
+            sequences=int(_number_if_told(npz, meta, "sequences") or 0),
+            transitions=_between_layers(pairs["transitions"], found)
+            if "transitions" in pairs and not _is_outdated(npz, meta)
+            else None,
+            coactivation=_of_layers(pairs["coactivation"], found)
+            if "coactivation" in pairs
+            else None,
             phase=str(meta.get("phase", "mixed")),
-            window_s=None if window is None else _number(npz, meta, "window_s"),
-            spread=_spread(npz, meta),
+            window_s=None if window_s is None else window_s * found.share,
+            spread=_spread(npz, meta, found),
             pace=of_meta(meta),
+            sampled=found.sampled,
+            notes=found.notes,
         )
 
 
@@ -135,6 +153,8 @@ def write_profile(path: Path, profile: Profile, model: ModelShape | None = None)
     names = ("load", "transitions", "coactivation")
     arrays = {n: _smallest(a) for n in names if (a := getattr(profile, n)) is not None}
     meta = {n: getattr(profile, n) for n in ("top_k", "tokens", "sequences", "phase", "window_s")}
+    if profile.sampled:
+        meta["sampled"] = True
     if (spread := profile.spread) is not None:
         arrays |= {
             "spread_products": _smallest(spread.products),
@@ -158,11 +178,38 @@ def _columns(npz: Npz) -> list[str]:
     return ["expert_ids", *sorted({"token_ids", "gates"} & npz.names)]
 
 
+def _load(npz: Npz) -> str | None:
+    """The array that a profile's loads are in: placer's name for it, or SGLang's."""
+    return next((name for name in ("load", "logical_count") if name in npz.names), None)
+
+
+def _told(npz: Npz, meta: Mapping[str, Any]) -> Told:
+    top_k = _number_if_told(npz, meta, "top_k")
+    tokens = _number_if_told(npz, meta, "tokens")
+    return Told(None if top_k is None else int(top_k), tokens, meta.get("sampled") is True)
+
+
+def _lengths(npz: Npz) -> IntArray:
+    """seq_lens [sequences], which add up to the tokens."""
+    tokens, *_ = npz.shape("expert_ids", "tokens, layers, top_k")
+    (sequences,) = npz.shape("seq_lens", "sequences")
+    if sequences > tokens:
+        raise FileError(
+            f"{npz.path}: {sequences} seq_lens but {tokens} tokens"
+            ": every sequence must have a token or more"
+        )
+    lens = npz.array("seq_lens")
+    check_lengths(lens, tokens)
+    return lens.astype(np.int64)
+
+
+def _nobody(path: Path) -> FileError:
+    return FileError(f"{path}: expert_ids holds padding alone: record the routing again")
+
+
 def _pieces(npz: Npz) -> Iterator[tuple[npt.NDArray[Any], dict[str, npt.NDArray[Any]]]]:
     """(seq_lens, arrays by name) of consecutive groups of sequences."""
-    lens = npz.array("seq_lens")
-    tokens = npz.shape("expert_ids", "tokens, layers, top_k")[0]
-    check_lengths(lens, tokens)
+    lens = _lengths(npz)
     ends = np.cumsum(lens)
     group = (ends - 1) // TOKENS_AT_A_TIME
     groups = np.split(lens, np.nonzero(np.diff(group))[0] + 1)
@@ -205,15 +252,32 @@ def _is_outdated(npz: Npz, meta: Mapping[str, Any]) -> bool:
     return old and "transitions" in npz.names
 
 
-def _spread(npz: Npz, meta: Mapping[str, Any]) -> Spread | None:
+def _number_if_told(npz: Npz, meta: Mapping[str, Any], name: str) -> float | None:
+    return None if meta.get(name) is None else _number(npz, meta, name)
+
+
+def _spread(npz: Npz, meta: Mapping[str, Any], of: Loads) -> Spread | None:
     if "spread_products" not in npz.names:
         return None
     return Spread(
-        products=_counts(npz, "spread_products"),
-        lengths=_counts(npz, "spread_lengths"),
+        products=_of_layers(_counts(npz, "spread_products"), of),
+        lengths=_of_layers(_counts(npz, "spread_lengths"), of),
         squares=_number(npz, meta, "spread_squares"),
         blocks=int(_number(npz, meta, "spread_blocks")),
     )
+
+
+def _of_layers(array: FloatArray, of: Loads) -> FloatArray:
+    """The layers with experts, of an array with a row for each row of the loads."""
+    return array[of.rows] if len(array) == of.rows_read else array
+
+
+def _between_layers(array: FloatArray, of: Loads) -> FloatArray | None:
+    """The same of an array with a row for each two; None if others stand between."""
+    if len(of.rows) == of.rows_read or len(array) != of.rows_read - 1:
+        return array
+    first, last = of.rows[0], of.rows[-1]
+    return array[first:last] if last - first == len(of.rows) - 1 else None
 
 
 def _counts(npz: Npz, name: str) -> FloatArray:
@@ -221,10 +285,6 @@ def _counts(npz: Npz, name: str) -> FloatArray:
     if array.dtype.kind not in "iuf":
         raise FileError(f"{npz.path}: {name} is {array.dtype}: it must be numbers")
     return array.astype(np.float64)
-
-
-def _counts_if_any(npz: Npz, name: str) -> FloatArray | None:
-    return _counts(npz, name) if name in npz.names else None
 
 
 def _smallest(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -19,11 +19,12 @@ from placer.placement import Placement
 @dataclass(frozen=True, slots=True)
 class Format:
     dump: Callable[[Placement, ModelShape | None], str]
-    parse: Callable[[str, ModelShape | None], Map]
+    parse: Callable[..., Map]
+    has_names: bool = False  # of several maps in one file
 
 
 FORMATS: dict[str, Format] = {
-    "vllm": Format(vllm.dump, vllm.parse),
+    "vllm": Format(vllm.dump, vllm.parse, has_names=True),
     "sglang": Format(sglang.dump, sglang.parse),
     "trtllm": Format(trtllm.dump, trtllm.parse),
     "vllm-ascend": Format(vllm_ascend.dump, vllm_ascend.parse),
@@ -41,9 +42,13 @@ def dump(name: str, placement: Placement, model: ModelShape | None) -> str:
     return chosen.dump(placement, model)
 
 
-def parse(name: str, text: str, model: ModelShape | None) -> Map:
-    """The map that a file holds. Raises FileError if it holds none, or not one of ``model``."""
-    found = lookup("format", name, FORMATS, FileError).parse(text, model)
+def parse(name: str, text: str, model: ModelShape | None, which: str | None = None) -> Map:
+    """The map that a file holds, the one called ``which`` of several. Raises FileError if it holds
+    none, or not one of ``model``."""
+    chosen = lookup("format", name, FORMATS, FileError)
+    if which is not None and not chosen.has_names:
+        raise FileError(f"--map {which}, but a {name} file has one map alone: leave it out")
+    found = chosen.parse(text, model, *([which] if which is not None else []))
     if model is not None and len(found.rows) != model.layers:
         raise other_layers(range(len(found.rows)), model)
     return found

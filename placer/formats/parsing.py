@@ -11,10 +11,13 @@ from placer.names import ranges
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """``rows`` [layers][slots] logical experts; ``gpus`` if the file says how many there are."""
+    """``rows`` [layers][slots] logical experts; ``gpus`` and ``experts`` if the file says how many
+    there are; ``notes`` for whoever imports it."""
 
     rows: list[list[int]]
     gpus: int | None = None
+    experts: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def other_layers(numbers: Sequence[int], model: ModelShape) -> FileError:

@@ -30,7 +30,7 @@ def parse(text: str, model: ModelShape | None) -> Map:
     if isinstance(data, dict) and "logical_count" in data:
         raise FileError(
             "this is a recording of expert loads (logical_count), not a placement"
-            f": give the file with {KEY}"
+            f": give placer plan that, and here the file with {KEY}"
         )
     if not isinstance(data, dict) or KEY not in data:
         raise FileError(f"no {KEY} in the file: is it the right --format?")

@@ -30,6 +30,11 @@ def dump(placement: Placement, model: ModelShape | None) -> str:
 def parse(text: str, model: ModelShape | None) -> Map:
     data = of_yaml(text, "the file")
     layers = data.get(KEY) if isinstance(data, dict) else None
+    if layers is None and isinstance(data, dict) and "num_slots" in data:
+        raise FileError(
+            f"no placement in it ({data['num_slots']!r:.20} num_slots, no {KEY}): TensorRT-LLM"
+            " starts from its own; plan without --current"
+        )
     if not isinstance(layers, dict) or not layers or not all(type(n) is int for n in layers):
         raise FileError(f"no {KEY} by layer number in the file: is it the right --format?")
     numbers = sorted(layers)

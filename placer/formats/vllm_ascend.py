@@ -1,8 +1,8 @@
 """vllm-ascend: the expert map JSON of ``expert_map_path``.
 
-``moe_layer_count`` and a ``layer_list`` of ``layer_id`` (counted among the layers with experts),
-``device_count`` and a ``device_list`` of ``device_id`` and ``device_expert``, the logical experts
-of that device's slots.
+``layer_list`` of ``device_list`` of ``device_expert``, the logical experts of that device's slots.
+The engine goes by the order of the lists, layers among those with experts: ``layer_id`` and
+``device_id``, ``moe_layer_count`` and ``device_count`` are written, and need not be there.
 """
 
 import json
@@ -17,18 +17,18 @@ from placer.placement import Placement
 
 
 class Device(BaseModel):
-    device_id: int
+    device_id: int | None = None
     device_expert: list[int]
 
 
 class Layer(BaseModel):
-    layer_id: int
-    device_count: int
+    layer_id: int | None = None
+    device_count: int | None = None
     device_list: list[Device]
 
 
 class ExpertMap(BaseModel):
-    moe_layer_count: int
+    moe_layer_count: int | None = None
     layer_list: list[Layer]
 
 
@@ -52,28 +52,35 @@ def parse(text: str, model: ModelShape | None) -> Map:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
         raise FileError(f"{where}: {fault['msg'].lower()}: is it the right --format?") from error
-    layers = sorted(file.layer_list, key=lambda layer: layer.layer_id)
-    if not _counts_up([layer.layer_id for layer in layers], file.moe_layer_count):
+    layers = file.layer_list
+    if file.moe_layer_count not in (None, len(layers)):
         raise FileError(
-            f"moe_layer_count is {file.moe_layer_count} but the layer_ids are not 0 to "
-            f"{file.moe_layer_count - 1}: is the file cut short?"
+            f"moe_layer_count is {file.moe_layer_count} but layer_list has {len(layers)}"
+            ": is the file cut short?"
         )
     rows = []
-    for layer in layers:
-        devices = sorted(layer.device_list, key=lambda device: device.device_id)
-        if not _counts_up([device.device_id for device in devices], layer.device_count):
+    for at, layer in enumerate(layers):
+        devices = layer.device_list
+        if layer.device_count not in (None, len(devices)):
             raise FileError(
-                f"layer {layer.layer_id}: device_count is {layer.device_count} but the device_ids"
-                f" are not 0 to {layer.device_count - 1}: is the file cut short?"
+                f"layer {at}: device_count is {layer.device_count} but device_list has "
+                f"{len(devices)}: is the file cut short?"
             )
-        if len({len(device.device_expert) for device in devices}) != 1:
-            raise FileError(f"layer {layer.layer_id}: the devices have different numbers of slots")
+        if len({len(device.device_expert) for device in devices}) > 1:
+            raise FileError(f"layer {at}: the devices have different numbers of slots")
         rows.append([expert for device in devices for expert in device.device_expert])
-    if len({layer.device_count for layer in layers}) != 1:
-        raise FileError("the layers have different device_counts: is the file mixed up?")
-    return Map(rows_of(rows, "layer_list"), gpus=layers[0].device_count)
+    if len({len(layer.device_list) for layer in layers}) > 1:
+        raise FileError("the layers have different numbers of devices: is the file mixed up?")
+    return Map(rows_of(rows, "layer_list"), len(layers[0].device_list), notes=_out_of_order(layers))
 
 
-def _counts_up(numbers: list[int], count: int) -> bool:
-    """Whether they are 0 to ``count - 1``, which may be any number of a file's."""
-    return len(numbers) == count and numbers == list(range(len(numbers)))
+def _out_of_order(layers: list[Layer]) -> tuple[str, ...]:
+    """What a reader of the ids would take otherwise than the engine does."""
+    ids = {"layer_id": [layer.layer_id for layer in layers]}
+    ids["device_id"] = [device.device_id for layer in layers for device in layer.device_list]
+    size = {"layer_id": len(layers), "device_id": len(layers[0].device_list)}
+    return tuple(
+        f"the {name}s do not count up from 0: taken by their order in the file, as the engine does"
+        for name, found in ids.items()
+        if any(one not in (None, at % size[name]) for at, one in enumerate(found))
+    )

@@ -39,6 +39,7 @@ NO_ANSWER: Figures = {
     "holdout": None,
     "guarded": None,
     "frontier": None,
+    "notes": [],
 }
 
 

@@ -19,6 +19,7 @@ from placer.profile import Profile
 from placer.report.figures import frontier_curve, rows
 from placer.report.plain import shown
 from placer.report.sweep import names, sweep_rows
+from placer.trace import told
 from placer.whatif import Advice, Study
 
 MOVES_SHOWN = 200
@@ -64,6 +65,7 @@ def sweep_report(study: Study, advice: Advice) -> str:
     return _template("sweep.html.j2").render(
         study=study,
         advice=advice,
+        notes=told(study.profile.notes),
         names=names(study.model.sized),
         rows=sweep_rows(advice, study.model.sized),
         data={"curves": curves},

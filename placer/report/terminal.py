@@ -49,7 +49,7 @@ def of_profile(profile: Profile) -> RenderableType:
         str(profile.experts),
         str(profile.top_k),
         f"{profile.tokens:,.0f}",
-        f"{profile.sequences:,}",
+        f"{profile.sequences:,}" if profile.sequences else "-",
         profile.phase,
         f"{hottest[layer]:.1f}x the mean: {int(relative[layer].argmax())} of layer {layer}",
     )

@@ -57,7 +57,7 @@ def main() -> None:
             command += [sys.executable, __file__, domain]
             subprocess.run(command, env={**os.environ, **settings}, check=True)
             (recorded,) = folder.traces(Path(place))
-            trace = read_trace(recorded, shape.experts)
+            trace = read_trace(recorded, shape)
         assert trace.sequences == SEQUENCES
         path = HERE / "traces" / f"{domain}.npz"
         meta = {"phase": "prefill", "domain": domain, "recorder": "placer agent in vLLM"}

@@ -40,7 +40,7 @@ def first_ids(directory: Path) -> dict[str, list[int]]:
     """The first vocabulary id of each sequence, by trace file."""
     found = {}
     for path in folder.traces(directory):
-        trace = read_trace(path, experts=4)
+        trace = read_trace(path, a_model())
         assert trace.token_ids is not None
         starts = np.cumsum(trace.seq_lens) - trace.seq_lens
         found[path.name] = trace.token_ids[starts].tolist()
@@ -84,7 +84,7 @@ def test_the_pace_adds_up_over_pushes_and_is_in_traces_too(tmp_path: Path) -> No
     own = tmp_path / "worker-0"
     assert read_profile(own / "prefill.npz").pace == Pace(1, 1.0, 5.0)
     assert read_profile(own / "decode.npz").pace == Pace(8, 1.0, 5.0)
-    trace = read_trace(own / "traces" / "000001.npz", experts=4)
+    trace = read_trace(own / "traces" / "000001.npz", a_model(2, 4))
     assert trace.pace == of_trace(trace).pace == Pace(9, 2.0, 5.0)
 
 
@@ -339,7 +339,7 @@ def test_a_process_that_is_killed_at_any_moment_leaves_only_whole_files(tmp_path
         assert phases == ["prefill", "decode"]
         assert len(folder.traces(directory)) >= 1
         for path in folder.traces(directory):
-            assert read_trace(path, experts=4).tokens % 100 == 0
+            assert read_trace(path, a_model()).tokens % 100 == 0
         for path in directory.glob("worker-0/status.json"):
             assert path.read_text().endswith("}\n")
         folder.read_statuses(directory)

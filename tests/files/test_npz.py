@@ -22,7 +22,9 @@ from placer.files.routing import (
     write_trace,
 )
 from placer.profile import of_trace
-from tests.builders import random_trace
+from tests.builders import a_model, random_trace
+
+MODEL = a_model(top_k=2)
 
 
 def save(path: Path, **arrays: Any) -> Path:
@@ -177,7 +179,7 @@ def test_a_truncated_trace_is_refused(tmp_path: Path) -> None:
     for size in (10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(FileError):
-            read_trace(path, 4)
+            read_trace(path, MODEL)
 
 
 FUZZ = settings(
@@ -241,8 +243,8 @@ def read_everything(path: Path) -> None:
     for reader in (
         read_header,
         read_profile,
-        lambda p: read_trace(p, 4),
-        lambda p: list(read_chunks(p, 4)),
+        lambda p: read_trace(p, MODEL),
+        lambda p: list(read_chunks(p, MODEL)),
     ):
         try:
             reader(path)

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from placer.errors import FileError, RoutingError
 from placer.files import routing
+from placer.files.conventions import Survey
 from placer.files.routing import (
-    highest_expert,
     read_chunks,
     read_header,
     read_profile,
     read_trace,
+    survey_of,
     write_profile,
     write_trace,
 )
@@ -22,6 +23,7 @@ from placer.profile import Spread, of_chunks, of_trace
 from placer.trace import Trace
 from tests.builders import a_model, loads, random_trace
 
+MODEL = a_model(layers=3, experts=6, top_k=2)
 TRACE = random_trace(0, tokens=50, layers=3, experts=6, top_k=2)
 
 
@@ -36,7 +38,7 @@ def test_a_trace_comes_back_as_it_was(tmp_path: Path) -> None:
         meta={"phase": "decode"},
     )
     write_trace(path, trace, a_model())
-    found = read_trace(path, 6)
+    found = read_trace(path, MODEL)
     assert (found.expert_ids == trace.expert_ids).all()
     assert (found.seq_lens == trace.seq_lens).all()
     assert found.token_ids is not None
@@ -53,7 +55,7 @@ def test_a_header_says_what_the_file_is(tmp_path: Path) -> None:
     assert (trace.kind, trace.layers, trace.top_k, trace.experts) == ("trace", 3, 2, None)
     assert (profile.kind, profile.layers, profile.top_k, profile.experts) == ("profile", 3, 2, 6)
     assert trace.tokens == profile.tokens == 50
-    assert highest_expert(tmp_path / "t.npz") == TRACE.expert_ids.max()
+    assert survey_of(tmp_path / "t.npz") == Survey(TRACE.expert_ids.max() + 1, 2)
 
 
 def test_pieces_are_whole_sequences_and_add_up(
@@ -63,7 +65,7 @@ def test_pieces_are_whole_sequences_and_add_up(
     lens = np.array([3, 4, 5, 25, 1, 12])
     trace = Trace(TRACE.expert_ids, lens, 6)
     write_trace(tmp_path / "t.npz", trace)
-    pieces = list(read_chunks(tmp_path / "t.npz", 6))
+    pieces = list(read_chunks(tmp_path / "t.npz", MODEL))
     assert len(pieces) > 2
     assert np.concatenate([piece.seq_lens for piece in pieces]).tolist() == lens.tolist()
     whole, summed = of_trace(trace), of_chunks(pieces)
@@ -127,12 +129,12 @@ def test_a_strange_description_is_refused(tmp_path: Path, meta: str, message: st
     ids = np.zeros((1, 1, 1), np.uint8)
     path = save(tmp_path / "t.npz", meta, expert_ids=ids, seq_lens=np.array([1]))
     with pytest.raises(FileError, match=message):
-        read_trace(path, 4)
+        read_trace(path, a_model(1))
 
 
-def test_a_profile_without_its_counts_is_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "p.npz", '{"top_k": 1}', load=np.ones((1, 2)))
-    with pytest.raises(FileError, match="meta has tokens None: it must be a number"):
+def test_a_count_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "p.npz", '{"top_k": 1, "tokens": "2"}', load=np.ones((1, 2)))
+    with pytest.raises(FileError, match="meta has tokens '2': it must be a number"):
         read_profile(path)
 
 

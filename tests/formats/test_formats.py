@@ -98,6 +98,37 @@ def test_vllms_own_map_may_have_empty_slots() -> None:
     assert parse("vllm", "[[0, 1, 2, 3, -1, -1]]", None).rows == [[0, 1, 2, 3, -1, -1]]
 
 
+def test_vllm_maps_come_as_objects_and_by_model() -> None:
+    row = [[0, 1, 2, 3, 0, 1]]
+    assert parse("vllm", json.dumps({"physical_to_logical_map": row}), None).rows == row
+    several = {
+        "format": "vllm_offline_eplb_physical_to_logical_by_model",
+        "version": 2,
+        "num_logical_experts": 4,
+        "model_maps": {"Big": {"physical_to_logical_map": row}, "Mtp": row},
+    }
+    text = json.dumps(several)
+    with pytest.raises(FileError, match="it has maps of 'Big', 'Mtp': say which, with --map"):
+        parse("vllm", text, None)
+    with pytest.raises(FileError, match="no map of 'Small'"):
+        parse("vllm", text, None, "Small")
+    for name in ("Big", "Mtp"):
+        found = parse("vllm", text, None, name)
+        assert (found.rows, found.experts) == (row, 4)
+    with pytest.raises(FileError, match="a sglang file has one map alone"):
+        parse("sglang", text, None, "Big")
+
+
+def test_vllm_ascend_is_taken_in_the_order_of_the_file() -> None:
+    devices = [{"device_id": 1, "device_expert": [2, 3]}, {"device_expert": [0, 1]}]
+    found = parse("vllm-ascend", json.dumps({"layer_list": [{"device_list": devices}]}), None)
+    assert (found.rows, found.gpus) == ([[2, 3, 0, 1]], 2)
+    assert found.notes == (
+        "the device_ids do not count up from 0: taken by their order in the file, as the engine "
+        "does",
+    )
+
+
 ASCEND = dump("vllm-ascend", PLACEMENT, None)
 
 
@@ -109,16 +140,20 @@ ASCEND = dump("vllm-ascend", PLACEMENT, None)
         ("vllm", "{", "not JSON"),
         ("sglang", '{"logical_count": [[1]]}', "a recording of expert loads"),
         ("sglang", "[[0]]", "no physical_to_logical_map in the file"),
-        ("trtllm", "num_slots: 4", "no initial_global_assignments by layer number"),
+        ("trtllm", "num_slots: 4", "no placement in it .4 num_slots.*: TensorRT-LLM starts from"),
         ("trtllm", "{initial_global_assignments: {3: [0]}, num_slots: 2}", "num_slots is 2"),
         ("trtllm", "{", "not YAML"),
-        ("vllm-ascend", "{}", "moe_layer_count: field required"),
+        ("vllm-ascend", "{}", "layer_list: field required"),
         (
             "vllm-ascend",
             ASCEND.replace('"moe_layer_count": 2', '"moe_layer_count": 3'),
-            "layer_ids",
+            "moe_layer_count is 3 but layer_list has 2",
         ),
-        ("vllm-ascend", ASCEND.replace('"device_count": 3', '"device_count": 4'), "device_ids"),
+        (
+            "vllm-ascend",
+            ASCEND.replace('"device_count": 3', '"device_count": 4'),
+            "device_count is 4 but device_list has 3",
+        ),
         ("vllm-ascend", ASCEND.replace("[0, 2]", "[0, 2, 1]"), "different numbers of slots"),
         ("tensorrt", "", "unknown format 'tensorrt': did you mean 'trtllm'"),
     ],

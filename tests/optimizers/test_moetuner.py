@@ -272,7 +272,8 @@ def skewed(layers: int, experts: int, seed: int = 0) -> Profile:
         count[:] = np.round(10_000 * share[:, None] * rng.dirichlet(np.full(experts, 0.5), experts))
         share = count.sum(axis=0) / count.sum()
     load = np.concatenate([counts.sum(axis=2), counts[-1:].sum(axis=1)])
-    return Profile(load, top_k=1, tokens=10_000, sequences=1, transitions=counts)
+    tokens = float(load.sum(axis=1).max())  # of about 10,000, as rounded
+    return Profile(load, 1, tokens, sequences=1, transitions=counts, sampled=True)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

@@ -20,11 +20,13 @@ from placer.placement import Placement
 from placer.plan import Plan
 from placer.profile import Profile
 from placer.trace import Trace
+from tests.builders import a_model
 from tests.vllm.engines import ROOT, Engine, Generation
 
 TRACES = ROOT / "simulations" / "tiny_moe" / "traces"
 STREAMS, PROMPT, TOKENS = 16, 160, 600
 EXPERTS, REDUNDANT = 16, 4
+MODEL = a_model(layers=6, experts=EXPERTS, top_k=2)
 
 
 @dataclass
@@ -65,7 +67,7 @@ def _tell(place: Path, agents: Path, engine: Engine) -> Story:
     _until(lambda: _tokens(agents) == STREAMS * (PROMPT + TOKENS - 1))
     recorded = {p: read_profile(agents / "worker-0" / f"{p}.npz") for p in ("prefill", "decode")}
     (traced,) = folder.traces(agents)
-    trace = read_trace(traced, EXPERTS)
+    trace = read_trace(traced, MODEL)
     plan_file = place / "plan.json"
     made = _placer(
         "plan", traced, "--gpus", "2", "--redundant", REDUNDANT, "--dispatch", "dedup",
@@ -122,7 +124,7 @@ def real_prompts() -> list[list[int]]:
     """The beginnings of held-out texts of all three domains."""
     prompts = []
     for path in sorted(TRACES.glob("*.npz")):
-        trace = read_trace(path, EXPERTS)
+        trace = read_trace(path, MODEL)
         assert trace.token_ids is not None
         starts = np.cumsum(trace.seq_lens) - trace.seq_lens
         prompts += [trace.token_ids[start : start + PROMPT].tolist() for start in starts[::20]]

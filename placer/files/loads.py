@@ -1,0 +1,98 @@
+"""What a profile's loads say, and what follows where the file does not say it.
+
+Loads alone are enough, as for DeepSeek's balancer: the model says the top-k, and every token leaves
+top-k choices in a layer. Tokens that do not fit the loads are taken from the loads, too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from placer.arrays import FloatArray
+from placer.errors import RoutingError
+from placer.files.conventions import rows_with_experts, without
+from placer.model import ModelShape
+from placer.profile import ROUNDING, one_rank
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Told:
+    """What a file says beside its loads, or None."""
+
+    top_k: int | None = None
+    tokens: float | None = None
+    sampled: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loads:
+    """load: [layers, experts], which are these ``rows`` of the ``rows_read`` that the file has;
+    share: of the tokens that the file speaks of, the part that was counted"""
+
+    load: FloatArray
+    rows: list[int]
+    rows_read: int
+    top_k: int
+    tokens: float
+    sampled: bool
+    share: float
+    notes: Mapping[str, float]
+
+
+def understood(load: FloatArray, told: Told, model: ModelShape | None) -> Loads:
+    """The loads of the layers with experts, and of how many tokens they are.
+
+    load: [layers, experts] or [steps, layers, experts]. Raises RoutingError where not even the
+    model says what is missing, for counters of one rank, and for loads of layers without experts.
+    """
+    notes: list[str] = []
+    if load.ndim == 3:
+        notes.append(f"loads summed over {len(load)} steps (axis 0)")
+        load = load.sum(axis=0)
+    if load.ndim != 2 or 0 in load.shape:
+        raise RoutingError(
+            f"load is {list(load.shape)}: it must be [layers, experts] or [steps, layers, experts]"
+        )
+    if not np.isfinite(load).all() or load.min() < 0:
+        raise RoutingError("load holds NaN, infinity or negative counts: record again")
+    if not load.any():
+        raise RoutingError("an empty profile (no load): record some traffic first")
+
+    read = len(load)
+    rows = list(range(read)) if model is None else rows_with_experts(model, read)
+    if model is not None and len(rows) < read:
+        notes.append(without(model, read, rows))
+        if np.delete(load, rows, axis=0).any():
+            raise RoutingError(
+                f"load has {read} rows, and those of layers without experts in {model.name} "
+                "are not zero: is this another model's recording?"
+            )
+        load = load[rows]
+
+    top_k = told.top_k or (model.top_k if model else None)
+    if top_k is None:
+        raise RoutingError("loads alone: give --model, which says the top-k (tokens follow)")
+    choices = load.sum(axis=1)
+    counted = float(choices.max()) / top_k
+    ran = choices[choices > 0]
+    even = bool((np.abs(ran / top_k - counted) <= ROUNDING * counted).all())
+    fits = told.tokens is not None and abs(counted - told.tokens) <= ROUNDING * told.tokens
+    if (experts := one_rank(load)) is not None:
+        what = f"only {experts} of {load.shape[1]} experts have any load, the same in every layer"
+        if not even or (told.tokens is not None and not fits):
+            raise RoutingError(f"{what}: are these one rank's counters? add up those of all ranks")
+        notes.append(f"{what}: if these are one rank's counters, add up those of all ranks")
+    if told.tokens is not None and not told.sampled and not (fits and even):
+        low, high = (one / (told.tokens * top_k) for one in (ran.min(), ran.max()))
+        if fits:
+            notes.append(f"layers hold {low:.1%} to {high:.1%} of tokens x top-{top_k}")
+        else:
+            notes.append(
+                f"tokens counted from the loads, which are {low:.1%} to {high:.1%} of the file's "
+                f"{told.tokens:,.10g} x top-{top_k}"
+            )
+    share = counted / told.tokens if told.sampled and told.tokens else 1.0
+    tokens = told.tokens if fits and told.tokens is not None else counted
+    sampled = told.sampled or not even
+    return Loads(load, rows, read, top_k, tokens, sampled, share, dict.fromkeys(notes, tokens))
