@@ -57,8 +57,9 @@ def test_steps_that_were_measured_arrive(controller: Controller, sink: GrpcSink)
 
 def test_counts_of_any_size_arrive_exactly(controller: Controller, sink: GrpcSink) -> None:
     recording = a_recording(prefill=PROMPT)
-    recording.counts.load[0] = [[2**24 - 1, 256, 0, 1], [2**31, 255, 65_536, 2**32 - 1]]
-    recording.counts.tokens[0] = 2**24 + 256
+    last = [2**31, 255, 65_536, 2**32 - 1]
+    recording.counts.load[0] = [[2**24 - 1, 256, 0, sum(last) - 2**24 - 255], last]
+    recording.counts.tokens[0] = sum(last)
     sink.push(1, recording)
     (counts,) = controller.requests[0].counts
     assert array(counts.load, 2, 4) == recording.counts.load[0].tolist()

@@ -17,7 +17,7 @@ def test_json_is_one_object_with_every_case_and_the_report_stands_alone(placer: 
     args = ("--gpus", "2", "--redundant", "0..4", "--json", "--html", "r.html")
     ended = placer("whatif", "t.npz", *args)
     assert ended.code == 0
-    assert set(ended.json) == {"status", "reason", "best", "cases"}
+    assert set(ended.json) == {"status", "reason", "best", "cases", "notes"}
     # Of the range, those that give both GPUs as many slots.
     assert [case["redundant"] for case in ended.json["cases"]] == [0, 2, 4]
     assert ended.json["best"] in ended.json["cases"]
