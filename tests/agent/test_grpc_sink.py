@@ -58,7 +58,8 @@ def test_steps_that_were_measured_arrive(controller: Controller, sink: GrpcSink)
 def test_counts_of_any_size_arrive_exactly(controller: Controller, sink: GrpcSink) -> None:
     recording = a_recording(prefill=PROMPT)
     last = [2**31, 255, 65_536, 2**32 - 1]
-    recording.counts.load[0] = [[2**24 - 1, 256, 0, sum(last) - 2**24 - 255], last]
+    first = [2**24 - 1, 256, 2**31]
+    recording.counts.load[0] = [[*first, sum(last) - sum(first)], last]
     recording.counts.tokens[0] = sum(last)
     sink.push(1, recording)
     (counts,) = controller.requests[0].counts
