@@ -231,6 +231,8 @@ def test_steps_are_timed_by_phase_on_the_clock_that_the_engine_sees(
     """A prompt of 2 tokens in a step of 30 ms, then decoding steps 10 ms apart, and 1 s of rest."""
     ended_s = iter([100.025, 100.035, 100.045, 101.055])
     counters = Counters(LAYERS, EXPERTS, TOP_K, 4, torch.device("cpu"))
+    for layer in range(LAYERS):
+        counters.capture(layer, torch.arange(TOP_K).repeat(4, 1))
     recorder = Recorder(counters)
     monkeypatch.setattr("placer.agent.recorder.time.monotonic", lambda: next(ended_s))
     for begun_s, position, size in ((100.0, 0, 2), (100.03, 2, 1), (100.04, 3, 1)):
