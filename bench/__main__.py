@@ -19,7 +19,7 @@ BENCHMARKS = (
     "agent",
     "controller",
 )
-LONG = ("mutants", "matrix")
+LONG = ("mutants", "matrix", "verdicts")
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:

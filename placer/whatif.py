@@ -1,18 +1,23 @@
 """What if: the same traffic on other widths, redundancies, topologies and dispatch modes.
 
-Each case is planned on one part of the recording and judged on the other. Then come three answers:
-the knee, where further redundant slots stop paying; the best width; and whether to change anything.
+Each case is planned on one part of the recording and judged on the other; without another part, on
+the same, less what chance alone would seem to win (chance.py). What it wins has two parts: what the
+slots win filled blind, with every expert taken to be chosen alike, and what knowing the traffic
+wins over that. Then come three answers: the knee, where further redundant slots stop paying; the
+best width; and whether knowing the traffic is worth a change.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 
+from placer.chance import even, fitted, of_layers, quantile, tiled
 from placer.cost import Score, moves, outlook, score
 from placer.cost.memory import budget_bytes, gpu_bytes
-from placer.errors import PlacerError
+from placer.errors import PlacementError, PlacerError
 from placer.model import ModelShape
 from placer.objective import Dispatch, Effort, Objective
 from placer.placement import Placement
@@ -23,7 +28,8 @@ from placer.profile import Profile
 from placer.topology import Topology
 from placer.trace import Trace
 
-PARTS = 8  # of the held-out sequences: how much the gain differs between them says how sure it is
+PARTS = 16  # of the held-out sequences: how much the gain differs between them says how sure it is
+CHANCE = 0.001  # that a sweep recommends a plan, were there nothing in the traffic to know
 STRAIGHT = 0.1  # a plot of step time that bends by less of its fall has no knee
 WORTH = 0.01  # a share of the MoE layers' time below which nobody should bother
 Verdict = Literal["recommended", "not_recommended", "insufficient_evidence"]
@@ -44,7 +50,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Study:
-    """What all cases share. No plan sees the ``holdout`` sequences; ``current`` is what runs."""
+    """What all cases share. No plan sees the ``holdout`` sequences; ``current`` is what runs.
+
+    The best of so many ``cases`` is chosen: the more, the likelier that chance makes one shine.
+    """
 
     model: ModelShape
     profile: Profile
@@ -54,6 +63,7 @@ class Study:
     optimizer: str = "joint"
     seed: int = 0
     effort: Effort = Effort()
+    cases: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +71,13 @@ class Outcome:
     """What a case comes to; ``problem`` says why there is nothing else.
 
     before, after: of what would run otherwise and of the plan, on the held-out sequences, or else
-                   as the profile lets expect. Otherwise: the current plan where it fits, or else
-                   the linear placement without redundant slots
-    gain, noise:   share of the MoE layers' time in a step that the plan saves, and what of it may
-                   be chance
+                   on the profile that the plan was made from. Otherwise: the current plan where it
+                   fits, or else the linear placement without redundant slots
+    step_s:        seconds of a step's MoE layers to come: of ``after``, and what it owes to chance
+    gain:          share of the MoE layers' time in a step that the plan saves
+    blind_gain:    what of it the slots win, filled blind to the traffic; none where what runs
+                   otherwise is no slower
+    noise:         what of the rest, the traffic gain, may be chance; 1 if nothing is known of that
     tokens_per_s:  tokens a second and GPU that the MoE layers let through
     kv_bytes:      memory of a GPU that the weights leave to the KV cache
     moved:         share of the slots that moves from the current plan, if it fits the case
@@ -75,12 +88,19 @@ class Outcome:
     problem: str = ""
     before: Score | None = None
     after: Score | None = None
+    step_s: float = 0.0
     gain: float = 0.0
+    blind_gain: float = 0.0
     noise: float = 0.0
     tokens_per_s: float = 0.0
     kv_bytes: int = 0
     moved: float | None = None
     against: str = ""
+
+    @property
+    def traffic_gain(self) -> float:
+        """What knowing the traffic wins."""
+        return self.gain - self.blind_gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,27 +123,105 @@ def evaluate(study: Study, case: Case) -> Outcome:
     try:
         problem = _problem(study, case)
         solution = solve(problem, study.optimizer)
+        if isinstance(solution, Infeasible):
+            return Outcome(case, problem=solution.reason)
+        otherwise = problem if problem.current else _problem(study, replace(case, redundant=0))
+        trial = Trial(study, otherwise, problem, _blind(otherwise, problem), solution.placement)
+        evidence = trial.on_profile() if study.holdout is None else trial.on(study.holdout)
     except PlacerError as error:
         return Outcome(case, problem=str(error))
-    if isinstance(solution, Infeasible):
-        return Outcome(case, problem=solution.reason)
-    placement = solution.placement
-    otherwise = problem if problem.current else _problem(study, replace(case, redundant=0))
-    gain, noise = _gain(otherwise, problem, placement, study.holdout)
-    after = score(problem, placement, study.holdout)
-    weights = int(gpu_bytes(study.model, placement).max())
-    moved = moves.cost(problem, problem.current, placement) if problem.current else None
+    before, after = evidence.before, evidence.after
+    step_s = after.step_s + evidence.chance_s
+    weights = int(gpu_bytes(study.model, solution.placement).max())
+    moved = problem.current and moves.cost(problem, problem.current, solution.placement)
     return Outcome(
         case=case,
-        before=score(otherwise, otherwise.start, study.holdout),
+        before=before,
         after=after,
-        gain=gain,
-        noise=noise,
-        tokens_per_s=problem.objective.tokens_per_gpu / after.step_s,
+        step_s=step_s,
+        gain=1 - step_s / before.step_s,
+        blind_gain=max(1 - evidence.blind.step_s / before.step_s, 0.0),
+        noise=min(evidence.noise_s / before.step_s, 1.0),
+        tokens_per_s=problem.objective.tokens_per_gpu / step_s,
         kv_bytes=budget_bytes(case.topology, problem.objective) - weights,
         moved=moved.moved_share if moved else None,
         against="the current plan" if otherwise.current else "the linear placement",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """
+    before, blind, after: what would run otherwise, the slots filled blind, and the plan
+    chance_s: seconds a step that the plan will take longer, having fitted chance
+    noise_s:  what of the seconds between the plan and the better of the others may be chance
+    """
+
+    before: Score
+    blind: Score
+    after: Score
+    chance_s: float
+    noise_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A plan, ``after``, of ``problem``; what would run ``otherwise``, and the slots filled
+    ``blind``."""
+
+    study: Study
+    otherwise: Problem
+    problem: Problem
+    blind: Placement
+    after: Placement
+
+    def on(self, holdout: Trace) -> Evidence:
+        """On sequences that the plan did not see: they differ by chance, it has fitted none."""
+        before, blind, after = self._scores(holdout)
+        parts = min(PARTS, holdout.sequences)
+        if parts < 2:
+            return Evidence(before, blind, after, 0.0, before.step_s)
+        place = np.arange(holdout.sequences) % parts
+        saved = []
+        for part in range(parts):
+            one, other, plan = self._scores(holdout.select(place == part))
+            saved.append((one if before.step_s <= blind.step_s else other).step_s - plan.step_s)
+        error = float(np.std(saved, ddof=1)) / parts**0.5
+        return Evidence(before, blind, after, 0.0, quantile(parts - 1, self._chance) * error)
+
+    def on_profile(self) -> Evidence:
+        """On the recording that the plan was made from."""
+        before, blind, after = self._scores(None)
+        reference = self.otherwise.start if before.step_s <= blind.step_s else self.blind
+        luck = fitted(self.problem, self.study.optimizer, reference)
+        experts = outlook.experts_gain(self.problem, reference, self.after)
+        noise_s = max(
+            quantile(luck.freedom, self._chance) * luck.error_s,
+            NormalDist().inv_cdf(1 - self._chance) * experts.noise_s / outlook.SIGMAS,
+        )
+        return Evidence(before, blind, after, luck.seconds, noise_s)
+
+    @property
+    def _chance(self) -> float:
+        return CHANCE / self.study.cases
+
+    def _scores(self, trace: Trace | None) -> tuple[Score, Score, Score]:
+        before = score(self.otherwise, self.otherwise.start, trace)
+        same = self.blind is self.otherwise.start
+        blind = before if same else score(self.problem, self.blind, trace)
+        return before, blind, score(self.problem, self.after, trace)
+
+
+def _blind(otherwise: Problem, problem: Problem) -> Placement:
+    """The problem's slots filled for a router that is known to choose every expert alike."""
+    if problem.slots == problem.model.experts:
+        return problem.linear
+    objective = replace(problem.objective, guard=0.0, uneven=False)
+    alike = replace(of_layers(problem, even(problem.profile)), objective=objective, current=None)
+    solution = solve(alike, "joint")
+    if isinstance(solution, Infeasible):
+        raise PlacementError(solution.reason)
+    return tiled(solution.placement, problem.model.layers)
 
 
 def _problem(study: Study, case: Case) -> Problem:
@@ -146,7 +244,7 @@ def _problem(study: Study, case: Case) -> Problem:
 
 def advise(study: Study, cases: Sequence[Case], over: Map) -> Advice:
     """Evaluate all cases with ``over``, a map that may work in parallel, and draw conclusions."""
-    outcomes = tuple(over(Evaluate(study), cases))
+    outcomes = tuple(over(Evaluate(replace(study, cases=max(len(cases), 1))), cases))
     found = [outcome for outcome in outcomes if not outcome.problem]
     widths = dict.fromkeys((outcome.case.topology, outcome.case.dispatch) for outcome in found)
     knees = tuple(
@@ -175,7 +273,7 @@ def knee(outcomes: Sequence[Outcome]) -> Outcome:
     way, more pays to the end: the fastest. If redundancy wins nothing to speak of: the first.
     """
     ordered = sorted(outcomes, key=lambda outcome: outcome.case.redundant)
-    steps = np.array([outcome.after.step_s for outcome in ordered if outcome.after])
+    steps = np.array([outcome.step_s for outcome in ordered])
     if steps.min() > steps[0] * (1 - WORTH):
         return ordered[0]
     if len(ordered) < 3 or steps[-1] >= steps[0]:
@@ -189,35 +287,25 @@ def knee(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def judge(best: Outcome | None, holdout: Trace | None) -> tuple[Verdict, str]:
-    """Whether to use the best plan, and why, with both numbers."""
+    """Whether knowing the traffic is worth the change to the best plan, and why, in numbers."""
     if best is None:
         return "not_recommended", "no case keeps its limits"
     basis = "held-out sequences" if holdout is not None else "the profile alone, without a hold-out"
     less = "less" if best.gain >= 0 else "more"
+    blind = (
+        f": the slots alone, filled blind to the traffic, win {best.blind_gain:.1%}, and knowing "
+        f"it {best.traffic_gain:.1%}"
+        if best.blind_gain
+        else ""
+    )
     reason = (
         f"on {best.case.label}, the MoE layers of a step take {abs(best.gain):.1%} {less} time "
-        f"than with {best.against} (noise {best.noise:.1%}), judged on {basis}"
+        f"than with {best.against}{blind} (noise {best.noise:.1%}), judged on {basis}"
     )
-    if best.gain - best.noise > WORTH:
+    if best.traffic_gain - best.noise > WORTH:
         return "recommended", reason
-    if best.gain + best.noise < WORTH:
-        return "not_recommended", f"{reason}: not worth a change"
-    return "insufficient_evidence", f"{reason}: a longer recording would tell"
-
-
-def _gain(
-    otherwise: Problem, problem: Problem, after: Placement, holdout: Trace | None
-) -> tuple[float, float]:
-    """Share of the MoE layers' time saved over ``otherwise.start``, and two standard errors."""
-    if holdout is None or holdout.sequences < 2:
-        before = score(otherwise, otherwise.start)
-        noise_s = outlook.experts_gain(problem, otherwise.start, after).noise_s
-        return 1 - score(problem, after).step_s / before.step_s, noise_s / before.step_s
-    parts = min(PARTS, holdout.sequences)
-    gains = []
-    for part in range(parts):
-        some = holdout.select(np.arange(holdout.sequences) % parts == part)
-        before = score(otherwise, otherwise.start, some)
-        gains.append(1 - score(problem, after, some).step_s / before.step_s)
-    error = float(np.std(gains, ddof=1)) / parts**0.5
-    return float(np.mean(gains)), outlook.SIGMAS * error
+    if best.traffic_gain + best.noise >= WORTH:
+        return "insufficient_evidence", f"{reason}: a longer recording would tell"
+    if best.blind_gain > WORTH:
+        return "not_recommended", f"{reason}: the slots may be worth it, knowing the traffic is not"
+    return "not_recommended", f"{reason}: not worth a change"

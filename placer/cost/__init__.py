@@ -7,6 +7,7 @@ import numpy as np
 
 from placer.arrays import FloatArray
 from placer.cost import balance, compute, links, traffic
+from placer.cost.traffic import Traffic
 from placer.errors import PlacementError
 from placer.placement import Placement
 from placer.problem import Problem
@@ -55,27 +56,13 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
             "no slot of layer {} holds expert {}: its tokens cannot be served, so there is nothing "
             "to measure; placer plan --current mends such a map".format(*lost[0])
         )
-    topology, objective = problem.topology, problem.objective
     if trace is None:
         load = problem.profile.load
-        flows = traffic.expected(problem.profile, placement, objective.dispatch)
+        flows = traffic.expected(problem.profile, placement, problem.objective.dispatch)
     else:
         load = trace.load.astype(np.float64)
-        flows = traffic.measured(trace, placement, objective.dispatch)
-
-    step_tokens = objective.tokens_per_gpu * topology.gpus
-    scale = step_tokens / flows.tokens
-    experts_s = compute.seconds(problem, placement, flows.served * scale, load * scale)
-    there, back = problem.model.dispatch_bytes, problem.model.combine_bytes
-    if objective.dispatch == "allgather":
-        exchange = [links.allgather_seconds(topology, step_tokens, size) for size in (there, back)]
-        dispatch_s, combine_s = (np.full(len(load), seconds) for seconds in exchange)
-    else:
-        dispatch_s = links.seconds(flows.dispatch, topology, there * scale)
-        combine_s = links.seconds(flows.combine, topology, back * scale)
-
-    shown = links.exposed(dispatch_s + combine_s, experts_s, objective.overlap)
-    dispatch_s, combine_s = dispatch_s * shown, combine_s * shown
+        flows = traffic.measured(trace, placement, problem.objective.dispatch)
+    dispatch_s, experts_s, combine_s = _seconds(problem, placement, load, flows)
 
     rank_load = balance.rank_load(load, placement)
     layers = balance.by_layer(rank_load)
@@ -93,6 +80,31 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
         experts_s=float(experts_s.sum()),
         combine_s=float(combine_s.sum()),
     )
+
+
+def layer_seconds(problem: Problem, placement: Placement) -> FloatArray:
+    """[layers] seconds of a step's MoE layers, as expected from the problem's profile."""
+    flows = traffic.expected(problem.profile, placement, problem.objective.dispatch)
+    return _seconds(problem, placement, problem.profile.load, flows).sum(axis=0)
+
+
+def _seconds(
+    problem: Problem, placement: Placement, load: FloatArray, flows: Traffic
+) -> FloatArray:
+    """[3, layers] dispatch, experts and combine of a step. load: [layers, experts] of the flows"""
+    topology, objective = problem.topology, problem.objective
+    step_tokens = objective.tokens_per_gpu * topology.gpus
+    scale = step_tokens / flows.tokens
+    experts_s = compute.seconds(problem, placement, flows.served * scale, load * scale)
+    there, back = problem.model.dispatch_bytes, problem.model.combine_bytes
+    if objective.dispatch == "allgather":
+        exchange = [links.allgather_seconds(topology, step_tokens, size) for size in (there, back)]
+        dispatch_s, combine_s = (np.full(len(load), seconds) for seconds in exchange)
+    else:
+        dispatch_s = links.seconds(flows.dispatch, topology, there * scale)
+        combine_s = links.seconds(flows.combine, topology, back * scale)
+    shown = links.exposed(dispatch_s + combine_s, experts_s, objective.overlap)
+    return np.stack([dispatch_s * shown, experts_s, combine_s * shown])
 
 
 def _mean(by_layer: FloatArray | None) -> float | None:
