@@ -55,7 +55,7 @@ def fitted(problem: Problem, optimizer: str, reference: Placement) -> Chance:
     solution = solve(null, optimizer)
     if isinstance(solution, Infeasible):
         raise PlacementError(solution.reason)
-    won = layer_seconds(null, tiled(reference, LAYERS)) - layer_seconds(null, solution.placement)
+    won = layer_seconds(null, _tiled(reference, LAYERS)) - layer_seconds(null, solution.placement)
     won = won * min((drawn.tokens / independent_tokens(problem.profile)) ** 0.5, 1.0)
     layers = int(problem.profile.load.any(axis=1).sum())
     # Of the sum over other layers, as many as the recording has, beside the mean of those drawn.
@@ -74,7 +74,7 @@ def of_layers(problem: Problem, profile: Profile) -> Problem:
             problem.topology, gpu=replace(gpu, hbm_bytes=round(gpu.hbm_bytes * max(more, 1)))
         ),
         profile=profile,
-        current=problem.current and tiled(problem.current, layers),
+        current=problem.current and _tiled(problem.current, layers),
         effort=replace(problem.effort, iterations=int(problem.effort.iterations * more)),
         trace=None,
     )
@@ -127,7 +127,7 @@ def _draw(experts: int, top_k: int, tokens: int) -> Profile:
     return of_trace(Trace(ids, np.ones(tokens, dtype=np.int64), experts))
 
 
-def tiled(placement: Placement, layers: int) -> Placement:
+def _tiled(placement: Placement, layers: int) -> Placement:
     """As many layers, from the first and over again."""
     rows = np.arange(layers) % placement.layers
     table = placement.physical_to_logical[rows]

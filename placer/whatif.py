@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from placer.chance import even, fitted, of_layers, quantile, tiled
+from placer.chance import even, fitted, of_layers, quantile
 from placer.cost import Score, moves, outlook, score
 from placer.cost.memory import budget_bytes, gpu_bytes
 from placer.errors import PlacementError, PlacerError
@@ -199,7 +199,8 @@ class Trial:
             quantile(luck.freedom, self._chance) * luck.error_s,
             NormalDist().inv_cdf(1 - self._chance) * experts.noise_s / outlook.SIGMAS,
         )
-        return Evidence(before, blind, after, luck.seconds, noise_s)
+        won_s = min(before.step_s, blind.step_s) - after.step_s
+        return Evidence(before, blind, after, min(luck.seconds, max(won_s, 0.0)), noise_s)
 
     @property
     def _chance(self) -> float:
@@ -213,7 +214,8 @@ class Trial:
 
 
 def _blind(otherwise: Problem, problem: Problem) -> Placement:
-    """The problem's slots filled for a router that is known to choose every expert alike."""
+    """The problem's slots filled for a router that is known to choose every expert alike; which of
+    them stand where, and have replicas, is drawn for each layer."""
     if problem.slots == problem.model.experts:
         return problem.linear
     objective = replace(problem.objective, guard=0.0, uneven=False)
@@ -221,7 +223,10 @@ def _blind(otherwise: Problem, problem: Problem) -> Placement:
     solution = solve(alike, "joint")
     if isinstance(solution, Infeasible):
         raise PlacementError(solution.reason)
-    return tiled(solution.placement, problem.model.layers)
+    lots, layers = np.random.default_rng(problem.seed), problem.model.layers
+    ids = np.arange(problem.model.experts).reshape(problem.model.groups, -1)
+    drawn = [lots.permuted(lots.permutation(ids), axis=1).ravel() for _ in range(layers)]
+    return problem.placement(np.stack(drawn)[:, solution.placement.physical_to_logical[0]])
 
 
 def _problem(study: Study, case: Case) -> Problem:

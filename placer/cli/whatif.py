@@ -21,6 +21,8 @@ from placer.topology import Topology
 from placer.trace import told
 from placer.whatif import Case, Outcome, Study, advise
 
+OBJECTIVE = Objective()
+
 
 def whatif(
     traffic_files: Annotated[
@@ -49,6 +51,13 @@ def whatif(
             "--uneven", help="Let GPUs hold different numbers of a layer's experts (moetuner)."
         ),
     ] = False,
+    overlap: Annotated[
+        float,
+        typer.Option(help="Share of communication that the engine hides behind the experts' work."),
+    ] = OBJECTIVE.overlap,
+    guard: Annotated[
+        float, typer.Option(help="Share of unknown traffic to plan for beside the recorded.")
+    ] = OBJECTIVE.guard,
     current: Annotated[Path | None, typer.Option(help="The plan that runs today.")] = None,
     holdout: Annotated[
         float, typer.Option(help="Share of sequences to judge on and not to plan from.")
@@ -64,14 +73,18 @@ def whatif(
 ) -> None:
     """Compare how the same traffic would run elsewhere, and say whether to change anything.
 
-    Plans are made on one part of the sequences and judged on the other.
+    Plans are made on one part of the sequences and judged on the other; a profile's on itself, less
+    what chance alone would win. It is recommended what is worth knowing of the traffic.
     """
     traffic = inputs.load_traffic(traffic_files, model, holdout, seed, only_traces=False)
     study = Study(
         model=traffic.model,
         profile=traffic.profile,
         objective=Objective(
-            tokens_per_gpu=STEP_TOKENS_PER_GPU[traffic.profile.phase], uneven=uneven
+            tokens_per_gpu=STEP_TOKENS_PER_GPU[traffic.profile.phase],
+            uneven=uneven,
+            overlap=overlap,
+            guard=guard,
         ),
         holdout=traffic.holdout,
         current=read_plan(current).placement if current else None,
@@ -103,7 +116,11 @@ def whatif(
     else:
         for table in sweep_tables(advice, study.model.sized):
             out.print(table)
-        out.print("* further redundancy does not pay; ** the best of these", style="dim")
+        out.print(
+            "* further redundancy does not pay; ** the best of these; blind: what the slots win, "
+            "whatever the traffic",
+            style="dim",
+        )
         out.print(f"{advice.verdict}: {advice.reason}", soft_wrap=True)
     if html:
         note(f"wrote the report to {html}")

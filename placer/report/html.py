@@ -56,7 +56,7 @@ def sweep_report(study: Study, advice: Advice) -> str:
             {
                 "name": f"{case.topology.title}, {case.dispatch}",
                 "redundant": [o.case.redundant for o in mine],
-                "step_ms": [o.after.step_s * 1e3 for o in mine if o.after],
+                "step_ms": [o.step_s * 1e3 for o in mine],
                 "kv_gb": [o.kv_bytes / 1e9 for o in mine],
                 "knee": case.redundant,
                 "rate": knee.tokens_per_s,

@@ -28,7 +28,7 @@ def sweep_tables(advice: Advice, sized: bool) -> Iterator[RenderableType]:
 
 def names(sized: bool) -> list[str]:
     timed = ["step, ms", "tok/s/GPU", "KV, GB"] if sized else []
-    figures = ["balance", "GPUs/tok", "gain", "noise", *timed, "moved"]
+    figures = ["balance", "GPUs/tok", "gain", "blind", "noise", *timed, "moved"]
     return ["topology", "dispatch", "slots +", *figures]
 
 
@@ -47,11 +47,12 @@ def _row(advice: Advice, outcome: Outcome, sized: bool) -> list[str]:
         f"{after.balancedness:.4f}",
         "-" if after.fanout_gpus is None else f"{after.fanout_gpus:.3f}",
         f"{outcome.gain:.1%}",
+        f"{outcome.blind_gain:.1%}",
         f"{outcome.noise:.1%}",
     ]
     if sized:
         cells += [
-            f"{after.step_s * 1e3:.2f}",
+            f"{outcome.step_s * 1e3:.2f}",
             f"{outcome.tokens_per_s:,.0f}",
             f"{outcome.kv_bytes / 1e9:.1f}",
         ]
@@ -84,8 +85,10 @@ def outcome_json(advice: Advice, outcome: Outcome, sized: bool) -> dict[str, Any
         "fanout_nodes": after.fanout_nodes if after else None,
         "hops": after.hops if after else None,
         "step_ms_before": before.step_s * 1e3 if before and timed else None,
-        "step_ms_after": after.step_s * 1e3 if after and timed else None,
+        "step_ms_after": outcome.step_s * 1e3 if timed else None,
         "gain": outcome.gain if after else None,
+        "blind_gain": outcome.blind_gain if after else None,
+        "traffic_gain": outcome.traffic_gain if after else None,
         "noise": outcome.noise if after else None,
         "tokens_per_s_per_gpu": outcome.tokens_per_s if timed else None,
         "kv_bytes_per_gpu": outcome.kv_bytes if timed else None,

@@ -9,7 +9,7 @@ from tests.builders import a_model, by_hand, loads
 
 def an_advice() -> Advice:
     """On 2 GPUs a step takes 24, 16 and 16 us with 0, 2 and 4 slots more, on 4 GPUs 40 us."""
-    study = Study(a_model(), loads([[80, 16, 16, 16]] * 2), Objective(tokens_per_gpu=8))
+    study = Study(a_model(), loads([[80e9, 16e9, 16e9, 16e9]] * 2), Objective(tokens_per_gpu=8))
     cases = [Case(by_hand(2), slots, "allgather") for slots in (0, 1, 2, 4)]
     return advise(study, [*cases, Case(by_hand(4), 0, "allgather")], map)
 
@@ -28,6 +28,8 @@ def test_a_row_has_the_figures_of_its_case() -> None:
     found = columns()
     assert found["balance"] == ["0.6667", "1.0000", "1.0000", "0.4000"]
     assert found["gain"] == ["0.0%", "33.3%", "33.3%", "0.0%"]
+    assert found["blind"][0] == found["blind"][3] == "0.0%"
+    assert set(found["noise"]) == {"0.0%"}
     assert found["step, ms"] == ["0.02", "0.02", "0.02", "0.04"]
     assert found["tok/s/GPU"] == ["333,333", "500,000", "500,000", "200,000"]
     assert set(found["moved"] + found["GPUs/tok"]) == {"-"}
