@@ -16,13 +16,13 @@ import numpy as np
 
 from placer import topology
 from placer.model import ModelShape
-from placer.objective import DISPATCHES, STEP_TOKENS_PER_GPU, Dispatch, Objective
+from placer.objective import DISPATCHES, Dispatch, Objective
 from placer.profile import of_trace
 from placer.trace import Trace
 from placer.whatif import CHANCE, Case, Study, advise
 
 SEEDS = int(os.environ.get("SEEDS", "1000"))
-MODEL = ModelShape(name="small", layers=4, experts=16, top_k=4, hidden=2048, moe_intermediate=1024)
+MODEL = ModelShape(name="small", layers=2, experts=8, top_k=2, hidden=2048, moe_intermediate=1024)
 TOKENS = (100, 400, 2000)
 SEQUENCE = 10  # tokens
 SOURCES = ("trace", "profile", "loads")
@@ -31,31 +31,26 @@ SOURCES = ("trace", "profile", "loads")
 def run() -> None:
     print(f"recommended of {SEEDS} seeds, {MODEL.dims}, 2 and 4 GPUs, 0, 4 and 8 redundant slots")
     with ProcessPoolExecutor() as pool:
-        for tokens, source, dispatch, phase in product(
-            TOKENS, SOURCES, DISPATCHES, STEP_TOKENS_PER_GPU
-        ):
-            if phase == "mixed":
-                continue
-            one = partial(verdict, tokens, source, dispatch, phase)
+        for tokens, source, dispatch in product(TOKENS, SOURCES, DISPATCHES):
+            one = partial(verdict, tokens, source, dispatch)
             found = Counter(pool.map(one, range(SEEDS), chunksize=10))
             mark = "" if found["recommended"] <= CHANCE * SEEDS else "  TOO MANY"
-            setting = f"{tokens:5} tokens, {source:8}{dispatch:10}{phase:8}"
+            setting = f"{tokens:5} tokens, {source:8}{dispatch:10}"
             print(f"{setting}{found['recommended']:4}{mark}  {dict(found)}", flush=True)
 
 
-def verdict(tokens: int, source: str, dispatch: Dispatch, phase: str, seed: int) -> str:
+def verdict(tokens: int, source: str, dispatch: Dispatch, seed: int) -> str:
     lots = np.random.default_rng(seed)
     keys = lots.random((tokens, MODEL.layers, MODEL.experts))
     ids = keys.argpartition(MODEL.top_k - 1, axis=2)[:, :, : MODEL.top_k]
-    trace = Trace(ids, np.full(tokens // SEQUENCE, SEQUENCE), MODEL.experts, meta={"phase": phase})
+    trace = Trace(ids, np.full(tokens // SEQUENCE, SEQUENCE), MODEL.experts)
     holdout = None
     if source == "trace":
         trace, holdout = trace.split(0.5, seed)
     profile = of_trace(trace)
     if source == "loads":
         profile = replace(profile, coactivation=None, transitions=None, spread=None)
-    objective = Objective(tokens_per_gpu=STEP_TOKENS_PER_GPU[phase])
-    study = Study(MODEL, profile, objective, holdout)
+    study = Study(MODEL, profile, Objective(), holdout)
     widths = [topology.preset("h100").resized(gpus, 1) for gpus in (2, 4)]
     cases = [Case(where, extra, dispatch) for where in widths for extra in (0, 4, 8)]
     return advise(study, cases, map).verdict
