@@ -56,7 +56,7 @@ def guarded(profile: Profile, share: float) -> Profile:
 
 
 def _mixed(counts: FloatArray, chance: FloatArray, share: float) -> FloatArray:
-    """``counts`` with ``share`` of each layer's own total spread over the pairs as by ``chance``."""
+    """``counts`` with ``share`` of each layer's own total spread over pairs as ``chance`` is."""
     total = counts.sum(axis=(1, 2), keepdims=True)
     return (1 - share) * counts + share * total * chance / max(chance.sum(), 1.0)
 

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from placer.arrays import FloatArray
-from placer.cost import balance, compute, links, traffic
+from placer.cost import balance, compute, links, outlook, traffic
 from placer.errors import PlacementError
 from placer.placement import Placement
 from placer.problem import Problem
@@ -46,7 +46,8 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
     """What ``placement`` does to the problem's profile or, if given, to the trace's tokens.
 
     Seconds are of a step in which every GPU brings the objective's ``tokens_per_gpu`` tokens,
-    routed as in the profile or trace: dispatch + experts + combine, each the slowest GPU's.
+    routed as in the profile or trace: dispatch + experts + combine, each the slowest GPU's. Where a
+    part of the profile's traffic is unknown, that is the slowest to be expected (outlook.py).
 
     Raises PlacementError if no slot holds an expert: its tokens cannot be served.
     """
@@ -66,6 +67,8 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
     step_tokens = objective.tokens_per_gpu * topology.gpus
     scale = step_tokens / flows.tokens
     experts_s = compute.seconds(problem, placement, flows.served * scale, load * scale)
+    if trace is None and problem.profile.unknown is not None:
+        experts_s = np.maximum(experts_s, outlook.uncertain_seconds(problem, placement))
     there, back = problem.model.dispatch_bytes, problem.model.combine_bytes
     if objective.dispatch == "allgather":
         exchange = [links.allgather_seconds(topology, step_tokens, size) for size in (there, back)]
