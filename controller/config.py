@@ -134,7 +134,7 @@ class _PoolSpec(BaseModel):
     overlap: float | None = Field(default=None, ge=0, le=1)
     guard: float | None = Field(default=None, ge=0, le=1)
     max_moved: float | None = Field(default=None, ge=0, le=1)
-    horizon_s: float | None = Field(default=None, ge=0)
+    horizon_s: float | None = Field(default=None, ge=0, le=1e12)
     survive_node: bool | None = None
     bytes_per_minute: int | None = Field(default=None, ge=0)
     rank_bytes: int | None = Field(default=None, ge=1)

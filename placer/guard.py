@@ -9,44 +9,56 @@ token uses an expert, P[e, f] that it uses both, P[e, e] = p[e], K experts a tok
     cov(p'[e], p'[f]) = s * (P[e, f] - p[e] p[f])    s = sum (p[e] - K/E)^2 / sum p[e] (1 - p[e])
 
 The second matrix is the covariance of one token's choices, so that s is how uneven the recorded
-loads are beside those of a single token; pairs and transitions are those of chance.
+loads are beside those of a single token; pairs and transitions are those of chance. A layer of
+which counters saw a part, or nothing, keeps its total; where all tokens used the same experts,
+nothing is uncertain.
 """
 
 from dataclasses import replace
 
 import numpy as np
 
+from placer.arrays import FloatArray
 from placer.profile import Noise, Profile
 
 
 def guarded(profile: Profile, share: float) -> Profile:
-    """``profile`` with ``share`` of its traffic replaced by unknown traffic, and so uncertain."""
+    """``profile`` with ``share`` of its traffic replaced by unknown traffic, and so uncertain.
+
+    Its ``noise`` is the recorded one times (1 - share)^2, ``unknown`` the law's times share^2.
+    """
     if not share:
         return profile
-    experts = profile.experts
-    known, tokens, k = 1 - share, profile.tokens, profile.top_k
-    used = profile.load / tokens
+    used = profile.load / profile.tokens
     even = used.mean(axis=1, keepdims=True)
-    spread = ((used - even) ** 2).sum(axis=1) / np.maximum((used * (1 - used)).sum(axis=1), 1e-300)
-    variance = used * (1 - used)
+    variance = np.maximum(used * (1 - used), 0.0)
+    drawn = variance.sum(axis=1)
+    uneven = ((used - even) ** 2).sum(axis=1)
+    beside = np.divide(uneven, drawn, out=np.zeros_like(drawn), where=drawn > 0)
     covariance, pairs, transitions = None, None, None
-    off = 1 - np.eye(experts)
     if profile.coactivation is not None:
-        both = profile.coactivation / tokens
-        covariance = both - used[:, :, None] * used[:, None, :]
-        covariance *= off * (spread * share**2)[:, None, None]
-        chance = tokens * k * (k - 1) / (experts * max(experts - 1, 1))
-        pairs = known * profile.coactivation + share * chance * off
+        off = 1 - np.eye(profile.experts)
+        both = profile.coactivation / profile.tokens
+        covariance = (both - used[:, :, None] * used[:, None, :]) * off
+        pairs = _mixed(profile.coactivation, off, share)
     if profile.transitions is not None:
-        total = profile.transitions.sum(axis=(1, 2), keepdims=True)
-        transitions = known * profile.transitions + share * total / experts**2
+        every = np.ones((profile.experts, profile.experts))
+        transitions = _mixed(profile.transitions, every, share)
     return replace(
         profile,
-        load=known * profile.load + share * even * tokens,
+        load=(1 - share) * profile.load + share * even * profile.tokens,
         coactivation=pairs,
         transitions=transitions,
-        unknown=Noise(variance * (spread * share**2)[:, None], covariance),
+        spread=None,
+        known=profile.noise.times((1 - share) ** 2),
+        unknown=Noise(variance, covariance).times(share**2 * beside),
     )
+
+
+def _mixed(counts: FloatArray, chance: FloatArray, share: float) -> FloatArray:
+    """``counts`` with ``share`` of each layer's own total spread over pairs as ``chance`` is."""
+    total = counts.sum(axis=(1, 2), keepdims=True)
+    return (1 - share) * counts + share * total * chance / max(chance.sum(), 1.0)
 
 
 def advice(profile: Profile) -> str:

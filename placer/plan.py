@@ -124,9 +124,10 @@ class Plan:
     @property
     def gap(self) -> float | None:
         """How far the step may be above the best possible, as a share of the bound."""
-        if self.bound_s is None or self.fit is None:
+        bounded = self.guarded or self.fit
+        if self.bound_s is None or bounded is None:
             return None
-        return max(self.fit.after.step_s / self.bound_s - 1, 0.0)
+        return max(bounded.after.step_s / self.bound_s - 1, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,13 +105,19 @@ def make_plan(
     A running map that breaks a rule is never held: if the solution wins no more than mending it,
     the plan is the mended map. One that lost an expert has no figures, the mended map's stand for
     them.
+
+    With a guard, whether it pays is asked of the traffic that it was made for.
     """
-    scored = cache(lambda placement: score(problem, placement, fit))
+    scored = judged = cache(lambda placement: score(problem, placement, fit))
+    profile = guarded(problem.profile, problem.objective.guard)
+    if profile is not problem.profile:
+        mixed = replace(problem, profile=profile)
+        judged = cache(lambda placement: score(mixed, placement))
     mended, start = _mended(problem), problem.start
     if problem.current is not None:
         further = moves.cost(problem, mended.start, solution.placement)
-        scores = scored(mended.start), scored(solution.placement)
-        payoff = payoff_of(mended, solution.placement, *scores)
+        scores = judged(mended.start), judged(solution.placement)
+        payoff = payoff_of(replace(mended, profile=profile), solution.placement, *scores)
         reason = _not_worth(solution, payoff, further)
         if reason and mended is problem:
             return Hold(reason)
@@ -132,9 +138,8 @@ def make_plan(
             score(problem, measurable, holdout), score(problem, placement, holdout)
         )
     on_guarded = None
-    if problem.objective.guard:
-        mixed = replace(problem, profile=guarded(problem.profile, problem.objective.guard))
-        on_guarded = Comparison(score(mixed, measurable), score(mixed, placement))
+    if judged is not scored:
+        on_guarded = Comparison(judged(measurable), judged(placement))
     plan = Plan(
         placement=placement,
         mends=mends,
@@ -168,8 +173,12 @@ def _advice(problem: Problem) -> list[str]:
 
 def _reason(plan: Plan, moved: int) -> str:
     mending = f"mends: {'; '.join(plan.mends)}; " if plan.mends else ""
-    if plan.gain and plan.gain > 0:
-        return f"{mending}{saving(plan.gain, plan.whole_gain)} for {moved} moved slots"
+    where, gain, whole = "", plan.gain, plan.whole_gain
+    if plan.guarded:
+        where = f"with {plan.objective.guard:.0%} unknown traffic "
+        gain, whole = 1 - plan.guarded.after.step_s / plan.guarded.before.step_s, None
+    if gain and gain > 0:
+        return f"{mending}{where}{saving(gain, whole)} for {moved} moved slots"
     if plan.mends:
         return f"{mending}{moved} moved slots win no time"
     return "no faster than the linear placement on this traffic"

@@ -53,12 +53,18 @@ class Noise:
     variance: FloatArray
     covariance: FloatArray | None = None
 
+    def times(self, factor: FloatArray | float) -> "Noise":
+        """factor: of the variance; [layers], or one of all"""
+        by_layer = np.reshape(factor, (-1, 1))
+        covariance = None if self.covariance is None else self.covariance * by_layer[:, :, None]
+        return Noise(self.variance * by_layer, covariance)
+
     def of(self, weight: FloatArray) -> FloatArray:
         """[layers, sums] variance of weighted sums of experts. weight: [layers, experts, sums]"""
         found: FloatArray = np.einsum("le,leg->lg", self.variance, weight**2)
         if self.covariance is not None:
             found += np.einsum("leg,leg->lg", self.covariance @ weight, weight)
-        return found
+        return np.maximum(found, 0.0)  # rounding may leave less
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,8 +83,9 @@ class Profile:
                   engines side by side add up
     pace:         how the engine's steps went, if somebody measured them
     spread:       how it varies between sequences, if they were told apart
-    unknown:      variance of ``load / tokens`` beyond that, if part of the traffic is not known
-                  (guard.py)
+    known:        its sampling noise, if the counts do not say it: only a part of the traffic was
+                  recorded (guard.py)
+    unknown:      variance of ``load / tokens`` beyond that, of the part that was not
     sampled:      layers may hold less than tokens x top_k: counters saw a part of the choices
     notes:        what a reader left out or took otherwise, and of how many tokens
 
@@ -95,6 +102,7 @@ class Profile:
     phase: str = "mixed"
     window_s: float | None = None
     spread: Spread | None = None
+    known: Noise | None = None
     unknown: Noise | None = None
     pace: Pace | None = None
     sampled: bool = False
@@ -141,17 +149,19 @@ class Profile:
     def noise(self) -> Noise:
         """From the variation between blocks of sequences (a ratio estimator's), since the tokens of
         a sequence resemble each other; without blocks as if every token were drawn by itself."""
-        return _noise(self)
+        return self.known or _noise(self)
 
     @property
     def variety(self) -> float | None:
         """How much blocks of sequences differ: the rms of their loads' differences over the rms of
-        the loads, less what drawing tokens alone would give. None if they were not told apart."""
+        the loads, less what drawing tokens alone would give; of the layers that ran. None if they
+        were not told apart."""
         if self.spread is None or self.spread.blocks < FEWEST_BLOCKS:
             return None
-        share = self.load / self.tokens
+        ran = self.load.any(axis=1)
+        share = self.load[ran] / self.tokens
         drawn = share * (1 - share) / self.tokens
-        between = (self.noise.variance - drawn).sum(axis=1) * self.spread.blocks
+        between = (self.noise.variance[ran] - drawn).sum(axis=1) * self.spread.blocks
         return float(np.sqrt(np.maximum(between / (share**2).sum(axis=1), 0).mean()))
 
     @property
@@ -174,7 +184,7 @@ def _noise(profile: Profile) -> Noise:
     residual += spread.squares * share[:, :, None] * share[:, None, :]
     residual *= spread.blocks / (spread.blocks - 1) / profile.tokens**2
     diagonal = np.arange(profile.experts)
-    variance = residual[:, diagonal, diagonal]
+    variance = np.maximum(residual[:, diagonal, diagonal], 0.0)  # rounding may leave less
     residual *= 1 - SHRINKAGE
     residual[:, diagonal, diagonal] = 0.0
     return Noise(variance, residual)

@@ -57,6 +57,12 @@ def loads(rows: Sequence[Sequence[float]], top_k: int = 1) -> Profile:
     return Profile(load, top_k, tokens, sequences=1, sampled=True)
 
 
+def requests(*hot: float, tokens: int = 64) -> Profile:
+    """Top-1 traffic of two experts: of each request, the share of tokens that use expert 0."""
+    rows = [[[int(at >= share * tokens)]] for share in hot for at in range(tokens)]
+    return of_trace(a_trace(rows, experts=2, seq_lens=[tokens] * len(hot)))
+
+
 def a_problem(
     profile: Profile | Trace,
     slots: int | None = None,

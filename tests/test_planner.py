@@ -55,6 +55,14 @@ def test_every_move_has_a_holder_as_its_source_and_a_reason() -> None:
     assert "2 replicas, not 1" in reasons
 
 
+@pytest.mark.parametrize("name", ["joint", "eplb"])
+def test_nothing_moves_in_a_layer_that_never_ran(name: str) -> None:
+    hot = [1000 * (expert + 1) for expert in range(16)]
+    plan = planned(big(a_problem(loads([hot, [0] * 16, hot]), slots=20, gpus=4)), name)
+    assert {move.layer for move in plan.moves} == {0, 2}
+    assert plan.placement.physical_to_logical[1].tolist() == [*range(16), *range(4)]
+
+
 def held(problem: Problem, after: list[list[int]]) -> str:
     """The reason why not, for a solution whose map is given."""
     answer = make_plan(problem, Solution(a_placement(after)), EPLB)
@@ -130,6 +138,18 @@ def problem_of(name: str, gpus: int, redundant: int = 0, **objective: bool) -> P
 def test_too_little_memory_for_the_experts_is_an_error_with_the_gpus_needed() -> None:
     with pytest.raises(PlacementError, match=r"take 653\.9 GB and 8 GPUs .* use at least 13 GPUs"):
         solve(problem_of("deepseek-v3", 8), "eplb")
+
+
+@pytest.mark.parametrize(("bits", "fits"), [(16, False), (8, False), (4.5, True)])
+def test_what_fits_depends_on_the_bits_of_a_weight(bits: float, fits: bool) -> None:
+    # 1307.8, 653.9 and 367.8 GB, of which 8 GPUs hold 576.
+    problem = problem_of("deepseek-v3", 8)
+    problem = replace(problem, model=replace(problem.model, weight_bits=bits))
+    if fits:
+        assert isinstance(solve(problem, "linear"), Solution)
+        return
+    with pytest.raises(PlacementError, match="use at least"):
+        solve(problem, "linear")
 
 
 def test_more_redundancy_than_memory_is_infeasible_with_what_fits() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from placer.errors import RoutingError
 from placer.profile import BLOCK_TOKENS, Profile, Spread, merge, of_chunks, of_trace
 from placer.trace import Trace, concatenate
-from tests.builders import a_trace, loads, random_trace
+from tests.builders import a_trace, loads, random_trace, requests
 
 # Two tokens, two layers, top-2 of three experts.
 TRACE = a_trace([[[0, 1], [1, 2]], [[0, 2], [1, 0]]], experts=3)
@@ -106,10 +106,11 @@ def test_spreads_of_pieces_add_up_to_that_of_the_whole() -> None:
     assert (pieces.squares, pieces.blocks) == (whole.squares, whole.blocks)
 
 
-def requests(*hot: float, tokens: int = 64) -> Profile:
-    """Top-1 traffic of two experts: of each request, the share of tokens that use expert 0."""
-    rows = [[[int(at >= share * tokens)]] for share in hot for at in range(tokens)]
-    return of_trace(a_trace(rows, experts=2, seq_lens=[tokens] * len(hot)))
+def test_noise_is_never_below_none() -> None:
+    # Of these shares, rounding leaves the difference of equal sums a little below zero.
+    noise = requests(*[12 / 64] * 20, tokens=69).noise
+    assert noise.variance.min() == 0
+    assert noise.of(np.array([[[1.0], [1.0]]])).min() == 0
 
 
 @pytest.mark.parametrize("apart", [0.25, 0.5])

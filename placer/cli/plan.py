@@ -44,10 +44,17 @@ def plan(
     ] = "allgather",
     overlap: Annotated[
         float,
-        typer.Option(help="Share of communication that the engine hides behind the experts' work."),
+        typer.Option(
+            help="Share of communication that the engine hides behind the experts' work.",
+            min=0,
+            max=1,
+        ),
     ] = OBJECTIVE.overlap,
     guard: Annotated[
-        float, typer.Option(help="Share of unknown traffic to plan for beside the recorded.")
+        float,
+        typer.Option(
+            help="Share of unknown traffic to plan for beside the recorded.", min=0, max=1
+        ),
     ] = OBJECTIVE.guard,
     current: Annotated[
         Path | None, typer.Option(help="The plan that runs today: moves are counted from it.")
@@ -76,20 +83,22 @@ def plan(
         float, typer.Option(help="Share of slots that may differ from --current.", min=0, max=1)
     ] = OBJECTIVE.max_moved,
     horizon: Annotated[
-        float, typer.Option(help="Seconds in which moves from --current must pay.", min=0)
+        float, typer.Option(help="Seconds in which moves from --current must pay.", min=0, max=1e12)
     ] = OBJECTIVE.horizon_s,
     busy: Annotated[
         float,
-        typer.Option(help="Share of them in which the engine works, if no INPUT tells."),
+        typer.Option(
+            help="Share of them in which the engine works, if no INPUT tells.", min=1e-6, max=1
+        ),
     ] = OBJECTIVE.busy,
     solver: Annotated[
         Solver, typer.Option(help="Of integer programmes (moetuner, exflow).")
     ] = EFFORT.solver,
     gap: Annotated[
-        float, typer.Option(help="Share of the optimum that a solver may leave.", min=0)
+        float, typer.Option(help="Share of the optimum that a solver may leave.", min=0, max=1e6)
     ] = EFFORT.gap,
     time_limit: Annotated[
-        float, typer.Option(help="Seconds after which a solver gives its best.", min=0)
+        float, typer.Option(help="Seconds after which a solver gives its best.", min=0, max=1e9)
     ] = EFFORT.time_limit_s,
     seed: Annotated[int, typer.Option(help="For the hold-out and for the optimizer.", min=0)] = 0,
     out_file: Annotated[

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from placer.arrays import FloatArray
-from placer.cost import balance, compute, links, traffic
+from placer.cost import balance, compute, links, outlook, traffic
 from placer.cost.traffic import Traffic
 from placer.errors import PlacementError
 from placer.placement import Placement
@@ -47,7 +47,8 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
     """What ``placement`` does to the problem's profile or, if given, to the trace's tokens.
 
     Seconds are of a step in which every GPU brings the objective's ``tokens_per_gpu`` tokens,
-    routed as in the profile or trace: dispatch + experts + combine, each the slowest GPU's.
+    routed as in the profile or trace: dispatch + experts + combine, each the slowest GPU's. Where a
+    part of the profile's traffic is unknown, that is the slowest to be expected (outlook.py).
 
     Raises PlacementError if no slot holds an expert: its tokens cannot be served.
     """
@@ -62,7 +63,10 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
     else:
         load = trace.load.astype(np.float64)
         flows = traffic.measured(trace, placement, problem.objective.dispatch)
-    dispatch_s, experts_s, combine_s = _seconds(problem, placement, load, flows)
+    unknown = trace is None and problem.profile.unknown is not None
+    uncertain_s = outlook.uncertain_seconds(problem, placement) if unknown else 0.0
+    by_part = _seconds(problem, placement, load, flows, uncertain_s)
+    dispatch_s, experts_s, combine_s = by_part
 
     rank_load = balance.rank_load(load, placement)
     layers = balance.by_layer(rank_load)
@@ -75,7 +79,7 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
         fanout_gpus=_mean(flows.fanout_gpus),
         fanout_nodes=_mean(flows.fanout_nodes),
         hops=flows.hops,
-        step_s=float((dispatch_s + experts_s + combine_s).sum()),
+        step_s=float(by_part.sum()),
         dispatch_s=float(dispatch_s.sum()),
         experts_s=float(experts_s.sum()),
         combine_s=float(combine_s.sum()),
@@ -89,13 +93,22 @@ def layer_seconds(problem: Problem, placement: Placement) -> FloatArray:
 
 
 def _seconds(
-    problem: Problem, placement: Placement, load: FloatArray, flows: Traffic
+    problem: Problem,
+    placement: Placement,
+    load: FloatArray,
+    flows: Traffic,
+    uncertain_s: FloatArray | float = 0.0,
 ) -> FloatArray:
-    """[3, layers] dispatch, experts and combine of a step. load: [layers, experts] of the flows"""
+    """[3, layers] dispatch, experts and combine of a step.
+
+    load:        [layers, experts] of the flows
+    uncertain_s: [layers] that the experts take at least
+    """
     topology, objective = problem.topology, problem.objective
     step_tokens = objective.tokens_per_gpu * topology.gpus
     scale = step_tokens / flows.tokens
     experts_s = compute.seconds(problem, placement, flows.served * scale, load * scale)
+    experts_s = np.maximum(experts_s, uncertain_s)
     there, back = problem.model.dispatch_bytes, problem.model.combine_bytes
     if objective.dispatch == "allgather":
         exchange = [links.allgather_seconds(topology, step_tokens, size) for size in (there, back)]

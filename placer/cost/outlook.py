@@ -8,7 +8,8 @@ G GPUs lies above their mean:
     before: mean + z * rms(deviation)            after: mean + z * rms(deviation, noise, noise)
 
 The noise of a GPU's seconds comes from the profile's covariance (``Profile.noise``); the standard
-error of a layer's rms is noise / sqrt(G), that of the sum over layers follows.
+error of a layer's rms is noise / sqrt(G), that of the sum over layers follows. What is unknown of
+the traffic (``Profile.unknown``) is in every rms, since no plan was made from it.
 """
 
 from dataclasses import dataclass
@@ -45,19 +46,29 @@ def experts_gain(problem: Problem, before: Placement, after: Placement) -> Gain:
     """What ``after``, made from the problem's profile, wins over ``before``, which was not."""
     now, then = _of(problem, before), _of(problem, after)
     z = slowest(problem.topology.gpus)
-    measured = now.mean + z * np.sqrt(now.deviation)
-    to_come = then.mean + z * np.sqrt(then.deviation + 2 * then.noise)
+    measured = now.mean + z * np.sqrt(now.deviation + now.unknown)
+    to_come = then.mean + z * np.sqrt(then.deviation + 2 * then.noise + then.unknown)
     error = z * np.sqrt((now.noise / problem.topology.gpus).sum())
     return Gain(float((measured - to_come).sum()), float(SIGMAS * error))
 
 
+def uncertain_seconds(problem: Problem, placement: Placement) -> FloatArray:
+    """[layers] seconds of the slowest GPU's experts in traffic of which a part is not known."""
+    found = _of(problem, placement)
+    z = slowest(problem.topology.gpus)
+    seconds: FloatArray = found.mean + z * np.sqrt(found.deviation + found.unknown)
+    return seconds
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Spread:
-    """[layers] mean seconds of the GPUs, mean squared deviation from it, mean noise variance."""
+    """[layers] mean seconds of the GPUs, mean squared deviation from it, mean variance by noise and
+    by what is not known."""
 
     mean: FloatArray
     deviation: FloatArray
     noise: FloatArray
+    unknown: FloatArray
 
 
 def _of(problem: Problem, placement: Placement) -> _Spread:
@@ -69,5 +80,9 @@ def _of(problem: Problem, placement: Placement) -> _Spread:
     by_arithmetic, by_reading = compute.slopes(problem)
     binds = (arithmetic >= reading)[:, None, :]
     slope = np.where(binds, by_arithmetic[:, :, None], by_reading[:, :, None])
-    noise = profile.noise.of(placement.copies / replicas[:, :, None] * slope)
-    return _Spread(by_gpu.mean(axis=1), by_gpu.var(axis=1), noise.mean(axis=1))
+    weight = placement.copies / replicas[:, :, None] * slope
+    noise = profile.noise.of(weight).mean(axis=1)
+    unknown = np.zeros_like(noise)
+    if profile.unknown is not None:
+        unknown = profile.unknown.of(weight).mean(axis=1)
+    return _Spread(by_gpu.mean(axis=1), by_gpu.var(axis=1), noise, unknown)

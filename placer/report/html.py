@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from rich.filesize import decimal
 
-from placer.arrays import FloatArray
 from placer.cost.balance import rank_load
 from placer.cost.traffic import expected
 from placer.placement import Placement
@@ -95,15 +94,17 @@ def _data(plan: Plan, profile: Profile, before: Placement) -> dict[str, Any]:
         **pages,
         "frontier": frontier_curve(plan),
         "experts": _array(load.astype(np.float32)),
-        "affinity": None if profile.transitions is None else _affinity(profile.transitions),
+        "affinity": _affinity(profile),
         "layers": profile.layers,
         "gpus": after.gpus,
     }
 
 
-def _affinity(transitions: FloatArray) -> dict[str, Any]:
+def _affinity(profile: Profile) -> dict[str, Any] | None:
     """Percent of all tokens that go from i to j, in 255ths of each layer's ``peak``."""
-    percent = 100 * transitions / max(float(transitions[0].sum()), 1)
+    if profile.transitions is None or profile.layers == 1:
+        return None
+    percent = 100 * profile.transitions / profile.tokens
     peak = np.maximum(percent.max(axis=(1, 2)), 1e-9)
     steps = np.rint(255 * percent / peak[:, None, None]).astype(np.uint8)
     return {"steps": _array(steps), "peak": peak.tolist()}

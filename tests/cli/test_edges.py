@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -94,6 +95,42 @@ def test_check_answers_with_an_object(placer: Placer) -> None:
     assert f"layer 1: no slot holds expert {lost}" in ended.json["violations"][0]
     assert ended.json["not_checked"] == ["memory", "model"]
     assert len(ended.err.splitlines()) == 1
+
+
+def test_a_map_without_a_model_is_not_said_to_hold_all_of_its_experts(placer: Placer) -> None:
+    Path("v.json").write_text("[[0, 1, 2, 3, 4, 0]]")  # of six experts, number 5 is lost
+    here = ("import", "v.json", "--format", "vllm", "--gpus", "2", "--out", "p.json")
+    assert placer(*here).code == 0
+    ended = placer("check", "p.json")
+    assert ended.code == 0
+    assert "hold every one of the 5 experts that the map names" in ended.out
+    assert "not checked: model" in ended.out
+    sizes = "{layers: 1, experts: 6, top_k: 1, hidden: 8, moe_intermediate: 4}"
+    Path("six.yaml").write_text(sizes)
+    assert "layer 0: no slot holds expert 5" in placer(*here, "--model", "six.yaml").err
+    assert placer("check", "p.json").code == 2
+
+
+@pytest.mark.parametrize("verb", ["show", "profile", "plan", "score", "whatif"])
+def test_unsigned_integers_of_64_bits_are_integers(placer: Placer, verb: str) -> None:
+    placer(*PLAN, "--out", "p.json")
+    with np.load("t.npz") as saved:
+        arrays = dict(saved)
+    told = []
+    for kind in ("i8", "u8"):
+        wide = {name: arrays[name].astype(kind) for name in ("expert_ids", "seq_lens")}
+        np.savez("w.npz", **arrays | wide)
+        args = {
+            "show": ("w.npz",),
+            "profile": ("w.npz", "--out", "q.npz"),
+            "plan": ("w.npz", *PLAN[2:], "--out", "q.json"),
+            "score": ("p.json", "--trace", "w.npz"),
+            "whatif": ("w.npz", "--gpus", "2", "--optimizer", "eplb"),
+        }[verb]
+        ended = placer(verb, *args)
+        assert ended.code == 0
+        told.append(re.sub(r"solved in \d+ ms", "", ended.out))
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(

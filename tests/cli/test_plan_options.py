@@ -43,6 +43,16 @@ def test_what_may_move_more_is_never_lost(placer: Placer) -> None:
         assert (ended.code, ended.json["moved_share"] <= float(most)) == (0, True)
 
 
+def test_a_guard_shows_what_becomes_of_the_mixed_traffic(placer: Placer) -> None:
+    plain, mixed = (placer("plan", *HERE, *more, "--json").json for more in ((), ("--guard", ".3")))
+    assert plain["guarded"] is None
+    assert mixed["guarded"]["balancedness"] > mixed["balancedness"]  # 30% of it is even
+    shown = placer("plan", *HERE, "--guard", "0.3", "--html", "p.html").out
+    assert shown.count("guarded,") == 2
+    assert "with 30% unknown traffic the MoE layers" in " ".join(shown.split())
+    assert "guarded, after" in Path("p.html").read_text()
+
+
 def test_within_a_horizon_of_0_nothing_pays(running: Placer) -> None:
     ended = running("plan", *HERE, "--current", "linear.json", "--horizon", "0", "--json")
     assert (ended.code, ended.json["status"]) == (3, "hold")
@@ -121,11 +131,23 @@ def test_a_time_limit_ends_the_search_with_the_best_so_far(placer: Placer) -> No
         ("--horizon", "-1"),
         ("--horizon", "nan"),
         ("--horizon", "soon"),
+        ("--horizon", "inf"),
+        ("--guard", "-1"),
+        ("--guard", "1.1"),
+        ("--guard", "nan"),
+        ("--overlap", "-0.1"),
+        ("--overlap", "2"),
+        ("--overlap", "nan"),
+        ("--busy", "0"),
+        ("--busy", "1.5"),
+        ("--busy", "nan"),
         ("--seed", "-1"),
         ("--gap", "-0.1"),
         ("--gap", "nan"),
+        ("--gap", "inf"),
         ("--time-limit", "-1"),
         ("--time-limit", "nan"),
+        ("--time-limit", "inf"),
         ("--time-limit", "long"),
         ("--solver", "gurobi"),
         ("--survive-node", "--gap"),  # a flag takes no value, and then --gap has none

@@ -159,6 +159,30 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, int, int, int, int, int]]] 
         },
         (24, 1, 128, 1, 5120, 8192),
     ),
+    "lfm2": (
+        {
+            "hidden_size": 2048,
+            "num_hidden_layers": 24,
+            "num_experts": 32,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 1792,
+            "intermediate_size": 7168,
+            "num_dense_layers": 2,
+        },
+        (22, 2, 32, 4, 2048, 1792),
+    ),
+    "step": (
+        {
+            "hidden_size": 4096,
+            "num_hidden_layers": 45,
+            "moe_num_experts": 288,
+            "moe_top_k": 8,
+            "moe_intermediate_size": 1280,
+            "intermediate_size": 11264,
+            "moe_layers_enum": ",".join(map(str, range(3, 45))),
+        },
+        (42, 3, 288, 8, 4096, 1280),
+    ),
     "thinker": (
         {"thinker_config": {"text_config": PLAIN}, "talker_config": {"hidden_size": 7}},
         (4, 0, 8, 2, 64, 32),
@@ -190,6 +214,7 @@ def test_zero_experts_have_ids_and_no_weights() -> None:
         "ffn_hidden_size": 12288,
     }
     shape = read_config(config, "longcat").shape
+    assert (shape.layers, shape.top_k, shape.hidden) == (28, 12, 6144)
     assert (shape.experts, shape.zero_experts, shape.moe_intermediate) == (512, 256, 2048)
 
 
@@ -234,6 +259,28 @@ def test_bits_are_those_of_the_quantization_with_its_scales(
 ) -> None:
     found = read_config(PLAIN | {"quantization_config": quantization}, "mine").shape
     assert found.weight_bits == pytest.approx(bits, abs=0.006)
+
+
+# Layers, the first dense ones, experts, hidden and expert size, as published.
+GLM, KIMI, DEEPSEEK = (92, 3, 160, 5120, 1536), (61, 1, 384, 7168, 2048), (61, 3, 256, 7168, 2048)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "quantization", "gb"),
+    [
+        (GLM, linear(num_bits=8, type="float", strategy="channel", symmetric=True), 336.0),
+        (KIMI, linear(num_bits=4, type="int", group_size=32, symmetric=True), 570.8),
+        (DEEPSEEK, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, 367.8),
+        (DEEPSEEK, None, 1307.8),
+    ],
+)
+def test_experts_take_the_memory_that_their_bits_do(
+    sizes: tuple[int, ...], quantization: dict[str, Any] | None, gb: float
+) -> None:
+    names = ("num_hidden_layers", "first_k_dense_replace", "num_experts", "hidden_size")
+    config = dict(zip((*names, "moe_intermediate_size"), sizes, strict=True))
+    found = read_config(PLAIN | config | {"quantization_config": quantization}, "mine").shape
+    assert found.layers * found.experts * found.expert_bytes / 1e9 == pytest.approx(gb, abs=0.05)
 
 
 def test_quantization_may_stand_outside_the_text_part() -> None:

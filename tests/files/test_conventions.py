@@ -107,6 +107,23 @@ def test_what_cannot_be_told_is_named(tmp_path: Path, ids: Any, message: str) ->
         read_trace(written(tmp_path, ids), MODEL)
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (
+            np.full((200, 2, 2), -1),
+            r"expert_ids holds no expert's id \(id -1 throughout, which is padding\)",
+        ),
+        (IDS.astype(np.float32), r"expert_ids is float32\[200, 2, 2\]: it must be integers"),
+    ],
+)
+def test_a_trace_that_says_nothing_of_its_model_is_named(
+    tmp_path: Path, ids: Any, message: str
+) -> None:
+    with pytest.raises(RoutingError, match=message):
+        survey_of(written(tmp_path, ids))
+
+
 def test_without_a_model_an_id_beyond_all_models_is_no_expert(tmp_path: Path) -> None:
     ids = IDS.copy()
     ids[7, 1, 0] = 2**40

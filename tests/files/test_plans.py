@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from placer.errors import FileError, PlacerError
 from placer.files.plans import read_plan, write_plan
+from placer.objective import Objective
 from placer.plan import Input, Plan, Provenance, Solution
 from placer.planner import make_plan, solve
 from tests.builders import a_placement, a_problem, random_trace
@@ -15,7 +16,7 @@ from tests.builders import a_placement, a_problem, random_trace
 
 def a_plan() -> Plan:
     trace = random_trace(0)
-    problem = a_problem(trace, slots=6)
+    problem = a_problem(trace, slots=6, objective=Objective(guard=0.5))
     solution = solve(problem, "eplb")
     assert isinstance(solution, Solution)
     inputs = (Input("t.npz", "00ff", 40),)

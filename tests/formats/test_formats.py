@@ -119,6 +119,14 @@ def test_vllm_maps_come_as_objects_and_by_model() -> None:
         parse("sglang", text, None, "Big")
 
 
+def test_the_only_map_of_a_vllm_file_needs_no_name() -> None:
+    file = {"version": 1, "num_logical_experts": 5, "model_maps": {"Big": ROWS}}
+    found = parse("vllm", json.dumps(file), None)
+    assert (found.rows, found.experts) == (ROWS, 5)
+    with pytest.raises(FileError, match="version 3: placer reads 1 and 2"):
+        parse("vllm", json.dumps(file | {"version": 3}), None)
+
+
 def test_vllm_ascend_is_taken_in_the_order_of_the_file() -> None:
     devices = [{"device_id": 1, "device_expert": [2, 3]}, {"device_expert": [0, 1]}]
     found = parse("vllm-ascend", json.dumps({"layer_list": [{"device_list": devices}]}), None)

@@ -17,8 +17,7 @@ independent but under ``coherent``, where GPUs are first relabelled along the la
 and odd layers take turns. Deterministic for a seed and a number of iterations, the budget. A
 current plan is only touched up, within the share of slots that may move.
 
-A recording whose requests all resemble each other (``Profile.variety``) is planned from with
-caution: balance and noise count for more, and the plan says so.
+With a guard, the rms also holds the variance of what is unknown of the traffic (guard.py).
 
 Bound: balance alone has one, all GPUs alike; fan-out and hops have none that is cheap. The notes of
 a solution say so, and how far its balance is from the bound.
