@@ -21,7 +21,8 @@ demo: setup
 test: setup
 	$(BIN)/pytest
 
-# On a real vLLM, in an environment of its own.
+# On a real vLLM, in an environment of its own, whose Numba would overwrite the other's kernels.
+test-vllm $(VLLM_READY): export NUMBA_CACHE_DIR := $(CURDIR)/$(VLLM_VENV)/kernels
 test-vllm: $(VLLM_READY)
 	@if [ -e $(VLLM_VENV)/.missing ]; then cat $(VLLM_VENV)/.missing; \
 	else $(VLLM_VENV)/bin/python -m bench agent && $(VLLM_VENV)/bin/pytest -n 0 -s -W ignore tests/vllm; fi

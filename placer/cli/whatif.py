@@ -73,8 +73,8 @@ def whatif(
 ) -> None:
     """Compare how the same traffic would run elsewhere, and say whether to change anything.
 
-    Plans are made on one part of the sequences and judged on the other; a profile's on itself, less
-    what chance alone would win. It is recommended what is worth knowing of the traffic.
+    Plans are made on one part of the sequences and judged on the other; from a profile, on itself
+    less what chance alone would win. The verdict is on knowing the traffic.
     """
     traffic = inputs.load_traffic(traffic_files, model, holdout, seed, only_traces=False)
     study = Study(
