@@ -53,10 +53,17 @@ def whatif(
     ] = False,
     overlap: Annotated[
         float,
-        typer.Option(help="Share of communication that the engine hides behind the experts' work."),
+        typer.Option(
+            help="Share of communication that the engine hides behind the experts' work.",
+            min=0,
+            max=1,
+        ),
     ] = OBJECTIVE.overlap,
     guard: Annotated[
-        float, typer.Option(help="Share of unknown traffic to plan for beside the recorded.")
+        float,
+        typer.Option(
+            help="Share of unknown traffic to plan for beside the recorded.", min=0, max=1
+        ),
     ] = OBJECTIVE.guard,
     current: Annotated[Path | None, typer.Option(help="The plan that runs today.")] = None,
     holdout: Annotated[
