@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any, TypeVar
 
 from placer.errors import PlacerError
@@ -21,20 +21,39 @@ Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 @contextmanager
 def cores() -> Iterator[Map]:
-    """A map over as many processes as there are cores; results come in order, as they are ready."""
+    """A map over as many processes as there are cores; results come in order, as they are ready.
+
+    Whatever ends it early, Ctrl-C too, ends the processes at once.
+    """
+    others = set(active_children())
     workers = max(os.cpu_count() or 1, 1)
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_end_with_parent
     )
+
+    def over(
+        function: Callable[[Argument], Result], arguments: Iterable[Argument]
+    ) -> Iterator[Result]:
+        # Workers start here, and are born deaf to Ctrl-C: it is this process's to hear.
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = [pool.submit(function, argument) for argument in arguments]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+        return (future.result() for future in futures)
+
     try:
-        yield pool.map
+        yield over
+    except BaseException:
+        for worker in set(active_children()) - others:
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-    """In a worker: it ends with its parent, however that ends; Ctrl-C is the parent's to hear."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a worker: it ends with its parent, however that ends."""
     parent = parent_process()
     assert parent is not None
 

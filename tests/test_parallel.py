@@ -56,6 +56,27 @@ def test_workers_end_with_their_parent_however_it_ends(end: signal.Signals) -> N
     wait_until(lambda: not any(map(is_alive, children)))
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are looked up in /proc")
+@pytest.mark.parametrize("workers", ["starting", "at work"])
+def test_ctrl_c_is_the_parents_to_hear_and_ends_the_work_at_once(workers: str) -> None:
+    """A terminal sends it to all of them; each sleeper would take ten minutes more."""
+    call = [sys.executable, "-c", SLEEPERS]
+    parent = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_until(lambda: len(children_of(parent.pid)) > (os.cpu_count() or 1))
+    children = children_of(parent.pid)
+    if workers == "at work":
+        wait_until(lambda: all(threads_of(child) > 1 for child in children[1:]))
+    os.killpg(parent.pid, signal.SIGINT)
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode == -signal.SIGINT
+    assert said.count("Traceback") == 1  # the parent's own: no worker says anything
+    wait_until(lambda: not any(map(is_alive, children)))
+
+
+def threads_of(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
 def children_of(pid: int) -> list[int]:
     return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
