@@ -41,7 +41,17 @@ def of_profile(profile: Profile) -> RenderableType:
     relative = profile.load / np.maximum(profile.load.mean(axis=1, keepdims=True), 1e-300)
     hottest = relative.max(axis=1)
     table = Table()
-    for name in ("layers", "experts", "top-k", "tokens", "sequences", "phase", "hottest expert"):
+    names = (
+        "layers",
+        "experts",
+        "top-k",
+        "tokens",
+        "sequences",
+        "variety",
+        "phase",
+        "hottest expert",
+    )
+    for name in names:
         table.add_column(name, justify="right")
     layer = int(hottest.argmax())
     table.add_row(
@@ -50,6 +60,7 @@ def of_profile(profile: Profile) -> RenderableType:
         str(profile.top_k),
         f"{profile.tokens:,.0f}",
         f"{profile.sequences:,}" if profile.sequences else "-",
+        "-" if profile.variety is None else f"{profile.variety:.2f}",
         profile.phase,
         f"{hottest[layer]:.1f}x the mean: {int(relative[layer].argmax())} of layer {layer}",
     )
