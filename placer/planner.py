@@ -201,7 +201,7 @@ def _mended(problem: Problem) -> Problem:
 def _too_far(problem: Problem, mended: Problem) -> Infeasible | None:
     """The running map cannot be mended within ``max_moved``, and what would do."""
     start, objective = problem.start, problem.objective
-    if _moved_share(start, mended.start) <= objective.max_moved:
+    if mended is problem or _moved_share(start, mended.start) <= objective.max_moved:
         return None
     moved = int(moves.arrivals(start, mended.start).sum())
     slots = mended.start.filled

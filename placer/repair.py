@@ -86,14 +86,19 @@ class _Faults:
     @classmethod
     def of(cls, problem: Problem) -> "_Faults":
         objective, model, running = problem.objective, problem.model, problem.start
-        copies = running.copies
-        layers, experts, _ = copies.shape
-        on_node = (copies > 0).reshape(layers, experts, running.nodes, -1).any(axis=3)
+        table = running.physical_to_logical.reshape(running.layers, running.gpus, -1)
+        held = np.sort(table, axis=2)
+        again = (held[:, :, 1:] == held[:, :, :-1]) & (held[:, :, 1:] != EMPTY)
+        layer, gpu, at = np.nonzero(again)
+        twice = np.zeros((running.layers, running.experts, running.gpus), dtype=np.bool_)
+        twice[layer, held[layer, gpu, at], gpu] = not objective.allow_duplicates
+        on_node = running.held_in(running.nodes)
         nodes = on_node.sum(axis=2)
-        groups = on_node.reshape(layers, model.groups, -1, running.nodes).any(axis=2).sum(axis=2)
+        by_group = on_node.reshape(running.layers, model.groups, -1, running.nodes)
+        groups = by_group.any(axis=2).sum(axis=2)
         return cls(
             lost=nodes == 0,
-            twice=(copies > 1) & (not objective.allow_duplicates),
+            twice=twice,
             alone=(nodes == 1) & objective.survive_node,
             torn=(groups > 1) & objective.keep_groups,
         )
