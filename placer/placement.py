@@ -1,6 +1,7 @@
 """Placement: which logical expert stands in each slot of each GPU, layer by layer."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,19 @@ from placer.errors import PlacementError
 
 EMPTY = -1
 MOST_CELLS = 2**26  # layers x experts x GPUs: what counts copies is as large
+
+
+class Content(NamedTuple):
+    """What some parts of a placement hold, ids ascending. All [layers, parts, slots of a part].
+
+    experts: the expert of each slot, 0 if there is none
+    used:    whether there is one
+    first:   whether it is the first of its kind in its part
+    """
+
+    experts: IntArray
+    used: BoolArray
+    first: BoolArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,6 +131,14 @@ class Placement:
         layer, part = np.arange(self.layers)[:, None], np.arange(self.slots) * parts // self.slots
         found[layer, self.physical_to_logical, part] = True  # EMPTY is the last row
         return found[:, :-1]
+
+    def content(self, parts: int) -> Content:
+        """Of so many equal parts of the slots: GPUs, nodes."""
+        experts = np.sort(self.physical_to_logical.reshape(self.layers, parts, -1), axis=2)
+        used = experts != EMPTY
+        first = used.copy()
+        first[:, :, 1:] &= experts[:, :, 1:] != experts[:, :, :-1]
+        return Content(np.maximum(experts, 0), used, first)
 
     @property
     def lost(self) -> list[tuple[int, int]]:

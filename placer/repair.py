@@ -86,12 +86,10 @@ class _Faults:
     @classmethod
     def of(cls, problem: Problem) -> "_Faults":
         objective, model, running = problem.objective, problem.model, problem.start
-        table = running.physical_to_logical.reshape(running.layers, running.gpus, -1)
-        held = np.sort(table, axis=2)
-        again = (held[:, :, 1:] == held[:, :, :-1]) & (held[:, :, 1:] != EMPTY)
-        layer, gpu, at = np.nonzero(again)
+        content = running.content(running.gpus)
+        layer, gpu, at = np.nonzero(content.used & ~content.first)
         twice = np.zeros((running.layers, running.experts, running.gpus), dtype=np.bool_)
-        twice[layer, held[layer, gpu, at], gpu] = not objective.allow_duplicates
+        twice[layer, content.experts[layer, gpu, at], gpu] = not objective.allow_duplicates
         on_node = running.held_in(running.nodes)
         nodes = on_node.sum(axis=2)
         by_group = on_node.reshape(running.layers, model.groups, -1, running.nodes)

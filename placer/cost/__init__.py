@@ -42,11 +42,14 @@ class Score:
     combine_s: float
 
 
-def score(problem: Problem, placement: Placement, trace: Trace | None = None) -> Score:
+def score(
+    problem: Problem, placement: Placement, trace: Trace | None = None, only_timed: bool = False
+) -> Score:
     """What ``placement`` does to the problem's profile or, if given, to the trace's tokens.
 
     Seconds are of a step in which every GPU brings the objective's ``tokens_per_gpu`` tokens,
     routed as in the profile or trace: dispatch + experts + combine, each the slowest GPU's.
+    only_timed: fan-out and hops may be left out, which time does not depend on
 
     Raises PlacementError if no slot holds an expert: its tokens cannot be served.
     """
@@ -58,7 +61,7 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
     topology, objective = problem.topology, problem.objective
     if trace is None:
         load = problem.profile.load
-        flows = traffic.expected(problem.profile, placement, objective.dispatch)
+        flows = traffic.expected(problem.profile, placement, objective.dispatch, only_timed)
     else:
         load = trace.load.astype(np.float64)
         flows = traffic.measured(trace, placement, objective.dispatch)
