@@ -42,7 +42,7 @@ from placer.plan import Solution
 from placer.problem import Problem
 
 # Temperatures, as shares of what a random exchange costs. A running plan is only touched up.
-HOT, WARM, COLD = 0.1, 0.02, 0.003
+HOTTEST, HOT, WARM, COLD = 1.0, 0.1, 0.02, 0.003
 TURNS = 6  # of even and odd layers, where they depend on each other
 TRIES, NEAR = 8, 0.7  # prices of moves that are tried, until so much of ``max_moved`` is used
 FIRST = (0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the slots, of which it is told what they win
@@ -158,9 +158,12 @@ def _search(
     dear = REPLICAS if rules.by_rule else 1
     if not len(layers[0].pairs):  # only balance counts: tightening does most of it
         dear *= BALANCE
-    enough = max(ENOUGH * problem.slots**2 // dear, LEAST)
-    iterations = min(problem.effort.iterations // len(table) // dear, enough)
-    schedule = Schedule(iterations, first, COLD, problem.seed)
+    enough = ENOUGH * problem.slots**2 // dear
+    small = enough <= LEAST
+    iterations = min(problem.effort.iterations // len(table) // dear, max(enough, LEAST))
+    if small and problem.current is None:
+        first = HOTTEST
+    schedule = Schedule(iterations, first, COLD, problem.seed, small)
     if not rules.coherent:
         return _anneal(dict(enumerate(layers)), rules, schedule, table, excess)
     if problem.current is None:

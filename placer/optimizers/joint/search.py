@@ -106,12 +106,16 @@ class Rules(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Exchanges to try; first and last temperature, as shares of what a random exchange costs."""
+    """Exchanges to try; first and last temperature, as shares of what a random exchange costs.
+
+    twice: then try as many with the peaks counting, too
+    """
 
     iterations: int
     hot: float
     cold: float
     seed: int
+    twice: bool = False
 
 
 class State(NamedTuple):
@@ -637,7 +641,7 @@ def move(state: State, slot: int, experts: Pair, gpus: int) -> None:
 
 
 @compiled
-def settle(layer: Layer, rules: Rules, slots: IntArray) -> State:
+def settle(layer: Layer, rules: Rules, slots: IntArray, sharp: bool = False) -> State:
     """The state of a layer whose slots hold these experts."""
     gpus, experts = layer.standing.shape[1], layer.use.shape[0]
     places = gpus + (rules.nodes if rules.nodes > 1 else 0)
@@ -701,7 +705,7 @@ def settle(layer: Layer, rules: Rules, slots: IntArray) -> State:
         sums=sums,
         totals=np.zeros(11),
         peak=np.zeros(3, dtype=np.int64),
-        sharp=np.zeros(1, dtype=np.int64),
+        sharp=np.full(1, int(sharp), dtype=np.int64),
         touched=np.zeros(places + 1, dtype=np.int64),
         marked=np.zeros(places, dtype=np.int64),
         weighed=np.zeros((OWNED + 1, places)),
@@ -1017,8 +1021,18 @@ def guess_all(
 
 @compiled
 def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> IntArray:
-    """[S] the best slots met on the way from ``start``."""
-    state = settle(layer, rules, start.copy())
+    """[S] the best slots met on the way from ``start``, tightened."""
+    state = wander(layer, rules, schedule, start, False)
+    if schedule.twice:
+        state = wander(layer, rules, schedule, state.slots, True)
+    tighten(layer, rules, state)
+    return state.slots
+
+
+@compiled
+def wander(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray, sharp: bool) -> State:
+    """The best met by simulated annealing from ``start`` [S]. sharp: whether the peaks count"""
+    state = settle(layer, rules, start.copy(), sharp)
     gpus, experts = layer.standing.shape[1], layer.use.shape[0]
     count = state.slots.shape[0]
     size, per_node = count // gpus, gpus // rules.nodes
@@ -1030,7 +1044,7 @@ def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> I
     for iteration in range(schedule.iterations):
         if rules.by_rule and iteration % stage == 0 and iteration > 0:
             refresh(layer, rules, state)
-            found = settle(layer, rules, met)
+            found = settle(layer, rules, met, sharp)
             if seconds_of(layer, found) < least:
                 best[:], least = met, seconds_of(layer, found)
             met[:], saved, lowest = state.slots, 0.0, 0.0
@@ -1069,11 +1083,8 @@ def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> I
             if saved > lowest:
                 lowest = saved
                 met[:] = state.slots
-    state = settle(layer, rules, met)
-    if seconds_of(layer, state) > least:
-        state = settle(layer, rules, best)
-    tighten(layer, rules, state)
-    return state.slots
+    state = settle(layer, rules, met, sharp)
+    return settle(layer, rules, best, sharp) if seconds_of(layer, state) > least else state
 
 
 def _compile() -> None:
@@ -1083,7 +1094,7 @@ def _compile() -> None:
     layer = Layer(experts, square, experts, square, experts, rates, square, square, none)
     tables = np.ones((2, 4))
     rules = Rules(1, 1, 0.0, 0.0, 0.0, 1.0, 1.0, False, False, False, False, tables, tables)
-    anneal(layer, rules, Schedule(1, 1.0, 1.0, 0), np.arange(2))
+    anneal(layer, rules, Schedule(1, 1.0, 1.0, 0, True), np.arange(2))
     descend(layer, rules, np.arange(2), square, np.ones(1))
 
 
