@@ -16,10 +16,10 @@ from typing import Any
 
 from controller.ledger_file import (
     BROKEN,
+    Claim,
     LedgerError,
     LedgerFull,
     connect,
-    lock,
     telling,
     transaction,
 )
@@ -89,15 +89,17 @@ class Ledger:
 
     def __init__(self, path: Path | None, latest_only: Collection[str] = ("snapshot",)) -> None:
         """In memory without a path."""
+        if path is not None:
+            path = Path(os.path.realpath(path))  # SQLite's files stand beside what links lead to
         self._name = "the ledger in memory" if path is None else str(path)
         self._latest_only = tuple(latest_only)
         self._guard = threading.Lock()
-        self._lock = None if path is None else lock(path)
+        self._claim = None if path is None else Claim(path)
         try:
             with telling(self._name):
-                self._connection = connect(path)
+                self._connection = connect(path, self._claim)
         except BaseException:
-            self._unlock()
+            self._let_go()
             raise
 
     def put(self, record: Record) -> Record:
@@ -165,7 +167,7 @@ class Ledger:
     def close(self) -> None:
         with self._guard, telling(self._name):
             self._connection.close()
-        self._unlock()
+        self._let_go()
 
     def _insert(self, connection: sqlite3.Connection, record: Record, row: Sequence[Any]) -> Record:
         thing = (record.kind, record.id)
@@ -201,10 +203,9 @@ class Ledger:
         with self._guard, telling(self._name), transaction(self._connection):
             yield self._connection
 
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+    def _let_go(self) -> None:
+        if self._claim is not None:
+            self._claim.close()
 
 
 def _row(record: Record) -> tuple[Any, ...]:
