@@ -91,6 +91,7 @@ def connect(path: Path | None, claim: "Claim | None" = None) -> sqlite3.Connecti
         isolation_level=None,
         check_same_thread=False,
     )
+    connection.text_factory = _text
     try:
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode not in ("wal", "memory"):
@@ -108,6 +109,14 @@ def connect(path: Path | None, claim: "Claim | None" = None) -> sqlite3.Connecti
         connection.close()
         raise
     return connection
+
+
+def _text(raw: bytes) -> str | bytes:
+    """What is no text keeps no other row from being read."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def _check(path: Path) -> None:

@@ -11,7 +11,7 @@ import grpc.aio
 from controller.desk import BusyError
 from controller.fleet import FleetError, UnknownError
 from controller.ports import EngineLostError
-from controller.store import Conflict, LedgerError, LedgerFull
+from controller.store import Conflict, LedgerError, LedgerFull, Unreadable
 from placer.errors import PlacerError
 
 CODES: list[tuple[type[PlacerError], grpc.StatusCode]] = [
@@ -20,6 +20,7 @@ CODES: list[tuple[type[PlacerError], grpc.StatusCode]] = [
     (FleetError, grpc.StatusCode.FAILED_PRECONDITION),
     (Conflict, grpc.StatusCode.ABORTED),
     (LedgerFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (Unreadable, grpc.StatusCode.DATA_LOSS),
     (LedgerError, grpc.StatusCode.UNAVAILABLE),
     (EngineLostError, grpc.StatusCode.UNAVAILABLE),
     (PlacerError, grpc.StatusCode.INVALID_ARGUMENT),

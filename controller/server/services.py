@@ -161,7 +161,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
     @answering
     async def Status(self, request: Any) -> Any:
         names = [request.pool] if request.pool else sorted(self.fleet.pools)
-        troubles = [f"{what}: {text}" for what, text in sorted(self.loop.troubles.items())]
+        troubles = [f"{what}: {text}" for what, text in sorted(self.loop.told().items())]
         return fleet_pb2.StatusResponse(
             version=version("moe-placer"),
             uptime_s=self.journal.clock.now_s() - self._begun_s,

@@ -18,7 +18,7 @@ from controller.ports import EngineLostError
 from controller.server.answers import A_BUG, CODES
 from controller.server.security import Listening, SecurityError
 from controller.server.serve import SERVICES, start
-from controller.store import Conflict, LedgerError, LedgerFull, Record
+from controller.store import Conflict, LedgerError, LedgerFull, Record, Unreadable
 from placer.channel import Settings, open_aio_channel
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2, placement_pb2
@@ -143,6 +143,7 @@ RAISED: dict[type[PlacerError], tuple[PlacerError, str]] = {
     FleetError: (FleetError("not now: wait"), "FAILED_PRECONDITION"),
     Conflict: (Conflict(Record("plan", "plan-1", 2, 0.0, "", {}), 3), "ABORTED"),
     LedgerFull: (LedgerFull("the disk is full: make room"), "RESOURCE_EXHAUSTED"),
+    Unreadable: (Unreadable("plan plan-1 is not JSON: do without it"), "DATA_LOSS"),
     LedgerError: (LedgerError("the ledger is broken: restore it"), "UNAVAILABLE"),
     EngineLostError: (EngineLostError("it is gone: start it"), "UNAVAILABLE"),
     PlacerError: (PlacerError("it is wrong:\nright it"), "INVALID_ARGUMENT"),
