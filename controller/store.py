@@ -51,11 +51,12 @@ DELETE FROM records WHERE kind = :kind AND id IN (
         AND id NOT IN (SELECT value FROM json_each(:needed)))
 """
 # A plan's file came with its first version, and is its as long as it is there.
-_PRUNE_EARLIER = f"""
+_PRUNE_EARLIER = """
 DELETE FROM records WHERE number IN (
     SELECT number FROM (
         SELECT number, id, at_s, row_number() OVER (ORDER BY number DESC) AS place
-        FROM records AS r WHERE kind = :kind AND blob IS NULL AND NOT ({_NEWEST})) AS earlier
+        FROM records WHERE kind = :kind AND blob IS NULL AND number NOT IN (
+            SELECT max(number) FROM records WHERE kind = :kind GROUP BY id)) AS earlier
     WHERE place > :earlier OR at_s < :since_s AND (
         SELECT final FROM records WHERE kind = :kind AND id = earlier.id
         ORDER BY version DESC LIMIT 1))
