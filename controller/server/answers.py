@@ -11,10 +11,12 @@ import grpc.aio
 from controller.desk import BusyError
 from controller.fleet import FleetError, UnknownError
 from controller.ports import EngineLostError
+from controller.server.callers import ForbiddenError
 from controller.store import Conflict, LedgerError, LedgerFull, Unreadable
 from placer.errors import PlacerError
 
 CODES: list[tuple[type[PlacerError], grpc.StatusCode]] = [
+    (ForbiddenError, grpc.StatusCode.PERMISSION_DENIED),
     (UnknownError, grpc.StatusCode.NOT_FOUND),
     (BusyError, grpc.StatusCode.FAILED_PRECONDITION),
     (FleetError, grpc.StatusCode.FAILED_PRECONDITION),
