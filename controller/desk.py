@@ -60,7 +60,7 @@ class Desk:
         """The map of an engine that stands where the last change led, or else of the first that
         answers. Raises EngineLostError if none does."""
         there = await standings(self.engines, pool)
-        last = self._last_change(pool.name)
+        last = self.operations.last_change(pool.name)
         if last is not None and Operation.of(last).phase is Phase.SUCCEEDED:
             with suppress(Unreadable):
                 goal = self.journal.placement(last.body["goal"])
@@ -117,17 +117,7 @@ class Desk:
                 return known
             self.refuse_if_busy()
             pool = self.fleet.pool(pool_name)
-            last = self._last_change(pool_name)
-            for one in self.journal.ledger.left_out():
-                later = last is None or one.number > last.number
-                if (one.kind, one.pool) == ("operation", pool_name) and later:
-                    raise Unreadable(
-                        f"{one.id} cannot be read, so that it is not known where {pool_name} stood "
-                        "before: propose a plan instead"
-                    )
-            if last is None:
-                raise FleetError(f"{pool_name} was never changed: there is nothing to roll back to")
-            change = Operation.of(last)
+            change = self.operations.to_undo(pool_name)
             goal = next(iter(change.homes.values()))
             self.journal.placement(goal)
             homes = await self._homes(pool)
@@ -186,13 +176,13 @@ class Desk:
             return
         for plan in self.journal.ledger.newest("plan", final=False):  # killed before it was told
             if plan.body["state"] == PlanState.APPLYING:
-                if (operation := self._operation_of(plan)) is not None:
+                if (operation := self.operations.of_plan(plan)) is not None:
                     self._close(Operation.of(operation))
                 else:
                     why = "its operation cannot be read: it is not known how far it came"
                     self.plans.move(plan, PlanState.HALTED, why)
             elif plan.body["state"] == PlanState.APPLIED:
-                last = self._last_change(plan.pool)
+                last = self.operations.last_change(plan.pool)
                 if last and last.body["kind"] == "rollback" and last.number > plan.number:
                     self._close(Operation.of(last))
 
@@ -302,17 +292,6 @@ class Desk:
                 ended = record.body["state"] in (PlanState.SUPERSEDED, PlanState.ROLLED_BACK)
                 if ended and same_experts(map_of_it, goal):
                     return record
-        return None
-
-    def _operation_of(self, plan: Record) -> Record | None:
-        found = self.journal.ledger.newest("operation", pool=plan.pool)
-        applied = (record for record in found if record.body["kind"] == "apply")
-        return next((record for record in applied if record.body["plan_id"] == plan.id), None)
-
-    def _last_change(self, pool: str) -> Record | None:
-        for record in self.journal.ledger.newest("operation", pool=pool, final=True):
-            if Operation.of(record).phase in (Phase.SUCCEEDED, Phase.HALTED):
-                return record
         return None
 
     def _newest_epoch(self, pool: Pool) -> int:

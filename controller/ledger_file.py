@@ -119,19 +119,24 @@ def _text(raw: bytes) -> str | bytes:
         return raw
 
 
-def _check(path: Path) -> None:
-    """Refuse what is neither new nor a whole ledger of this format, having only read it."""
+def _head(path: Path) -> bytes:
+    """SQLite's header, if it is one; empty if there is nothing."""
     if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
         raise LedgerError(f"{path} is no regular file: choose a file that is yours")
     try:
         with path.open("rb") as file:
-            head = file.read(100)
+            return file.read(100)
     except FileNotFoundError:
-        head = b""
+        return b""
     except OSError as error:
         raise LedgerError(
             f"cannot read {path}: {error.strerror}: choose a file that is yours"
         ) from error
+
+
+def _check(path: Path) -> None:
+    """Refuse what is neither new nor a whole ledger of this format, having only read it."""
+    head = _head(path)
     if not head:
         log = path.with_name(f"{path.name}-wal")
         if log.exists() and log.stat().st_size:  # SQLite would delete it
@@ -141,6 +146,13 @@ def _check(path: Path) -> None:
         raise LedgerError(f"{path} is not a database: {BROKEN}")
     if not os.access(path, os.W_OK):  # else SQLite opens it, and refuses the first write only
         raise LedgerError(f"{path} may only be read: make it writable, or choose another file")
+    unfinished = path.with_name(f"{path.name}-journal").exists()
+    if unfinished and head[68:72] in (bytes(4), APPLICATION.to_bytes(4, "big")):
+        # Killed in its first steps, which SQLite takes back before anything is read.
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master")
+        if not path.stat().st_size:
+            return
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
         tables, application, version = (
             connection.execute(query).fetchone()[0]

@@ -3,14 +3,11 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from controller import plans, snapshots
+from controller import snapshots
 from controller.config import Config, PoolPolicy
 from controller.desk import Desk
 from controller.fleet import Fleet, Pool, Registration
@@ -18,6 +15,7 @@ from controller.journal import Journal
 from controller.operations import Operation
 from controller.plans import PlanState
 from controller.ports import EngineLostError, Engines, Planner
+from controller.readers import READERS, Acknowledgement
 from controller.rebalance import Decision, Past, decide
 from controller.store import LedgerError, Record, Unreadable
 from placer.arrays import FloatArray
@@ -35,57 +33,6 @@ KEPT = {
 KEPT_PLACEMENTS = 2000  # besides those that are in use
 
 log = logging.getLogger("placer.controller")
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledgement:
-    """What a worker applied or refused last."""
-
-    epoch: int
-    digest: str
-    refused_epoch: int
-    refused: str
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """That an operation should go back. key: of whoever wants it"""
-
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Map:
-    """The sizes of a placement. shape: layers and slots"""
-
-    shape: tuple[int, int]
-    experts: int
-    gpus: int
-    nodes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ids:
-    """last: the largest number that was given"""
-
-    last: int
-
-
-def _reader(form: Any) -> Callable[[Record], object]:
-    adapter = TypeAdapter(form)
-    return lambda record: adapter.validate_python(record.body)
-
-
-# What raises for a record that the controller, or whoever looks into the ledger, could not read.
-READERS: dict[str, Callable[[Record], object]] = {
-    "plan": plans.read,
-    "operation": Operation.of,
-    "abort": _reader(Abort),
-    "decision": _reader(Decision),
-    "acknowledgement": _reader(Acknowledgement),
-    "placement": _reader(Map),
-    "ids": _reader(Ids),
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ from enum import StrEnum
 from pydantic import TypeAdapter
 
 from controller.config import Config
+from controller.fleet import FleetError
 from controller.journal import Journal
 from controller.migration.commands import Command, Copy, Discard, Done, Lost, Outcome, Refused
 from controller.migration.machine import FINAL, TRANSITIONS, Event, Leg, State
@@ -76,15 +77,13 @@ class Operation:
     def of(cls, record: Record) -> "Operation":
         """Raises ValueError for a record that is none of an operation."""
         found = _OPERATION.validate_python(record.body)
-        if record.final != found.is_final:
-            raise ValueError(f"is {found.phase}, but open or ended otherwise")
+        if record.final != found.is_final or (found.state in FINAL and not record.final):
+            raise ValueError(f"is {found.phase} and {found.state}, but open or ended otherwise")
         counts = (found.expert_bytes, found.turn, found.turns, found.epoch, found.tries)
         if min(*counts, found.moved, found.copied_bytes) < 0:
             raise ValueError("counts below 0")
         if found.phase is not Phase.REFUSED and not 0 <= found.at < len(found.homes):
             raise ValueError(f"is at engine {found.at} of {len(found.homes)}")
-        if found.state in FINAL and not found.is_final:
-            raise ValueError(f"is {found.phase} and {found.state}")
         return found
 
     @property
@@ -194,6 +193,34 @@ class Operations:
             except PlacerError as error:
                 outcome = Refused(str(error))
             event, operation = await self._judge(operation, leg, outcome)
+
+    def last_change(self, pool: str) -> Record | None:
+        """The newest operation that left the pool elsewhere."""
+        for record in self.journal.ledger.newest("operation", pool=pool, final=True):
+            if record.body["phase"] in (Phase.SUCCEEDED, Phase.HALTED):
+                return record
+        return None
+
+    def to_undo(self, pool: str) -> Operation:
+        """The last change. Raises FleetError if there is none, Unreadable if it cannot be read."""
+        last = self.last_change(pool)
+        number = 0 if last is None else last.number
+        for one in self.journal.ledger.left_out():
+            if (one.kind, one.pool) == ("operation", pool) and one.number > number:
+                raise Unreadable(
+                    f"{one.id} cannot be read, so that it is not known where {pool} stood before: "
+                    "propose a plan instead"
+                )
+        if last is None:
+            raise FleetError(f"{pool} was never changed: there is nothing to roll back to")
+        return Operation.of(last)
+
+    def of_plan(self, plan: Record) -> Record | None:
+        """That applied it; None if it cannot be read."""
+        for record in self.journal.ledger.newest("operation", pool=plan.pool):
+            if (record.body["kind"], record.body["plan_id"]) == ("apply", plan.id):
+                return record
+        return None
 
     def _hear_abort(self, id: str) -> None:
         """What was written down before the controller was killed."""

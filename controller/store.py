@@ -11,11 +11,9 @@ import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
-
-from pydantic import ValidationError
+from typing import Any
 
 from controller.ledger_file import (
     Claim,
@@ -25,18 +23,25 @@ from controller.ledger_file import (
     telling,
     transaction,
 )
+from controller.records import (
+    WRITTEN,
+    Conflict,
+    LeftOut,
+    Record,
+    Unreadable,
+    fault,
+    read_row,
+    row_of,
+)
 from placer.errors import PlacerError
-from placer.files.specs import first_fault
 
 __all__ = ["Conflict", "Ledger", "LedgerError", "LedgerFull", "LeftOut", "Record", "Unreadable"]
 
 LATEST_ONLY = ("snapshot", "ids")
 EARLIER = 20_000  # versions of a kind that later ones followed, at most, that are kept
-LATEST_S = 2.5e11  # of an instant: what follows, in the year 9892, is no unix time
 log = logging.getLogger("placer.controller")
 
 _READ = "kind, id, version, at_s, reason, body, pool, final, number"
-_WRITTEN = "kind, id, version, at_s, reason, body, pool, final, blob"
 _NEWEST = "version = (SELECT max(version) FROM records WHERE kind = r.kind AND id = r.id)"
 _LAST_FIRST = "ORDER BY number DESC"
 _PRUNE = """
@@ -61,62 +66,6 @@ DELETE FROM records WHERE number IN (
         SELECT final FROM records WHERE kind = :kind AND id = earlier.id
         ORDER BY version DESC LIMIT 1))
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One version of one thing. Versions count from 1; what is put is the newest + 1.
-
-    at_s: unix seconds, by the clock of whoever put it
-    body: JSON
-    pool: which it belongs to, "" if to none
-    final: whether its story has ended; what is open is never forgotten
-    number: its place in the ledger, over all kinds; 0 until it is put
-    blob: what is too large for the body; empty in what is read, ask ``Ledger.blob``
-    """
-
-    kind: str
-    id: str
-    version: int
-    at_s: float
-    reason: str
-    body: Mapping[str, Any]
-    pool: str = ""
-    final: bool = True
-    number: int = field(default=0, compare=False)
-    blob: bytes = field(default=b"", compare=False, repr=False)
-
-    def next(self, at_s: float, reason: str, **changes: Any) -> "Record":
-        """The version after this one, still to be put; ``changes`` are of other fields."""
-        new = {"version": self.version + 1, "number": 0, "blob": b"", **changes}
-        return replace(self, at_s=at_s, reason=reason, **new)
-
-
-class Conflict(LedgerError):  # noqa: N818
-    """Somebody else was first. actual: the newest version, 0 if there is none"""
-
-    def __init__(self, record: Record, actual: int) -> None:
-        self.record, self.expected, self.actual = record, record.version - 1, actual
-        super().__init__(
-            f"{record.id} is at version {actual} and not {self.expected}"
-            ": somebody was first, read it again"
-        )
-
-
-class Unreadable(LedgerError):  # noqa: N818
-    """A record that is damaged, or of a form that this version does not know."""
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A record that cannot be read; pool: as far as it is known"""
-
-    kind: str
-    id: str
-    version: int
-    pool: str
-    number: int
-    why: str
 
 
 class Ledger:
@@ -151,7 +100,7 @@ class Ledger:
 
     def put_all(self, records: Iterable[Record]) -> tuple[Record, ...]:
         """All of them or none; one may follow another of the same id."""
-        rows = [(record, _row(record)) for record in records]
+        rows = [(record, row_of(record)) for record in records]
         with self._writing() as connection:
             return tuple(self._insert(connection, record, row) for record, row in rows)
 
@@ -187,7 +136,7 @@ class Ledger:
     def leave_out(self, record: Record, error: Exception) -> Unreadable:
         """For whoever needs it and finds that it is not as it should be. Returns what to raise."""
         told = (record.kind, record.id, record.version, record.pool, record.number)
-        return self._leave_out(LeftOut(*told, _fault(error)))
+        return self._leave_out(LeftOut(*told, fault(error)))
 
     def newest(
         self,
@@ -251,7 +200,7 @@ class Ledger:
         if record.kind in self._latest_only:
             connection.execute("DELETE FROM records WHERE kind = ? AND id = ?", thing)
         spots = ", ".join("?" * len(row))
-        inserted = connection.execute(f"INSERT INTO records ({_WRITTEN}) VALUES ({spots})", row)
+        inserted = connection.execute(f"INSERT INTO records ({WRITTEN}) VALUES ({spots})", row)
         number, body = inserted.lastrowid or 0, json.loads(row[5])  # as it will be read
         return replace(record, number=number, body=body, blob=b"")
 
@@ -270,13 +219,13 @@ class Ledger:
     def _record(self, row: Sequence[Any]) -> Record:
         told = dict(zip(_READ.split(", "), row, strict=True))
         try:
-            found = _read_row(told)
+            found = read_row(told)
             if (reader := self.readers.get(found.kind)) is not None:
                 reader(found)
         except (ValueError, TypeError, KeyError, RecursionError, PlacerError) as error:
             kind, id, pool = (str(told[name]) for name in ("kind", "id", "pool"))
             where = (told["version"], pool, told["number"])
-            raise self._leave_out(LeftOut(kind, id, *where, _fault(error))) from error
+            raise self._leave_out(LeftOut(kind, id, *where, fault(error))) from error
         return found
 
     def _leave_out(self, record: LeftOut) -> Unreadable:
@@ -309,47 +258,3 @@ class Ledger:
     def _let_go(self) -> None:
         if self._claim is not None:
             self._claim.close()
-
-
-def _read_row(told: dict[str, Any]) -> Record:
-    """Raises ValueError for what no ledger wrote."""
-    for name in ("kind", "id", "reason", "body", "pool"):
-        if not isinstance(told[name], str):
-            raise ValueError(f"has a {name} that is no text")
-    if not isinstance(told["version"], int):
-        raise ValueError("has a version that is no number")
-    if not isinstance(told["at_s"], float) or not 0 <= told["at_s"] <= LATEST_S:
-        raise ValueError(f"is of no unix time: {told['at_s']!r:.30}")
-    body = json.loads(told["body"], parse_constant=_refuse)
-    if not isinstance(body, dict):
-        raise ValueError("is JSON, but no object")
-    return Record(**{**told, "body": body, "final": bool(told["final"])})
-
-
-def _refuse(number: str) -> NoReturn:
-    raise ValueError(f"holds {number}, which is no number of JSON's")
-
-
-def _fault(error: Exception) -> str:
-    """What is wrong with a record, on a line of some 200 characters."""
-    if isinstance(error, json.JSONDecodeError | RecursionError):
-        return "is not JSON"
-    if isinstance(error, ValidationError):
-        return f"has an unknown form: {first_fault(error)}"
-    if isinstance(error, KeyError | TypeError):
-        return f"has an unknown form: {error!r:.200}"
-    return f"{' '.join(str(error).split()):.200}"
-
-
-def _row(record: Record) -> tuple[Any, ...]:
-    """What is _WRITTEN."""
-    try:
-        body = json.dumps(dict(record.body), allow_nan=False)
-        for text in (record.kind, record.id, record.reason, record.pool):
-            text.encode()
-    except (TypeError, ValueError) as error:
-        raise LedgerError(
-            f"{record.kind} {record.id} cannot be put: {error}: records are JSON and UTF-8"
-        ) from error
-    key = (record.kind, record.id, record.version, record.at_s, record.reason)
-    return (*key, body, record.pool, record.final, record.blob or None)

@@ -143,6 +143,29 @@ def test_an_empty_file_becomes_a_ledger(tmp_path: Path) -> None:
             assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION,)
 
 
+def test_a_file_that_was_killed_in_its_first_step_becomes_a_ledger(tmp_path: Path) -> None:
+    """What SQLite was about to write over is in a journal: it was empty."""
+    path, other = tmp_path / "ledger.db", tmp_path / "other.db"
+    script = f"""
+import os, signal, sqlite3
+connection = sqlite3.connect({str(path)!r}, isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN IMMEDIATE")
+for number in range(50):
+    connection.execute(f"CREATE TABLE t{{number}} (x)")
+    connection.execute(f"INSERT INTO t{{number}} VALUES (zeroblob(9000))")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", script], check=False)
+    assert path.with_name("ledger.db-journal").stat().st_size
+    run_sqlite(other, "PRAGMA journal_mode = WAL")
+    path.write_bytes(other.read_bytes())
+    with closing(Ledger(path)) as ledger:
+        ledger.put(A_PLAN)
+        assert ledger.history() == [A_PLAN]
+    assert not path.with_name("ledger.db-journal").exists()
+
+
 def test_a_place_where_nothing_can_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "missing/ledger.db", tmp_path / "file/ledger.db"):
