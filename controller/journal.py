@@ -1,13 +1,16 @@
 """The ledger with a clock and an audience: what is written down is what watchers see."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from controller.clock import Clock
-from controller.store import Ledger, LedgerError, Record
+from controller.store import Ledger, LedgerError, Record, Unreadable
+from placer.errors import PlacementError
 from placer.placement import Placement
 
 BACKLOG = 1000  # records that a watcher may be behind; then it is told that it missed some
@@ -47,9 +50,18 @@ class Journal:
         return written[0]
 
     def next_id(self, kind: str, prefix: str) -> str:
-        """``prefix-1``, ``prefix-2``, ...: the last written need not have the largest number."""
-        taken = (int(record.id.rpartition("-")[2]) for record in self.ledger.newest(kind))
-        return f"{prefix}-{max(taken, default=0) + 1}"
+        """``prefix-1``, ``prefix-2``, ...: each once, also when all that had one are forgotten."""
+        given = self.ledger.version("ids", kind)
+        last = given
+        with suppress(Unreadable):
+            if (record := self.ledger.get("ids", kind)) is not None:
+                last = record.body["last"]
+        # Of a ledger that was without this count, or of one in which it cannot be read.
+        numbers = (_number(id, prefix) for id in self.ledger.ids(kind))
+        last = max(last, *numbers, 0) + 1
+        now_s = self.clock.now_s()
+        self.ledger.put(Record("ids", kind, given + 1, now_s, "", {"last": last}))
+        return f"{prefix}-{last}"
 
     async def watch(self) -> AsyncIterator[Record]:
         """What is written from now on. Raises LedgerError for a watcher that is too slow."""
@@ -65,20 +77,35 @@ class Journal:
     def keep_placement(self, placement: Placement) -> str:
         """Its digest, under which it is kept."""
         digest = placement.digest
-        if self.ledger.get("placement", digest) is None:
+        try:
+            self.placement(digest)
+        except Unreadable:  # or not there
             table = placement.physical_to_logical
             body = {
                 "shape": table.shape, "experts": placement.experts,
                 "gpus": placement.gpus, "nodes": placement.nodes,
             }  # fmt: skip
-            self.write("placement", digest, placement.shape, body, blob=table.tobytes())
+            version, now_s = self.ledger.version("placement", digest) + 1, self.clock.now_s()
+            told = (now_s, placement.shape, body)
+            self.put(Record("placement", digest, version, *told, blob=table.tobytes()))
         return digest
 
     def placement(self, digest: str) -> Placement:
+        """Raises Unreadable if it is not there as it was kept."""
         record = self.ledger.get("placement", digest)
-        blob = self.ledger.blob("placement", digest)
-        if record is None or blob is None:
-            raise LedgerError(f"the ledger has no placement {digest:.19}...: plan again")
-        body = record.body
-        table = np.frombuffer(blob, dtype=np.int32).reshape(body["shape"])
-        return Placement(table, body["experts"], body["gpus"], body["nodes"])
+        if record is None:
+            raise Unreadable(f"the ledger has no placement {digest:.19}...: plan again")
+        blob, body = self.ledger.blob("placement", digest), record.body
+        try:
+            table = np.frombuffer(blob or b"", dtype=np.int32).reshape(body["shape"])
+            found = Placement(table, body["experts"], body["gpus"], body["nodes"])
+            if found.digest != digest:
+                raise ValueError("is another map than it was")
+        except (KeyError, TypeError, ValueError, PlacementError) as error:
+            raise self.ledger.leave_out(record, error) from error
+        return found
+
+
+def _number(id: str, prefix: str) -> int:
+    found = re.fullmatch(rf"{prefix}-([0-9]{{1,15}})", id)
+    return int(found[1]) if found else 0

@@ -1,10 +1,11 @@
 """The story of one record, in sentences."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from controller.fleet import UnknownError
-from controller.store import Ledger, Record
+from controller.store import Ledger, Record, Unreadable
 from placer.plan import saving
 
 KINDS = ("plan", "operation", "decision", "acknowledgement")
@@ -15,6 +16,8 @@ def story(ledger: Ledger, id: str) -> list[Record]:
     for kind in KINDS:
         if found := ledger.versions(kind, id):
             return found + _relatives(ledger, found[-1])
+        if ledger.version(kind, id):
+            ledger.get(kind, id)  # raises Unreadable
     raise UnknownError(f"nothing is known of {id!r}: `placer history` lists what is")
 
 
@@ -23,8 +26,9 @@ def _relatives(ledger: Ledger, record: Record) -> list[Record]:
         operations = ledger.newest("operation", pool=record.pool)
         return [one for one in operations if one.body["plan_id"] == record.id]
     if record.kind == "operation" and record.body["plan_id"]:
-        plan = ledger.get("plan", record.body["plan_id"])
-        return [plan] if plan else []
+        with suppress(Unreadable):
+            plan = ledger.get("plan", record.body["plan_id"])
+            return [plan] if plan else []
     return []
 
 

@@ -11,6 +11,7 @@ from controller.loop import Loop, outcome
 from controller.plans import PlanState
 from controller.server import explain, wire
 from controller.server.answers import answering, streaming
+from controller.server.callers import CALLER, Role
 from controller.store import Record
 from placer.errors import RoutingError
 from placer.files.plans import parse_plan, plan_text
@@ -35,6 +36,7 @@ class Profiles(ProfileServiceServicer):  # type: ignore[misc]
     async def Push(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
             refused, id = "", wire.worker_id(request.id)
+            CALLER.get().check(id.pool, id.engine, id.worker)
             self.fleet.member(id)
             try:
                 deltas = wire.deltas(request)
@@ -128,10 +130,12 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
 
     @streaming
     async def Watch(self, request: Any) -> AsyncIterator[Any]:
-        if request.engine:
+        if request.engine or CALLER.get().role < Role.OPERATOR:
+            CALLER.get().check(request.pool, request.engine)
             offers = self.offers.offers(request.pool, request.engine, request.after_epoch)
             async for epoch, file in offers:
                 yield placement_pb2.WatchResponse(epoch=epoch, file=file)
+            return
         async for record in self.loop.journal.watch():
             if record.kind in explain.KINDS and request.pool in ("", record.pool):
                 yield placement_pb2.WatchResponse(record=wire.record(record))
@@ -153,6 +157,8 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
 
     @answering
     async def Register(self, request: Any) -> Any:
+        id = wire.worker_id(request.id)
+        CALLER.get().check(id.pool, id.engine, id.worker)
         said = wire.registration(request)
         sequence = self.fleet.register(said, self.journal.clock.now_s())
         self.loop.heard(said)
@@ -161,7 +167,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
     @answering
     async def Status(self, request: Any) -> Any:
         names = [request.pool] if request.pool else sorted(self.fleet.pools)
-        troubles = [f"{what}: {text}" for what, text in sorted(self.loop.troubles.items())]
+        troubles = [f"{what}: {text}" for what, text in sorted(self.loop.told().items())]
         return fleet_pb2.StatusResponse(
             version=version("moe-placer"),
             uptime_s=self.journal.clock.now_s() - self._begun_s,
