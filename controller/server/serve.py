@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 
 from controller.adapters.vllm_engines import VllmEngines
 from controller.loop import Loop
+from controller.server.intake import Intake
 from controller.server.security import Guard, Listening, Role, Tokens
 from controller.server.services import FleetState, Ledgers, Placements, Profiles
 from placer.files.plans import LIMIT
@@ -46,7 +47,8 @@ OTHERS = [HEALTH, reflection.SERVICE_NAME]
 async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[Any, int]:
     """The server, which serves, and its port."""
     tokens = Tokens(listening.tokens) if listening.tokens else None
-    server = grpc.aio.server(interceptors=[Guard(FOR_AGENTS, tokens)], options=OPTIONS)
+    doors = [Guard(FOR_AGENTS, tokens), Intake()]
+    server = grpc.aio.server(interceptors=doors, options=OPTIONS)
     add_ProfileServiceServicer_to_server(Profiles(loop), server)
     add_PlacementServiceServicer_to_server(Placements(loop, offers), server)
     add_FleetServiceServicer_to_server(FleetState(loop), server)

@@ -23,8 +23,8 @@ NOT_FOUND = grpc.StatusCode.NOT_FOUND
 HUGE = 2**63
 
 SHAPES: dict[str, tuple[dict[str, Any], str]] = {
-    "no JSON": ({"shape": "{"}, "the model's shape: Expecting"),
-    "deep": ({"shape": "[" * 60_000}, "the model's shape: "),
+    "no JSON": ({"shape": "{"}, "the model's shape is not JSON (Expecting"),
+    "deep": ({"shape": "[" * 60_000}, "the model's shape is nested too deep: "),
     "long": ({"shape": "[" * 70_000}, "has 70000 characters: at most 65536 are read"),
     "not a shape": ({"shape": json.dumps({"layers": 2})}, "the model's shape: "),
     "of another model": (
