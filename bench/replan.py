@@ -21,6 +21,7 @@ from placer.profile import Profile
 
 LAYERS, EXPERTS, SLOTS, GPUS, ACTIVATIONS = 58, 256, 288, 32, 131_072
 ROUNDS = 9
+HOTTEST = 0.1  # chance of an expert: a token of 8 activations cannot use one twice
 
 
 def run() -> None:
@@ -58,8 +59,8 @@ def run() -> None:
 def traffic() -> tuple[FloatArray, FloatArray, FloatArray]:
     """Loads [layers, experts] of seed 0, of 0.9 x that + 0.1 x seed 7, and of seed 0 drawn again.
 
-    Per layer p = rank^-0.8 over a random permutation, times lognormal(0, 0.3), normalised; so many
-    activations drawn from it.
+    Per layer p = rank^-0.8 over a random permutation, times lognormal(0, 0.3), normalised, at most
+    0.1 and normalised again; so many activations drawn from it.
     """
     zero, seven = chances(0), chances(7)
     first = draw(zero, 100)
@@ -70,6 +71,7 @@ def chances(seed: int) -> FloatArray:
     rng = np.random.default_rng(seed)
     zipf = np.arange(1, EXPERTS + 1) ** -0.8
     rows = [rng.permutation(zipf) * rng.lognormal(0, 0.3, EXPERTS) for _ in range(LAYERS)]
+    rows = [np.minimum(row / row.sum(), HOTTEST) for row in rows]
     return np.array([row / row.sum() for row in rows])
 
 

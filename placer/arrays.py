@@ -26,6 +26,22 @@ def native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array.astype(dtype or array.dtype.newbyteorder("="), copy=False)
 
 
+def pair_sums(
+    matrix: FloatArray, left: tuple[IntArray, FloatArray], right: tuple[IntArray, FloatArray]
+) -> FloatArray:
+    """[layers, places] sum over all pairs of a place's terms: weight of the left one times that of
+    the right one times the matrix's entry of their experts.
+
+    matrix: [layers, experts, experts]; left, right: experts and weights [layers, places, terms]
+    """
+    found = np.empty(left[0].shape[:2])
+    width = matrix.shape[2]
+    for layer, (e, a, f, b) in enumerate(zip(*left, *right, strict=True)):
+        entries = matrix[layer].ravel().take((e * width)[:, :, None] + f[:, None, :])
+        found[layer] = ((entries @ b[:, :, None])[:, :, 0] * a).sum(axis=1)
+    return found
+
+
 def digest(*parts: npt.NDArray[Any] | str) -> str:
     """``sha256:...`` over the parts' types, shapes and bytes (little-endian)."""
     sha = hashlib.sha256()

@@ -5,6 +5,9 @@
 
 from collections import Counter
 
+import numpy as np
+
+from placer.arrays import BoolArray, IntArray
 from placer.model import ModelShape
 from placer.objective import Objective
 from placer.placement import EMPTY, Placement
@@ -35,68 +38,57 @@ def violations(
     return found
 
 
-def _gpus(placement: Placement, layer: int) -> list[list[int]]:
-    """The experts of each GPU in one layer, empty slots left out."""
-    row = placement.physical_to_logical[layer].tolist()
-    size = len(row) // placement.gpus
-    held = [row[first : first + size] for first in range(0, len(row), size)]
-    return [[expert for expert in gpu if expert != EMPTY] for gpu in held]
-
-
 def _missing(placement: Placement) -> list[str]:
     found = []
-    for layer in range(placement.layers):
-        present = set().union(*_gpus(placement, layer))
-        if missing := sorted(set(range(placement.experts)) - present):
-            names = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-            found.append(f"layer {layer}: no slot holds expert {names}: tokens would be lost")
+    absent = ~_held(placement.physical_to_logical, 1, placement.experts)[:, 0]
+    for layer in np.flatnonzero(absent.any(axis=1)).tolist():
+        missing = np.flatnonzero(absent[layer]).tolist()
+        names = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        found.append(f"layer {layer}: no slot holds expert {names}: tokens would be lost")
     return found
 
 
 def _duplicates(placement: Placement) -> list[str]:
+    held = placement.physical_to_logical.reshape(placement.layers, placement.gpus, -1)
+    ordered = np.sort(held, axis=2)
+    twice = (ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] != EMPTY)
     return [
         f"layer {layer}: GPU {gpu} holds expert {expert} {times} times"
         ": a second copy on a GPU serves nothing"
-        for layer in range(placement.layers)
-        for gpu, held in enumerate(_gpus(placement, layer))
-        if len(set(held)) < len(held)
-        for expert, times in Counter(held).items()
-        if times > 1
+        for layer, gpu in np.argwhere(twice.any(axis=2)).tolist()
+        for expert, times in Counter(held[layer, gpu].tolist()).items()
+        if expert != EMPTY and times > 1
     ]
 
 
 def _on_one_node(placement: Placement) -> list[str]:
-    found = []
-    per_node = placement.gpus // placement.nodes
-    for layer in range(placement.layers):
-        nodes: dict[int, set[int]] = {}
-        for gpu, held in enumerate(_gpus(placement, layer)):
-            for expert in held:
-                nodes.setdefault(expert, set()).add(gpu // per_node)
-        found += [
-            f"layer {layer}: expert {expert} is on node {min(on)} alone: it would be lost with it"
-            for expert, on in sorted(nodes.items())
-            if len(on) == 1
-        ]
-    return found
+    on = _held(placement.physical_to_logical, placement.nodes, placement.experts)
+    return [
+        f"layer {layer}: expert {expert} is on node {on[layer, :, expert].argmax()} alone"
+        ": it would be lost with it"
+        for layer, expert in np.argwhere(on.sum(axis=1) == 1).tolist()
+    ]
 
 
 def _split_groups(placement: Placement, model: ModelShape) -> list[str]:
-    found = []
-    size = model.experts // model.groups
-    per_node = placement.gpus // placement.nodes
-    for layer in range(placement.layers):
-        nodes: dict[int, set[int]] = {}
-        for gpu, held in enumerate(_gpus(placement, layer)):
-            for expert in held:
-                nodes.setdefault(expert // size, set()).add(gpu // per_node)
-        found += [
-            f"layer {layer}: group {group} is spread over nodes {sorted(on)}"
-            ": its experts must stay on one node"
-            for group, on in sorted(nodes.items())
-            if len(on) > 1
-        ]
-    return found
+    group = placement.physical_to_logical // (model.experts // model.groups)  # EMPTY stays
+    on = _held(group, placement.nodes, model.groups)
+    return [
+        f"layer {layer}: group {group} is spread over nodes "
+        f"{np.flatnonzero(on[layer, :, group]).tolist()}: its experts must stay on one node"
+        for layer, group in np.argwhere(on.sum(axis=1) > 1).tolist()
+    ]
+
+
+def _held(content: IntArray, parts: int, count: int) -> BoolArray:
+    """[layers, parts, count] whether each of so many equal parts of the slots has each content.
+
+    content: [layers, slots] numbers below ``count``, or EMPTY
+    """
+    layers, slots = content.shape
+    found = np.zeros((layers, parts, count + 1), dtype=np.bool_)  # the last is EMPTY
+    found[np.arange(layers)[:, None], np.arange(slots) * parts // slots, content] = True
+    return found[:, :, :count]
 
 
 def _other_model(placement: Placement, model: ModelShape) -> list[str]:
@@ -123,13 +115,11 @@ def _memory(
     placement: Placement, objective: Objective, model: ModelShape, topology: Topology
 ) -> list[str]:
     room = topology.gpu.hbm_bytes * objective.memory_share
-    experts = [0] * placement.gpus
-    for layer in range(placement.layers):
-        for gpu, held in enumerate(_gpus(placement, layer)):
-            experts[gpu] += len(held)
+    filled = placement.physical_to_logical != EMPTY
+    experts = filled.reshape(placement.layers, placement.gpus, -1).sum(axis=(0, 2))
     return [
         f"GPU {gpu} needs {need / 1e9:.1f} GB of weights but may use {room / 1e9:.1f} GB"
         ": use fewer slots or more GPUs"
-        for gpu, count in enumerate(experts)
+        for gpu, count in enumerate(experts.tolist())
         if (need := count * model.expert_bytes + model.other_bytes) > room
     ]

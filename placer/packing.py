@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from placer.arrays import FloatArray, IntArray
+from placer.arrays import BoolArray, FloatArray, IntArray
 
 Weights = npt.NDArray[np.float32]
 
@@ -77,18 +77,16 @@ def _pack(weight: Weights, packs: int) -> IntArray:
     heaviest = np.argsort(-weight, axis=1, kind="stable")
     ordered = np.take_along_axis(weight, heaviest, axis=1).T.copy()
     total = np.zeros((rows, packs), dtype=np.float32)
-    filled = np.zeros(rows * packs, dtype=np.intp)
-    start = np.tile(np.arange(packs) * capacity, rows)
-    closing = np.zeros(capacity + 1, dtype=np.float32)
-    closing[capacity] = np.inf  # a full pack is never the lightest again
+    free = np.tile(np.arange(packs) * capacity, rows)  # the next position in each pack
+    closing = np.zeros(items, dtype=np.float32)
+    closing[capacity - 1 :: capacity] = np.inf  # a full pack is never the lightest again
     position = np.empty((items, rows), dtype=np.intp)
     first, flat = np.arange(rows) * packs, total.reshape(-1)
     for item in range(items):
         lightest = first + total.argmin(axis=1)
-        used = filled[lightest]
-        position[item] = start[lightest] + used
-        filled[lightest] = used + 1
-        flat[lightest] += ordered[item] + closing[used + 1]
+        position[item] = at = free[lightest]
+        free[lightest] = at + 1
+        flat[lightest] += ordered[item] + closing[at]
     result = np.empty((rows, items), dtype=np.intp)
     np.put_along_axis(result, heaviest, position.T, axis=1)
     return result
@@ -101,47 +99,71 @@ def separate(table: IntArray, load: FloatArray, gpus: int, nodes: int) -> IntArr
     the one that leaves the heavier of the two GPUs lightest. If every GPU has the expert already,
     its slot goes to the heaviest replica that this GPU lacks. Its node is tried first, then all.
     """
+    layers, experts = load.shape
     table = table.copy()
-    size = gpus // nodes
-    for layer, row in enumerate(table):
-        held = row.reshape(gpus, -1)  # a view: exchanges go into the table
-        while duplicates := _second_replicas(held):
-            gpu, slot = duplicates[0]
-            each = load[layer] / np.maximum(np.bincount(row, minlength=load.shape[1]), 1)
-            first = gpu // size * size
-            node, everywhere = range(first, first + size), range(gpus)
-            if not any(_exchange(held, each, (gpu, slot), scope) for scope in (node, everywhere)):
-                break  # more slots a GPU than experts
+    held = table.reshape(layers, gpus, -1)  # a view: exchanges go into the table
+    duplicates = _second_replicas(held)
+    while len(duplicates):
+        cell = np.arange(layers)[:, None] * experts + table
+        count = np.bincount(cell.ravel(), minlength=load.size).reshape(load.shape)
+        each = load / np.maximum(count, 1)
+        first = np.unique(duplicates[:, 0], return_index=True)[1]  # of each layer
+        at = duplicates[first]
+        at = at[_are_second(held, at)]
+        for width in (gpus // nodes, gpus):
+            if len(at):
+                at = at[~_part(held, each, at, width)]
+        duplicates = np.delete(duplicates, first, axis=0)
     return table
 
 
-def _exchange(held: IntArray, each: FloatArray, at: tuple[int, int], scope: range) -> bool:
-    """Part one duplicate with the help of the GPUs in ``scope``; False if they cannot."""
-    gpu, expert = at[0], held[at]
-    weight = each[held].sum(axis=1)
-    exchanges = [
-        (max(weight[gpu] - gain, weight[other] + gain), other, slot)
-        for other in scope
-        if expert not in held[other]
-        for slot in range(held.shape[1])
-        if held[other, slot] not in held[gpu]
-        for gain in [each[expert] - each[held[other, slot]]]
-    ]
-    if exchanges:
-        _, other, slot = min(exchanges)
-        held[at], held[other, slot] = held[other, slot], expert
-        return True
-    lacking = np.setdiff1d(held[scope], held[gpu])
-    if len(lacking):
-        held[at] = lacking[each[lacking].argmax()]
-    return len(lacking) > 0
+def _second_replicas(held: IntArray) -> IntArray:
+    """[duplicates, 3] layer, GPU and slot of each replica that its GPU has in an earlier slot."""
+    ordered = np.sort(held, axis=2)
+    layer, gpu = np.nonzero((ordered[:, :, 1:] == ordered[:, :, :-1]).any(axis=2))
+    own = held[layer, gpu]
+    earlier = np.tril(own[:, :, None] == own[:, None, :], k=-1).any(axis=2)
+    row, slot = np.nonzero(earlier)
+    return np.column_stack([layer[row], gpu[row], slot])
 
 
-def _second_replicas(held: IntArray) -> list[tuple[int, int]]:
-    """(gpu, slot) of every replica that its GPU holds already in an earlier slot."""
-    same = held[:, :, None] == held[:, None, :]
-    earlier = np.tril(same, k=-1).any(axis=2)
-    return [(int(gpu), int(slot)) for gpu, slot in np.argwhere(earlier)]
+def _are_second(held: IntArray, at: IntArray) -> BoolArray:
+    """[duplicates] whether they still are."""
+    layer, gpu, slot = at.T
+    same = held[layer, gpu] == held[layer, gpu, slot][:, None]
+    return same.argmax(axis=1) < slot
+
+
+def _part(held: IntArray, each: FloatArray, at: IntArray, width: int) -> BoolArray:
+    """Part duplicates, of a layer each, with the help of the ``width`` GPUs around; [duplicates]
+    whether these could help.
+
+    each: [layers, experts] load of a replica; at: [duplicates, 3]
+    """
+    layer, gpu, slot = at.T
+    row, cell, size = layer[:, None], layer[:, None, None], held.shape[2]
+    around = gpu[:, None] // width * width + np.arange(width)
+    own, theirs = held[layer, gpu], held[row, around]
+    expert = held[layer, gpu, slot][:, None, None]
+    here, there = (np.zeros(each.shape, dtype=np.bool_) for _ in range(2))
+    here[row, own] = there[cell, theirs] = True
+
+    can = ~here[cell, theirs] & (theirs != expert).all(axis=2, keepdims=True)
+    weight = each[cell, theirs]
+    gain = each[cell, expert] - weight
+    left = each[row, own].sum(axis=1)[:, None, None] - gain
+    heavier = np.maximum(left, weight.sum(axis=2, keepdims=True) + gain)
+    best = np.where(can, heavier, np.inf).reshape(len(at), -1).argmin(axis=1)
+    exchanged: BoolArray = can.any(axis=(1, 2))
+    this = layer[exchanged], gpu[exchanged], slot[exchanged]
+    that = this[0], around[exchanged, best[exchanged] // size], best[exchanged] % size
+    held[this], held[that] = held[that], held[this]
+
+    lacks = (there & ~here)[layer]
+    replaced = ~exchanged & lacks.any(axis=1)
+    heaviest = np.where(lacks, each[layer], -1.0).argmax(axis=1)
+    held[layer[replaced], gpu[replaced], slot[replaced]] = heaviest[replaced]
+    return exchanged | replaced
 
 
 def _inverse(permutation: IntArray) -> IntArray:

@@ -1,16 +1,30 @@
 """Placement: which logical expert stands in each slot of each GPU, layer by layer."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from placer import arrays
-from placer.arrays import IntArray, frozen
+from placer.arrays import BoolArray, IntArray, frozen
 from placer.bounds import MOST_EXPERTS
 from placer.errors import PlacementError
 
 EMPTY = -1
 MOST_CELLS = 2**26  # layers x experts x GPUs: what counts copies is as large
+
+
+class Content(NamedTuple):
+    """What some parts of a placement hold, ids ascending. All [layers, parts, slots of a part].
+
+    experts: the expert of each slot, 0 if there is none
+    used:    whether there is one
+    first:   whether it is the first of its kind in its part
+    """
+
+    experts: IntArray
+    used: BoolArray
+    first: BoolArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,16 +110,35 @@ class Placement:
     @property
     def copies(self) -> IntArray:
         """[layers, experts, gpus] how many slots of each GPU hold each expert."""
-        layer, slot = np.nonzero(self.physical_to_logical != EMPTY)
-        expert = self.physical_to_logical[layer, slot]
-        shape = (self.layers, self.experts, self.gpus)
-        flat = np.ravel_multi_index((layer, expert, self.gpu_of_slot[slot]), shape)
-        return np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape)
+        return self._copies_in(self.gpus)
 
     @property
     def replicas(self) -> IntArray:
         """[layers, experts] slots that hold each expert."""
-        return self.copies.sum(axis=2)
+        return self._copies_in(1)[:, :, 0]
+
+    def _copies_in(self, parts: int) -> IntArray:
+        layer, slot = np.nonzero(self.physical_to_logical != EMPTY)
+        expert = self.physical_to_logical[layer, slot]
+        shape = (self.layers, self.experts, parts)
+        flat = np.ravel_multi_index((layer, expert, slot * parts // self.slots), shape)
+        return np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape)
+
+    def held_in(self, parts: int) -> BoolArray:
+        """[layers, experts, parts] whether each of so many equal parts of the slots, GPUs or nodes,
+        holds each expert."""
+        found = np.zeros((self.layers, self.experts + 1, parts), dtype=np.bool_)
+        layer, part = np.arange(self.layers)[:, None], np.arange(self.slots) * parts // self.slots
+        found[layer, self.physical_to_logical, part] = True  # EMPTY is the last row
+        return found[:, :-1]
+
+    def content(self, parts: int) -> Content:
+        """Of so many equal parts of the slots: GPUs, nodes."""
+        experts = np.sort(self.physical_to_logical.reshape(self.layers, parts, -1), axis=2)
+        used = experts != EMPTY
+        first = used.copy()
+        first[:, :, 1:] &= experts[:, :, 1:] != experts[:, :, :-1]
+        return Content(np.maximum(experts, 0), used, first)
 
     @property
     def lost(self) -> list[tuple[int, int]]:

@@ -73,7 +73,7 @@ def _found(problem: Problem, name: str) -> Solution:
 def _best(problem: Problem, solution: Solution) -> Solution:
     """The solution, or what is faster by the score: the placement that stands, or eplb's."""
     trace = None if problem.objective.guard else problem.trace
-    step_s = score(problem, solution.placement, trace).step_s
+    step_s = score(problem, solution.placement, trace, only_timed=True).step_s
     stands = "linear" if problem.current is None else "current"
     baselines = {stands: problem.start}
     if problem.current is None or problem.objective.max_moved == 1:  # it moves nearly all
@@ -84,7 +84,8 @@ def _best(problem: Problem, solution: Solution) -> Solution:
         moved = _moved_share(problem.start, placement)
         if problem.current is not None and moved > problem.objective.max_moved:
             continue
-        if (other_s := score(problem, placement, trace).step_s) < step_s:
+        other_s = score(problem, placement, trace, only_timed=True).step_s
+        if other_s < step_s:
             step_s = other_s
             solution = replace(solution, placement=placement, bound_s=None, instead=name)
     return solution
@@ -108,15 +109,16 @@ def make_plan(
 
     With a guard, whether it pays is asked of the traffic that it was made for.
     """
-    scored = judged = cache(lambda placement: score(problem, placement, fit))
+    scored = judged = cache(lambda placement, brief=False: score(problem, placement, fit, brief))
     profile = guarded(problem.profile, problem.objective.guard)
     if profile is not problem.profile:
         mixed = replace(problem, profile=profile)
-        judged = cache(lambda placement: score(mixed, placement))
+        judged = cache(lambda placement, brief=False: score(mixed, placement, None, brief))
     mended, start = _mended(problem), problem.start
     if problem.current is not None:
         further = moves.cost(problem, mended.start, solution.placement)
-        scores = judged(mended.start), judged(solution.placement)
+        brief = fit is None  # a trace tells all at once
+        scores = judged(mended.start, brief), judged(solution.placement, brief)
         payoff = payoff_of(replace(mended, profile=profile), solution.placement, *scores)
         reason = _not_worth(solution, payoff, further)
         if reason and mended is problem:
@@ -161,7 +163,7 @@ def make_plan(
 
 
 def _reach(problem: Problem, share: float, few: Placement, fit: Trace | None) -> Reach:
-    found = score(problem, few, fit)
+    found = score(problem, few, fit, only_timed=True)
     moved = int(moves.arrivals(problem.start, few).sum())
     return Reach(share, moved, found.balancedness, found.step_s)
 
@@ -210,7 +212,7 @@ def _mended(problem: Problem) -> Problem:
 def _too_far(problem: Problem, mended: Problem) -> Infeasible | None:
     """The running map cannot be mended within ``max_moved``, and what would do."""
     start, objective = problem.start, problem.objective
-    if _moved_share(start, mended.start) <= objective.max_moved:
+    if mended is problem or _moved_share(start, mended.start) <= objective.max_moved:
         return None
     moved = int(moves.arrivals(start, mended.start).sum())
     slots = mended.start.filled
@@ -257,25 +259,29 @@ def _moves(problem: Problem, before: Placement, after: Placement) -> tuple[Move,
     share = load / np.maximum(load.sum(axis=1, keepdims=True), 1e-300)
     weight = rank_load(load, before)
     relative = weight / np.maximum(weight.mean(axis=1, keepdims=True), 1e-300)
-    copies, replicas = before.copies, (before.replicas, after.replicas)
-    node_of = before.node_of_gpu
+    layer, slot = np.nonzero(moves.arrivals(before, after))
+    expert, gpu = after.physical_to_logical[layer, slot], after.gpu_of_slot[slot]
+    gpus, node_of = np.arange(before.gpus), before.node_of_gpu
+    held = before.held_in(before.gpus)[layer, expert]
+    # In the same node if there is one, then the lowest.
+    rank = (node_of[gpu][:, None] != node_of) * before.gpus + gpus
+    source = np.where(held, rank, 2 * before.gpus).argmin(axis=1)
+    columns = (
+        layer, expert, source, gpu, slot, held.any(axis=1), share[layer, expert],
+        before.replicas[layer, expert], after.replicas[layer, expert],
+        relative[layer, source], relative[layer, gpu],
+    )  # fmt: skip
     result = []
-    for layer, slot in np.argwhere(moves.arrivals(before, after)).tolist():
-        expert = int(after.physical_to_logical[layer, slot])
-        gpu = int(after.gpu_of_slot[slot])
-        holders = np.nonzero(copies[layer, expert])[0].tolist()
-        source = min(holders, key=lambda g: (node_of[g] != node_of[gpu], g), default=None)
-        old, new = (int(count[layer, expert]) for count in replicas)
-        if source is None:
+    for at, e, whence, to, into, known, part, old, new, there, here in zip(
+        *(column.tolist() for column in columns), strict=True
+    ):
+        if not known:
             reason = "no GPU held it: its tokens could not be served"
         elif new > old:
-            reason = f"{share[layer, expert]:.1%} of the layer's load: {new} replicas, not {old}"
-        elif relative[layer, source] > relative[layer, gpu]:
-            reason = (
-                f"GPU {source} carried {relative[layer, source]:.2f}x the mean load"
-                f", GPU {gpu} {relative[layer, gpu]:.2f}x"
-            )
+            reason = f"{part:.1%} of the layer's load: {new} replicas, not {old}"
+        elif there > here:
+            reason = f"GPU {whence} carried {there:.2f}x the mean load, GPU {to} {here:.2f}x"
         else:
-            reason = f"changes places with experts that leave GPU {gpu}"
-        result.append(Move(layer, expert, source, gpu, slot, reason))
+            reason = f"changes places with experts that leave GPU {to}"
+        result.append(Move(at, e, whence if known else None, to, into, reason))
     return tuple(result)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from placer.arrays import FloatArray, IntArray, frozen
+from placer.arrays import FloatArray, IntArray, frozen, pair_sums
 from placer.errors import RoutingError
 from placer.pace import Pace, elapsed, merged
 from placer.trace import PHASES, Trace, added
@@ -59,11 +59,14 @@ class Noise:
         covariance = None if self.covariance is None else self.covariance * by_layer[:, :, None]
         return Noise(self.variance * by_layer, covariance)
 
-    def of(self, weight: FloatArray) -> FloatArray:
-        """[layers, sums] variance of weighted sums of experts. weight: [layers, experts, sums]"""
-        found: FloatArray = np.einsum("le,leg->lg", self.variance, weight**2)
+    def of(self, experts: IntArray, weight: FloatArray) -> FloatArray:
+        """[layers, sums] variance of weighted sums of experts, both [layers, sums, terms]."""
+        same = experts[:, :, :, None] == experts[:, :, None, :]
+        both = (same @ weight[:, :, :, None])[:, :, :, 0]  # an expert may come twice
+        variance = np.take_along_axis(self.variance[:, None], experts, axis=2)
+        found: FloatArray = (variance * weight * both).sum(axis=2)
         if self.covariance is not None:
-            found += np.einsum("leg,leg->lg", self.covariance @ weight, weight)
+            found += pair_sums(self.covariance, (experts, weight), (experts, weight))
         return np.maximum(found, 0.0)  # rounding may leave less
 
 
@@ -179,15 +182,15 @@ def _noise(profile: Profile) -> Noise:
     spread = profile.spread
     if spread is None or spread.blocks < FEWEST_BLOCKS:
         return Noise(share / profile.tokens)
-    cross = share[:, :, None] * spread.lengths[:, None, :]
-    residual = spread.products - cross - cross.transpose(0, 2, 1)
-    residual += spread.squares * share[:, :, None] * share[:, None, :]
-    residual *= spread.blocks / (spread.blocks - 1) / profile.tokens**2
-    diagonal = np.arange(profile.experts)
-    variance = np.maximum(residual[:, diagonal, diagonal], 0.0)  # rounding may leave less
-    residual *= 1 - SHRINKAGE
-    residual[:, diagonal, diagonal] = 0.0
-    return Noise(variance, residual)
+    variance, covariance = np.empty_like(share), np.empty_like(spread.products)
+    for layer, (used, lengths) in enumerate(zip(share, spread.lengths, strict=True)):
+        residual = spread.products[layer] - used[:, None] * lengths - lengths[:, None] * used
+        residual += spread.squares * used[:, None] * used
+        residual *= spread.blocks / (spread.blocks - 1) / profile.tokens**2
+        variance[layer] = np.maximum(residual.diagonal(), 0.0)  # rounding may leave less
+        np.fill_diagonal(residual, 0.0)
+        np.multiply(residual, 1 - SHRINKAGE, out=covariance[layer])
+    return Noise(variance, covariance)
 
 
 def check_load(load: FloatArray | IntArray, tokens: float, top_k: int, sampled: bool) -> None:

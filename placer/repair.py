@@ -86,14 +86,17 @@ class _Faults:
     @classmethod
     def of(cls, problem: Problem) -> "_Faults":
         objective, model, running = problem.objective, problem.model, problem.start
-        copies = running.copies
-        layers, experts, _ = copies.shape
-        on_node = (copies > 0).reshape(layers, experts, running.nodes, -1).any(axis=3)
+        content = running.content(running.gpus)
+        layer, gpu, at = np.nonzero(content.used & ~content.first)
+        twice = np.zeros((running.layers, running.experts, running.gpus), dtype=np.bool_)
+        twice[layer, content.experts[layer, gpu, at], gpu] = not objective.allow_duplicates
+        on_node = running.held_in(running.nodes)
         nodes = on_node.sum(axis=2)
-        groups = on_node.reshape(layers, model.groups, -1, running.nodes).any(axis=2).sum(axis=2)
+        by_group = on_node.reshape(running.layers, model.groups, -1, running.nodes)
+        groups = by_group.any(axis=2).sum(axis=2)
         return cls(
             lost=nodes == 0,
-            twice=(copies > 1) & (not objective.allow_duplicates),
+            twice=twice,
             alone=(nodes == 1) & objective.survive_node,
             torn=(groups > 1) & objective.keep_groups,
         )

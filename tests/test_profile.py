@@ -110,7 +110,7 @@ def test_noise_is_never_below_none() -> None:
     # Of these shares, rounding leaves the difference of equal sums a little below zero.
     noise = requests(*[12 / 64] * 20, tokens=69).noise
     assert noise.variance.min() == 0
-    assert noise.of(np.array([[[1.0], [1.0]]])).min() == 0
+    assert noise.of(np.array([[[0, 1]]]), np.ones((1, 1, 2))).min() == 0
 
 
 @pytest.mark.parametrize("apart", [0.25, 0.5])

@@ -43,12 +43,15 @@ class Score:
     combine_s: float
 
 
-def score(problem: Problem, placement: Placement, trace: Trace | None = None) -> Score:
+def score(
+    problem: Problem, placement: Placement, trace: Trace | None = None, only_timed: bool = False
+) -> Score:
     """What ``placement`` does to the problem's profile or, if given, to the trace's tokens.
 
     Seconds are of a step in which every GPU brings the objective's ``tokens_per_gpu`` tokens,
     routed as in the profile or trace: dispatch + experts + combine, each the slowest GPU's. Where a
     part of the profile's traffic is unknown, that is the slowest to be expected (outlook.py).
+    only_timed: fan-out and hops may be left out, which time does not depend on
 
     Raises PlacementError if no slot holds an expert: its tokens cannot be served.
     """
@@ -59,7 +62,7 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
         )
     if trace is None:
         load = problem.profile.load
-        flows = traffic.expected(problem.profile, placement, problem.objective.dispatch)
+        flows = traffic.expected(problem.profile, placement, problem.objective.dispatch, only_timed)
     else:
         load = trace.load.astype(np.float64)
         flows = traffic.measured(trace, placement, problem.objective.dispatch)
@@ -88,7 +91,7 @@ def score(problem: Problem, placement: Placement, trace: Trace | None = None) ->
 
 def layer_seconds(problem: Problem, placement: Placement) -> FloatArray:
     """[layers] seconds of a step's MoE layers, as expected from the problem's profile."""
-    flows = traffic.expected(problem.profile, placement, problem.objective.dispatch)
+    flows = traffic.expected(problem.profile, placement, problem.objective.dispatch, True)
     return _seconds(problem, placement, problem.profile.load, flows).sum(axis=0)
 
 

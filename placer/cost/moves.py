@@ -30,7 +30,7 @@ def arrivals(before: Placement, after: Placement) -> BoolArray:
     """[layers, slots] slots of ``after`` whose expert was not on that GPU in ``before``."""
     table = after.physical_to_logical
     layer = np.arange(after.layers)[:, None]
-    was_there = before.copies[layer, np.maximum(table, 0), after.gpu_of_slot] > 0
+    was_there = before.held_in(before.gpus)[layer, np.maximum(table, 0), after.gpu_of_slot]
     return (table >= 0) & ~was_there
 
 
@@ -49,10 +49,7 @@ def cost(problem: Problem, before: Placement, after: Placement) -> MoveCost:
     layer, slot = np.nonzero(arrivals(before, after))
     expert = after.physical_to_logical[layer, slot]
     gpu = after.gpu_of_slot[slot]
-    on_node = before.copies.reshape(
-        before.layers, before.experts, topology.nodes, topology.gpus_per_node
-    ).max(axis=3)
-    is_local = on_node[layer, expert, topology.node_of[gpu]] > 0
+    is_local = before.held_in(topology.nodes)[layer, expert, topology.node_of[gpu]]
     local = np.bincount(gpu[is_local], minlength=topology.gpus) * size
     network = np.bincount(gpu[~is_local], minlength=topology.gpus) * size
     local_rate, network_rate = rates(topology)

@@ -77,12 +77,14 @@ def _of(problem: Problem, placement: Placement) -> _Spread:
     served = (load[:, :, None] * shares(profile, placement, problem.objective.dispatch)).sum(axis=1)
     arithmetic, reading = compute.by_gpu(problem, placement, served, load)
     by_gpu = np.maximum(arithmetic, reading)
-    by_arithmetic, by_reading = compute.slopes(problem)
-    binds = (arithmetic >= reading)[:, None, :]
-    slope = np.where(binds, by_arithmetic[:, :, None], by_reading[:, :, None])
-    weight = placement.copies / replicas[:, :, None] * slope
-    noise = profile.noise.of(weight).mean(axis=1)
+    content, layer = placement.content(placement.gpus), np.arange(placement.layers)[:, None, None]
+    by_arithmetic, by_reading = (
+        (slope / replicas)[layer, content.experts] for slope in compute.slopes(problem)
+    )
+    binds = (arithmetic >= reading)[:, :, None]
+    weight = np.where(content.used, np.where(binds, by_arithmetic, by_reading), 0.0)
+    noise = profile.noise.of(content.experts, weight).mean(axis=1)
     unknown = np.zeros_like(noise)
     if profile.unknown is not None:
-        unknown = profile.unknown.of(weight).mean(axis=1)
+        unknown = profile.unknown.of(content.experts, weight).mean(axis=1)
     return _Spread(by_gpu.mean(axis=1), by_gpu.var(axis=1), noise, unknown)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from placer.arrays import BoolArray, FloatArray, IntArray
+from placer.arrays import BoolArray, FloatArray, IntArray, pair_sums
 from placer.cost.serving import LayerMap, serve, token_hash
 from placer.cost.sharing import away, shares
 from placer.objective import Dispatch
@@ -124,26 +124,26 @@ def _add(flow: Flow, layer: int, owner: IntArray, visited: BoolArray, in_node: B
         counts += np.bincount(pair, minlength=counts.size).reshape(counts.shape)
 
 
-def expected(profile: Profile, placement: Placement, dispatch: Dispatch) -> Traffic:
+def expected(
+    profile: Profile, placement: Placement, dispatch: Dispatch, only_timed: bool = False
+) -> Traffic:
     """Traffic that a profile predicts: requests' homes are spread evenly, replicas share as in
     sharing.py.
 
     The chance that a token visits a GPU follows from loads and co-activations (``_visits``);
     without co-activations experts count as independent and fan-out is not reported. Under
     ``coherent`` see ``_coherent``.
+
+    only_timed: leave out, as not known, what a step's time does not depend on
     """
     tokens, gpus, nodes = profile.tokens, placement.gpus, placement.nodes
-    copies = placement.copies
-    share = copies / np.maximum(copies.sum(axis=2, keepdims=True), 1)
-    on_nodes = np.maximum.reduce(copies.reshape(*copies.shape[:2], nodes, -1), axis=3)
-    use = profile.load / tokens
-    pairs = None if profile.coactivation is None else profile.coactivation / tokens
     known = profile.coactivation is not None
-    if dispatch == "allgather" and not known:  # where every token goes is of no matter
+    if dispatch == "allgather" and (only_timed or not known):  # every token goes everywhere
+        known = False
         sent = Flow(np.zeros((profile.layers, gpus, gpus)), np.zeros((profile.layers, gpus, nodes)))
     else:
-        visit = _visits(use, pairs, copies, profile.top_k, dispatch)
-        node_visit = _visits(use, pairs, on_nodes, profile.top_k, dispatch)
+        visit = _visits(profile, placement, gpus, dispatch)
+        node_visit = _visits(profile, placement, nodes, dispatch)
         home = np.eye(gpus), np.repeat(np.eye(nodes), gpus // nodes, axis=0)
         sent = Flow(
             *(
@@ -153,14 +153,13 @@ def expected(profile: Profile, placement: Placement, dispatch: Dispatch) -> Traf
         )
     back, hops = sent, None
     if profile.transitions is not None and profile.layers > 1:
-        alone = _follow(profile.transitions, share)
-        hops = _off_diagonal(alone) / tokens
+        if not only_timed:
+            hops = _hops(profile.transitions, profile.top_k, placement, dispatch) / tokens
         if dispatch == "coherent":
-            follow = _follow(profile.transitions, share, copies)
-            # Of a token's experts one is where it stays; replicas follow that one alone.
-            hops += (_off_diagonal(follow) / tokens - hops) / profile.top_k
-            cross = _cross(use, pairs, share, profile.top_k)
-            sent, back = _coherent(sent, follow, cross)
+            copies = placement.copies
+            share = copies / np.maximum(copies.sum(axis=2, keepdims=True), 1)
+            follow = _follow(profile.transitions, share)
+            sent, back = _coherent(sent, follow, _cross(profile, share))
     return Traffic(
         tokens=tokens,
         served=np.einsum("le,leg->lg", profile.load, shares(profile, placement, dispatch)),
@@ -179,34 +178,34 @@ def _by_node(per_gpu: FloatArray, nodes: int) -> FloatArray:
 
 
 def _visits(
-    use: FloatArray, pairs: FloatArray | None, copies: IntArray, top_k: int, dispatch: Dispatch
+    profile: Profile, placement: Placement, places: int, dispatch: Dispatch
 ) -> tuple[FloatArray, FloatArray]:
-    """[layers, places] the chance that a token has at least one expert served in each place: of a
-    token whose home it is, and of one from elsewhere.
-
-    use:    [layers, experts] chance of each expert
-    pairs:  [layers, experts, experts] chance of each two together; None: as if by chance
-    copies: [layers, experts, places]
+    """[layers, places] the chance that a token has at least one expert served in each place, GPUs
+    or nodes: of a token whose home it is, and of one from elsewhere.
 
     Loads give the mean number of a token's experts in a place, co-activations that of pairs of
-    them, since a replica follows its company.
+    them, since a replica follows its company; without co-activations as if by chance.
     """
-    held = (copies > 0).astype(np.float64)
-    replicas = (copies > 0).sum(axis=2, keepdims=True)
-    served, company = away(replicas, copies.shape[2], dispatch)
+    experts, _, first = placement.content(places)
+    replicas = placement.held_in(places).sum(axis=2)
+    layer = np.arange(profile.layers)[:, None, None]
+    use = (profile.load / profile.tokens)[layer, experts]
+    served, company = away(replicas[layer, experts], places, dispatch)
 
     def chance(share: FloatArray, weight: FloatArray) -> FloatArray:
-        mean = np.einsum("le,leg->lg", use, share)
-        if pairs is None:
-            seen = use[:, :, None] * weight
-            both = (seen.sum(axis=1) ** 2 - (seen**2).sum(axis=1)) / 2
+        mean = (use * share).sum(axis=2)
+        if profile.coactivation is None:
+            seen = use * weight
+            both = (seen.sum(axis=2) ** 2 - (seen**2).sum(axis=2)) / 2
         else:
-            both = np.einsum("leg,leg->lg", pairs @ weight, weight) / 2
-        return visit_chance(mean, both, top_k)
+            there = experts, weight
+            both = pair_sums(profile.coactivation, there, there) / (2 * profile.tokens)
+        return visit_chance(mean, both, profile.top_k)
 
-    from_away = chance(held * served, held * company)
+    from_away = chance(first * served, first * company)
     if dispatch == "allgather" or replicas.max() <= 1:
         return from_away, from_away
+    held = first.astype(np.float64)
     return chance(held, held), from_away
 
 
@@ -232,33 +231,39 @@ def visit_chance(mean: FloatArray, pairs: FloatArray, top_k: int) -> FloatArray:
     return chance
 
 
-def _follow(
-    transitions: FloatArray, share: FloatArray, copies: IntArray | None = None
-) -> FloatArray:
-    """[layers - 1, gpus, gpus] tokens of which an expert is served on g, and one then on h.
+def _hops(transitions: FloatArray, top_k: int, placement: Placement, dispatch: Dispatch) -> float:
+    """Transitions between experts that are served on different GPUs.
 
-    With ``copies`` the next is served on g if a replica is there.
+    Under ``coherent`` a token stays where one of its experts is, and replicas follow that one.
     """
-    leaving = np.einsum("lig,lij->lgj", share[:-1], transitions)
-    if copies is None:
-        return leaving @ share[1:]
-    stays = copies[1:].transpose(0, 2, 1) > 0
+    experts, used, first = placement.content(placement.gpus)
+    layer = np.arange(placement.layers)[:, None, None]
+    share = used / np.maximum(placement.replicas, 1)[layer, experts]
+    after = share + (first - share) / top_k if dispatch == "coherent" else share
+    stay = pair_sums(transitions, (experts[:-1], share[:-1]), (experts[1:], after[1:]))
+    return max(float(transitions.sum() - stay.sum()), 0.0)
+
+
+def _follow(transitions: FloatArray, share: FloatArray) -> FloatArray:
+    """[layers - 1, gpus, gpus] tokens of which an expert is served on g, and one then on h: on g,
+    too, if a replica is there.
+
+    share: [layers, experts, gpus] of each expert's tokens that each GPU serves, if all do alike
+    """
+    leaving = share[:-1].transpose(0, 2, 1) @ transitions
+    stays = share[1:].transpose(0, 2, 1) > 0
     follow: FloatArray = (leaving * ~stays) @ share[1:]
     gpus = np.arange(share.shape[2])
     follow[:, gpus, gpus] += (leaving * stays).sum(axis=2)
     return follow
 
 
-def _off_diagonal(follow: FloatArray) -> float:
-    return float(follow.sum() - np.einsum("lgg->", follow))
-
-
-def _cross(use: FloatArray, pairs: FloatArray | None, share: FloatArray, top_k: int) -> FloatArray:
+def _cross(profile: Profile, share: FloatArray) -> FloatArray:
     """[layers, gpus, gpus] mean number of pairs of a token's experts, one served on g, one on h."""
-    if pairs is not None:
-        return share.transpose(0, 2, 1) @ pairs @ share
-    mean = np.einsum("le,leg->lg", use, share)
-    return mean[:, :, None] * mean[:, None, :] * (1 - 1 / top_k)
+    if profile.coactivation is not None:
+        return share.transpose(0, 2, 1) @ profile.coactivation @ share / profile.tokens
+    mean = np.einsum("le,leg->lg", profile.load / profile.tokens, share)
+    return mean[:, :, None] * mean[:, None, :] * (1 - 1 / profile.top_k)
 
 
 def _coherent(first: Flow, follow: FloatArray, cross: FloatArray) -> tuple[Flow, Flow]:

@@ -12,7 +12,7 @@ import numpy as np
 from placer.arrays import IntArray
 from placer.errors import PlacementError
 from placer.labels import assign
-from placer.placement import Placement, widened
+from placer.placement import EMPTY, Placement, widened
 from placer.problem import Problem
 
 Relabel = Literal["never", "once", "layers"]
@@ -49,15 +49,13 @@ def match_slots(
         kept = _kept(before, after)
         if relabel == "once":
             kept = kept.sum(axis=0, keepdims=True)
-        nodes = before.nodes if keep_nodes else 1
-        contents = np.array([_fewest_moves(one, nodes) for one in kept])
+        # Of equals, most GPUs keep their label.
+        worth = kept * (gpus + 1) + np.eye(gpus, dtype=np.int64)
+        contents = assign(worth.swapaxes(1, 2), before.nodes if keep_nodes else 1)
         table = np.take_along_axis(table, contents[:, :, None], axis=1)
-    held = before.physical_to_logical.reshape(table.shape)
-    seated = [
-        [_seat(old, new) for old, new in zip(*pair, strict=True)]
-        for pair in zip(held.tolist(), table.tolist(), strict=True)
-    ]
-    return Placement(np.array(seated).reshape(layers, -1), after.experts, gpus, after.nodes)
+    held = before.physical_to_logical.reshape(layers * gpus, -1)
+    seated = _seat(held, table.reshape(held.shape))
+    return Placement(seated.reshape(layers, -1), after.experts, gpus, after.nodes)
 
 
 def same_shape(before: Placement, after: Placement) -> None:
@@ -70,29 +68,22 @@ def same_shape(before: Placement, after: Placement) -> None:
 
 def _kept(before: Placement, after: Placement) -> IntArray:
     """[layers, gpus, gpus] slots that stay if GPU a (first) gets the label b (second)."""
-    held = (before.copies > 0).astype(np.float32)  # float: numpy multiplies no integers fast
-    wanted = after.copies.astype(np.float32)
-    return np.einsum("lea,leb->lab", wanted, held, optimize=True).astype(np.int64)
+    layers, gpus, table = before.layers, before.gpus, after.physical_to_logical
+    stays = before.held_in(gpus)[np.arange(layers)[:, None], table]
+    stays[table == EMPTY] = False
+    by_slot = stays.reshape(layers, gpus, -1, gpus).astype(np.int32)
+    return np.einsum("lasb->lab", by_slot)  # several times as fast as sum()
 
 
-def _fewest_moves(kept: IntArray, nodes: int) -> IntArray:
-    """[gpus] whose content each GPU takes over. kept: [gpus, gpus] as ``_kept`` has it.
-
-    Of equals, most GPUs keep their label.
-    """
-    gpus = len(kept)
-    worth = kept * (gpus + 1) + np.eye(gpus, dtype=np.int64)
-    return assign(worth.T, nodes)
-
-
-def _seat(old: list[int], new: list[int]) -> list[int]:
-    """``new`` in an order in which what is in ``old`` too keeps its place."""
-    if old == new:
-        return new
-    arrivals, stays = list(new), []
-    for expert in old:
-        stays.append(expert in arrivals)
-        if stays[-1]:
-            arrivals.remove(expert)
-    arriving = iter(arrivals)
-    return [expert if stay else next(arriving) for expert, stay in zip(old, stays, strict=True)]
+def _seat(old: IntArray, new: IntArray) -> IntArray:
+    """[rows, slots] ``new`` in an order in which what is in ``old`` too keeps its place."""
+    seated, stays = old.copy(), np.zeros(old.shape, dtype=np.bool_)
+    arrives = np.ones(old.shape, dtype=np.bool_)
+    row = np.arange(len(old))
+    for slot, expert in enumerate(old.T):
+        same = arrives & (new == expert[:, None])
+        first = same.argmax(axis=1)
+        stays[:, slot] = same[row, first]
+        arrives[row, first] &= ~stays[:, slot]
+    seated[~stays] = new[arrives]
+    return seated

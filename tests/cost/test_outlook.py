@@ -62,7 +62,9 @@ def test_sequences_that_stay_with_an_expert_are_noisier_than_tokens() -> None:
     assert noise.variance == pytest.approx(np.full((1, 2), 0.25 / 19))
     assert noise.covariance[0, 0, 1] == pytest.approx(-0.25 / 19 * 0.8)
     # What is one expert's gain is the other's loss: together they do not vary.
-    both = Noise(noise.variance, noise.covariance / 0.8).of(np.ones((1, 2, 1)))
+    both = Noise(noise.variance, noise.covariance / 0.8).of(
+        np.array([[[0, 1]]]), np.ones((1, 1, 2))
+    )
     assert both == pytest.approx(np.zeros((1, 1)), abs=1e-12)
 
 

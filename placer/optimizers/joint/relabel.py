@@ -33,7 +33,7 @@ def follow(problem: Problem, table: IntArray) -> IntArray:
             if turn > 0 and at + 1 < len(table):
                 after = _held(contents[at + 1], problem.model.experts)
                 stays += (held.T @ transitions[at] @ after).T
-            labels = assign(stays, nodes)
+            labels = assign(stays[None], nodes)[0]
             changed |= stays[np.arange(gpus), labels].sum() > stays.trace() + 1e-9
             contents[at] = contents[at][labels]
         if not changed:

@@ -66,17 +66,18 @@ def layers(problem: Problem) -> list[Layer]:
     arithmetic, reading = compute.replica_seconds(problem, most_replicas(problem) + 1)
     by_reading = reading[:, :, 1].sum(axis=1) > arithmetic.sum(axis=1)
     slope = np.where(by_reading[:, None], *reversed(compute.slopes(problem)))
-    noise = profile.noise
-    variance, covariance = RECORDINGS * noise.variance, noise.covariance
-    if covariance is not None:
-        covariance = RECORDINGS * covariance
+    noises = [(RECORDINGS, profile.noise)]
     if profile.unknown is not None:
-        variance = variance + profile.unknown.variance
-        if (more := profile.unknown.covariance) is not None:
-            covariance = more if covariance is None else covariance + more
-    risk, together = variance * slope**2, none
-    if covariance is not None:
-        together = covariance * slope[:, :, None] * slope[:, None, :]
+        noises.append((1, profile.unknown))
+    risk = sum(times * noise.variance for times, noise in noises) * slope**2
+    known = [(times, noise.covariance) for times, noise in noises if noise.covariance is not None]
+
+    def together(at: int) -> FloatArray:
+        if not known:
+            return none[at]
+        covariance = sum(times * covariance[at] for times, covariance in known)
+        return covariance * slope[at][:, None] * slope[at]
+
     owning = np.zeros((profile.layers, 0))
     if is_coherent(problem):
         owning = use / profile.top_k * problem.topology.gpus
@@ -86,7 +87,7 @@ def layers(problem: Problem) -> list[Layer]:
             use=use[at],
             pairs=pairs[at],
             risk=risk[at],
-            together=together[at],
+            together=together(at),
             arithmetic=arithmetic[at],
             reading=reading[at],
             standing=nowhere,
