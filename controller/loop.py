@@ -78,10 +78,14 @@ class Loop:
         await self._try("ledger", self._keep_house())
         await self._try("operations", self.desk.resume())
         pools = list(self.fleet.pools.values())
-        await asyncio.gather(*(self._try(pool.name, self._look(pool)) for pool in pools))
+        async with asyncio.TaskGroup() as looks:
+            for pool in pools:
+                looks.create_task(self._try(pool.name, self._look(pool)))
+                await asyncio.sleep(0)  # agents are answered between two of a thousand pools
         for pool in pools:
             await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
+            await asyncio.sleep(0)
 
     def heard(self, said: Registration) -> None:
         """Write down what a worker newly acknowledges or refuses."""

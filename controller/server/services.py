@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
@@ -14,8 +14,8 @@ from controller.plans import PlanState
 from controller.server import explain, wire
 from controller.server.answers import answering, streaming
 from controller.server.intake import LIGHT
-from controller.store import Ledger
-from placer.errors import RoutingError
+from controller.store import Ledger, Record
+from placer.errors import PlacementError, RoutingError
 from placer.files.plans import parse_plan, plan_text
 from placer.optimizers import optimizer as known_optimizer
 from placer.plan import Hold, Plan
@@ -25,6 +25,7 @@ from placer.v1.placement_pb2_grpc import PlacementServiceServicer
 from placer.v1.profile_pb2_grpc import ProfileServiceServicer
 
 MOST = 1000  # records in an answer
+VALUES, SLOT_VALUES = 10_000, 12  # of a plan file: an expert and a move have 7, its reason a few
 TROUBLES = 4  # of an engine's workers that are told
 
 # gRPC names methods as protos do.
@@ -62,7 +63,7 @@ class Profiles(ProfileServiceServicer):  # type: ignore[misc]
     def _wants_affinity(self, id: WorkerId) -> bool:
         """From one worker of a pool, where tokens travel by its placement: it is large. What others
         send of it is left out."""
-        if self.config.of(id.pool).dispatch == "allgather":
+        if not self.config.of(id.pool).asks_for_affinity:
             return False
         recording = (
             key for key, member in self.fleet.pool(id.pool).members.items()
@@ -74,6 +75,7 @@ class Profiles(ProfileServiceServicer):  # type: ignore[misc]
 class Placements(PlacementServiceServicer):  # type: ignore[misc]
     def __init__(self, loop: Loop, offers: VllmEngines) -> None:
         self.loop, self.desk, self.offers = loop, loop.desk, offers
+        self._beside = ThreadPoolExecutor(1, "plans")
 
     @answering
     async def Plan(self, request: Any) -> Any:
@@ -90,7 +92,7 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
     async def Propose(self, request: Any) -> Any:
         before = ""
         if request.file:
-            answer: Any = parse_plan(request.file.decode(errors="replace"), "the proposed plan")
+            answer: Any = await self._given(self.loop.fleet.pool(request.pool), request.file)
         else:
             answer, before = await self._answer(request.pool, "")
         if not isinstance(answer, Plan):
@@ -135,7 +137,7 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
     async def List(self, request: Any) -> Any:
         ledger, limit = self.loop.journal.ledger, min(request.limit or 20, MOST)
         found = ledger.newest("plan", limit=limit, pool=request.pool or None)
-        return placement_pb2.ListResponse(plans=wire.fitting(map(wire.plan, found)))
+        return placement_pb2.ListResponse(plans=_listed(wire.plan, found))
 
     @streaming
     async def Watch(self, request: Any) -> AsyncIterator[Any]:
@@ -146,6 +148,19 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
         async for record in self.loop.journal.watch():
             if record.kind in explain.KINDS and request.pool in ("", record.pool):
                 yield placement_pb2.WatchResponse(record=wire.record(record))
+
+    async def _given(self, pool: Pool, file: bytes) -> Any:
+        """A plan file, read on a thread. Raises PlacementError for one that lists more than a plan
+        for this pool can."""
+        most = VALUES + SLOT_VALUES * pool.model.layers * pool.slots
+        if (values := file.count(b",")) > most:
+            raise PlacementError(
+                f"the proposed plan lists {values:,} values, and one for {pool.model.layers} "
+                f"layers of {pool.slots} slots {most:,} at most: is it for this pool?"
+            )
+        text, name = file.decode(errors="replace"), "the proposed plan"
+        running = asyncio.get_running_loop()
+        return await running.run_in_executor(self._beside, parse_plan, text, name)
 
     async def _answer(self, pool: str, optimizer: str) -> tuple[Any, str]:
         """What an optimizer says now, and the digest of the map that it starts from."""
@@ -184,8 +199,8 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
                 break
             await asyncio.sleep(0)  # others are answered between two of a thousand pools
         if len(told) < len(pools):
-            left_out = len(pools) - len(told)
-            troubles.append(f"status: {left_out:,} more pools have no room here: ask for one")
+            shares = f"{len(told):,} of {len(pools):,}"
+            troubles.append(f"status: only {shares} pools have room here: ask for one by its name")
         return fleet_pb2.StatusResponse(
             version=version("moe-placer"),
             uptime_s=self.journal.clock.now_s() - self._begun_s,
@@ -211,8 +226,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
         else:
             limit = min(request.limit or 20, MOST)
             found = ledger.newest("operation", limit=limit, pool=pool)
-        told = wire.fitting(map(wire.operation, found))
-        return fleet_pb2.OperationsResponse(operations=told)
+        return fleet_pb2.OperationsResponse(operations=_listed(wire.operation, found))
 
     def _pool(self, pool: Pool, room: int, troubles: list[str]) -> Any:
         """room: bytes that its engines may take; those that are left out are a trouble"""
@@ -224,8 +238,8 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
         engines = pool.engines
         told = wire.fitting((_engine(name, them, now_s) for name, them in engines.items()), room)
         if len(told) < len(engines):
-            left_out = len(engines) - len(told)
-            troubles.append(f"status: {left_out:,} more engines of {pool.name} have no room here")
+            shares = f"{len(told):,} of {len(engines):,}"
+            troubles.append(f"status: only {shares} engines of {pool.name} have room here")
         message = fleet_pb2.Pool(
             name=pool.name, model=pool.model.name, mode=policy(pool.name).mode, ranks=pool.ranks,
             slots=pool.slots, window_s=policy(pool.name).window_s,
@@ -287,13 +301,17 @@ class Ledgers(LedgerServiceServicer):  # type: ignore[misc]
 
 
 def _history(ledger: Ledger, limit: int, pool: str | None) -> Any:
-    records = map(wire.record, explain.newest_of_each(ledger, limit, pool))
-    return fleet_pb2.HistoryResponse(records=wire.fitting(records))
+    found = explain.newest_of_each(ledger, limit, pool)
+    return fleet_pb2.HistoryResponse(records=_listed(wire.record, found))
 
 
 def _explain(ledger: Ledger, id: str) -> Any:
     """Of a story that is too long for an answer the last part."""
     found = explain.story(ledger, id, MOST)
-    records = wire.fitting(map(wire.record, reversed(found)))
-    lines = explain.sentences(found)
-    return fleet_pb2.ExplainResponse(lines=lines, records=reversed(records))
+    records = reversed(_listed(wire.record, found[::-1]))
+    return fleet_pb2.ExplainResponse(lines=explain.sentences(found), records=records)
+
+
+def _listed(message: Callable[[Record], Any], records: Sequence[Record]) -> list[Any]:
+    """As many as an answer holds."""
+    return wire.fitting(map(message, records), wire.ANSWER)

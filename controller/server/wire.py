@@ -189,8 +189,8 @@ def _array(name: str, data: bytes, shape: tuple[int, ...]) -> IntArray:
     return np.frombuffer(data, dtype="<u4").reshape(shape)
 
 
-def fitting(messages: Iterable[Any], room: int = ANSWER) -> list[Any]:
-    """The first of them, at least one, and no more than there is room for."""
+def fitting(messages: Iterable[Any], room: int) -> list[Any]:
+    """The first of them, at least one, and no more than there is room for, in bytes."""
     found: list[Any] = []
     for message in messages:
         room -= message.ByteSize()

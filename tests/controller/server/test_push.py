@@ -170,8 +170,7 @@ def test_who_did_not_register_is_told_and_may_open_the_stream_again(push: Any) -
 def test_a_push_beyond_the_limit_ends_its_own_stream_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = [(name, 4096 if "receive" in name else value) for name, value in serve.OPTIONS]
-    monkeypatch.setattr(serve, "OPTIONS", options)
+    monkeypatch.setattr(serve, "LARGEST_PLAIN", 4096)
 
     async def work(world: World) -> None:
         await world.register()
