@@ -152,13 +152,15 @@ def process(work: Any, *args: Any) -> Iterator[Connection]:
 # The controller's process, and its planner's.
 
 
-def serve(pipe: Connection, before: Placement, folder: Path) -> None:
-    asyncio.run(_controller(pipe, before, folder))
+def serve(pipe: Connection, before: Placement, folder: Path, policy: PoolPolicy = POLICY) -> None:
+    asyncio.run(_controller(pipe, before, folder, policy))
 
 
-async def _controller(pipe: Connection, before: Placement, folder: Path) -> None:
+async def _controller(
+    pipe: Connection, before: Placement, folder: Path, policy: PoolPolicy
+) -> None:
     """As controller.main, with a planner and engines that need no Ray."""
-    config, ledger = Config(POLICY), Ledger(folder / "ledger.db")
+    config, ledger = Config(policy), Ledger(folder / "ledger.db")
     journal = Journal(ledger, SystemClock())
     fleet = Fleet(lambda pool: config.of(pool).window_s)
     offers = VllmEngines(fleet, journal, config)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from placer.problem import Problem
 
 AGAIN_S = 600.0  # a decision that stays the same is written down this often
 KEPT = {"plan": 500, "decision": 2000, "operation": 500, "acknowledgement": 20_000, "abort": 500}
+TURNS = 10  # of the event loop, in which a call is answered
 KEPT_PLACEMENTS = 2000  # besides those that are in use
 
 log = logging.getLogger("placer.controller")
@@ -79,13 +81,11 @@ class Loop:
         await self._try("operations", self.desk.resume())
         pools = list(self.fleet.pools.values())
         async with asyncio.TaskGroup() as looks:
-            for pool in pools:
+            async for pool in _in_turn(pools):
                 looks.create_task(self._try(pool.name, self._look(pool)))
-                await asyncio.sleep(0)  # agents are answered between two of a thousand pools
-        for pool in pools:
+        async for pool in _in_turn(pools):
             await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
-            await asyncio.sleep(0)
 
     def heard(self, said: Registration) -> None:
         """Write down what a worker newly acknowledges or refuses."""
@@ -239,6 +239,15 @@ class Loop:
             self.troubles[what] = f"{type(error).__name__}: {error} (a bug: see the log)"
         else:
             self.troubles.pop(what, None)
+
+
+async def _in_turn(pools: Sequence[Pool]) -> AsyncIterator[Pool]:
+    """Agents are answered between two of a thousand pools."""
+    for pool in pools:
+        if pool is not pools[0]:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+        yield pool
 
 
 def _problem(pool: Pool, policy: PoolPolicy, profile: Any, current: Placement) -> Problem:

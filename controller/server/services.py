@@ -26,6 +26,7 @@ from placer.v1.profile_pb2_grpc import ProfileServiceServicer
 
 MOST = 1000  # records in an answer
 VALUES, SLOT_VALUES = 10_000, 12  # of a plan file: an expert and a move have 7, its reason a few
+VALUE = 40  # bytes of each, in the mean; without a reason it is five
 TROUBLES = 4  # of an engine's workers that are told
 
 # gRPC names methods as protos do.
@@ -153,10 +154,11 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
         """A plan file, read on a thread. Raises PlacementError for one that lists more than a plan
         for this pool can."""
         most = VALUES + SLOT_VALUES * pool.model.layers * pool.slots
-        if (values := file.count(b",")) > most:
+        if len(file) > most * VALUE or file.count(b",") > most:
             raise PlacementError(
-                f"the proposed plan lists {values:,} values, and one for {pool.model.layers} "
-                f"layers of {pool.slots} slots {most:,} at most: is it for this pool?"
+                f"the proposed plan has {len(file):,} bytes, and one for {pool.model.layers} layers"
+                f" of {pool.slots} slots {most * VALUE:,} at most, of {most:,} values: is it for "
+                "this pool?"
             )
         text, name = file.decode(errors="replace"), "the proposed plan"
         running = asyncio.get_running_loop()

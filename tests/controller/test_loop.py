@@ -204,7 +204,8 @@ async def test_a_decision_that_stays_the_same_is_written_down_now_and_then() -> 
 async def test_while_an_operation_is_at_work_its_pool_is_not_planned_for() -> None:
     world = World(mode="automatic", confirmations=1, bytes_per_minute=BYTES)
     world.count(SKEWED)
-    await world.loop.tick()  # and the first copies
+    await world.loop.tick()
+    await world.clock.sleep(0.0)  # until the first copy
     world.count(SKEWED)
     await world.loop.tick()
     assert decided(world)[0] == "wait"

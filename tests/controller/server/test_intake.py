@@ -245,14 +245,14 @@ def test_the_controller_answers_while_its_history_is_read(monkeypatch: pytest.Mo
         go_on.set()
 
 
-def test_a_plan_file_lists_no_more_than_a_plan_of_the_pool() -> None:
+@pytest.mark.parametrize("more", [b"0," * 20_000, b"0" * 500_000])
+def test_a_plan_file_says_no_more_than_a_plan_of_the_pool(more: bytes) -> None:
     async def work(world: World) -> None:
         await world.register()
-        file = a_file()[:-3] + b', "x": [' + b"0," * 20_000 + b"0]}"
+        file = a_file()[:-3] + b', "x": [' + more + b"0]}"
         told = await refusal(world.placement.Propose(ProposeRequest(pool="tiny", file=file)))
-        assert told[0] is INVALID
-        assert told[1].startswith("the proposed plan lists 20,")
-        assert "one for 2 layers of 4 slots 10,096 at most" in told[1]
+        most = "one for 2 layers of 4 slots 403,840 at most, of 10,096 values: is it for this pool?"
+        assert told == (INVALID, f"the proposed plan has {len(file):,} bytes, and {most}")
         assert (await world.proposed()).id == "plan-1"
 
     during(work)
