@@ -59,15 +59,15 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def run() -> None:
-    before, after = _linear(), planned(problem(_load(0)))
+    before, after = linear(), planned(problem(_load(0)))
     busy = os.getloadavg()[0]
-    with TemporaryDirectory() as folder, _process(_serve, before, Path(folder)) as controller:
+    with TemporaryDirectory() as folder, process(serve, before, Path(folder)) as controller:
         port = controller.recv()
-        with _process(_agents, port) as agents:
-            agents.recv()  # all are registered
-            agents.send("go")
+        with process(agents, port, LASTS_S) as clients:
+            clients.recv()  # all are registered
+            clients.send("go")
             sizes, offered_s = _watch(controller, after)
-            seen: Seen = agents.recv()
+            seen: Seen = clients.recv()
             controller.send(("counted", None))
             counted: tuple[int, int] = controller.recv()
     _tell(seen, counted, sizes, offered_s, busy)
@@ -135,7 +135,7 @@ def _tell(
 
 
 @contextmanager
-def _process(work: Any, *args: Any) -> Iterator[Connection]:
+def process(work: Any, *args: Any) -> Iterator[Connection]:
     """A process to talk to."""
     here, there = SPAWN.Pipe()
     child = SPAWN.Process(target=work, args=(there, *args))
@@ -152,13 +152,15 @@ def _process(work: Any, *args: Any) -> Iterator[Connection]:
 # The controller's process, and its planner's.
 
 
-def _serve(pipe: Connection, before: Placement, folder: Path) -> None:
-    asyncio.run(_controller(pipe, before, folder))
+def serve(pipe: Connection, before: Placement, folder: Path, policy: PoolPolicy = POLICY) -> None:
+    asyncio.run(_controller(pipe, before, folder, policy))
 
 
-async def _controller(pipe: Connection, before: Placement, folder: Path) -> None:
+async def _controller(
+    pipe: Connection, before: Placement, folder: Path, policy: PoolPolicy
+) -> None:
     """As controller.main, with a planner and engines that need no Ray."""
-    config, ledger = Config(POLICY), Ledger(folder / "ledger.db")
+    config, ledger = Config(policy), Ledger(folder / "ledger.db")
     journal = Journal(ledger, SystemClock())
     fleet = Fleet(lambda pool: config.of(pool).window_s)
     offers = VllmEngines(fleet, journal, config)
@@ -185,8 +187,8 @@ async def _controller(pipe: Connection, before: Placement, folder: Path) -> None
                     pipe.send((int(profile.tokens), int(profile.load.sum())))
                 case ("end", _):
                     break
-        for name, view in loop.views.items():
-            console.print(f"{name}: {view.decision.outcome}, {view.decision.reason}")
+        if (view := loop.views.get(POOL)) is not None:
+            console.print(f"{POOL}: {view.decision.outcome}, {view.decision.reason}")
         for what, trouble in loop.troubles.items():
             console.print(f"trouble: {what}: {trouble}")
         ticking.cancel()
@@ -214,34 +216,34 @@ def _resident_mb() -> float:
 # The agents' process.
 
 
-def _agents(pipe: Connection, port: int) -> None:
-    asyncio.run(_load_generator(pipe, port))
+def agents(pipe: Connection, port: int, lasts_s: float) -> None:
+    asyncio.run(_load_generator(pipe, port, lasts_s))
 
 
-async def _load_generator(pipe: Connection, port: int) -> None:
+async def _load_generator(pipe: Connection, port: int, lasts_s: float) -> None:
     seen = Seen()
-    counts = [_counts(seed) for seed in range(4)]
+    turns, counts = int(lasts_s / EVERY_S), [_counts(seed) for seed in range(4)]
     begin: asyncio.Future[float] = asyncio.get_running_loop().create_future()
     ready = asyncio.Semaphore(0)
-    agents = [
-        asyncio.create_task(_agent(at, port, counts[at % 4], seen, ready, begin))
+    every = [
+        asyncio.create_task(_agent(at, port, counts[at % 4], turns, seen, ready, begin))
         for at in range(AGENTS)
     ]
-    for _ in agents:
+    for _ in every:
         await ready.acquire()
     pipe.send("ready")
     await asyncio.to_thread(pipe.recv)
     begin.set_result(time.monotonic())
-    await asyncio.gather(*agents)
+    await asyncio.gather(*every)
     pipe.send(seen)
     await asyncio.to_thread(pipe.recv)
 
 
 async def _agent(
-    at: int, port: int, counts: list[Any], seen: Seen, ready: asyncio.Semaphore,
+    at: int, port: int, counts: list[Any], turns: int, seen: Seen, ready: asyncio.Semaphore,
     begin: asyncio.Future[float],
 ) -> None:  # fmt: skip
-    said = _registration(at)
+    said = registration(at)
     own = [("grpc.use_local_subchannel_pool", 1)]
     async with open_aio_channel(f"127.0.0.1:{port}", Settings(), own) as channel:
         fleet, profile = FleetServiceStub(channel), ProfileServiceStub(channel)
@@ -250,7 +252,7 @@ async def _agent(
         stream = profile.Push()
         ready.release()
         begun = await begin + at * EVERY_S / AGENTS
-        for turn in range(int(LASTS_S / EVERY_S)):
+        for turn in range(turns):
             await asyncio.sleep(begun + turn * EVERY_S - time.monotonic())
             sequence = turn + 1
             sent_s = time.monotonic()
@@ -280,11 +282,12 @@ async def _watcher(channel: Any, said: Any, seen: Seen) -> None:
         said.epoch, said.digest = response.epoch, f"sha256:{'0' * 64}"
 
 
-def _registration(at: int) -> Any:
+def registration(at: int) -> Any:
     engine, rank = divmod(at, RANKS)
     return fleet_pb2.RegisterRequest(
         id=profile_pb2.WorkerId(
-            pool=POOL, engine=f"engine-{engine}", worker=f"worker-{rank}", incarnation=1
+            pool=POOL, engine=f"engine-{engine}", worker=f"worker-{rank}",
+            incarnation=time.time_ns(),
         ),
         worker=fleet_pb2.Worker(
             name=f"worker-{rank}", model=POOL, layers=LAYERS, experts=EXPERTS, top_k=TOP_K,
@@ -309,7 +312,7 @@ def _load(seed: int, tokens: int = 16_384, kind: int = 0) -> Any:
     return np.array([rng.multinomial(tokens * TOP_K, row) for row in rows], dtype=np.float64)
 
 
-def _linear() -> Placement:
+def linear() -> Placement:
     table = np.tile(np.arange(SLOTS) % EXPERTS, (LAYERS, 1))
     return Placement(table, EXPERTS, RANKS, nodes=POLICY.hardware(RANKS).nodes)
 

@@ -93,6 +93,11 @@ class PoolPolicy:
             guard=self.guard,
         )
 
+    @property
+    def asks_for_affinity(self) -> bool:
+        """Whether it matters which experts tokens use together: how they travel says."""
+        return self.dispatch != "allgather"
+
     def closed(self, now_s: float) -> str:
         """Why no change may begin now; empty if one may."""
         if self.bytes_per_minute == 0:
@@ -113,6 +118,10 @@ class Config:
     pools: Mapping[str, PoolPolicy] = field(default_factory=dict)
     every_s: float = 30.0
     retention_days: float = 30.0
+
+    @property
+    def asks_for_affinity(self) -> bool:
+        return any(one.asks_for_affinity for one in (self.default, *self.pools.values()))
 
     def of(self, pool: str) -> PoolPolicy:
         return self.pools.get(pool, self.default)

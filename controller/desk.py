@@ -9,7 +9,16 @@ from dataclasses import asdict
 from itertools import takewhile
 
 from controller.config import Config
-from controller.fleet import FORGOTTEN_S, SILENT_S, Fleet, FleetError, Pool, UnknownError, kinds
+from controller.fleet import (
+    FORGOTTEN_S,
+    NAME,
+    SILENT_S,
+    Fleet,
+    FleetError,
+    Pool,
+    UnknownError,
+    kinds,
+)
 from controller.journal import Journal
 from controller.operations import Operation, Operations, Phase
 from controller.plans import Plans, PlanState
@@ -53,8 +62,7 @@ class Desk:
     @property
     def running(self) -> Record | None:
         """The operation that is not at its end yet."""
-        found = self.journal.ledger.newest("operation", limit=1, final=False)
-        return found[0] if found else None
+        return next(iter(self.journal.open("operation")), None)
 
     async def stands(self, pool: Pool) -> Placement:
         """The map of an engine that stands where the last change led, or else of the first that
@@ -141,7 +149,7 @@ class Desk:
     def operation(self, id: str) -> Record:
         record = self.journal.ledger.get("operation", id)
         if record is None:
-            raise UnknownError(f"no operation {id!r}: `placer history` lists them")
+            raise UnknownError(f"no operation {id[:NAME]!r}: `placer history` lists them")
         return record
 
     def known(self, key: str) -> Record | None:
@@ -174,7 +182,7 @@ class Desk:
             if record.pool in self.fleet.pools or silent_s > FORGOTTEN_S:
                 self._task = asyncio.create_task(self._run(record, is_restart=True))
             return
-        for plan in self.journal.ledger.newest("plan", final=False):  # killed before it was told
+        for plan in self.journal.open("plan"):  # killed before it was told
             if plan.body["state"] == PlanState.APPLYING:
                 if (operation := self.operations.of_plan(plan)) is not None:
                     self._close(Operation.of(operation))

@@ -8,6 +8,7 @@ from controller.windows import Delta, Window
 from placer.agent.status import Worker
 from placer.errors import PlacerError, RoutingError
 from placer.model import ModelShape
+from placer.names import few
 from placer.pace import Pace, merged
 from placer.profile import Profile, merge
 
@@ -15,6 +16,7 @@ SILENT_S = 60.0  # a worker that was not heard for so long is gone: agents pause
 FORGOTTEN_S = 3600.0
 AHEAD_S = 60.0  # that a worker's clock may be, and what it says of its beginning still counts
 WORKERS = 20_000  # at most
+NAME = 200  # characters of a pool's, an engine's or a worker's, at most
 
 
 class FleetError(PlacerError):
@@ -136,17 +138,15 @@ class Fleet:
 
     def pool(self, name: str) -> Pool:
         if name not in self.pools:
-            there = (
-                ", ".join(sorted(self.pools)) or "none yet: does PLACER_AGENT name this address?"
-            )
-            raise UnknownError(f"no pool {name!r}: there is {there}")
+            there = few(self.pools) or "none yet: does PLACER_AGENT name this address?"
+            raise UnknownError(f"no pool {name[:NAME]!r}: there is {there}")
         return self.pools[name]
 
     def engine(self, pool: str, engine: str) -> list[Member]:
         """Its members, by rank."""
         found = self.pool(pool).engines
         if engine not in found:
-            raise UnknownError(f"no engine {engine!r} in {pool}: there is {', '.join(found)}")
+            raise UnknownError(f"no engine {engine[:NAME]!r} in {pool}: there is {few(found)}")
         return found[engine]
 
     def register(self, said: Registration, now_s: float) -> int:
@@ -199,7 +199,8 @@ class Fleet:
         pool = self.pools.get(id.pool)
         member = pool.members.get((id.engine, id.worker)) if pool else None
         if member is None or member.said.id.incarnation != id.incarnation:
-            raise UnknownError(f"{id.worker} of {id.engine} in {id.pool} must register first")
+            who = f"{id.worker[:NAME]} of {id.engine[:NAME]} in {id.pool[:NAME]}"
+            raise UnknownError(f"{who} must register first")
         return member
 
     def forget(self, now_s: float) -> None:
@@ -219,8 +220,10 @@ class Fleet:
         """Its pool, which the first one defines, as long as one of them is there."""
         worker, name = said.worker, said.id.pool
         for what, text in (("pool", name), ("engine", said.id.engine), ("worker", said.id.worker)):
-            if not 0 < len(text) <= 200 or not text.isprintable():
-                raise FleetError(f"{what} {text[:50]!r}: a name has 1 to 200 printable characters")
+            if not 0 < len(text) <= NAME or not text.isprintable():
+                raise FleetError(
+                    f"{what} {text[:50]!r}: a name has 1 to {NAME} printable characters"
+                )
         if worker.slots < worker.experts or worker.ep_size < 1 or worker.slots % worker.ep_size:
             raise FleetError(f"{worker.slots} slots on {worker.ep_size} ranks: they must divide")
         pool = self.pools.get(name)

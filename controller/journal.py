@@ -13,6 +13,7 @@ from controller.store import Ledger, LedgerError, Record, Unreadable
 from placer.errors import PlacementError
 from placer.placement import Placement
 
+OPEN = ("plan", "operation")  # kinds that are asked for by all who look
 BACKLOG = 1000  # records that a watcher may be behind; then it is told that it missed some
 
 
@@ -22,6 +23,11 @@ class Journal:
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self.ledger, self.clock = ledger, clock
         self._watchers: set[asyncio.Queue[Record | None]] = set()
+        # What has not ended yet, by kind, pool and id. To find it the ledger reads all that has.
+        self._open: dict[str, dict[str, dict[str, Record]]] = {kind: {} for kind in OPEN}
+        for kind in OPEN:
+            for record in ledger.newest(kind, final=False):
+                self._note(record)
 
     def write(
         self,
@@ -42,12 +48,21 @@ class Journal:
         """All or none; returns the first."""
         written = self.ledger.put_all(records)
         for record in written:
+            if record.kind in self._open:
+                self._note(record)
             for queue in self._watchers:
                 if queue.qsize() < BACKLOG:
                     queue.put_nowait(record)
                 elif queue.qsize() == BACKLOG:
                     queue.put_nowait(None)
         return written[0]
+
+    def open(self, kind: str, pool: str | None = None) -> list[Record]:
+        """What has not ended yet, last written first; of one pool only. kind: of OPEN"""
+        pools = self._open[kind]
+        those = pools.values() if pool is None else [pools.get(pool, {})]
+        found = [record for records in those for record in records.values()]
+        return sorted(found, key=lambda record: record.number, reverse=True)
 
     def next_id(self, kind: str, prefix: str) -> str:
         """``prefix-1``, ``prefix-2``, ...: each once, also when all that had one are forgotten."""
@@ -73,6 +88,15 @@ class Journal:
         finally:
             self._watchers.discard(queue)
         raise LedgerError(f"{BACKLOG} changes were not read in time: watch again, or less")
+
+    def _note(self, record: Record) -> None:
+        pools = self._open[record.kind]
+        records = pools.setdefault(record.pool, {})
+        records.pop(record.id, None)
+        if not record.final:
+            records[record.id] = record
+        elif not records:
+            del pools[record.pool]
 
     def keep_placement(self, placement: Placement) -> str:
         """Its digest, under which it is kept."""

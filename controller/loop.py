@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -30,6 +31,7 @@ KEPT = {
     "plan": 500, "decision": 2000, "operation": 500, "abort": 500, "acknowledgement": 20_000,
     "snapshot": 20_000,
 }  # fmt: skip
+TURNS = 10  # of the event loop, in which a call is answered
 KEPT_PLACEMENTS = 2000  # besides those that are in use
 
 log = logging.getLogger("placer.controller")
@@ -97,8 +99,10 @@ class Loop:
         await self._try("ledger", self._keep_house())
         await self._try("operations", self.desk.resume())
         pools = list(self.fleet.pools.values())
-        await asyncio.gather(*(self._try(pool.name, self._look(pool)) for pool in pools))
-        for pool in pools:
+        async with asyncio.TaskGroup() as looks:
+            async for pool in _in_turn(pools):
+                looks.create_task(self._try(pool.name, self._look(pool)))
+        async for pool in _in_turn(pools):
             await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
 
@@ -257,6 +261,15 @@ class Loop:
             self.troubles[what] = f"{type(error).__name__}: {error} (a bug: see the log)"
         else:
             self.troubles.pop(what, None)
+
+
+async def _in_turn(pools: Sequence[Pool]) -> AsyncIterator[Pool]:
+    """Agents are answered between two of a thousand pools."""
+    for pool in pools:
+        if pool is not pools[0]:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+        yield pool
 
 
 def _problem(pool: Pool, policy: PoolPolicy, profile: Any, current: Placement) -> Problem:

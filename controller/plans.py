@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from controller.fleet import FleetError, UnknownError
+from controller.fleet import NAME, FleetError, UnknownError
 from controller.journal import Journal
 from controller.store import Conflict, Record
 from placer.files.plans import plan_text
@@ -64,7 +64,7 @@ class Plans:
     def get(self, id: str) -> Record:
         record = self.journal.ledger.get("plan", id)
         if record is None:
-            raise UnknownError(f"no plan {id!r}: `placer history` lists them")
+            raise UnknownError(f"no plan {id[:NAME]!r}: `placer history` lists them")
         return record
 
     def file(self, id: str) -> bytes:
@@ -72,7 +72,7 @@ class Plans:
 
     def in_state(self, pool: str, *states: PlanState) -> list[Record]:
         """Newest first."""
-        found = self.journal.ledger.newest("plan", pool=pool, final=False)
+        found = self.journal.open("plan", pool)
         return [record for record in found if record.body["state"] in states]
 
     def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record:

@@ -1,12 +1,14 @@
 """Looking things up by name, with the nearest name in the error; how lists of numbers are put."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from heapq import nsmallest
 from typing import TypeVar
 
 from placer.errors import PlacerError
 
 T = TypeVar("T")
+FEW = 8  # names that one line can hold
 
 
 def lookup(
@@ -19,6 +21,13 @@ def lookup(
     near = get_close_matches(key, table, n=1, cutoff=0.3)
     hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(table)}"
     raise error(f"unknown {kind} {name!r}: {hint}{also}")
+
+
+def few(names: Collection[str]) -> str:
+    """The first in order, and how many more there are: "a, b, c and 1,492 more"."""
+    first = ", ".join(f"{name:.50}" for name in nsmallest(FEW, names))
+    more = len(names) - FEW
+    return f"{first} and {more:,} more" if more > 0 else first
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from controller.desk import BusyError
 from controller.fleet import FleetError, UnknownError
 from controller.ports import EngineLostError
 from controller.server.callers import ForbiddenError
+from controller.server.intake import RequestError
 from controller.store import Conflict, LedgerError, LedgerFull, Unreadable
 from placer.errors import PlacerError
 
@@ -28,6 +29,7 @@ CODES: list[tuple[type[PlacerError], grpc.StatusCode]] = [
     (PlacerError, grpc.StatusCode.INVALID_ARGUMENT),
 ]
 
+MOST = 2000  # bytes of a message: as a header they may be three times as many, of 8 KB
 A_BUG = "a bug in the controller: its log says more"
 
 log = logging.getLogger("placer.controller")
@@ -45,7 +47,7 @@ def answering(
     @wraps(method)
     async def answered(self: Any, request: Any, context: Any) -> Any:
         try:
-            return await method(self, request)
+            return await method(self, _readable(request))
         except Exception as error:
             await _abort(context, method.__name__, error)
 
@@ -60,7 +62,7 @@ def streaming(
     @wraps(method)
     async def streamed(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async for response in method(self, request):
+            async for response in method(self, _readable(request)):
                 yield response
         except Exception as error:
             await _abort(context, method.__name__, error)
@@ -68,10 +70,18 @@ def streaming(
     return streamed
 
 
+def _readable(request: Any) -> Any:
+    """Raises the error that came in its place: intake.py."""
+    if isinstance(request, RequestError):
+        raise request
+    return request
+
+
 async def _abort(context: Any, name: str, error: Exception) -> None:
     if isinstance(error, grpc.aio.BaseError):  # the client is gone
         raise error
     if isinstance(error, PlacerError):
-        await context.abort(code_of(error), " ".join(str(error).split()))
+        told = " ".join(str(error).split()).encode(errors="replace")[:MOST]
+        await context.abort(code_of(error), told.decode(errors="ignore"))
     log.error("placer: %s failed", name, exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, A_BUG)

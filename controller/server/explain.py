@@ -1,24 +1,41 @@
-"""The story of one record, in sentences."""
+"""What was, for people: the newest of each record, and the story of one in sentences."""
 
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from controller.fleet import UnknownError
+from controller.fleet import NAME, UnknownError
 from controller.store import Ledger, Record, Unreadable
 from placer.plan import saving
 
 KINDS = ("plan", "operation", "decision", "acknowledgement")
+PAGE = 200  # records that are read at once: the ledger is for others in between
 
 
-def story(ledger: Ledger, id: str) -> list[Record]:
-    """All versions of a plan, operation or decision, then the newest of what belongs to it."""
+def newest_of_each(ledger: Ledger, limit: int, pool: str | None) -> list[Record]:
+    """The last version of each record but maps, last written first."""
+    told: dict[tuple[str, str], Record] = {}
+    before: int | None = None
+    while len(told) < limit:
+        page = ledger.history(PAGE, pool=pool, before=before)
+        for record in page:
+            if record.kind != "placement":
+                told.setdefault((record.kind, record.id), record)
+        if len(page) < PAGE:
+            break
+        before = page[-1].number
+    return list(told.values())[:limit]
+
+
+def story(ledger: Ledger, id: str, most: int) -> list[Record]:
+    """All versions of a plan, operation or decision, or the last ones, then the newest of what
+    belongs to it."""
     for kind in KINDS:
         if found := ledger.versions(kind, id):
-            return found + _relatives(ledger, found[-1])
+            return found[-most:] + _relatives(ledger, found[-1])
         if ledger.version(kind, id):
             ledger.get(kind, id)  # raises Unreadable
-    raise UnknownError(f"nothing is known of {id!r}: `placer history` lists what is")
+    raise UnknownError(f"nothing is known of {id[:NAME]!r}: `placer history` lists what is")
 
 
 def _relatives(ledger: Ledger, record: Record) -> list[Record]:

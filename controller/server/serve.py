@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 
 from controller.adapters.vllm_engines import VllmEngines
 from controller.loop import Loop
+from controller.server.intake import SMALL, Intake
 from controller.server.security import Guard, Listening, Role, Tokens
 from controller.server.services import FleetState, Ledgers, Placements, Profiles
 from placer.files.plans import LIMIT
@@ -21,9 +22,10 @@ from placer.v1.fleet_pb2_grpc import (
 from placer.v1.placement_pb2_grpc import add_PlacementServiceServicer_to_server
 from placer.v1.profile_pb2_grpc import add_ProfileServiceServicer_to_server
 
+# A push with the affinity of two phases of 60 layers x 256 experts has 63 MB. Receiving holds the
+# event loop up, 3 ms for each MB: where nobody is asked for affinity a plan file is the largest.
+LARGEST, LARGEST_PLAIN = 128 * 2**20, LIMIT + SMALL
 OPTIONS = [
-    # A push with the affinity of two phases of 60 layers x 256 experts has 63 MB.
-    ("grpc.max_receive_message_length", 128 * 2**20),
     ("grpc.max_send_message_length", LIMIT),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -46,7 +48,10 @@ OTHERS = [HEALTH, reflection.SERVICE_NAME]
 async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[Any, int]:
     """The server, which serves, and its port."""
     tokens = Tokens(listening.tokens) if listening.tokens else None
-    server = grpc.aio.server(interceptors=[Guard(FOR_AGENTS, tokens)], options=OPTIONS)
+    doors = [Guard(FOR_AGENTS, tokens), Intake()]
+    largest = LARGEST if loop.config.asks_for_affinity else LARGEST_PLAIN
+    options = [*OPTIONS, ("grpc.max_receive_message_length", largest)]
+    server = grpc.aio.server(interceptors=doors, options=options)
     add_ProfileServiceServicer_to_server(Profiles(loop), server)
     add_PlacementServiceServicer_to_server(Placements(loop, offers), server)
     add_FleetServiceServicer_to_server(FleetState(loop), server)

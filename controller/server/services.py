@@ -1,19 +1,22 @@
 """The four services of protos/placer/v1, thin over the loop and its desk."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
 from controller.adapters.vllm_engines import VllmEngines
-from controller.fleet import Member, Pool
+from controller.fleet import Member, Pool, WorkerId
 from controller.loop import Loop, outcome
 from controller.plans import PlanState
 from controller.server import explain, wire
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
-from controller.store import Record
-from placer.errors import RoutingError
+from controller.server.intake import LIGHT
+from controller.store import Ledger, Record
+from placer.errors import PlacementError, RoutingError
 from placer.files.plans import parse_plan, plan_text
 from placer.optimizers import optimizer as known_optimizer
 from placer.plan import Hold, Plan
@@ -23,6 +26,9 @@ from placer.v1.placement_pb2_grpc import PlacementServiceServicer
 from placer.v1.profile_pb2_grpc import ProfileServiceServicer
 
 MOST = 1000  # records in an answer
+VALUES, SLOT_VALUES = 10_000, 12  # of a plan file: an expert and a move have 7, its reason a few
+VALUE = 40  # bytes of each, in the mean; without a reason it is five
+TROUBLES = 4  # of an engine's workers that are told
 
 # gRPC names methods as protos do.
 # ruff: noqa: N802
@@ -31,40 +37,48 @@ MOST = 1000  # records in an answer
 class Profiles(ProfileServiceServicer):  # type: ignore[misc]
     def __init__(self, loop: Loop) -> None:
         self.fleet, self.clock, self.config = loop.fleet, loop.journal.clock, loop.config
+        self._beside = ThreadPoolExecutor(1, "push")
 
     @streaming
     async def Push(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for request in requests:
-            refused, id = "", wire.worker_id(request.id)
-            CALLER.get().check(id.pool, id.engine, id.worker)
-            self.fleet.member(id)
-            try:
-                deltas = wire.deltas(request)
-                sequence = wire.number("sequence", request.sequence)
-                paces = wire.paces(request)
-                self.fleet.push(id, sequence, deltas, self.clock.now_s(), paces)
-            except RoutingError as error:
-                refused = str(error)
+        async for data in requests:
+            push = await self._read(data)
+            CALLER.get().check(push.id.pool, push.id.engine, push.id.worker)
+            self.fleet.member(push.id)
+            refused, wants_affinity = push.refused, self._wants_affinity(push.id)
+            if not refused:
+                deltas = push.deltas if wants_affinity else [one.lean for one in push.deltas]
+                try:
+                    self.fleet.push(push.id, push.sequence, deltas, self.clock.now_s(), push.paces)
+                except RoutingError as error:
+                    refused = str(error)
             yield profile_pb2.PushResponse(
-                sequence=request.sequence,
-                refused=refused,
-                send_affinity=self._wants_affinity(id.pool, id.engine, id.worker),
+                sequence=push.sequence, refused=refused, send_affinity=wants_affinity
             )
 
-    def _wants_affinity(self, pool: str, engine: str, worker: str) -> bool:
-        """From one worker of a pool, where tokens travel by its placement: it is large."""
-        if self.config.of(pool).dispatch == "allgather":
+    async def _read(self, data: bytes) -> wire.Push:
+        """Large ones on a thread, one after another: others are answered meanwhile."""
+        if len(data) <= LIGHT:
+            return wire.push(data)
+        running = asyncio.get_running_loop()
+        return await running.run_in_executor(self._beside, wire.push, data)
+
+    def _wants_affinity(self, id: WorkerId) -> bool:
+        """From one worker of a pool, where tokens travel by its placement: it is large. What others
+        send of it is left out."""
+        if not self.config.of(id.pool).asks_for_affinity:
             return False
         recording = (
-            key for key, member in self.fleet.pool(pool).members.items()
+            key for key, member in self.fleet.pool(id.pool).members.items()
             if member.said.worker.records
         )  # fmt: skip
-        return (engine, worker) == min(recording, default=None)
+        return (id.engine, id.worker) == min(recording, default=None)
 
 
 class Placements(PlacementServiceServicer):  # type: ignore[misc]
     def __init__(self, loop: Loop, offers: VllmEngines) -> None:
         self.loop, self.desk, self.offers = loop, loop.desk, offers
+        self._beside = ThreadPoolExecutor(1, "plans")
 
     @answering
     async def Plan(self, request: Any) -> Any:
@@ -81,7 +95,7 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
     async def Propose(self, request: Any) -> Any:
         before = ""
         if request.file:
-            answer: Any = parse_plan(request.file.decode(errors="replace"), "the proposed plan")
+            answer: Any = await self._given(self.loop.fleet.pool(request.pool), request.file)
         else:
             answer, before = await self._answer(request.pool, "")
         if not isinstance(answer, Plan):
@@ -124,9 +138,9 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
 
     @answering
     async def List(self, request: Any) -> Any:
-        ledger = self.loop.journal.ledger
-        found = ledger.newest("plan", limit=request.limit or 20, pool=request.pool or None)
-        return placement_pb2.ListResponse(plans=[wire.plan(record) for record in found])
+        ledger, limit = self.loop.journal.ledger, min(request.limit or 20, MOST)
+        found = ledger.newest("plan", limit=limit, pool=request.pool or None)
+        return placement_pb2.ListResponse(plans=_listed(wire.plan, found))
 
     @streaming
     async def Watch(self, request: Any) -> AsyncIterator[Any]:
@@ -139,6 +153,20 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
         async for record in self.loop.journal.watch():
             if record.kind in explain.KINDS and request.pool in ("", record.pool):
                 yield placement_pb2.WatchResponse(record=wire.record(record))
+
+    async def _given(self, pool: Pool, file: bytes) -> Any:
+        """A plan file, read on a thread. Raises PlacementError for one that lists more than a plan
+        for this pool can."""
+        most = VALUES + SLOT_VALUES * pool.model.layers * pool.slots
+        if len(file) > most * VALUE or file.count(b",") > most:
+            raise PlacementError(
+                f"the proposed plan has {len(file):,} bytes, and one for {pool.model.layers} layers"
+                f" of {pool.slots} slots {most * VALUE:,} at most, of {most:,} values: is it for "
+                "this pool?"
+            )
+        text, name = file.decode(errors="replace"), "the proposed plan"
+        running = asyncio.get_running_loop()
+        return await running.run_in_executor(self._beside, parse_plan, text, name)
 
     async def _answer(self, pool: str, optimizer: str) -> tuple[Any, str]:
         """What an optimizer says now, and the digest of the map that it starts from."""
@@ -166,12 +194,25 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
 
     @answering
     async def Status(self, request: Any) -> Any:
-        names = [request.pool] if request.pool else sorted(self.fleet.pools)
+        pools = [pool for _, pool in sorted(self.fleet.pools.items())]
+        if request.pool:
+            pools = [self.fleet.pool(request.pool)]
         troubles = [f"{what}: {text}" for what, text in sorted(self.loop.told().items())]
+        told, room = [], wire.ANSWER
+        for pool in pools:
+            message = self._pool(pool, room, troubles)
+            told.append(message)
+            room -= message.ByteSize()
+            if room <= 0:
+                break
+            await asyncio.sleep(0)  # others are answered between two of a thousand pools
+        if len(told) < len(pools):
+            shares = f"{len(told):,} of {len(pools):,}"
+            troubles.append(f"status: only {shares} pools have room here: ask for one by its name")
         return fleet_pb2.StatusResponse(
             version=version("moe-placer"),
             uptime_s=self.journal.clock.now_s() - self._begun_s,
-            pools=[await self._pool(self.fleet.pool(name)) for name in names],
+            pools=told,
             troubles=troubles,
         )
 
@@ -191,20 +232,27 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
         if request.operation_id:
             found = [self.loop.desk.operation(request.operation_id)]
         else:
-            found = ledger.newest("operation", limit=request.limit or 20, pool=pool)
-        return fleet_pb2.OperationsResponse(operations=[wire.operation(one) for one in found])
+            limit = min(request.limit or 20, MOST)
+            found = ledger.newest("operation", limit=limit, pool=pool)
+        return fleet_pb2.OperationsResponse(operations=_listed(wire.operation, found))
 
-    async def _pool(self, pool: Pool) -> Any:
+    def _pool(self, pool: Pool, room: int, troubles: list[str]) -> Any:
+        """room: bytes that its engines may take; those that are left out are a trouble"""
         desk, view, policy = self.loop.desk, self.loop.views.get(pool.name), self.loop.config.of
         now_s = self.journal.clock.now_s()
         applied = desk.plans.in_state(pool.name, PlanState.APPLIED)
         proposed = desk.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
         running = desk.running
+        engines = pool.engines
+        told = wire.fitting((_engine(name, them, now_s) for name, them in engines.items()), room)
+        if len(told) < len(engines):
+            shares = f"{len(told):,} of {len(engines):,}"
+            troubles.append(f"status: only {shares} engines of {pool.name} have room here")
         message = fleet_pb2.Pool(
             name=pool.name, model=pool.model.name, mode=policy(pool.name).mode, ranks=pool.ranks,
             slots=pool.slots, window_s=policy(pool.name).window_s,
             tokens=pool.tokens(policy(pool.name).phase), **_pace(pool, policy(pool.name).phase),
-            engines=[_engine(name, members, now_s) for name, members in pool.engines.items()],
+            engines=told,
         )  # fmt: skip
         if view is not None:
             message.outcome, message.reason = view.decision.outcome, view.decision.reason
@@ -226,6 +274,8 @@ def _pace(pool: Pool, phase: str) -> dict[str, float]:
 
 def _engine(name: str, members: list[Member], now_s: float) -> Any:
     said = [member.said for member in members]
+    troubles = list(dict.fromkeys(one.trouble for one in said if one.trouble))
+    more = [f"and {len(troubles) - TROUBLES} more"] if len(troubles) > TROUBLES else []
     return fleet_pb2.Engine(
         name=name,
         digest=said[0].digest,
@@ -234,34 +284,42 @@ def _engine(name: str, members: list[Member], now_s: float) -> Any:
         silent_s=now_s - min(member.heard_s for member in members),
         tokens=sum(one.tokens for one in said),
         dropped=sum(max(member.said.dropped, member.lost) for member in members),
-        troubles=[one.trouble for one in said if one.trouble],
+        troubles=[*troubles[:TROUBLES], *more],
     )
 
 
 class Ledgers(LedgerServiceServicer):  # type: ignore[misc]
+    """The ledger is read on one thread, one question after another: it may have much to read."""
+
     def __init__(self, loop: Loop) -> None:
         self.ledger = loop.journal.ledger
+        self._beside = ThreadPoolExecutor(1, "ledger")
 
     @answering
     async def History(self, request: Any) -> Any:
-        """The steps of an operation are told as one, the last."""
-        told: dict[tuple[str, str], Record] = {}
-        before: int | None = None
-        limit = min(request.limit or 50, MOST)
-        while len(told) < limit:
-            page = self.ledger.history(200, pool=request.pool or None, before=before)
-            for record in page:
-                if record.kind != "placement":
-                    told.setdefault((record.kind, record.id), record)
-            if len(page) < 200:
-                break
-            before = page[-1].number
-        records = [wire.record(record) for record in list(told.values())[:limit]]
-        return fleet_pb2.HistoryResponse(records=records)
+        limit, pool = min(request.limit or 50, MOST), request.pool or None
+        return await self._read(_history, self.ledger, limit, pool)
 
     @answering
     async def Explain(self, request: Any) -> Any:
-        records = explain.story(self.ledger, request.id)
-        return fleet_pb2.ExplainResponse(
-            lines=explain.sentences(records), records=[wire.record(one) for one in records]
-        )
+        return await self._read(_explain, self.ledger, request.id)
+
+    async def _read(self, read: Callable[..., Any], *what: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._beside, read, *what)
+
+
+def _history(ledger: Ledger, limit: int, pool: str | None) -> Any:
+    found = explain.newest_of_each(ledger, limit, pool)
+    return fleet_pb2.HistoryResponse(records=_listed(wire.record, found))
+
+
+def _explain(ledger: Ledger, id: str) -> Any:
+    """Of a story that is too long for an answer the last part."""
+    found = explain.story(ledger, id, MOST)
+    records = reversed(_listed(wire.record, found[::-1]))
+    return fleet_pb2.ExplainResponse(lines=explain.sentences(found), records=records)
+
+
+def _listed(message: Callable[[Record], Any], records: Sequence[Record]) -> list[Any]:
+    """As many as an answer holds."""
+    return wire.fitting(map(message, records), wire.ANSWER)

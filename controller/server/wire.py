@@ -1,31 +1,49 @@
 """Messages <-> values. What comes in is checked here: nobody is trusted."""
 
 import json
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
 
-from controller.fleet import Registration, WorkerId
+from controller.fleet import NAME, Registration, WorkerId
 from controller.operations import Operation
+from controller.server.intake import read_push
 from controller.store import Record
 from controller.windows import Delta
 from placer.agent.status import Worker
 from placer.arrays import IntArray
-from placer.errors import ModelError, RoutingError
+from placer.bounds import MOST_EXPERTS, MOST_LAYERS, MOST_PAIRS, MOST_TOP_K
+from placer.errors import FileError, ModelError, RoutingError
+from placer.files.documents import of_json
+from placer.files.plans import LIMIT
 from placer.files.specs import first_fault, shape_of
 from placer.model import ModelShape
 from placer.pace import Pace
+from placer.placement import MOST_CELLS
+from placer.topology import MOST_GPUS
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 
 PHASES = {profile_pb2.PHASE_PREFILL: "prefill", profile_pb2.PHASE_DECODE: "decode"}
-MOST = 4096  # layers or experts: no model has as many
 SLOTS = 2**20  # of all layers
 LARGEST = 2**48  # of what is counted up: milliseconds of 9000 years; 20,000 of them still add up
 Number = TypeVar("Number", int, float)
 TEXT = 1000  # characters of what a worker says: it is kept and shown
 SHAPE = 2**16  # of a model's sizes
+ANSWER = LIMIT // 2  # bytes of what is listed in an answer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Push:
+    """What a worker handed over. paces: by phase; refused: why it is not to be counted, if so"""
+
+    id: WorkerId
+    sequence: int
+    deltas: Sequence[Delta] = ()
+    paces: Mapping[str, Pace] = field(default_factory=dict)
+    refused: str = ""
 
 
 def worker_id(message: Any) -> WorkerId:
@@ -34,21 +52,42 @@ def worker_id(message: Any) -> WorkerId:
 
 def registration(message: Any) -> Registration:
     """Raises ModelError for a shape that is none, RoutingError for numbers that cannot be."""
-    told = {field: getattr(message.worker, field) for field in Worker.__slots__}
+    told = {name: getattr(message.worker, name) for name in Worker.__slots__}
     worker = Worker(**told)
-    if worker.slots * worker.layers > SLOTS or worker.ep_rank >= worker.ep_size:
-        raise ModelError(
-            f"rank {worker.ep_rank} of {worker.ep_size}, {worker.layers} layers of {worker.slots} "
-            f"slots: ranks count from 0, and all slots are at most {SLOTS}"
-        )
+    _check_sizes(worker)
     numbers = ("epoch", "refused_epoch", "tokens", "dropped")
-    for field in numbers:
-        number(field, getattr(message, field))
+    for name in numbers:
+        number(name, getattr(message, name))
     texts = ("actor", "digest", "refused", "trouble")
-    told = {field: getattr(message, field) for field in numbers}
-    told |= {field: _line(getattr(message, field)) for field in texts}
+    told = {name: getattr(message, name) for name in numbers}
+    told |= {name: _line(getattr(message, name)) for name in texts}
     model = replace(worker, model=_line(worker.model))
     return Registration(worker_id(message.id), model, _shape(message.shape, worker), **told)
+
+
+def _check_sizes(worker: Worker) -> None:
+    """Of what no planner could take, none is asked."""
+    layers, experts, top_k, ranks = worker.layers, worker.experts, worker.top_k, worker.ep_size
+    if not (
+        0 < layers <= MOST_LAYERS
+        and 0 < experts <= MOST_EXPERTS
+        and 0 < top_k <= min(experts, MOST_TOP_K)
+    ):
+        raise ModelError(
+            f"{worker.dims}, top-{top_k}: sizes are 1 to {MOST_LAYERS}, and top-k is 1 to "
+            f"{MOST_TOP_K} and at most the experts"
+        )
+    if worker.slots * layers > SLOTS or worker.ep_rank >= ranks:
+        raise ModelError(
+            f"rank {worker.ep_rank} of {ranks}, {layers} layers of {worker.slots} slots: ranks "
+            f"count from 0, and all slots are at most {SLOTS}"
+        )
+    pairs, cells = layers * experts**2, layers * experts * ranks
+    if pairs > MOST_PAIRS or cells > MOST_CELLS or ranks > MOST_GPUS:
+        raise ModelError(
+            f"{worker.dims} on {ranks} ranks: layers x experts^2 are at most {MOST_PAIRS}, layers "
+            f"x experts x ranks {MOST_CELLS}, and ranks {MOST_GPUS}"
+        )
 
 
 def number(name: str, value: Number) -> Number:
@@ -62,30 +101,49 @@ def _line(text: str) -> str:
 
 
 def _shape(text: str, worker: Worker) -> ModelShape | None:
-    sizes = (worker.layers, worker.experts, worker.top_k)
-    if not all(0 < size <= MOST for size in sizes):
-        raise ModelError(f"{worker.dims}, top-{worker.top_k}: sizes are 1 to {MOST}")
     if not text:
         return None
     if len(text) > SHAPE:
         raise ModelError(f"the model's shape has {len(text)} characters: at most {SHAPE} are read")
     try:
-        shape = shape_of(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        fault = first_fault(error) if isinstance(error, ValidationError) else str(error)
+        shape = shape_of(of_json(text, "the model's shape"))
+    except FileError as error:
+        fault = str(error).rpartition(": ")[0]  # whose remedy is for files
+        raise ModelError(f"{fault}: write it as in a model file") from error
+    except ValidationError as error:
+        fault = first_fault(error)
         raise ModelError(f"the model's shape: {fault}: write it as in a model file") from error
-    if (shape.layers, shape.experts, shape.top_k) != sizes:
+    name = "".join(one if one.isprintable() else "?" for one in shape.name[:NAME])
+    shape = replace(shape, name=name)
+    if (shape.layers, shape.experts, shape.top_k) != (worker.layers, worker.experts, worker.top_k):
         raise ModelError(f"{shape.name} has {shape.dims} but the worker {worker.dims}")
     return shape
 
 
-def deltas(message: Any) -> list[Delta]:
-    """Of a push. Raises RoutingError for counts that are cut short or make no sense."""
-    return [_delta(counts) for counts in message.counts]
+def push(data: bytes) -> Push:
+    """Raises RequestError for bytes that are none; one that makes no sense says so itself."""
+    message = read_push(data)
+    id, sequence = worker_id(message.id), message.sequence
+    try:
+        number("sequence", sequence)
+        _check_phases("counts", message.counts)
+        _check_phases("steps", message.steps)
+        deltas = [_delta(counts) for counts in message.counts]
+        for delta in deltas:
+            delta.check_pairs()
+        return Push(id, sequence, deltas, _paces(message))
+    except RoutingError as error:
+        return Push(id, sequence, refused=str(error))
 
 
-def paces(message: Any) -> dict[str, Pace]:
-    """Of a push, by phase. Raises RoutingError for steps that make no sense."""
+def _check_phases(name: str, parts: Sequence[Any]) -> None:
+    phases = [part.phase for part in parts[: len(PHASES) + 1]]
+    if len(set(phases)) < len(phases) or len(parts) > len(PHASES):
+        raise RoutingError(f"{len(parts)} {name} in a push: it has one of each phase at most")
+
+
+def _paces(message: Any) -> dict[str, Pace]:
+    """By phase. Raises RoutingError for steps that make no sense."""
     window_s = number("window_s", message.window_s)
     return {
         _phase(one.phase): Pace(
@@ -106,7 +164,8 @@ def _delta(counts: Any) -> Delta:
     for name in ("tokens", "sequences"):
         number(name, getattr(counts, name))
     phase = _phase(counts.phase)
-    if not (0 < layers <= MOST and 0 < experts <= MOST and 0 < counts.top_k <= experts):
+    sizes = 0 < layers <= MOST_LAYERS and 0 < experts <= MOST_EXPERTS
+    if not (sizes and 0 < counts.top_k <= experts):
         raise RoutingError(f"{layers} layers x {experts} experts, top-{counts.top_k}: check them")
     transitions = coactivation = None
     if counts.transitions and counts.coactivation:
@@ -130,10 +189,21 @@ def _array(name: str, data: bytes, shape: tuple[int, ...]) -> IntArray:
     return np.frombuffer(data, dtype="<u4").reshape(shape)
 
 
+def fitting(messages: Iterable[Any], room: int) -> list[Any]:
+    """The first of them, at least one, and no more than there is room for, in bytes."""
+    found: list[Any] = []
+    for message in messages:
+        room -= message.ByteSize()
+        if room < 0 and found:
+            break
+        found.append(message)
+    return found
+
+
 def plan(record: Record, file: bytes = b"") -> Any:
     body = record.body
     state = placement_pb2.PlanState.Value(f"PLAN_STATE_{_upper(body['state'])}")
-    told = {field: body[field] for field in ("digest", "before", "moved", "moved_bytes", "gain")}
+    told = {name: body[name] for name in ("digest", "before", "moved", "moved_bytes", "gain")}
     told["whole_gain"] = body.get("whole_gain")
     return placement_pb2.Plan(
         id=record.id, pool=record.pool, state=state, version=record.version,

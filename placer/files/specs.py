@@ -136,7 +136,7 @@ def shape_of(data: Any) -> ModelShape:
         data = _with_layers(_from_earlier(data))
         if unknown := set(data) - set(ModelShape.__slots__):
             raise ModelError(
-                f"unknown model key {min(unknown)!r}: use {', '.join(ModelShape.__slots__)}"
+                f"unknown model key {min(unknown)!r:.60}: use {', '.join(ModelShape.__slots__)}"
             )
     return _SHAPE.validate_python(data)
 

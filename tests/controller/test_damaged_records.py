@@ -95,7 +95,7 @@ async def test_only_who_needs_a_plan_that_cannot_be_read_is_refused() -> None:
     damage(world, "body = ''", "plan")
     with pytest.raises(Unreadable, match="plan plan-1 is not JSON"):
         world.desk.plans.approve("plan-1", 0, "go")
-    assert explain.sentences(explain.story(world.disk, "op-1"))[0].endswith("running: go")
+    assert explain.sentences(explain.story(world.disk, "op-1", 1000))[0].endswith("running: go")
     await world.apply(OTHER)
     await world.desk.settle()
     assert (world.stand_at(OTHER), world.states()) == (True, {"plan-2": "applied"})
@@ -111,7 +111,7 @@ async def test_what_a_plan_that_cannot_be_read_at_all_was_is_refused() -> None:
     await world.desk.settle()
     world.disk._connection.execute("UPDATE records SET body = '' WHERE kind = 'plan'")
     with pytest.raises(Unreadable, match="plan plan-1 is not JSON"):
-        explain.story(world.disk, "plan-1")
+        explain.story(world.disk, "plan-1", 1000)
 
 
 @asynchronous

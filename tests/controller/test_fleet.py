@@ -63,6 +63,17 @@ def test_who_is_not_there_is_named_with_those_who_are() -> None:
         Fleet(lambda pool: 10.0).pool("x")
 
 
+def test_of_many_that_are_there_a_few_are_named() -> None:
+    fleet = a_fleet(*(a_registration(f"e{at:03}") for at in range(1500)))
+    with pytest.raises(UnknownError) as caught:
+        fleet.engine(POOL, "e" * 5000)
+    there = ", ".join(f"e{at:03}" for at in range(8))
+    assert str(caught.value) == f"no engine {'e' * 200!r} in chat: there is {there} and 1,492 more"
+    with pytest.raises(UnknownError) as caught:
+        fleet.member(WorkerId("p" * 5000, "e" * 5000, "w" * 5000, 1))
+    assert len(str(caught.value)) < 700
+
+
 @pytest.mark.parametrize(
     ("said", "differs"),
     [

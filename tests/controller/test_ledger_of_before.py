@@ -52,7 +52,7 @@ def test_the_traffic_and_the_workers_are_known(world: World) -> None:
     ],
 )
 def test_it_is_explained(world: World, id: str, first: str, last: str) -> None:
-    told = explain.sentences(explain.story(world.disk, id))
+    told = explain.sentences(explain.story(world.disk, id, 1000))
     assert told[0].endswith(first)
     assert any(line.endswith(last) for line in told)
 

@@ -141,6 +141,92 @@ def test_counts_that_cannot_be_are_refused(delta: Delta, why: str) -> None:
         delta.check(2, 4, 1)
 
 
+def top_2(transitions: Any = None, coactivation: Any = None) -> Delta:
+    """Of two tokens that both used experts 0 and 1, in both layers."""
+    pair = [[0, 2, 0, 0], [2, 0, 0, 0], [0] * 4, [0] * 4]
+    drawn = [[1, 0, 0, 0], [0, 1, 0, 0], [0] * 4, [0] * 4]
+    told = {
+        "transitions": np.array([drawn] if transitions is None else transitions, np.uint32),
+        "coactivation": np.array([pair] * 2 if coactivation is None else coactivation, np.uint32),
+    }
+    return Delta("decode", 2, 2, 1, np.array([[2, 2, 0, 0]] * 2, np.uint32), **told)
+
+
+def one(at: tuple[int, int], count: int, shape: tuple[int, int, int]) -> Any:
+    """Of all pairs of the first layer that one."""
+    pairs = np.zeros(shape, np.int64)
+    pairs[0, *at] = count
+    return pairs
+
+
+def both(count: int) -> Any:
+    return one((0, 1), count, (2, 4, 4)) + one((1, 0), count, (2, 4, 4))
+
+
+def test_what_pairs_a_worker_may_count() -> None:
+    top_2().check_pairs()
+    top_2(one((0, 1), 2, (1, 4, 4)), both(1)).check_pairs()  # some choices were no expert's
+    a_delta(ROWS).check_pairs()
+
+
+@pytest.mark.parametrize(
+    ("delta", "why"),
+    [
+        (top_2(np.ones((1, 4, 4))), "16 transitions in layer 0, of which there can be 2"),
+        (top_2(one((0, 1), 3, (1, 4, 4))), "3 transitions in layer 0, of which there can be 2"),
+        (top_2(one((2, 0), 1, (1, 4, 4))), "1 transitions from expert 2 in layer 0, .* can be 0"),
+        (top_2(one((0, 3), 2, (1, 4, 4))), "2 transitions to expert 3 in layer 0, .* can be 0"),
+        (top_2(coactivation=both(3)), "3 co-activations of expert 0 in layer 0, .* can be 2"),
+        (top_2(coactivation=one((0, 1), 1, (2, 4, 4))), "not the same both ways"),
+        (top_2(coactivation=one((0, 0), 1, (2, 4, 4))), "of an expert with itself"),
+        (with_pairs(), "32 transitions in layer 0, of which there can be 10: the counts contra"),
+        (
+            a_delta(ROWS, transitions=0 * STEPS, coactivation=PAIRS),
+            "3 co-activations of expert 0 in layer 0, of which there can be 0",
+        ),
+        (
+            Delta("decode", 3, 4, 1, np.array([[4, 4, 2, 2]]), np.zeros((0, 4, 4), np.uint32),
+                  both(5)[:1]),
+            "5 co-activations of one pair with expert 0 in layer 0, of which there can be 4",
+        ),
+    ],
+)  # fmt: skip
+def test_pairs_that_cannot_be_are_refused(delta: Delta, why: str) -> None:
+    with pytest.raises(RoutingError, match=why):
+        delta.check_pairs()
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_pairs_of_tokens_that_were_counted_are_as_they_can_be(seed: int) -> None:
+    """Counted token by token, some choices being no expert's."""
+    rng, layers, experts, top_k, tokens = np.random.default_rng(seed), 3, 5, 3, 7
+    load = np.zeros((layers, experts), np.int64)
+    coactivation = np.zeros((layers, experts, experts), np.int64)
+    transitions = np.zeros((layers - 1, experts, experts), np.int64)
+    for _ in range(tokens):
+        chosen = [rng.permutation(experts + 1)[:top_k] for _ in range(layers)]
+        for layer, mine in enumerate(chosen):
+            there = mine[mine < experts]
+            load[layer, there] += 1
+            coactivation[layer][np.ix_(there, there)] += 1
+            drawn = rng.choice(mine), rng.choice(chosen[layer + 1]) if layer + 1 < layers else 9
+            if max(drawn) < experts:
+                transitions[layer, *drawn] += 1
+    coactivation *= 1 - np.eye(experts, dtype=np.int64)
+    Delta("decode", top_k, tokens, 1, load, transitions, coactivation).check_pairs()
+
+
+def test_pairs_are_left_out_before_their_sum_outgrows_its_memory() -> None:
+    window = Window(10.0, 0.0)
+    for _ in range(3):
+        half = np.array([[2**31, 0, 0, 0]] * 2, np.uint32)
+        pairs = np.array([[[2**31, 0, 0, 0], [0] * 4, [0] * 4, [0] * 4]], np.uint32)
+        window.add(Delta("decode", 1, 2**31, 1, half, pairs, np.zeros((2, 4, 4), np.uint32)), 1.0)
+    profile = seen(window, 1.0)
+    assert profile.transitions is not None
+    assert (profile.tokens, profile.transitions[0, 0, 0]) == (3 * 2**31, 3 * 2**31)
+
+
 def test_steps_of_workers_add_up_also_those_of_a_half_without_tokens() -> None:
     window = a_window((0.0, a_delta(ROWS)))
     for at_s in (1.0, 1.0, 6.0):

@@ -1,6 +1,7 @@
 """FleetService and LedgerService: who is there, what is done, and what was."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ from placer.v1.fleet_pb2 import (
     StatusRequest,
 )
 from placer.v1.placement_pb2 import ApplyRequest, ProposeRequest
+from tests.builders import a_model
 from tests.controller.server.worlds import World, a_push, during, refusal
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -23,8 +25,8 @@ NOT_FOUND = grpc.StatusCode.NOT_FOUND
 HUGE = 2**63
 
 SHAPES: dict[str, tuple[dict[str, Any], str]] = {
-    "no JSON": ({"shape": "{"}, "the model's shape: Expecting"),
-    "deep": ({"shape": "[" * 60_000}, "the model's shape: "),
+    "no JSON": ({"shape": "{"}, "the model's shape is not JSON (Expecting"),
+    "deep": ({"shape": "[" * 60_000}, "the model's shape is nested too deep: "),
     "long": ({"shape": "[" * 70_000}, "has 70000 characters: at most 65536 are read"),
     "not a shape": ({"shape": json.dumps({"layers": 2})}, "the model's shape: "),
     "of another model": (
@@ -39,6 +41,19 @@ SHAPES: dict[str, tuple[dict[str, Any], str]] = {
         "2 layers of 4294967294 slots: ranks count from 0, and all slots are at most 1048576",
     ),
     "a rank beyond": ({"changes": {"ep_rank": 2}}, "rank 2 of 2, 2 layers of 4 slots: ranks count"),
+    "more choices than experts": (
+        {"changes": {"top_k": 5}},
+        "top-5: sizes are 1 to 4096, and top-k",
+    ),
+    "a model that nobody counts": (
+        {"changes": {"layers": 4000, "experts": 200, "slots": 200}},
+        "4000 layers x 200 experts on 2 ranks: layers x experts^2 are at most 134217728",
+    ),
+    "ranks that nobody has": (
+        {"changes": {"layers": 1, "ep_size": 5000, "slots": 5000}},
+        "on 5000 ranks: layers x experts^2 are at most 134217728, layers x experts x ranks",
+    ),
+    "twice": ({"shape": '{"layers": 2, "layers": 2}'}, "is not JSON (a key is there twice)"),
     "tokens": ({"tokens": HUGE}, f"tokens is {HUGE}: at most {2**48} can be counted"),
     "an epoch": ({"epoch": HUGE}, f"epoch is {HUGE}: at most {2**48} can be counted"),
 }
@@ -50,6 +65,50 @@ def test_a_registration_that_makes_no_sense_is_refused(said: dict[str, Any], why
         code, told = await refusal(world.register(**said))
         assert (code, why in told) == (INVALID, True), told
         assert not world.loop.fleet.pools
+
+    during(work)
+
+
+ABSURD = {
+    "not a number": "NaN",
+    "without end": "1e999",
+    "none": "0",
+    "less than none": "-1",
+    "400 digits": "9" * 400,
+    "5000 digits": "9" * 5000,
+    "400 digits as text": f'"{"9" * 400}"',
+    "text": '"\\ud800"',
+    "a list": "[]",
+}
+
+
+@pytest.mark.parametrize("value", ABSURD.values(), ids=ABSURD)
+@pytest.mark.parametrize("key", ["layers", "experts", "top_k", "hidden", "moe_intermediate"])
+def test_no_size_of_a_model_is_absurd(key: str, value: str) -> None:
+    sizes = {"layers": "2", "experts": "4", "top_k": "1", "hidden": "8", "moe_intermediate": "8"}
+    text = ", ".join(f'"{name}": {size}' for name, size in {**sizes, key: value}.items())
+
+    async def work(world: World) -> None:
+        code, told = await refusal(world.register(shape=f'{{"name": "tiny", {text}}}'))
+        assert code is INVALID
+        assert len(told) < 300
+        assert not world.loop.fleet.pools
+
+    during(work)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(r"a\ud800b\u001b[31m", "a?b?[31m"), ("x" * 9000, "x" * 200)]
+)
+def test_a_models_name_is_cut_and_can_be_shown(name: str, shown: str) -> None:
+    text = json.dumps(asdict(a_model())).replace('"name": "tiny"', f'"name": "{name}"')
+
+    async def work(world: World) -> None:
+        await world.register(shape=text)
+        (pool,) = (await world.fleet.Status(StatusRequest())).pools
+        assert pool.model == shown
+        await world.loop.tick()
+        assert not world.loop.troubles
 
     during(work)
 

@@ -91,8 +91,8 @@ def test_a_push_that_makes_no_sense_is_refused_whole_and_the_stream_goes_on(
 ) -> None:
     async def work(world: World) -> None:
         await world.register()
-        good = a_count(ONES)
-        (first, told), last = await world.pushed(a_push(1, [good, count]), a_push(2, [good]))
+        good, other = a_count(ONES), a_count(ONES, phase=profile_pb2.PHASE_PREFILL)
+        (first, told), last = await world.pushed(a_push(1, [other, count]), a_push(2, [good]))
         assert (first, last) == (1, (2, ""))
         assert reason in told
         assert "\n" not in told
@@ -170,8 +170,7 @@ def test_who_did_not_register_is_told_and_may_open_the_stream_again(push: Any) -
 def test_a_push_beyond_the_limit_ends_its_own_stream_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = [(name, 4096 if "receive" in name else value) for name, value in serve.OPTIONS]
-    monkeypatch.setattr(serve, "OPTIONS", options)
+    monkeypatch.setattr(serve, "LARGEST_PLAIN", 4096)
 
     async def work(world: World) -> None:
         await world.register()
@@ -252,17 +251,59 @@ def test_affinity_is_asked_of_one_worker_where_tokens_travel_by_it(
 def test_affinity_of_some_tokens_is_taken_for_that_of_all() -> None:
     async def work(world: World) -> None:
         await world.register()
-        pairs = np.zeros((1, 4, 4), "<u4")
-        pairs[0, 0, 1] = 4
-        both = {"transitions": pairs.tobytes(), "coactivation": bytes(128)}
-        await world.pushed(a_push(1, [a_count(ONES, **both)]), a_push(2, [a_count(ONES)]))
-        pool = world.loop.fleet.pool("tiny")
-        profile = pool.profile("decode", world.loop.journal.clock.now_s())
-        assert profile is not None
-        assert profile.transitions is not None
-        assert profile.transitions[0, 0, 1] == 8
+        await world.pushed(a_push(1, [with_pairs()]), a_push(2, [a_count(ONES)]))
+        transitions = counted_transitions(world)
+        assert transitions is not None
+        assert transitions.tolist() == [(2 * STAYS).tolist()]
+
+    during(work, Setting(replace(POLICY, dispatch="dedup")))
+
+
+STAYS, ALONE = np.eye(4), np.zeros((2, 4, 4))
+
+
+def with_pairs(transitions: Any = STAYS, coactivation: Any = ALONE) -> Any:
+    """Of ONES; each token takes the same expert in both layers, and no second one."""
+    pairs = {"transitions": transitions, "coactivation": coactivation}
+    return a_count(ONES, **{name: one.astype("<u4").tobytes() for name, one in pairs.items()})
+
+
+def counted_transitions(world: World) -> Any:
+    profile = world.loop.fleet.pool("tiny").profile("decode", world.loop.journal.clock.now_s())
+    assert profile is not None
+    return profile.transitions
+
+
+def test_affinity_that_nobody_asked_for_is_left_out() -> None:
+    async def work(world: World) -> None:
+        await world.register()
+        assert await world.pushed(a_push(1, [with_pairs()])) == [(1, "")]
+        assert counted_transitions(world) is None
+        assert counted(world) == (4, ONES)
 
     during(work)
+
+
+@pytest.mark.parametrize(
+    ("count", "why"),
+    [
+        (with_pairs(np.full(16, 2**32 - 1)), "68719476720 transitions in layer 0, of which there"),
+        (
+            with_pairs(STAYS[[0, 0, 2, 3]]),
+            "2 transitions to expert 0 in layer 0, of which there can be 1",
+        ),
+        (with_pairs(coactivation=np.ones(32)), "4 co-activations of expert 0 in layer 0, of which"),
+    ],
+)
+def test_affinity_that_the_load_cannot_have_is_refused_as_loads_are(count: Any, why: str) -> None:
+    async def work(world: World) -> None:
+        await world.register()
+        (_, told), last = await world.pushed(a_push(1, [count]), a_push(2, [with_pairs()]))
+        assert why in told
+        assert last == (2, "")
+        assert counted_transitions(world).sum() == 4
+
+    during(work, Setting(replace(POLICY, dispatch="dedup")))
 
 
 def test_a_server_that_stops_ends_the_streams() -> None:

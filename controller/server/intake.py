@@ -1,0 +1,135 @@
+"""What is read of a request: no more than its method has use for, whatever is sent.
+
+A push of 32 MB may stand for 16 million objects: 1.7 GB, and three seconds in which nobody else is
+answered. So bytes are looked at before objects are made of them.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+
+from placer.errors import PlacerError
+from placer.files.plans import LIMIT
+from placer.v1 import profile_pb2
+
+SMALL = 2**18  # bytes of a request; a registration with the largest shape has 70 KB
+SIZES = {"/placer.v1.PlacementService/Propose": LIMIT + SMALL}  # a plan file
+REGISTER = "/placer.v1.FleetService/Register"  # whose texts are cut, not refused: wire.py
+PUSH = "/placer.v1.ProfileService/Push"  # read by ``read_push``
+TEXT = 1000  # characters of a reason, a key, an id, a name
+FIELDS = 32  # of a push, and of each part of it: an agent's has up to 9
+SEQUENCES = 2**22  # bytes of a trace's seq_lens
+LIGHT = 2**20  # bytes of a push that is read between two others; larger ones are read beside them
+
+_PARTS = {
+    field.number: field
+    for field in profile_pb2.PushRequest.DESCRIPTOR.fields
+    if field.message_type is not None
+}
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
+
+
+class RequestError(PlacerError):
+    """A request that is larger than its method's can be, or none at all."""
+
+
+class Intake(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Has requests read here. Methods get one that cannot be read as the RequestError that says
+    why: of what is raised while reading gRPC would say UNKNOWN. Pushes come as they are."""
+
+    async def intercept_service(
+        self, continuation: Callable[..., Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler | None:
+        handler, method = await continuation(details), details.method
+        if handler is None or handler.request_deserializer is None:
+            return handler
+        if method == PUSH:
+            return handler._replace(request_deserializer=None)
+
+        def read(data: bytes) -> Any:
+            try:
+                return _read(handler.request_deserializer, data, method)
+            except RequestError as error:
+                return error
+
+        return handler._replace(request_deserializer=read)
+
+
+def read_push(data: bytes) -> Any:
+    """A PushRequest. Raises RequestError for one of more parts than a push has."""
+    try:
+        _check_parts(memoryview(data))
+        push = profile_pb2.PushRequest.FromString(data)
+    except (DecodeError, IndexError) as error:
+        raise _unreadable(PUSH) from error
+    _check_texts(push.id)
+    return push
+
+
+def _read(parse: Callable[[bytes], Any], data: bytes, method: str) -> Any:
+    most = SIZES.get(method, SMALL)
+    if len(data) > most:
+        raise RequestError(f"{method} with {len(data):,} bytes: it takes {most:,} at most")
+    try:
+        request = parse(data)
+    except DecodeError as error:
+        raise _unreadable(method) from error
+    if method != REGISTER:
+        _check_texts(request)
+    return request
+
+
+def _check_texts(message: Message) -> None:
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING and len(value) > TEXT:
+            raise RequestError(f"{field.name} has {len(value):,} characters: give {TEXT:,} at most")
+
+
+def _check_parts(push: memoryview) -> None:
+    """Raises RequestError for more fields than anybody means; IndexError if it is cut short."""
+    for part, number in _fields(push, "a push"):
+        if (field := _PARTS.get(number)) is None:
+            continue
+        for inner, of in _fields(part, field.name):
+            if field.name == "trace" and of == 3 and len(inner) > SEQUENCES:
+                raise RequestError(f"a trace of {len(inner):,} bytes of seq_lens: send fewer")
+
+
+def _fields(message: memoryview, name: str) -> Iterator[tuple[memoryview, int]]:
+    """What stands in each field of a message, as it is on the wire, and its number."""
+    at = count = 0
+    while at < len(message):
+        count += 1
+        if count > FIELDS:
+            raise RequestError(f"{name} with more than {FIELDS} fields: it has 2 phases at most")
+        tag, at = _varint(message, at)
+        kind, begin = tag & 7, at
+        if kind == _VARINT:
+            _, at = _varint(message, at)
+        elif kind == _BYTES:
+            size, begin = _varint(message, at)
+            at = begin + size
+        elif kind in (_FIXED32, _FIXED64):
+            at += 4 if kind == _FIXED32 else 8
+        else:  # groups, which nobody writes
+            raise RequestError(f"{name} with fields of wire type {kind}: is it of these protos?")
+        yield message[begin:at], tag >> 3
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """The number at ``at``, and what comes after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise IndexError("a number of more than ten bytes")
+
+
+def _unreadable(method: str) -> RequestError:
+    return RequestError(f"{method} with bytes that are no request: is it of this version's protos?")
