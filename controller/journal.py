@@ -23,11 +23,9 @@ class Journal:
     def __init__(self, ledger: Ledger, clock: Clock) -> None:
         self.ledger, self.clock = ledger, clock
         self._watchers: set[asyncio.Queue[Record | None]] = set()
-        # What has not ended yet, by kind, pool and id. To find it the ledger reads all that has.
-        self._open: dict[str, dict[str, dict[str, Record]]] = {kind: {} for kind in OPEN}
-        for kind in OPEN:
-            for record in ledger.newest(kind, final=False):
-                self._note(record)
+        # What has not ended yet, by kind, pool and id. To find it the ledger reads all that has:
+        # once, when it is asked for first.
+        self._open: dict[str, dict[str, dict[str, Record]]] = {}
 
     def write(
         self,
@@ -48,7 +46,7 @@ class Journal:
         """All or none; returns the first."""
         written = self.ledger.put_all(records)
         for record in written:
-            if record.kind in self._open:
+            if record.kind in self._open:  # or it is found in the ledger, later
                 self._note(record)
             for queue in self._watchers:
                 if queue.qsize() < BACKLOG:
@@ -59,10 +57,15 @@ class Journal:
 
     def open(self, kind: str, pool: str | None = None) -> list[Record]:
         """What has not ended yet, last written first; of one pool only. kind: of OPEN"""
+        if kind not in self._open:
+            found = self.ledger.newest(kind, final=False)
+            self._open[kind] = {}
+            for record in found:
+                self._note(record)
         pools = self._open[kind]
         those = pools.values() if pool is None else [pools.get(pool, {})]
-        found = [record for records in those for record in records.values()]
-        return sorted(found, key=lambda record: record.number, reverse=True)
+        listed = [record for records in those for record in records.values()]
+        return sorted(listed, key=lambda record: record.number, reverse=True)
 
     def next_id(self, kind: str, prefix: str) -> str:
         """``prefix-1``, ``prefix-2``, ...: each once, also when all that had one are forgotten."""

@@ -98,7 +98,8 @@ async def test_only_who_needs_a_plan_that_cannot_be_read_is_refused() -> None:
     assert explain.sentences(explain.story(world.disk, "op-1", 1000))[0].endswith("running: go")
     await world.apply(OTHER)
     await world.desk.settle()
-    assert (world.stand_at(OTHER), world.states()) == (True, {"plan-2": "applied"})
+    ended = {"plan-1": "superseded", "plan-2": "applied"}  # the controller had read it before
+    assert (world.stand_at(OTHER), world.states()) == (True, ended)
     await world.desk.rollback(POOL, "", "back")
     await world.desk.settle()
     assert world.stand_at(GOAL)
