@@ -1,14 +1,16 @@
 """What an operator may set, pool by pool; docs/controller.md has the table."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from placer.errors import FileError
+from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text
 from placer.files.documents import of_yaml
 from placer.files.specs import first_fault, read_topology
@@ -79,7 +81,8 @@ class PoolPolicy:
     hours: tuple[Hours, ...] = ()
 
     def hardware(self, ranks: int) -> Topology:
-        return self.topology.resized(ranks, self.nodes)
+        with told_in_settings():
+            return self.topology.resized(ranks, self.nodes)
 
     @property
     def objective(self) -> Objective:
@@ -127,6 +130,11 @@ class Config:
         return self.pools.get(pool, self.default)
 
 
+TOPOLOGY = "h100"
+DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(PoolPolicy)}
+DEFAULTS["topology"] = TOPOLOGY
+
+
 class _PoolSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -151,13 +159,16 @@ class _PoolSpec(BaseModel):
     hours: list[str] | None = None
 
     def on(self, policy: PoolPolicy) -> PoolPolicy:
-        given: dict[str, Any] = self.model_dump(exclude_none=True)
-        if self.topology is not None:
-            given["topology"] = read_topology(self.topology)
-        if self.hours is not None:
-            given["hours"] = tuple(_hours(text) for text in self.hours)
-        if self.optimizer is not None:
-            known_optimizer(self.optimizer)
+        """What is said here, and the rest as in ``policy``. What is null is as if nobody had ever
+        said anything else."""
+        said: dict[str, Any] = self.model_dump(exclude_unset=True)
+        given = {key: DEFAULTS[key] if value is None else value for key, value in said.items()}
+        if "topology" in given:
+            given["topology"] = read_topology(given["topology"])
+        if "hours" in given:
+            given["hours"] = tuple(_hours(text) for text in given["hours"])
+        if "optimizer" in given:
+            known_optimizer(given["optimizer"])
         return replace(policy, **given)
 
 
@@ -177,7 +188,7 @@ def read_config(path: Path | None) -> Config:
         spec = _ConfigSpec.model_validate({} if data is None else data)
     except ValidationError as error:
         raise FileError(f"{path}: {first_fault(error)}: see docs/controller.md") from error
-    default = spec.default.on(PoolPolicy(read_topology("h100")))
+    default = spec.default.on(PoolPolicy(read_topology(TOPOLOGY)))
     pools = {name: pool.on(default) for name, pool in spec.pools.items()}
     return Config(default, pools, spec.every_s, spec.retention_days)
 
@@ -190,3 +201,35 @@ def _hours(text: str) -> Hours:
     if begin == end:
         raise FileError(f"hours {text!r} end as they begin: leave them out for the whole day")
     return Hours(begin.hour * 60 + begin.minute, end.hour * 60 + end.minute)
+
+
+# What planning advises in words of the command line, where that is not the name of a setting. That
+# a GPU may hold an expert twice is none.
+_ADVICE = {
+    ", or --allow-duplicates": "",
+    "give a trace, or use --optimizer": "use a dispatch other than allgather, or optimizer",
+    "plan without --uneven, or with --optimizer": "use optimizer",
+    "use --redundant": "set the engine's num_redundant_experts to",
+    "--redundant": "num_redundant_experts",
+}
+
+
+def in_settings(text: str) -> str:
+    """Advice as whoever runs a controller can follow it: "survive_node", not "--survive-node"."""
+    for words, ours in _ADVICE.items():
+        text = text.replace(words, ours)
+
+    def setting(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        return name if name in _PoolSpec.model_fields else found[0]
+
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", setting, text)
+
+
+@contextmanager
+def told_in_settings() -> Iterator[None]:
+    """Errors of planning in the words of settings."""
+    try:
+        yield
+    except PlacerError as error:
+        raise type(error)(in_settings(str(error))) from error

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from controller import snapshots
-from controller.config import Config, PoolPolicy
+from controller.config import Config, PoolPolicy, told_in_settings
 from controller.desk import Desk
 from controller.fleet import Fleet, Pool, Registration
 from controller.journal import Journal
@@ -201,7 +201,8 @@ class Loop:
                 what = "its turn" if approved else "approval"
                 reason = f"{record.id} waits for {what}: {record.reason}"
                 return replace(view, decision=Decision("propose", reason, decision.streak))
-        record = self.desk.propose(pool.name, plan, before, plan.reason)
+        with told_in_settings():
+            record = self.desk.propose(pool.name, plan, before, plan.reason)
         if decision.outcome == "act":
             record = self.desk.plans.approve(record.id, record.version, "mode is automatic")
         reason = f"{record.id}: {decision.reason}"
@@ -273,14 +274,15 @@ async def _in_turn(pools: Sequence[Pool]) -> AsyncIterator[Pool]:
 
 
 def _problem(pool: Pool, policy: PoolPolicy, profile: Any, current: Placement) -> Problem:
-    return Problem(
-        model=pool.model,
-        topology=policy.hardware(pool.ranks),
-        profile=profile,
-        slots=pool.slots,
-        objective=policy.objective,
-        current=current,
-    )
+    with told_in_settings():
+        return Problem(
+            model=pool.model,
+            topology=policy.hardware(pool.ranks),
+            profile=profile,
+            slots=pool.slots,
+            objective=policy.objective,
+            current=current,
+        )
 
 
 def outcome(answer: Plan | Hold | Infeasible) -> str:

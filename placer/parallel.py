@@ -13,6 +13,7 @@ from multiprocessing import active_children, get_context, parent_process
 from typing import Any, TypeVar
 
 from placer.errors import PlacerError
+from placer.extras import MissingError
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -88,7 +89,7 @@ def connect(address: str, **options: Any) -> None:
     try:
         import ray
     except ImportError as error:
-        raise PlacerError("this needs Ray: pip install 'moe-placer[ray]'") from error
+        raise MissingError("--ray", "ray", error.name) from error
 
     if (found := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)) is not None:
         try:  # Ray itself would wait for minutes

@@ -15,6 +15,7 @@ from placer.channel import read_certificates
 from placer.cli.client import ADDRESS
 from placer.cli.console import note, out, progress
 from placer.errors import PlacerError
+from placer.extras import MissingError
 
 LOOK_S = 5.0  # how often it is asked whether the controller is well
 _EVERYWHERE = ("0.0.0.0", "[::]", "[::0]")
@@ -57,9 +58,7 @@ def serve(
         from controller.server.security import Listening, Tokens
         from controller.store import Ledger
     except ImportError as error:
-        raise PlacerError(
-            f"placer serve needs {error.name}: pip install 'moe-placer[controller]'"
-        ) from error
+        raise MissingError("placer serve", "controller", error.name) from error
 
     certificate, key, ca = (_whole(path) for path in (tls_cert, tls_key, client_ca))
     listening = Listening(listen, certificate, key, ca, _whole(tokens), insecure)

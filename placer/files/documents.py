@@ -19,16 +19,20 @@ YAML_LIMIT = 2**22  # characters
 
 
 class _Unique:
-    """Keys are words, and each is there once."""
+    """Keys are words, and each is there once, however it is written."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        words, values = set(), set()
         for key, _ in getattr(node, "value", ()):
             if not isinstance(key, yaml.ScalarNode):
                 raise _fault("a key that is no word", key)
-            if key.value in seen:
+            value = key.value
+            if not key.tag.endswith(":merge"):
+                value = self.construct_object(key)  # type: ignore[attr-defined]
+            if key.value in words or value in values:
                 raise _fault("a key that is there twice", key)
-            seen.add(key.value)
+            words.add(key.value)
+            values.add(value)
         found: dict[Any, Any] = super().construct_mapping(node, deep)  # type: ignore[misc]
         return found
 

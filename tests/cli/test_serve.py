@@ -97,7 +97,10 @@ def test_without_its_libraries_it_says_what_to_install(
     for name in [name for name in sys.modules if name.startswith("controller.main")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert refused(serving).endswith("placer serve needs ray: pip install 'moe-placer[controller]'")
+    line = refused(serving)
+    assert "placer serve needs ray: pip install 'grpcio-health-checking>=" in line
+    assert " prometheus-client " in line
+    assert "moe-placer" not in line  # which no index has
 
 
 def children(pid: int) -> set[int]:

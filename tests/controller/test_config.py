@@ -94,6 +94,17 @@ def test_a_pool_has_the_defaults_but_for_what_it_says_itself(read: Any) -> None:
     assert (config.of("code").optimizer, config.of("new").optimizer) == ("eplb", "joint")
 
 
+@pytest.mark.parametrize("key", [*KEYS, "topology"])
+def test_null_takes_a_default_back(read: Any, key: str) -> None:
+    written = KEYS[key][0] if key in KEYS else "gb200-nvl72"
+    config = read(
+        f"{{default: {{{key}: {written}}}, pools: {{chat: {{{key}: null}}, code: {{}}}}}}"
+    )
+    assert config.of("chat") == read_config(None).default
+    assert config.of("code") == config.default != read_config(None).default
+    assert read(f"default: {{{key}: }}") == read_config(None)
+
+
 def test_what_is_optimized_for_follows_from_the_settings(read: Any) -> None:
     objective = read(
         "default: {phase: decode, dispatch: dedup, survive_node: true, horizon_s: 9, max_moved: 0}"
@@ -170,6 +181,8 @@ def test_no_bytes_a_minute_is_a_freeze(read: Any) -> None:
         ("pools: {chat: }", r"pools.chat: .*valid dictionary"),
         ("[1, 2]", r"the file: .*valid dictionary"),
         ("default: {", r"serve.yaml is not YAML: "),
+        ("default: {}\ndefault: {}", r"a key that is there twice \(line 2\)"),
+        ("pools: {chat: {mode: automatic, mode: advisory}}", r"a key that is there twice"),
     ],
 )
 def test_what_makes_no_sense_is_told_on_one_line(read: Any, text: str, why: str) -> None:

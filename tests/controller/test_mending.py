@@ -64,7 +64,7 @@ async def test_what_does_not_fit_into_max_moved_is_infeasible_and_says_what_does
     await world.tick()
     outcome, reason = decided(world)
     assert (outcome, world.engines.asked) == ("infeasible", [])
-    assert reason.endswith("needs --max-moved 0.084 or more, or --allow-duplicates")
+    assert reason.endswith("needs max_moved 0.084 or more")
 
 
 @asynchronous

@@ -35,6 +35,9 @@ def doubling(first: str, second: str) -> str:
     [
         ("a: [", "it is not YAML: did not find expected node content (line 2)"),
         ("a: 1\nb: 2\na: 3", "it is not YAML: a key that is there twice (line 3)"),
+        ("a: {b: [{c: 1, 'c': 2}]}", "it is not YAML: a key that is there twice (line 1)"),
+        ("16: 1\n0x10: 2", "it is not YAML: a key that is there twice (line 2)"),
+        ("yes: 1\n\ntrue: 2", "it is not YAML: a key that is there twice (line 3)"),
         ("? [a]\n: b", "a key that is no word (line 1)"),
         ("? {a: b}\n: b", "a key that is no word (line 1)"),
         ("a: !!timestamp 2024-13-45", "tags (!) are not read: write plain values (line 1)"),
