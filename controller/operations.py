@@ -80,8 +80,8 @@ class Operation:
         if record.final != found.is_final or (found.state in FINAL and not record.final):
             raise ValueError(f"is {found.phase} and {found.state}, but open or ended otherwise")
         counts = (found.expert_bytes, found.turn, found.turns, found.epoch, found.tries)
-        if min(*counts, found.moved, found.copied_bytes) < 0:
-            raise ValueError("counts below 0")
+        if not all(0 <= one < 2**63 for one in (*counts, found.moved, found.copied_bytes)):
+            raise ValueError("counts what cannot be counted")
         if found.phase is not Phase.REFUSED and not 0 <= found.at < len(found.homes):
             raise ValueError(f"is at engine {found.at} of {len(found.homes)}")
         return found
