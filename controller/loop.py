@@ -30,9 +30,9 @@ AGAIN_S = 600.0  # a decision that stays the same is written down this often
 KEPT = {
     "plan": 500, "decision": 2000, "operation": 500, "abort": 500, "acknowledgement": 20_000,
     "snapshot": 20_000,
+    "placement": 2000,  # besides those that are in use
 }  # fmt: skip
 TURNS = 10  # of the event loop, in which a call is answered
-KEPT_PLACEMENTS = 2000  # besides those that are in use
 
 log = logging.getLogger("placer.controller")
 
@@ -72,7 +72,7 @@ class Loop:
         journal.ledger.readers = READERS
         try:
             snapshots.recall(journal, fleet, lambda pool: config.of(pool).window_s)
-            for kind in READERS:  # so that what cannot be read is named from the start
+            for kind in (*KEPT, "ids"):  # so that what cannot be read is named from the start
                 journal.ledger.newest(kind)
         except LedgerError as error:
             self.troubles["ledger"] = str(error)
@@ -133,9 +133,8 @@ class Loop:
     async def _keep_house(self) -> None:
         since_s = self.journal.clock.now_s() - self.config.retention_days * 86_400
         for kind, keep in KEPT.items():
-            self.journal.ledger.prune(kind, keep, since_s)
-        needed = self.desk.placements_in_use()
-        self.journal.ledger.prune("placement", KEPT_PLACEMENTS, since_s, needed)
+            needed = self.desk.placements_in_use() if kind == "placement" else ()
+            self.journal.ledger.prune(kind, keep, since_s, needed)
 
     async def _snapshot(self, pool: Pool) -> None:
         snapshots.take(self.journal, pool)

@@ -8,18 +8,17 @@ from pydantic import TypeAdapter
 
 from controller import plans
 from controller.operations import Operation
-from controller.rebalance import Decision
 from controller.records import Record
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """What a worker applied or refused last."""
+    """What a worker applied or refused last; nothing of it is needed."""
 
-    epoch: int
-    digest: str
-    refused_epoch: int
-    refused: str
+    epoch: int = 0
+    digest: str = ""
+    refused_epoch: int = 0
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +50,12 @@ def _reader(form: Any) -> Callable[[Record], object]:
     return lambda record: adapter.validate_python(record.body)
 
 
-# What raises for a record that the controller, or whoever looks into the ledger, could not read.
+# What raises for a record that the controller, or whoever looks into the ledger, could not read. Of
+# decisions any will do.
 READERS: dict[str, Callable[[Record], object]] = {
     "plan": plans.read,
     "operation": Operation.of,
     "abort": _reader(Abort),
-    "decision": _reader(Decision),
     "acknowledgement": _reader(Acknowledgement),
     "placement": _reader(Map),
     "ids": _reader(Ids),

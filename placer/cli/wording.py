@@ -37,7 +37,8 @@ def state(record: Any) -> str:
     if record.kind == "operation":
         return f"{body['kind']} {body['phase']}"
     if record.kind == "acknowledgement":
-        return "refused" if body["refused_epoch"] > body["epoch"] else "acknowledged"
+        is_refused = body.get("refused_epoch", 0) > body.get("epoch", 0)
+        return "refused" if is_refused else "acknowledged"
     return str(body.get("state") or body.get("outcome") or record.kind)
 
 

@@ -15,7 +15,7 @@ from placer.v1.fleet_pb2 import (
     ScaleToRequest,
     StatusRequest,
 )
-from placer.v1.placement_pb2 import ApplyRequest, ProposeRequest
+from placer.v1.placement_pb2 import ApplyRequest, GetRequest, ListRequest, ProposeRequest
 from tests.builders import a_model
 from tests.controller.server.worlds import World, a_push, during, refusal
 
@@ -222,6 +222,28 @@ def test_status_tells_what_keeps_the_controller_from_its_work() -> None:
         assert list(found.troubles) == ["ledger: the disk is full"]
         assert found.pools[0].outcome == "hold"
         assert "engine-2 of tiny is gone: start it again" in found.pools[0].reason
+
+    during(work)
+
+
+def test_what_cannot_be_read_is_named_and_only_who_needs_it_is_refused() -> None:
+    async def work(world: World) -> None:
+        await world.traffic()
+        await world.proposed()
+        kept = await world.proposed()
+        ledger = world.loop.journal.ledger
+        ledger._connection.execute("UPDATE records SET body = '{' WHERE id = 'plan-1'")
+        lost = GetRequest(plan_id="plan-1")
+        for ask in (world.placement.Get(lost), world.ledger.Explain(ExplainRequest(id="plan-1"))):
+            code, told = await refusal(ask)
+            assert code is grpc.StatusCode.DATA_LOSS
+            assert told.startswith("the ledger in memory: plan plan-1 is not JSON (version ")
+        plans = (await world.placement.List(ListRequest())).plans
+        assert [plan.id for plan in plans] == [kept.id] == ["plan-2"]
+        records = (await world.ledger.History(HistoryRequest())).records
+        assert [record.id for record in records] == ["plan-2"]
+        found = await world.fleet.Status(StatusRequest())
+        assert list(found.troubles) == ["plan plan-1: is not JSON (version 2 of it): left out"]
 
     during(work)
 
