@@ -7,12 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from controller.store import Ledger
+from placer.errors import PlacerError
 from tests.cli.conftest import Placer
+from tests.controller.tiny_service import Authority
 
 
 @pytest.fixture
@@ -58,6 +61,25 @@ def test_tokens_and_certificates_are_looked_at(serving: Placer) -> None:
     assert "needs its key" in refused(serving, "--tls-cert", "c.pem")
     assert "c.pem" in refused(serving, "--tls-cert", "c.pem", "--tls-key", "k.pem")
     assert "over TLS only" in refused(serving, "--client-ca", "ca.pem")
+
+
+def test_what_is_wrong_with_certificates_is_noted_before_anything_else(
+    placer: Placer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def connect(*_: object, **__: object) -> None:
+        raise PlacerError("as far as this")
+
+    monkeypatch.setattr("placer.parallel.connect", connect)
+    ours = Authority(tmp_path, "ours")
+    yesterday = datetime.now() - timedelta(days=1)
+    ours.sign(not_after=yesterday, not_before=yesterday - timedelta(days=9))
+    ours.key.chmod(0o644)
+    args = ["--tls-cert", str(ours.certificate), "--tls-key", str(ours.key)]
+    ended = placer("serve", "--listen", "127.0.0.1:0", *args)
+    expired, readable, end = ended.err.splitlines()
+    assert expired.startswith(f"note: {ours.certificate} has expired on ")
+    assert readable == f"note: {ours.key} can be read by everybody on this host: chmod 600 it"
+    assert (end, ended.code) == ("error: as far as this", 2)
 
 
 def test_a_ledger_that_is_none_is_left_alone(serving: Placer) -> None:
