@@ -72,7 +72,7 @@ class Running:
 
 
 @contextmanager
-def a_controller(tokens: Path | None = None, **tls: Path) -> Iterator[Running]:
+def a_controller(tokens: Path | None = None, **tls: Any) -> Iterator[Running]:
     """tls: as Listening has it"""
     event_loop = asyncio.new_event_loop()
     thread = threading.Thread(target=event_loop.run_forever)

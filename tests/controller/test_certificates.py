@@ -7,14 +7,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from cryptography import x509
 
 from controller.server.security import Listening
 from controller.server.serve import start
 from placer import certificates
+from placer.agent.streams import failure
 from placer.certificates import CertificateError, Credentials
-from placer.channel import Settings
+from placer.channel import Settings, open_channel
 from placer.errors import FileError
 from placer.probe import tls_fault
 from placer.v1 import fleet_pb2
@@ -211,6 +213,27 @@ def test_a_client_without_the_certificate_that_is_asked_for_finds_out(
     )
     late = of_clients(authority, signed(authority, LATE))
     assert fault(mutual, late).endswith(f"has expired on {moment(NOW - DAY)}: renew it")
+
+
+def test_an_agent_that_is_refused_logs_why(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACER_TLS_CA", str(authority.ca))
+    monkeypatch.delenv("PLACER_TLS_CERT", raising=False)
+
+    def call(address: str) -> str:
+        with open_channel(address, Settings(ca=authority.ca)) as channel:
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary("/t.T/Push")(b"x", timeout=5)
+            return str(failure(address, refused.value))
+
+    async def work(address: str) -> None:
+        assert await asyncio.to_thread(call, address) == (
+            f"the controller at {address} answers, but it wants a client's certificate: set "
+            "PLACER_TLS_CERT and PLACER_TLS_KEY"
+        )
+
+    during(a_server(signed(authority), client_ca=authority.ca), work)
 
 
 def test_nothing_is_said_of_who_is_well_or_not_there(authority: Authority) -> None:
