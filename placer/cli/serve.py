@@ -72,6 +72,7 @@ def serve(
     if metrics:
         _check_free(metrics, "--metrics")
     Ledger(ledger).close()
+    _check_free(listen, "--listen")
 
     setup = Setup(settings, listening, ledger.absolute(), metrics, metrics_detail)
     told, handle = threading.Event(), None
