@@ -4,6 +4,7 @@ at a time, over all pools."""
 import asyncio
 import logging
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import takewhile
 
@@ -23,7 +24,7 @@ from controller.operations import Operation, Operations, Phase
 from controller.plans import Plans, PlanState
 from controller.ports import Engines
 from controller.standings import refuse_lost, same_experts, standings
-from controller.store import Conflict, Record
+from controller.store import Conflict, Record, Unreadable
 from placer.agent.refusal import refusal
 from placer.checks import violations
 from placer.errors import PlacementError
@@ -67,10 +68,11 @@ class Desk:
         """The map of an engine that stands where the last change led, or else of the first that
         answers. Raises EngineLostError if none does."""
         there = await standings(self.engines, pool)
-        last = self._last_change(pool.name)
+        last = self.operations.last_change(pool.name)
         if last is not None and Operation.of(last).phase is Phase.SUCCEEDED:
-            goal = self.journal.placement(last.body["goal"])
-            there.sort(key=lambda one: not same_experts(one[1], goal))
+            with suppress(Unreadable):
+                goal = self.journal.placement(last.body["goal"])
+                there.sort(key=lambda one: not same_experts(one[1], goal))
         return there[0][1]
 
     async def strays(self, pool: Pool, placement: Placement) -> list[str]:
@@ -98,13 +100,18 @@ class Desk:
             self.refuse_if_busy()
             pool = self.fleet.pool(plan.pool)
             homes = await self._homes(pool)
-            before = plan.body["before"]
+            before, goal = plan.body["before"], plan.body["digest"]
+            why = ""
             if before and before not in homes.values():
                 why = f"{plan.id} starts from another map than the pool's now: propose again"
+            try:
+                self.journal.placement(goal)
+            except Unreadable as error:
+                why = f"{plan.id} cannot be applied: {error}"
+            if why:
                 self.plans.move(plan, PlanState.SUPERSEDED, why)
                 raise FleetError(why)
             applying = self.plans.moved(plan, PlanState.APPLYING, reason)
-            goal = plan.body["digest"]
             return self._start("apply", pool, plan.id, goal, homes, key, reason, applying)
 
     async def rollback(self, pool_name: str, key: str, reason: str) -> Record:
@@ -118,11 +125,9 @@ class Desk:
                 return known
             self.refuse_if_busy()
             pool = self.fleet.pool(pool_name)
-            last = self._last_change(pool_name)
-            if last is None:
-                raise FleetError(f"{pool_name} was never changed: there is nothing to roll back to")
-            change = Operation.of(last)
+            change = self.operations.to_undo(pool_name)
             goal = next(iter(change.homes.values()))
+            self.journal.placement(goal)
             homes = await self._homes(pool)
             return self._start("rollback", pool, change.plan_id, goal, homes, key, reason)
 
@@ -179,9 +184,13 @@ class Desk:
             return
         for plan in self.journal.open("plan"):  # killed before it was told
             if plan.body["state"] == PlanState.APPLYING:
-                self._close(Operation.of(self._operation_of(plan)))
+                if (operation := self.operations.of_plan(plan)) is not None:
+                    self._close(Operation.of(operation))
+                else:
+                    why = "its operation cannot be read: it is not known how far it came"
+                    self.plans.move(plan, PlanState.HALTED, why)
             elif plan.body["state"] == PlanState.APPLIED:
-                last = self._last_change(plan.pool)
+                last = self.operations.last_change(plan.pool)
                 if last and last.body["kind"] == "rollback" and last.number > plan.number:
                     self._close(Operation.of(last))
 
@@ -276,29 +285,21 @@ class Desk:
         if operation.phase is Phase.SUCCEEDED:
             for record in applied:
                 plans.move(record, PlanState.SUPERSEDED, f"{operation.plan_id} is applied")
-        record = plans.get(operation.plan_id)
-        if record.body["state"] == PlanState.APPLYING:
-            plans.move(record, ENDS[operation.phase], reason)
+        with suppress(Unreadable, UnknownError):  # then nobody is to be told
+            record = plans.get(operation.plan_id)
+            if record.body["state"] == PlanState.APPLYING:
+                plans.move(record, ENDS[operation.phase], reason)
 
     def _plan_of(self, operation: Operation) -> Record | None:
         """The newest of the last plans that leads where the operation led."""
-        goal = self.journal.placement(operation.goal)
         for record in self.journal.ledger.newest("plan", limit=20, pool=operation.pool):
-            placement = self.journal.placement(record.body["digest"])
-            ended = record.body["state"] in (PlanState.SUPERSEDED, PlanState.ROLLED_BACK)
-            if ended and same_experts(placement, goal):
-                return record
-        return None
-
-    def _operation_of(self, plan: Record) -> Record:
-        found = self.journal.ledger.newest("operation", pool=plan.pool)
-        applied = (record for record in found if record.body["kind"] == "apply")
-        return next(record for record in applied if record.body["plan_id"] == plan.id)
-
-    def _last_change(self, pool: str) -> Record | None:
-        for record in self.journal.ledger.newest("operation", pool=pool, final=True):
-            if Operation.of(record).phase in (Phase.SUCCEEDED, Phase.HALTED):
-                return record
+            with suppress(Unreadable):
+                goal, map_of_it = map(
+                    self.journal.placement, (operation.goal, record.body["digest"])
+                )
+                ended = record.body["state"] in (PlanState.SUPERSEDED, PlanState.ROLLED_BACK)
+                if ended and same_experts(map_of_it, goal):
+                    return record
         return None
 
     def _newest_epoch(self, pool: Pool) -> int:

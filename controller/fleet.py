@@ -14,6 +14,7 @@ from placer.profile import Profile, merge
 
 SILENT_S = 60.0  # a worker that was not heard for so long is gone: agents pause up to 20 s
 FORGOTTEN_S = 3600.0
+AHEAD_S = 60.0  # that a worker's clock may be, and what it says of its beginning still counts
 WORKERS = 20_000  # at most
 NAME = 200  # characters of a pool's, an engine's or a worker's, at most
 
@@ -156,9 +157,8 @@ class Fleet:
             raise FleetError(f"{WORKERS} workers are registered: no place for more")
         pool = self._place(said, now_s)
         member = pool.members.setdefault(key, Member(said, now_s))
-        if said.id.incarnation < member.said.id.incarnation:
-            raise FleetError(f"{said.id.worker} of {said.id.engine} was started again since")
-        if said.id.incarnation > member.said.id.incarnation:
+        if said.id.incarnation != member.said.id.incarnation:
+            _check_later(said.id, member, now_s)
             member.sequence = 0
         member.said, member.heard_s = said, now_s
         return member.sequence
@@ -241,3 +241,23 @@ class Fleet:
                 )
         self.pools[name] = Pool(name, said.model, worker.ep_size, worker.slots)
         return self.pools[name]
+
+
+def _check_later(id: WorkerId, member: Member, now_s: float) -> None:
+    """Raises FleetError for a life of a worker that is not later than the one that is known.
+
+    Workers' clocks say which is, and some are wrong. So who is silent makes room for anybody, and
+    who says to have begun in the future is later than nobody who did not.
+    """
+    if now_s - member.heard_s >= SILENT_S:
+        return
+    latest = (now_s + AHEAD_S) * 1e9
+    new, known = ((one <= latest, one) for one in (id.incarnation, member.said.id.incarnation))
+    if new > known:
+        return
+    if new[0] or not known[0]:
+        raise FleetError(f"{id.worker} of {id.engine} was started again since")
+    raise FleetError(
+        f"{id.worker} of {id.engine} began {id.incarnation / 1e9 - now_s:,.0f} s from now, as it "
+        "says, and another of that name is heard: set its host's clock"
+    )

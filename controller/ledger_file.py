@@ -4,6 +4,8 @@ import fcntl
 import os
 import platform
 import sqlite3
+import stat
+import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -13,6 +15,8 @@ from placer.errors import PlacerError
 FORMAT = 1  # PRAGMA user_version
 APPLICATION = 0x706C6372  # PRAGMA application_id, "plcr": tells the ledger from other SQLite files
 BUSY_S = 2.0  # how long somebody's sqlite3 shell is waited for
+PRIVATE = 0o600  # whatever the umask: reasons and names are nobody else's
+LOCKED_BYTE = 2**62
 
 # Numbers are never given twice, since they say how far somebody has read. The blob comes last:
 # SQLite stops reading a row at the last column that it was asked for.
@@ -74,10 +78,12 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def connect(path: Path | None) -> sqlite3.Connection:
-    """Of the locked file, which becomes a ledger if it is empty. In memory without a path."""
-    if path is not None:
+def connect(path: Path | None, claim: "Claim | None" = None) -> sqlite3.Connection:
+    """Of the claimed file, which becomes a ledger if it is empty. In memory without a path."""
+    if path is not None and claim is not None:
         _check(path)
+        claim.take()
+        _keep_private(path)
     # Transactions are ours (isolation_level), and so is the lock between threads.
     connection = sqlite3.connect(
         ":memory:" if path is None else path,
@@ -85,6 +91,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
+    connection.text_factory = _text
     try:
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode not in ("wal", "memory"):
@@ -104,19 +111,32 @@ def connect(path: Path | None) -> sqlite3.Connection:
     return connection
 
 
-def _check(path: Path) -> None:
-    """Refuse what is neither new nor a whole ledger of this format, having only read it."""
-    if path.is_fifo():  # it would be waited for
+def _text(raw: bytes) -> str | bytes:
+    """What is no text keeps no other row from being read."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def _head(path: Path) -> bytes:
+    """SQLite's header, if it is one; empty if there is nothing."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
         raise LedgerError(f"{path} is no regular file: choose a file that is yours")
     try:
         with path.open("rb") as file:
-            head = file.read(100)
+            return file.read(100)
     except FileNotFoundError:
-        head = b""
+        return b""
     except OSError as error:
         raise LedgerError(
             f"cannot read {path}: {error.strerror}: choose a file that is yours"
         ) from error
+
+
+def _check(path: Path) -> None:
+    """Refuse what is neither new nor a whole ledger of this format, having only read it."""
+    head = _head(path)
     if not head:
         log = path.with_name(f"{path.name}-wal")
         if log.exists() and log.stat().st_size:  # SQLite would delete it
@@ -126,6 +146,13 @@ def _check(path: Path) -> None:
         raise LedgerError(f"{path} is not a database: {BROKEN}")
     if not os.access(path, os.W_OK):  # else SQLite opens it, and refuses the first write only
         raise LedgerError(f"{path} may only be read: make it writable, or choose another file")
+    unfinished = path.with_name(f"{path.name}-journal").exists()
+    if unfinished and head[68:72] in (bytes(4), APPLICATION.to_bytes(4, "big")):
+        # Killed in its first steps, which SQLite takes back before anything is read.
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master")
+        if not path.stat().st_size:
+            return
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
         tables, application, version = (
             connection.execute(query).fetchone()[0]
@@ -148,32 +175,109 @@ def _check(path: Path) -> None:
         raise LedgerError(f"{path} is damaged ({' '.join(found.split())}): {BROKEN}")
 
 
-def lock(path: Path) -> int:
-    """A file beside it, open and locked until this process ends, however it ends.
+class Claim:
+    """That no other controller opens a ledger, by whatever name, until this process ends, however
+    it ends.
 
-    A lock of fcntl's is not shared with forked children: a planner that outlives a killed
-    controller does not keep the next one out. The file stays, or two could hold one each.
+    Two files are locked: one beside the ledger, which is its path's, and the ledger's own, to which
+    a hard link, a bind mount or a rename gives other paths. The file beside it stays, or two could
+    hold one each.
     """
-    beside = path.with_name(f"{path.name}.lock")
-    try:
-        found = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise LedgerError(
-            f"cannot write {beside}: {error.strerror}: make the folder, or choose another"
-        ) from error
-    try:
-        fcntl.lockf(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(found, 300, 0).decode(errors="replace") or "unknown"
-        os.close(found)
-        if isinstance(error, BlockingIOError | PermissionError):  # EAGAIN or EACCES, says POSIX
+
+    def __init__(self, path: Path) -> None:
+        """path: no symlink"""
+        self._path, self._files = path, list[int]()
+        beside = path.with_name(f"{path.name}.lock")
+        try:
+            found = self._open(
+                beside, f"cannot write {beside}", "make the folder, or choose another"
+            )
+            os.fchmod(found, PRIVATE)
+            holder = os.pread(found, 300, 0).decode(errors="replace") or "unknown"
+            self._lock(found, f"by process {holder}")
+            with suppress(OSError):  # a full disk must not keep a controller from reading
+                os.truncate(found, 0)
+                os.pwrite(found, f"{os.getpid()} on {platform.node()}".encode(), 0)
+            if path.is_file() and os.access(path, os.W_OK):  # else _check says what is wrong
+                self.take()
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self) -> None:
+        """Lock the ledger's own file, which becomes an empty one if it is not there."""
+        if len(self._files) > 1:
+            return
+        path = self._path
+        found = self._open(path, f"cannot write {path}", "choose a file that is yours")
+        self._lock(found, "under another name")
+        names = os.fstat(found).st_nlink
+        if names > 1:  # SQLite keeps a log beside each name, and knows of one only
             raise LedgerError(
-                f"{path} is in use by process {holder}: stop it, or choose another ledger"
+                f"{path} has {names} names (hard links), and by each it would be another ledger"
+                ": keep one of them, or choose another ledger"
+            )
+
+    def close(self) -> None:
+        while self._files:
+            found = self._files.pop()
+            _claimed.discard(found)
+            os.close(found)
+
+    def _open(self, path: Path, what: str, remedy: str) -> int:
+        try:
+            found = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
+        except OSError as error:
+            raise LedgerError(f"{what}: {error.strerror}: {remedy}") from error
+        self._files.append(found)
+        _claimed.add(found)
+        return found
+
+    def _lock(self, found: int, where: str) -> None:
+        try:
+            _lock(found)
+        except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES, says POSIX
+            raise LedgerError(
+                f"{self._path} is in use {where}: stop it, or choose another ledger"
             ) from error
-        raise LedgerError(
-            f"cannot lock {beside}: {error.strerror}: put the ledger on a local disk"
-        ) from error
-    with suppress(OSError):  # a full disk must not keep a controller from reading
-        os.truncate(found, 0)
-        os.pwrite(found, f"{os.getpid()} on {platform.node()}".encode(), 0)
-    return found
+        except OSError as error:
+            raise LedgerError(
+                f"cannot lock {self._path}: {error.strerror}: put the ledger on a local disk"
+            ) from error
+
+
+# Files of claims. A forked child is no holder: a planner that outlives a killed controller must not
+# keep the next one out.
+_claimed: set[int] = set()
+
+
+def _let_go() -> None:
+    while _claimed:
+        os.close(_claimed.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _lock(file: int) -> None:
+    """Until it is closed, and far beyond the bytes that SQLite locks. Raises BlockingIOError."""
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        # Linux's locks of open files: this process's own may be opened and closed again meanwhile.
+        request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, LOCKED_BYTE, 1, 0)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, request)
+    else:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, LOCKED_BYTE)
+
+
+def _keep_private(path: Path) -> None:
+    """From now on only its owner may read the ledger. SQLite makes the files beside it alike."""
+    for suffix in ("", "-wal", "-shm"):
+        file = path.with_name(path.name + suffix)
+        try:
+            if file.exists() and stat.S_IMODE(file.lstat().st_mode) != PRIVATE:
+                file.chmod(PRIVATE)
+        except OSError as error:
+            raise LedgerError(
+                f"{file} can be read by others, and is not this user's to change"
+                f" ({error.strerror}): chown it, or choose another ledger"
+            ) from error

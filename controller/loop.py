@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,8 +16,9 @@ from controller.journal import Journal
 from controller.operations import Operation
 from controller.plans import PlanState
 from controller.ports import EngineLostError, Engines, Planner
+from controller.readers import READERS, Acknowledgement
 from controller.rebalance import Decision, Past, decide
-from controller.store import LedgerError
+from controller.store import LedgerError, Record, Unreadable
 from placer.arrays import FloatArray
 from placer.cost import Score, score
 from placer.errors import PlacerError
@@ -25,7 +27,10 @@ from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 
 AGAIN_S = 600.0  # a decision that stays the same is written down this often
-KEPT = {"plan": 500, "decision": 2000, "operation": 500, "acknowledgement": 20_000, "abort": 500}
+KEPT = {
+    "plan": 500, "decision": 2000, "operation": 500, "abort": 500, "acknowledgement": 20_000,
+    "snapshot": 20_000,
+}  # fmt: skip
 TURNS = 10  # of the event loop, in which a call is answered
 KEPT_PLACEMENTS = 2000  # besides those that are in use
 
@@ -65,8 +70,22 @@ class Loop:
         # Decisions in a row that wanted to move, since which change.
         self._streaks: dict[str, tuple[int, float | None]] = {}
         self._written: dict[str, View] = {}
-        snapshots.recall(journal, fleet, lambda pool: config.of(pool).window_s)
-        self._acknowledged: dict[str, dict[str, Any]] = {}
+        self._acknowledged: dict[str, Acknowledgement] = {}
+        journal.ledger.readers = READERS
+        try:
+            snapshots.recall(journal, fleet, lambda pool: config.of(pool).window_s)
+            for kind in READERS:  # so that what cannot be read is named from the start
+                journal.ledger.newest(kind)
+        except LedgerError as error:
+            self.troubles["ledger"] = str(error)
+
+    def told(self) -> dict[str, str]:
+        """Troubles, and what cannot be read in the ledger."""
+        left_out = {
+            f"{one.kind} {one.id}": f"{one.why} (version {one.version} of it): left out"
+            for one in self.journal.ledger.left_out()
+        }
+        return {**left_out, **self.troubles}
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -93,21 +112,22 @@ class Loop:
 
     def heard(self, said: Registration) -> None:
         """Write down what a worker newly acknowledges or refuses."""
-        news = {
-            "epoch": said.epoch, "digest": said.digest,
-            "refused_epoch": said.refused_epoch, "refused": said.refused,
-        }  # fmt: skip
-        id = f"{said.id.pool}/{said.id.engine}/{said.id.worker}"
-        if not any(news.values()) or self._acknowledged.get(id) == news:
+        news = Acknowledgement(said.epoch, said.digest, said.refused_epoch, said.refused)
+        names = (said.id.pool, said.id.engine, said.id.worker)
+        id = "/".join(name.replace("%", "%25").replace("/", "%2F") for name in names)
+        body = asdict(news)
+        if not any(body.values()) or self._acknowledged.get(id) == news:
             return
         reason = said.refused if said.refused_epoch > said.epoch else ""
         reason = reason or f"epoch {said.epoch} is applied"
         try:
-            last = self.journal.ledger.get("acknowledgement", id)
-            if last is None:
-                self.journal.write("acknowledgement", id, reason, news, pool=said.id.pool)
-            elif last.body != news:
-                self.journal.follow(last, reason, body=news)
+            last = None
+            with suppress(Unreadable):
+                last = self.journal.ledger.get("acknowledgement", id)
+            if last is None or last.body != body:
+                version = self.journal.ledger.version("acknowledgement", id) + 1
+                told = (self.journal.clock.now_s(), reason, body, said.id.pool)
+                self.journal.put(Record("acknowledgement", id, version, *told))
         except LedgerError as error:  # the worker is heard all the same
             self.troubles["acknowledgements"] = str(error)
         else:
@@ -210,7 +230,10 @@ class Loop:
         applied = self.desk.plans.in_state(pool.name, PlanState.APPLIED)
         if not applied or not applied[0].body["before"]:
             return None, None
-        before = self.journal.placement(applied[0].body["before"])
+        try:
+            before = self.journal.placement(applied[0].body["before"])
+        except Unreadable:
+            return None, None
         if before.shape != problem.start.shape or problem.start.lost:
             return None, None
         now = score(problem, problem.start).step_s / score(problem, before).step_s
@@ -227,9 +250,8 @@ class Loop:
         body: dict[str, Any] = {**asdict(view.decision)}
         if view.score is not None:
             body["balancedness"] = view.score.balancedness
-        self.journal.write(
-            "decision", f"{pool}@{view.at_s:.3f}", view.decision.reason, body, pool=pool
-        )
+        id = self.journal.next_id("decision", "decision")
+        self.journal.write("decision", id, view.decision.reason, body, pool=pool)
         self._written[pool] = view
 
     async def _try(self, what: str, doing: Any) -> None:

@@ -27,7 +27,7 @@ class LoopCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Called on a thread of the HTTP server's."""
         yield _gauge("placer_troubles", "What keeps the controller from its work.", {
-            (): len(self.loop.troubles)
+            (): len(self.loop.told())
         })  # fmt: skip
         pools = list(self.loop.fleet.pools.values())
         for name, what, values in (

@@ -10,12 +10,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
+from pydantic import TypeAdapter
+
 from controller.config import Config
+from controller.fleet import FleetError
 from controller.journal import Journal
 from controller.migration.commands import Command, Copy, Discard, Done, Lost, Outcome, Refused
-from controller.migration.machine import TRANSITIONS, Event, Leg, State
+from controller.migration.machine import FINAL, TRANSITIONS, Event, Leg, State
 from controller.ports import EngineLostError, Engines
-from controller.store import LedgerError, Record
+from controller.store import LedgerError, Record, Unreadable
 from placer.errors import PlacerError
 from placer.schedule import Budget, schedule
 
@@ -72,8 +75,16 @@ class Operation:
 
     @classmethod
     def of(cls, record: Record) -> "Operation":
-        body = dict(record.body)
-        return cls(**{**body, "phase": Phase(body["phase"]), "state": State(body["state"])})
+        """Raises ValueError for a record that is none of an operation."""
+        found = _OPERATION.validate_python(record.body)
+        if record.final != found.is_final or (found.state in FINAL and not record.final):
+            raise ValueError(f"is {found.phase} and {found.state}, but open or ended otherwise")
+        counts = (found.expert_bytes, found.turn, found.turns, found.epoch, found.tries)
+        if not all(0 <= one < 2**63 for one in (*counts, found.moved, found.copied_bytes)):
+            raise ValueError("counts what cannot be counted")
+        if found.phase is not Phase.REFUSED and not 0 <= found.at < len(found.homes):
+            raise ValueError(f"is at engine {found.at} of {len(found.homes)}")
+        return found
 
     @property
     def is_final(self) -> bool:
@@ -133,6 +144,9 @@ class Operation:
         return replace(self, epoch=epoch, turn=0, turns=0)
 
 
+_OPERATION = TypeAdapter(Operation)
+
+
 class Operations:
     """Carries one operation out at a time; who begins which is the loop's to say."""
 
@@ -143,7 +157,7 @@ class Operations:
     def abort(self, record: Record, reason: str, key: str = "") -> None:
         """Have the operation that runs go back at its next step, also if this controller is killed
         before that."""
-        if self.journal.ledger.get("abort", record.id) is None:
+        if not self.journal.ledger.version("abort", record.id):
             self.journal.write("abort", record.id, reason, {"key": key}, pool=record.pool)
         self._abort, self._abort_key = reason, key
 
@@ -152,8 +166,7 @@ class Operations:
         until it is run again."""
         operation, leg = Operation.of(record), None
         event = Event.RESTART if is_restart else None
-        if (told := self.journal.ledger.get("abort", operation.id)) is not None:
-            self._abort, self._abort_key = told.reason, told.body["key"]
+        self._hear_abort(operation.id)
         while True:
             if event is not None:
                 operation = operation.after(event, self.journal.clock.now_s())
@@ -171,6 +184,8 @@ class Operations:
                     leg = await self._leg(operation)
                     operation = replace(operation, turns=len(leg.turns))
                 outcome: Outcome | None = await self._ask(operation, leg)
+            except Unreadable as error:
+                outcome = Refused(str(error))
             except LedgerError:
                 raise
             except EngineLostError as error:
@@ -178,6 +193,42 @@ class Operations:
             except PlacerError as error:
                 outcome = Refused(str(error))
             event, operation = await self._judge(operation, leg, outcome)
+
+    def last_change(self, pool: str) -> Record | None:
+        """The newest operation that left the pool elsewhere."""
+        for record in self.journal.ledger.newest("operation", pool=pool, final=True):
+            if record.body["phase"] in (Phase.SUCCEEDED, Phase.HALTED):
+                return record
+        return None
+
+    def to_undo(self, pool: str) -> Operation:
+        """The last change. Raises FleetError if there is none, Unreadable if it cannot be read."""
+        last = self.last_change(pool)
+        number = 0 if last is None else last.number
+        for one in self.journal.ledger.left_out():
+            if (one.kind, one.pool) == ("operation", pool) and one.number > number:
+                raise Unreadable(
+                    f"{one.id} cannot be read, so that it is not known where {pool} stood before: "
+                    "propose a plan instead"
+                )
+        if last is None:
+            raise FleetError(f"{pool} was never changed: there is nothing to roll back to")
+        return Operation.of(last)
+
+    def of_plan(self, plan: Record) -> Record | None:
+        """That applied it; None if it cannot be read."""
+        for record in self.journal.ledger.newest("operation", pool=plan.pool):
+            if (record.body["kind"], record.body["plan_id"]) == ("apply", plan.id):
+                return record
+        return None
+
+    def _hear_abort(self, id: str) -> None:
+        """What was written down before the controller was killed."""
+        try:
+            if (told := self.journal.ledger.get("abort", id)) is not None:
+                self._abort, self._abort_key = told.reason, told.body["key"]
+        except Unreadable as error:  # that there is one says enough
+            self._abort = f"an operator wanted it back: {error}"
 
     async def _leg(self, operation: Operation) -> Leg:
         """From what stands to the target, in rounds that keep to the pool's budget."""

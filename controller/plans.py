@@ -1,9 +1,11 @@
 """Plans and their lives, in the ledger: proposed, approved, applying, applied, and how they end."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from controller.fleet import NAME, FleetError, UnknownError
 from controller.journal import Journal
@@ -23,6 +25,29 @@ class PlanState(StrEnum):
 
 
 OPEN = (PlanState.PROPOSED, PlanState.APPROVED, PlanState.APPLYING, PlanState.APPLIED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """What a plan's record says. before: digest of the map that it starts from, "" for any"""
+
+    state: PlanState
+    digest: str
+    before: str
+    moved: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+    moved_bytes: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+    gain: Annotated[float, Field(strict=True)]
+    whole_gain: Annotated[float | None, Field(strict=True)] = None
+
+
+_BODY = TypeAdapter(_Body)
+
+
+def read(record: Record) -> None:
+    """Raises ValueError for a plan's record that is none."""
+    state = _BODY.validate_python(record.body).state
+    if record.final != (state not in OPEN):
+        raise ValueError(f"is {state}, but says otherwise where it should be open or ended")
 
 
 def lean(plan: Plan) -> str:

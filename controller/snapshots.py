@@ -3,18 +3,19 @@ the traffic that was counted. Written at every look; what came since is lost, an
 
 from dataclasses import asdict
 from io import BytesIO
+from math import isfinite
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from controller.fleet import Fleet, Member, Pool, Registration
+from controller.fleet import Fleet, Member, Pool
 from controller.journal import Journal
 from controller.store import Record
 from controller.windows import Delta, Window
 from placer.pace import Pace, of_meta
 
-_REGISTRATION = TypeAdapter(Registration)
+_MEMBERS = TypeAdapter(list[Member])
 
 
 def take(journal: Journal, pool: Pool) -> None:
@@ -44,27 +45,30 @@ def take(journal: Journal, pool: Pool) -> None:
     file = BytesIO()
     np.savez(file, *(delta.load for _, _, delta, _ in parts))
     blob, reason = file.getvalue(), f"{len(pool.members)} workers"
-    last = journal.ledger.get("snapshot", pool.name)
-    if last is None:
-        journal.write("snapshot", pool.name, reason, body, pool=pool.name, blob=blob)
-    else:
-        journal.follow(last, reason, body=body, blob=blob)
+    version = journal.ledger.version("snapshot", pool.name) + 1  # whatever the last one holds
+    told = (journal.clock.now_s(), reason, body, pool.name)
+    journal.put(Record("snapshot", pool.name, version, *told, blob=blob))
 
 
 def recall(journal: Journal, fleet: Fleet, window_s: Any) -> None:
-    """Fill a new fleet with what the last controller knew. window_s: by pool, as the fleet's"""
+    """Fill a new fleet with what the last controller knew. A snapshot that cannot be read is left
+    out: agents say all but the traffic again. window_s: by pool, as the fleet's"""
     for record in journal.ledger.newest("snapshot"):
-        _recall(record, journal.ledger.blob("snapshot", record.id) or b"", fleet, window_s)
+        try:
+            blob = journal.ledger.blob("snapshot", record.id) or b""
+            _recall(record, blob, fleet, window_s)
+        except Exception as error:  # whatever it holds, it must not keep a controller from starting
+            fleet.pools.pop(record.id, None)
+            journal.ledger.leave_out(record, error)
 
 
 def _recall(record: Record, blob: bytes, fleet: Fleet, window_s: Any) -> None:
-    for kept in record.body["members"]:
-        said = _REGISTRATION.validate_python(kept["said"])
-        fleet.register(said, kept["heard_s"])
-        pool = fleet.pools[record.id]
-        pool.members[said.id.engine, said.id.worker] = Member(
-            said, kept["heard_s"], kept["sequence"], kept["lost"]
-        )
+    for member in _MEMBERS.validate_python(record.body["members"]):
+        if member.said.id.pool != record.id:
+            raise ValueError(f"has a worker of another pool, {member.said.id.pool!r}")
+        fleet.register(member.said, _finite(member.heard_s))
+        key = member.said.id.engine, member.said.id.worker
+        fleet.pools[record.id].members[key] = member
     if record.id not in fleet.pools:
         return
     pool = fleet.pools[record.id]
@@ -72,10 +76,19 @@ def _recall(record: Record, blob: bytes, fleet: Fleet, window_s: Any) -> None:
     with np.load(BytesIO(blob), allow_pickle=False) as arrays:
         for at, kept in enumerate(record.body["windows"]):
             load = arrays[f"arr_{at}"]
-            counted = (pool.model.top_k, kept["tokens"], kept["sequences"], load)
-            delta = Delta(kept["phase"], *counted)
-            part = kept["begun_s"], delta, of_meta(kept)
-            parts.setdefault(kept["phase"], []).append(part)
+            shape = pool.model.layers, pool.model.experts
+            if load.shape != shape or load.dtype.kind not in "iu" or load.min() < 0:
+                raise ValueError(f"counts {load.dtype}{list(load.shape)} and not {list(shape)}")
+            counted = (pool.model.top_k, int(kept["tokens"]), int(kept["sequences"]), load)
+            delta = Delta(str(kept["phase"]), *counted)
+            part = _finite(kept["begun_s"]), delta, of_meta(kept)
+            parts.setdefault(delta.phase, []).append(part)
     for phase, halves in parts.items():
         pool.windows[phase] = Window(window_s(record.id), halves[0][0])
         pool.windows[phase].put_back(halves)
+
+
+def _finite(instant_s: float) -> float:
+    if not isfinite(instant_s):
+        raise ValueError(f"was taken at {instant_s}")
+    return instant_s

@@ -5,99 +5,93 @@ on the disk when ``put`` returns. One process writes; others may look with ``sql
 """
 
 import json
+import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from controller.ledger_file import (
-    BROKEN,
+    Claim,
     LedgerError,
     LedgerFull,
     connect,
-    lock,
     telling,
     transaction,
 )
+from controller.records import (
+    WRITTEN,
+    Conflict,
+    LeftOut,
+    Record,
+    Unreadable,
+    fault,
+    read_row,
+    row_of,
+)
+from placer.errors import PlacerError
 
-__all__ = ["Conflict", "Ledger", "LedgerError", "LedgerFull", "Record"]
+__all__ = ["Conflict", "Ledger", "LedgerError", "LedgerFull", "LeftOut", "Record", "Unreadable"]
+
+LATEST_ONLY = ("snapshot", "ids")
+EARLIER = 20_000  # versions of a kind that later ones followed, at most, that are kept
+log = logging.getLogger("placer.controller")
 
 _READ = "kind, id, version, at_s, reason, body, pool, final, number"
-_WRITTEN = "kind, id, version, at_s, reason, body, pool, final, blob"
 _NEWEST = "version = (SELECT max(version) FROM records WHERE kind = r.kind AND id = r.id)"
-_LAST_FIRST = "ORDER BY number DESC LIMIT ifnull(?, -1)"
-_PRUNE = f"""
+_LAST_FIRST = "ORDER BY number DESC"
+_PRUNE = """
 DELETE FROM records WHERE kind = :kind AND id IN (
     SELECT id FROM (
-        SELECT id, at_s, final, row_number() OVER (ORDER BY number DESC) AS place
-        FROM records AS r WHERE kind = :kind AND {_NEWEST})
-    WHERE final AND (place > :keep OR at_s < :since_s)
+        SELECT number, id, at_s, final, row_number() OVER (ORDER BY number DESC) AS place
+        FROM records JOIN (
+            SELECT kind, id, max(version) AS version FROM records WHERE kind = :kind GROUP BY id
+        ) USING (kind, id, version))
+    WHERE (final OR number IN (SELECT value FROM json_each(:left_out)))
+        AND (place > :keep OR at_s < :since_s)
         AND id NOT IN (SELECT value FROM json_each(:needed)))
+"""
+# A plan's file came with its first version, and is its as long as it is there.
+_PRUNE_EARLIER = """
+DELETE FROM records WHERE number IN (
+    SELECT number FROM (
+        SELECT number, id, at_s, row_number() OVER (ORDER BY number DESC) AS place
+        FROM records WHERE kind = :kind AND blob IS NULL AND number NOT IN (
+            SELECT max(number) FROM records WHERE kind = :kind GROUP BY id)) AS earlier
+    WHERE place > :earlier OR at_s < :since_s AND (
+        SELECT final FROM records WHERE kind = :kind AND id = earlier.id
+        ORDER BY version DESC LIMIT 1))
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One version of one thing. Versions count from 1; what is put is the newest + 1.
-
-    at_s: unix seconds, by the clock of whoever put it
-    body: JSON
-    pool: which it belongs to, "" if to none
-    final: whether its story has ended; what is open is never pruned
-    number: its place in the ledger, over all kinds; 0 until it is put
-    blob: what is too large for the body; empty in what is read, ask ``Ledger.blob``
-    """
-
-    kind: str
-    id: str
-    version: int
-    at_s: float
-    reason: str
-    body: Mapping[str, Any]
-    pool: str = ""
-    final: bool = True
-    number: int = field(default=0, compare=False)
-    blob: bytes = field(default=b"", compare=False, repr=False)
-
-    def next(self, at_s: float, reason: str, **changes: Any) -> "Record":
-        """The version after this one, still to be put; ``changes`` are of other fields."""
-        new = {"version": self.version + 1, "number": 0, "blob": b"", **changes}
-        return replace(self, at_s=at_s, reason=reason, **new)
-
-
-class Conflict(LedgerError):  # noqa: N818
-    """Somebody else was first. actual: the newest version, 0 if there is none"""
-
-    def __init__(self, record: Record, actual: int) -> None:
-        self.record, self.expected, self.actual = record, record.version - 1, actual
-        super().__init__(
-            f"{record.id} is at version {actual} and not {self.expected}"
-            ": somebody was first, read it again"
-        )
-
-
 class Ledger:
-    """Calls are short and may come from any thread.
+    """Calls are short and may come from any thread. A record that cannot be read is left out of
+    what is listed, and named in ``left_out``; who asks for it alone gets ``Unreadable``.
 
     latest_only: kinds that are written all the time. The newest version of each id is kept alone,
         and they stand in no history.
+    readers: by kind, what raises for a record that whoever needs it could not read
     """
 
-    def __init__(self, path: Path | None, latest_only: Collection[str] = ("snapshot",)) -> None:
+    def __init__(self, path: Path | None, latest_only: Collection[str] = LATEST_ONLY) -> None:
         """In memory without a path."""
+        if path is not None:
+            path = Path(os.path.realpath(path))  # SQLite's files stand beside what links lead to
         self._name = "the ledger in memory" if path is None else str(path)
         self._latest_only = tuple(latest_only)
+        self.readers: Mapping[str, Callable[[Record], object]] = {}
+        self._left_out: dict[int, LeftOut] = {}
         self._guard = threading.Lock()
-        self._lock = None if path is None else lock(path)
+        self._claim = None if path is None else Claim(path)
         try:
             with telling(self._name):
-                self._connection = connect(path)
+                self._connection = connect(path, self._claim)
         except BaseException:
-            self._unlock()
+            self._let_go()
             raise
 
     def put(self, record: Record) -> Record:
@@ -106,18 +100,43 @@ class Ledger:
 
     def put_all(self, records: Iterable[Record]) -> tuple[Record, ...]:
         """All of them or none; one may follow another of the same id."""
-        rows = [(record, _row(record)) for record in records]
+        rows = [(record, row_of(record)) for record in records]
         with self._writing() as connection:
             return tuple(self._insert(connection, record, row) for record, row in rows)
 
     def get(self, kind: str, id: str) -> Record | None:
-        """The newest version."""
-        found = self._select("kind = ? AND id = ? ORDER BY version DESC LIMIT 1", kind, id)
-        return found[0] if found else None
+        """The newest version. Raises Unreadable."""
+        where = "kind = ? AND id = ? ORDER BY version DESC LIMIT 1"
+        rows = self._read(f"SELECT {_READ} FROM records WHERE {where}", kind, id)
+        return self._record(rows[0]) if rows else None
+
+    def version(self, kind: str, id: str) -> int:
+        """The newest's number, whether it can be read or not; 0 if there is none."""
+        query = "SELECT ifnull(max(version), 0) FROM records WHERE kind = ? AND id = ?"
+        return int(self._read(query, kind, id)[0][0])
 
     def versions(self, kind: str, id: str) -> list[Record]:
         """All that are kept, oldest first."""
         return self._select("kind = ? AND id = ? ORDER BY version", kind, id)
+
+    def ids(self, kind: str) -> list[str]:
+        """All that are there, whether they can be read or not."""
+        rows = self._read("SELECT DISTINCT id FROM records WHERE kind = ?", kind)
+        return [str(id) for (id,) in rows]
+
+    def left_out(self) -> list[LeftOut]:
+        """Things whose newest version is there and could not be read when it was asked for."""
+        found = dict(self._left_out)
+        if not found:
+            return []
+        where = f"number IN (SELECT value FROM json_each(?)) AND {_NEWEST} ORDER BY number"
+        rows = self._read(f"SELECT number FROM records AS r WHERE {where}", json.dumps(list(found)))
+        return [found[number] for (number,) in rows]
+
+    def leave_out(self, record: Record, error: Exception) -> Unreadable:
+        """For whoever needs it and finds that it is not as it should be. Returns what to raise."""
+        told = (record.kind, record.id, record.version, record.pool, record.number)
+        return self._leave_out(LeftOut(*told, fault(error)))
 
     def newest(
         self,
@@ -128,7 +147,7 @@ class Ledger:
     ) -> list[Record]:
         """The newest version of each id, last written first; of one pool, or final or open only."""
         where = f"kind = ? AND {_NEWEST} AND pool = ifnull(?, pool) AND final = ifnull(?, final)"
-        return self._select(f"{where} {_LAST_FIRST}", kind, pool, final, limit)
+        return self._select(f"{where} {_LAST_FIRST}", kind, pool, final, limit=limit)
 
     def history(
         self, limit: int | None = None, pool: str | None = None, before: int | None = None
@@ -139,10 +158,10 @@ class Ledger:
         """
         spots = ", ".join("?" * len(self._latest_only))
         where = f"kind NOT IN ({spots}) AND pool = ifnull(?, pool)"
-        if before is None:
-            return self._select(f"{where} {_LAST_FIRST}", *self._latest_only, pool, limit)
-        where += " AND number < ?"
-        return self._select(f"{where} {_LAST_FIRST}", *self._latest_only, pool, before, limit)
+        values: tuple[Any, ...] = (*self._latest_only, pool)
+        if before is not None:
+            where, values = f"{where} AND number < ?", (*values, before)
+        return self._select(f"{where} {_LAST_FIRST}", *values, limit=limit)
 
     def blob(self, kind: str, id: str, version: int | None = None) -> bytes | None:
         """Of this version, or of the newest that has one: a plan's file comes with its first."""
@@ -153,19 +172,24 @@ class Ledger:
 
     def prune(self, kind: str, keep: int, since_s: float, needed: Collection[str] = ()) -> int:
         """Forget final ids that are older than ``since_s`` or not among the ``keep`` last written,
-        but for those ``needed``.
+        but for those ``needed``. Of those that stay, forget versions that others followed: beyond
+        ``EARLIER``, and those older than ``since_s``, unless their story goes on; the newest and
+        what has a blob stay.
 
         How many versions went; the file keeps their room for others.
         """
+        values: dict[str, Any] = {"kind": kind, "keep": keep, "since_s": since_s}
+        values["earlier"] = EARLIER
+        values["needed"] = json.dumps(list(needed))
+        values["left_out"] = json.dumps([one.number for one in self.left_out()])
         with self._writing() as connection:
-            ids = json.dumps(list(needed))
-            values = {"kind": kind, "keep": keep, "since_s": since_s, "needed": ids}
-            return connection.execute(_PRUNE, values).rowcount
+            statements = (_PRUNE, _PRUNE_EARLIER)
+            return sum(connection.execute(one, values).rowcount for one in statements)
 
     def close(self) -> None:
         with self._guard, telling(self._name):
             self._connection.close()
-        self._unlock()
+        self._let_go()
 
     def _insert(self, connection: sqlite3.Connection, record: Record, row: Sequence[Any]) -> Record:
         thing = (record.kind, record.id)
@@ -176,46 +200,61 @@ class Ledger:
         if record.kind in self._latest_only:
             connection.execute("DELETE FROM records WHERE kind = ? AND id = ?", thing)
         spots = ", ".join("?" * len(row))
-        inserted = connection.execute(f"INSERT INTO records ({_WRITTEN}) VALUES ({spots})", row)
+        inserted = connection.execute(f"INSERT INTO records ({WRITTEN}) VALUES ({spots})", row)
         number, body = inserted.lastrowid or 0, json.loads(row[5])  # as it will be read
         return replace(record, number=number, body=body, blob=b"")
 
-    def _select(self, where: str, *values: Any) -> list[Record]:
-        rows = self._read(f"SELECT {_READ} FROM records AS r WHERE {where}", *values)
-        return [self._record(row) for row in rows]
+    def _select(self, where: str, *values: Any, limit: int | None = None) -> list[Record]:
+        """``limit`` that can be read."""
+        query = f"SELECT {_READ} FROM records AS r WHERE {where}"
+        found: list[Record] = []
+        with self._reading(query, values) as rows:
+            for row in rows:
+                if len(found) == limit:
+                    break
+                with suppress(Unreadable):  # it is named in left_out
+                    found.append(self._record(row))
+        return found
 
     def _record(self, row: Sequence[Any]) -> Record:
+        told = dict(zip(_READ.split(", "), row, strict=True))
         try:
-            found = dict(zip(_READ.split(", "), row, strict=True))
-            found |= {"body": json.loads(found["body"]), "final": bool(found["final"])}
-            return Record(**found)
-        except ValueError as error:
-            raise LedgerError(f"{self._name}: {row[0]} {row[1]} is not JSON: {BROKEN}") from error
+            found = read_row(told)
+            if (reader := self.readers.get(found.kind)) is not None:
+                reader(found)
+        except (ValueError, TypeError, KeyError, RecursionError, PlacerError) as error:
+            kind, id, pool = (str(told[name]) for name in ("kind", "id", "pool"))
+            where = (told["version"], pool, told["number"])
+            raise self._leave_out(LeftOut(kind, id, *where, fault(error))) from error
+        return found
+
+    def _leave_out(self, record: LeftOut) -> Unreadable:
+        what = f"{record.kind} {record.id}"
+        if self._left_out.setdefault(record.number, record) is record:
+            log.warning("placer: %s of %s is left out: it %s", what, self._name, record.why)
+        return Unreadable(
+            f"{self._name}: {what} {record.why} (version {record.version}): do without it, or put"
+            " a backup of the ledger in its place"
+        )
 
     def _read(self, query: str, *values: Any) -> list[Any]:
-        with self._guard, telling(self._name):
-            return self._connection.execute(query, values).fetchall()
+        with self._reading(query, values) as rows:
+            return rows.fetchall()
+
+    @contextmanager
+    def _reading(self, query: str, values: Sequence[Any]) -> Iterator[sqlite3.Cursor]:
+        with (
+            self._guard,
+            telling(self._name),
+            closing(self._connection.execute(query, values)) as rows,
+        ):
+            yield rows
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._guard, telling(self._name), transaction(self._connection):
             yield self._connection
 
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-
-def _row(record: Record) -> tuple[Any, ...]:
-    """What is _WRITTEN."""
-    try:
-        body = json.dumps(dict(record.body), allow_nan=False)
-        for text in (record.kind, record.id, record.reason, record.pool):
-            text.encode()
-    except (TypeError, ValueError) as error:
-        raise LedgerError(
-            f"{record.kind} {record.id} cannot be put: {error}: records are JSON and UTF-8"
-        ) from error
-    key = (record.kind, record.id, record.version, record.at_s, record.reason)
-    return (*key, body, record.pool, record.final, record.blob or None)
+    def _let_go(self) -> None:
+        if self._claim is not None:
+            self._claim.close()

@@ -1,6 +1,7 @@
 """Array types, and how arrays are frozen and digested."""
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +27,16 @@ def native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array.astype(dtype or array.dtype.newbyteorder("="), copy=False)
 
 
+def pair_entries(matrix: FloatArray, rows: IntArray, columns: IntArray) -> Iterator[FloatArray]:
+    """Of each layer, [places, terms, terms] the entries of all pairs of a place's rows and columns.
+
+    matrix: [layers, experts, experts]; rows, columns: experts [layers, places, terms]
+    """
+    width = matrix.shape[2]
+    for of_layer, row, column in zip(matrix, rows, columns, strict=True):
+        yield of_layer.ravel().take((row * width)[:, :, None] + column[:, None, :])
+
+
 def pair_sums(
     matrix: FloatArray, left: tuple[IntArray, FloatArray], right: tuple[IntArray, FloatArray]
 ) -> FloatArray:
@@ -34,12 +45,12 @@ def pair_sums(
 
     matrix: [layers, experts, experts]; left, right: experts and weights [layers, places, terms]
     """
-    found = np.empty(left[0].shape[:2])
-    width = matrix.shape[2]
-    for layer, (e, a, f, b) in enumerate(zip(*left, *right, strict=True)):
-        entries = matrix[layer].ravel().take((e * width)[:, :, None] + f[:, None, :])
-        found[layer] = ((entries @ b[:, :, None])[:, :, 0] * a).sum(axis=1)
-    return found
+    entries = pair_entries(matrix, left[0], right[0])
+    found = [
+        ((one @ right_weight[:, :, None])[:, :, 0] * left_weight).sum(axis=1)
+        for one, left_weight, right_weight in zip(entries, left[1], right[1], strict=True)
+    ]
+    return np.array(found)
 
 
 def digest(*parts: npt.NDArray[Any] | str) -> str:

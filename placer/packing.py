@@ -99,20 +99,18 @@ def separate(table: IntArray, load: FloatArray, gpus: int, nodes: int) -> IntArr
     the one that leaves the heavier of the two GPUs lightest. If every GPU has the expert already,
     its slot goes to the heaviest replica that this GPU lacks. Its node is tried first, then all.
     """
-    layers, experts = load.shape
     table = table.copy()
-    held = table.reshape(layers, gpus, -1)  # a view: exchanges go into the table
+    held = table.reshape(len(table), gpus, -1)  # a view: exchanges go into the table
+    cell = np.arange(0, load.size, load.shape[1])[:, None] + table
+    count = np.bincount(cell.ravel(), minlength=load.size).reshape(load.shape)
     duplicates = _second_replicas(held)
     while len(duplicates):
-        cell = np.arange(layers)[:, None] * experts + table
-        count = np.bincount(cell.ravel(), minlength=load.size).reshape(load.shape)
-        each = load / np.maximum(count, 1)
         first = np.unique(duplicates[:, 0], return_index=True)[1]  # of each layer
         at = duplicates[first]
         at = at[_are_second(held, at)]
         for width in (gpus // nodes, gpus):
             if len(at):
-                at = at[~_part(held, each, at, width)]
+                at = at[~_part(held, count, load, at, width)]
         duplicates = np.delete(duplicates, first, axis=0)
     return table
 
@@ -134,23 +132,26 @@ def _are_second(held: IntArray, at: IntArray) -> BoolArray:
     return same.argmax(axis=1) < slot
 
 
-def _part(held: IntArray, each: FloatArray, at: IntArray, width: int) -> BoolArray:
+def _part(held: IntArray, count: IntArray, load: FloatArray, at: IntArray, width: int) -> BoolArray:
     """Part duplicates, of a layer each, with the help of the ``width`` GPUs around; [duplicates]
     whether these could help.
 
-    each: [layers, experts] load of a replica; at: [duplicates, 3]
+    count: [layers, experts] replicas; at: [duplicates, 3]
     """
     layer, gpu, slot = at.T
-    row, cell, size = layer[:, None], layer[:, None, None], held.shape[2]
+    each = load[layer] / np.maximum(count[layer], 1)
+    row = np.arange(len(at))[:, None]
+    cell, size = row[:, :, None], held.shape[2]
     around = gpu[:, None] // width * width + np.arange(width)
-    own, theirs = held[layer, gpu], held[row, around]
-    expert = held[layer, gpu, slot][:, None, None]
+    own, theirs = held[layer, gpu], held[layer[:, None], around]
+    expert = held[layer, gpu, slot]
     here, there = (np.zeros(each.shape, dtype=np.bool_) for _ in range(2))
     here[row, own] = there[cell, theirs] = True
 
-    can = ~here[cell, theirs] & (theirs != expert).all(axis=2, keepdims=True)
+    has = (theirs == expert[:, None, None]).any(axis=2, keepdims=True)
+    can = ~(here[cell, theirs] | has)
     weight = each[cell, theirs]
-    gain = each[cell, expert] - weight
+    gain = each[row, expert[:, None]][:, :, None] - weight
     left = each[row, own].sum(axis=1)[:, None, None] - gain
     heavier = np.maximum(left, weight.sum(axis=2, keepdims=True) + gain)
     best = np.where(can, heavier, np.inf).reshape(len(at), -1).argmin(axis=1)
@@ -159,10 +160,15 @@ def _part(held: IntArray, each: FloatArray, at: IntArray, width: int) -> BoolArr
     that = this[0], around[exchanged, best[exchanged] // size], best[exchanged] % size
     held[this], held[that] = held[that], held[this]
 
-    lacks = (there & ~here)[layer]
+    lacks = there & ~here
     replaced = ~exchanged & lacks.any(axis=1)
-    heaviest = np.where(lacks, each[layer], -1.0).argmax(axis=1)
-    held[layer[replaced], gpu[replaced], slot[replaced]] = heaviest[replaced]
+    heaviest = np.where(lacks, each, -1.0).argmax(axis=1)
+    layer, gpu, slot, expert, heaviest = (
+        one[replaced] for one in (layer, gpu, slot, expert, heaviest)
+    )
+    held[layer, gpu, slot] = heaviest
+    count[layer, expert] -= 1
+    count[layer, heaviest] += 1
     return exchanged | replaced
 
 

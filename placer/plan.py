@@ -17,8 +17,8 @@ class Solution:
 
     No placement has a ``step_s`` below ``bound_s``, if that is known; ``notes`` say what the user
     should know of how the placement came about. ``instead`` names the baseline that is returned
-    where the optimizer found nothing faster. ``first``: placements that move at most these shares
-    of the slots, as good as few moves make them.
+    where the optimizer found nothing faster. ``first``: shares of the slots, and a placement that
+    moves no more of them, mending included, as good as few moves make it.
     """
 
     placement: Placement
@@ -74,7 +74,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What the best few moves win: at most ``share`` of the slots, of which ``moved`` are used."""
+    """What the best few moves win: ``moved`` slots in all, at most ``share`` of them."""
 
     share: float
     moved: int

@@ -1,13 +1,14 @@
 """From a problem to an answer. Pure: the same problem gives the same plan, byte for byte."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from decimal import ROUND_UP, Context
-from functools import cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from placer.checks import violations
-from placer.cost import moves, score, steps
+from placer.cost import Score, moves, score, steps
 from placer.cost.balance import rank_load
 from placer.cost.moves import MoveCost
 from placer.cost.payoff import Payoff, payoff_of
@@ -33,6 +34,7 @@ from placer.schedule import fewest_moves
 from placer.trace import Trace, told
 
 SAFEGUARDED = "joint"  # never worse by the score than what stands or than eplb
+TIE = 1e-9  # share of a step's time below which placements are as fast: rounding
 
 
 def solve(problem: Problem, name: str) -> Solution | Infeasible:
@@ -54,9 +56,9 @@ def solve(problem: Problem, name: str) -> Solution | Infeasible:
     mended = _mended(problem)
     if too_far := _too_far(problem, mended):
         return too_far
-    problem = replace(mended, profile=guarded(mended.profile, mended.objective.guard))
+    problem = _guarded(mended)
     solution = _found(problem, name)
-    broken = violations(solution.placement, problem.objective, problem.model, problem.topology)
+    broken = _broken(problem, solution.placement)
     if broken:
         raise PlacementError(
             f"{name} cannot keep the limits ({broken[0]}): use another --optimizer"
@@ -66,29 +68,74 @@ def solve(problem: Problem, name: str) -> Solution | Infeasible:
 
 def _found(problem: Problem, name: str) -> Solution:
     solution = optimizer(name)(problem)
-    placement = _idle_stay(problem, fewest_moves(problem, solution.placement))
-    return replace(solution, placement=placement)
+    return replace(solution, placement=_named(problem, solution.placement))
+
+
+def _named(problem: Problem, placement: Placement) -> Placement:
+    return _idle_stay(problem, fewest_moves(problem, placement))
+
+
+def _broken(problem: Problem, placement: Placement) -> list[str]:
+    return violations(placement, problem.objective, problem.model, problem.topology)
+
+
+def _guarded(problem: Problem) -> Problem:
+    """With a guard, the recorded traffic mixed with unknown traffic."""
+    if not problem.objective.guard:
+        return problem
+    return replace(problem, profile=guarded(problem.profile, problem.objective.guard))
+
+
+@lru_cache(maxsize=16)  # asked for again by make_plan
+def _score(
+    problem: Problem, placement: Placement, trace: Trace | None, only_timed: bool = False
+) -> Score:
+    return score(problem, placement, trace, only_timed)
+
+
+def _timed(problem: Problem, placement: Placement, trace: Trace | None) -> Score:
+    """Its seconds and balance. A trace tells everything at once."""
+    return _score(problem, placement, trace, trace is None)
 
 
 def _best(problem: Problem, solution: Solution) -> Solution:
-    """The solution, or what is faster by the score: the placement that stands, or eplb's."""
+    """What is faster by the score than what stands, and wins most once its moves are paid: the
+    solution, the first of its moves, or eplb's placement. What stands, if nothing is."""
     trace = None if problem.objective.guard else problem.trace
-    step_s = score(problem, solution.placement, trace, only_timed=True).step_s
-    stands = "linear" if problem.current is None else "current"
-    baselines = {stands: problem.start}
+    start, name = problem.start, "linear" if problem.current is None else "current"
+    still = not moves.arrivals(start, solution.placement).any()
+    best = replace(solution, instead=name) if still else Solution(start, instead=name)
+    stands_s, count = np.inf, 1.0
+    if problem.current is not None or not _broken(problem, start):
+        stands_s = _timed(problem, start, trace).step_s
+    if problem.current is not None:
+        count = steps.rate(problem, stands_s).per_s * problem.objective.horizon_s
+    least_s = np.inf
+    for one in _candidates(problem, solution):
+        step_s = _timed(problem, one.placement, trace).step_s
+        if step_s >= stands_s * (1 - TIE) or step_s * count >= least_s:
+            continue
+        taken_s = step_s * count
+        if problem.current is not None:
+            taken_s += moves.cost(problem, start, one.placement).seconds
+        if taken_s < least_s * (1 - TIE) and not _broken(problem, one.placement):
+            best, least_s = one, taken_s
+    if best.placement is not solution.placement and not best.instead:
+        best = replace(best, placement=_named(problem, best.placement))
+    uneven = 1 - _timed(problem, best.placement, trace).balancedness
+    traffic = "" if problem.objective.dispatch == "allgather" else "; traffic has no bound"
+    bound = f"balance is within {uneven:.2%} of its bound, all GPUs alike{traffic}"
+    return replace(best, first=solution.first, notes=(*best.notes, bound))
+
+
+def _candidates(problem: Problem, solution: Solution) -> Iterator[Solution]:
+    """What may be better than what stands, the preferred first."""
+    yield solution
+    for share, few in solution.first:
+        if share <= problem.objective.max_moved:
+            yield replace(solution, placement=few)
     if problem.current is None or problem.objective.max_moved == 1:  # it moves nearly all
-        baselines["eplb"] = _found(problem, "eplb").placement
-    for name, placement in baselines.items():
-        if violations(placement, problem.objective, problem.model, problem.topology):
-            continue
-        moved = _moved_share(problem.start, placement)
-        if problem.current is not None and moved > problem.objective.max_moved:
-            continue
-        other_s = score(problem, placement, trace, only_timed=True).step_s
-        if other_s < step_s:
-            step_s = other_s
-            solution = replace(solution, placement=placement, bound_s=None, instead=name)
-    return solution
+        yield replace(_found(problem, "eplb"), instead="eplb")
 
 
 def make_plan(
@@ -109,22 +156,21 @@ def make_plan(
 
     With a guard, whether it pays is asked of the traffic that it was made for.
     """
-    scored = judged = cache(lambda placement, brief=False: score(problem, placement, fit, brief))
-    profile = guarded(problem.profile, problem.objective.guard)
-    if profile is not problem.profile:
-        mixed = replace(problem, profile=profile)
-        judged = cache(lambda placement, brief=False: score(mixed, placement, None, brief))
+    scored = judged = partial(_score, problem, trace=fit)
+    timed, mixed = partial(_timed, problem, trace=fit), _guarded(problem)
+    if mixed is not problem:
+        judged, timed = partial(_score, mixed, trace=None), partial(_timed, mixed, trace=None)
     mended, start = _mended(problem), problem.start
     if problem.current is not None:
         further = moves.cost(problem, mended.start, solution.placement)
-        brief = fit is None  # a trace tells all at once
-        scores = judged(mended.start, brief), judged(solution.placement, brief)
-        payoff = payoff_of(replace(mended, profile=profile), solution.placement, *scores)
+        scores = timed(mended.start), timed(solution.placement)
+        payoff = payoff_of(_guarded(mended), solution.placement, *scores)
         reason = _not_worth(solution, payoff, further)
         if reason and mended is problem:
             return Hold(reason)
         if reason:
-            solution = Solution(mended.start, notes=(f"nothing more than mending: {reason}",))
+            notes = (f"nothing more than mending: {reason}",)
+            solution = Solution(mended.start, notes=notes, first=solution.first)
         elif problem.model.sized:
             moving = f"moving takes {further.seconds:.3g} s, and {payoff.told}"
             solution = replace(solution, notes=(*solution.notes, moving))
@@ -140,7 +186,7 @@ def make_plan(
             score(problem, measurable, holdout), score(problem, placement, holdout)
         )
     on_guarded = None
-    if judged is not scored:
+    if mixed is not problem:
         on_guarded = Comparison(judged(measurable), judged(placement))
     plan = Plan(
         placement=placement,
@@ -152,7 +198,7 @@ def make_plan(
         fit=on_fit,
         holdout=on_holdout,
         guarded=on_guarded,
-        frontier=tuple(_reach(problem, share, few, fit) for share, few in solution.first),
+        frontier=_frontier(problem, mended.start, solution, fit),
         moves=_moves(problem, start, placement),
         move_cost=cost,
         bound_s=solution.bound_s,
@@ -162,10 +208,25 @@ def make_plan(
     return replace(plan, reason=_reason(plan, cost.moved))
 
 
-def _reach(problem: Problem, share: float, few: Placement, fit: Trace | None) -> Reach:
-    found = score(problem, few, fit, only_timed=True)
-    moved = int(moves.arrivals(problem.start, few).sum())
-    return Reach(share, moved, found.balancedness, found.step_s)
+def _frontier(
+    problem: Problem, mended: Placement, solution: Solution, fit: Trace | None
+) -> tuple[Reach, ...]:
+    """The fastest placement found within each share of the slots, all moves from what runs counted.
+    Shares that mending does not fit are left out."""
+    placements = (mended, *(few for _, few in solution.first), solution.placement)
+    found = [
+        (int(moves.arrivals(problem.start, one).sum()), _timed(problem, one, fit))
+        for one in (placements if solution.first else ())
+    ]
+    found.sort(key=lambda one: one[0])
+    rows = []
+    for share, _ in solution.first:
+        best = found[0]
+        for one in found:
+            if one[0] <= problem.further(share) and one[1].step_s < best[1].step_s * (1 - TIE):
+                best = one
+        rows.append(Reach(share, best[0], best[1].balancedness, best[1].step_s))
+    return tuple(rows)
 
 
 def _advice(problem: Problem) -> list[str]:
@@ -200,13 +261,11 @@ def _idle_stay(problem: Problem, placement: Placement) -> Placement:
 
 
 def _mended(problem: Problem) -> Problem:
-    """What remains once the running map keeps the rules: from there, and with what is left of
-    ``max_moved``. The problem itself if there is nothing to mend."""
-    current, objective = problem.current, problem.objective
-    if current is None or (running := repair(problem)) is current:
+    """What remains once the running map keeps the rules. The problem itself if it does."""
+    if problem.current is None or (running := repair(problem)) is problem.current:
         return problem
-    left = max(objective.max_moved - _moved_share(current, running), 0.0)
-    return replace(problem, current=running, objective=replace(objective, max_moved=left))
+    moved = int(moves.arrivals(problem.start, running).sum())
+    return replace(problem, current=running, mended=moved)
 
 
 def _too_far(problem: Problem, mended: Problem) -> Infeasible | None:

@@ -13,6 +13,8 @@ from placer.profile import Profile
 from placer.topology import Topology
 from placer.trace import Trace
 
+ROUNDING = 1e-6  # of a slot
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
@@ -20,7 +22,8 @@ class Problem:
 
     ``current`` is what runs today, if anything does; moves are counted from it, or else from
     the linear placement that engines start with. ``trace`` is the traffic behind the profile, for
-    optimizers that look at tokens.
+    optimizers that look at tokens. ``mended``: slots that were moved already, so that ``current``
+    keeps the rules (repair.py); they count in the share of the slots that may move.
 
     Where the objective lets GPUs differ, a placement has as many slots as its fullest GPU needs:
     ``slots`` is then what ``linear`` has.
@@ -35,6 +38,7 @@ class Problem:
     seed: int = 0
     effort: Effort = Effort()
     trace: Trace | None = None
+    mended: int = 0
 
     def __post_init__(self) -> None:
         model, profile = self.model, self.profile
@@ -70,6 +74,11 @@ class Problem:
     def start(self) -> Placement:
         """What moves are counted from."""
         return self.linear if self.current is None else self.current
+
+    def further(self, share: float) -> int:
+        """How many slots more, of all layers, may move within the share; below 0 if mending took
+        more."""
+        return int(share * self.slots * self.model.layers + ROUNDING) - self.mended
 
     def may_follow(self, current: Placement) -> bool:
         """Whether moves can be counted from ``current``: its shape is this problem's, but for the

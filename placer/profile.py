@@ -184,12 +184,14 @@ def _noise(profile: Profile) -> Noise:
         return Noise(share / profile.tokens)
     variance, covariance = np.empty_like(share), np.empty_like(spread.products)
     for layer, (used, lengths) in enumerate(zip(share, spread.lengths, strict=True)):
-        residual = spread.products[layer] - used[:, None] * lengths - lengths[:, None] * used
+        residual = covariance[layer]  # a view
+        np.subtract(spread.products[layer], used[:, None] * lengths, out=residual)
+        residual -= lengths[:, None] * used
         residual += spread.squares * used[:, None] * used
         residual *= spread.blocks / (spread.blocks - 1) / profile.tokens**2
         variance[layer] = np.maximum(residual.diagonal(), 0.0)  # rounding may leave less
+        residual *= 1 - SHRINKAGE
         np.fill_diagonal(residual, 0.0)
-        np.multiply(residual, 1 - SHRINKAGE, out=covariance[layer])
     return Noise(variance, covariance)
 
 

@@ -91,9 +91,10 @@ class _Faults:
         twice = np.zeros((running.layers, running.experts, running.gpus), dtype=np.bool_)
         twice[layer, content.experts[layer, gpu, at], gpu] = not objective.allow_duplicates
         on_node = running.held_in(running.nodes)
-        nodes = on_node.sum(axis=2)
         by_group = on_node.reshape(running.layers, model.groups, -1, running.nodes)
-        groups = by_group.any(axis=2).sum(axis=2)
+        # einsum is several times as fast as any() and sum() along short axes.
+        groups = np.einsum("lgen->lgn", by_group).sum(axis=2)
+        nodes = np.einsum("len->le", on_node.astype(np.uint16))
         return cls(
             lost=nodes == 0,
             twice=twice,

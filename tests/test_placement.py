@@ -18,6 +18,16 @@ def test_replicas_and_copies_leave_empty_slots_out() -> None:
     assert PLACEMENT.copies[0].tolist() == [[1, 1], [1, 0], [1, 0], [0, 1]]
 
 
+def test_what_parts_hold_is_told_with_ids_ascending_and_each_first_of_its_kind() -> None:
+    placement = a_placement([[2, 0, 2, 3, EMPTY, 1]])
+    experts, used, first = placement.content(2)
+    assert experts.tolist() == [[[0, 2, 2], [0, 1, 3]]]
+    assert used.tolist() == [[[True, True, True], [False, True, True]]]
+    assert first.tolist() == [[[True, True, False], [False, True, True]]]
+    assert placement.held_in(2)[0].tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
+    assert placement.held_in(1)[0].tolist() == [[1], [1], [1], [1]]
+
+
 def test_gpus_are_laid_node_after_node() -> None:
     placement = a_placement([[0, 1, 2, 3]], gpus=4, nodes=2)
     assert placement.node_of_gpu.tolist() == [0, 0, 1, 1]

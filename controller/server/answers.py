@@ -11,16 +11,19 @@ import grpc.aio
 from controller.desk import BusyError
 from controller.fleet import FleetError, UnknownError
 from controller.ports import EngineLostError
+from controller.server.callers import ForbiddenError
 from controller.server.intake import RequestError
-from controller.store import Conflict, LedgerError, LedgerFull
+from controller.store import Conflict, LedgerError, LedgerFull, Unreadable
 from placer.errors import PlacerError
 
 CODES: list[tuple[type[PlacerError], grpc.StatusCode]] = [
+    (ForbiddenError, grpc.StatusCode.PERMISSION_DENIED),
     (UnknownError, grpc.StatusCode.NOT_FOUND),
     (BusyError, grpc.StatusCode.FAILED_PRECONDITION),
     (FleetError, grpc.StatusCode.FAILED_PRECONDITION),
     (Conflict, grpc.StatusCode.ABORTED),
     (LedgerFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (Unreadable, grpc.StatusCode.DATA_LOSS),
     (LedgerError, grpc.StatusCode.UNAVAILABLE),
     (EngineLostError, grpc.StatusCode.UNAVAILABLE),
     (PlacerError, grpc.StatusCode.INVALID_ARGUMENT),

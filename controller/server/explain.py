@@ -1,10 +1,11 @@
 """What was, for people: the newest of each record, and the story of one in sentences."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from controller.fleet import NAME, UnknownError
-from controller.store import Ledger, Record
+from controller.store import Ledger, Record, Unreadable
 from placer.plan import saving
 
 KINDS = ("plan", "operation", "decision", "acknowledgement")
@@ -32,6 +33,8 @@ def story(ledger: Ledger, id: str, most: int) -> list[Record]:
     for kind in KINDS:
         if found := ledger.versions(kind, id):
             return found[-most:] + _relatives(ledger, found[-1])
+        if ledger.version(kind, id):
+            ledger.get(kind, id)  # raises Unreadable
     raise UnknownError(f"nothing is known of {id[:NAME]!r}: `placer history` lists what is")
 
 
@@ -40,8 +43,9 @@ def _relatives(ledger: Ledger, record: Record) -> list[Record]:
         operations = ledger.newest("operation", pool=record.pool)
         return [one for one in operations if one.body["plan_id"] == record.id]
     if record.kind == "operation" and record.body["plan_id"]:
-        plan = ledger.get("plan", record.body["plan_id"])
-        return [plan] if plan else []
+        with suppress(Unreadable):
+            plan = ledger.get("plan", record.body["plan_id"])
+            return [plan] if plan else []
     return []
 
 

@@ -7,7 +7,6 @@ import stat
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -16,11 +15,15 @@ import grpc
 import grpc.aio
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from controller.server.callers import CALLER, Caller, Names, Role
+from controller.server.strangers import Strangers
 from placer.certificates import Credentials
 from placer.channel import is_loopback
 from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text
 from placer.files.documents import of_yaml
+
+__all__ = ["Guard", "Listening", "Role", "SecurityError", "Tokens"]
 
 LIMIT = 2**20
 SHORTEST = 16  # characters of a token
@@ -33,13 +36,6 @@ log = logging.getLogger("placer.controller")
 
 class SecurityError(PlacerError):
     """An address that anybody could reach, or that nobody can listen on."""
-
-
-class Role(IntEnum):
-    """Who may do more is more."""
-
-    AGENT = 1
-    OPERATOR = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,20 +147,28 @@ class Fresh(Generic[T]):
 class Tokens:
     """Who shows which role's token. They are kept as digests and are in no message.
 
-    The file is YAML: ``agent`` and ``operator``, each a list. Tokens may come and go at any time;
-    one that is in both is an operator's.
+    The file is YAML: ``agent`` and ``operator``, each a list. An agent's token may be one of some
+    names only. Tokens may come and go at any time; one that is in both is an operator's.
     """
 
     def __init__(self, path: Path) -> None:
         self._digests = Fresh([path], lambda: _read_tokens(path))
 
     def role(self, token: str) -> Role | None:
+        return max((role for role, _ in self._entries(token)), default=None)
+
+    def names(self, token: str) -> tuple[Names, ...]:
+        """That an agent may have who shows it."""
+        return tuple(names for _, names in self._entries(token))
+
+    def _entries(self, token: str) -> list[tuple[Role, Names]]:
         """Takes as long whatever is shown."""
         shown = sha256(token.encode(errors="replace")).digest()
-        found = 0
-        for digest, role in self._digests.get():
-            found = max(found, role * hmac.compare_digest(digest, shown))
-        return Role(found) if found else None
+        return [
+            (role, names)
+            for digest, role, names in self._digests.get()
+            if hmac.compare_digest(digest, shown)
+        ]
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -175,17 +179,29 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self, needed: Mapping[str, Role], tokens: Tokens | None) -> None:
         self._needed, self._tokens = dict(needed), tokens
+        self._strangers = Strangers()
 
     async def intercept_service(
         self, continuation: Callable[..., Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler:
         refusal = self._refusal(details.method, dict(details.invocation_metadata))
-        return await continuation(details) if refusal is None else _refuse(*refusal)
+        return await continuation(details) if refusal is None else self._refuse(*refusal)
+
+    def _refuse(self, code: grpc.StatusCode, reason: str) -> grpc.RpcMethodHandler:
+        """For methods of every kind: as a stream it waits for no request."""
+
+        async def refuse(_: object, context: grpc.aio.ServicerContext) -> None:
+            if code is grpc.StatusCode.UNAUTHENTICATED:
+                await self._strangers.wait(context.peer())
+            await context.abort(code, reason)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _refusal(
         self, method: str, headers: Mapping[str, Any]
     ) -> tuple[grpc.StatusCode, str] | None:
         if self._tokens is None:
+            CALLER.set(Caller(Role.OPERATOR))
             return None
         scheme, _, token = str(headers.get("authorization", "")).partition(" ")
         if scheme.lower() != "bearer" or not token:
@@ -200,6 +216,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 "unknown token: set PLACER_TOKEN or PLACER_TOKEN_FILE to one of the controller's",
             )
         least = Role.AGENT if method.startswith(OPEN) else self._needed.get(method, Role.OPERATOR)
+        CALLER.set(Caller(role, self._tokens.names(token.strip())))
         if role < least:
             return (
                 grpc.StatusCode.PERMISSION_DENIED,
@@ -211,14 +228,26 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 _Token = Annotated[str, StringConstraints(min_length=SHORTEST, pattern="^[!-~]+$")]
 
 
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class _Bound(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    token: _Token
+    pool: _Name | None = None
+    engine: _Name | None = None
+    worker: _Name | None = None
+
+
 class _TokensFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    agent: list[_Token] = []
+    agent: list[_Token | _Bound] = []
     operator: list[_Token] = []
 
 
-def _read_tokens(path: Path) -> list[tuple[bytes, Role]]:
+def _read_tokens(path: Path) -> list[tuple[bytes, Role, Names]]:
     """Their digests. Errors say where, never what: parsers quote what they stumble over."""
     remedy = f"write agent and operator as lists of tokens, {SHORTEST} characters or more each"
     try:  # plain strings, also of what looks like a number or a date
@@ -230,22 +259,14 @@ def _read_tokens(path: Path) -> list[tuple[bytes, Role]]:
         raise FileError(f"{path}: {where or 'it'} is not as it should be: {remedy}") from None
     if any(stat.S_IROTH & mode for mode in _stat(path)[:1]):
         log.warning("%s can be read by everybody on this host: chmod 600 it", path)
-    roles = {Role.AGENT: found.agent, Role.OPERATOR: found.operator}
-    digests = [
-        (sha256(token.encode()).digest(), role) for role, them in roles.items() for token in them
-    ]
-    if not digests:
+    told = [(token, Role.OPERATOR, Names()) for token in found.operator]
+    for one in found.agent:
+        bound = one if isinstance(one, _Bound) else _Bound(token=one)
+        names = Names(bound.pool or "", bound.engine or "", bound.worker or "")
+        told.append((bound.token, Role.AGENT, names))
+    if not told:
         raise FileError(f"{path} holds no token, so that nobody could connect: {remedy}")
-    return digests
-
-
-def _refuse(code: grpc.StatusCode, reason: str) -> grpc.RpcMethodHandler:
-    """For methods of every kind: as a stream it waits for no request."""
-
-    async def refuse(_: object, context: grpc.aio.ServicerContext) -> None:
-        await context.abort(code, reason)
-
-    return grpc.stream_stream_rpc_method_handler(refuse)
+    return [(sha256(token.encode()).digest(), role, names) for token, role, names in told]
 
 
 def _stat(path: Path) -> tuple[int, ...]:

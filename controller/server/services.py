@@ -13,6 +13,7 @@ from controller.loop import Loop, outcome
 from controller.plans import PlanState
 from controller.server import explain, wire
 from controller.server.answers import answering, streaming
+from controller.server.callers import CALLER, Role
 from controller.server.intake import LIGHT
 from controller.store import Ledger, Record
 from placer.errors import PlacementError, RoutingError
@@ -42,6 +43,7 @@ class Profiles(ProfileServiceServicer):  # type: ignore[misc]
     async def Push(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for data in requests:
             push = await self._read(data)
+            CALLER.get().check(push.id.pool, push.id.engine, push.id.worker)
             self.fleet.member(push.id)
             refused, wants_affinity = push.refused, self._wants_affinity(push.id)
             if not refused:
@@ -142,10 +144,12 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
 
     @streaming
     async def Watch(self, request: Any) -> AsyncIterator[Any]:
-        if request.engine:
+        if request.engine or CALLER.get().role < Role.OPERATOR:
+            CALLER.get().check(request.pool, request.engine)
             offers = self.offers.offers(request.pool, request.engine, request.after_epoch)
             async for epoch, file in offers:
                 yield placement_pb2.WatchResponse(epoch=epoch, file=file)
+            return
         async for record in self.loop.journal.watch():
             if record.kind in explain.KINDS and request.pool in ("", record.pool):
                 yield placement_pb2.WatchResponse(record=wire.record(record))
@@ -181,6 +185,8 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
 
     @answering
     async def Register(self, request: Any) -> Any:
+        id = wire.worker_id(request.id)
+        CALLER.get().check(id.pool, id.engine, id.worker)
         said = wire.registration(request)
         sequence = self.fleet.register(said, self.journal.clock.now_s())
         self.loop.heard(said)
@@ -191,7 +197,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
         pools = [pool for _, pool in sorted(self.fleet.pools.items())]
         if request.pool:
             pools = [self.fleet.pool(request.pool)]
-        troubles = [f"{what}: {text}" for what, text in sorted(self.loop.troubles.items())]
+        troubles = [f"{what}: {text}" for what, text in sorted(self.loop.told().items())]
         told, room = [], wire.ANSWER
         for pool in pools:
             message = self._pool(pool, room, troubles)

@@ -20,7 +20,7 @@ Under ``allgather`` the hash alone decides, evenly.
 
 import numpy as np
 
-from placer.arrays import FloatArray, IntArray
+from placer.arrays import FloatArray, IntArray, pair_entries
 from placer.objective import Dispatch
 from placer.placement import Placement
 from placer.profile import Profile
@@ -61,28 +61,37 @@ def away(replicas: IntArray, places: int, dispatch: Dispatch) -> tuple[FloatArra
 
 def shares(profile: Profile, placement: Placement, dispatch: Dispatch) -> FloatArray:
     """[layers, experts, gpus] share of each expert's tokens that each GPU serves."""
-    held = placement.copies > 0
+    held = placement.held_in(placement.gpus)
     replicas = np.maximum(held.sum(axis=2), 1)
     even = held / replicas[:, :, None]
     if dispatch == "allgather" or replicas.max() == 1:
         return even
     gpus, nodes = placement.gpus, placement.nodes
-    use = np.maximum(profile.load / profile.tokens, 1e-12)
-    order = np.arange(profile.experts)
-    ahead = (replicas[:, None, :] == 1) | (order[None, :] < order[:, None])
+    experts, _, first = placement.content(gpus)
+    every = np.arange(placement.layers)[:, None, None], experts
+    use = np.maximum(profile.load / profile.tokens, 1e-12)[every]
+    # Shares of a GPU's other experts that choose before each; ids ascend.
+    lower = np.tri(experts.shape[2], k=-1)
+    of_all, of_single = first / replicas[every], first & (replicas[every] == 1)
+    ahead = lower * of_all[:, :, None] + lower.T * of_single[:, :, None]
     if profile.coactivation is None:
-        near = (ahead * ~np.eye(profile.experts, dtype=np.bool_)) @ (use[:, :, None] * even)
+        near = (ahead * use[:, :, None]).sum(axis=3)
     else:
-        near = (profile.coactivation / profile.tokens * ahead) @ even / use[:, :, None]
-    chance = np.where(held, visited(near, profile.top_k), 0.0)
+        pairs = zip(pair_entries(profile.coactivation, experts, experts), ahead, strict=True)
+        near = np.array([(both * one).sum(axis=2) for both, one in pairs]) / (profile.tokens * use)
+    layer, gpu, _ = np.nonzero(first)
+    chance = np.zeros(held.shape)
+    chance[layer, experts[first], gpu] = visited(near[first], profile.top_k)
 
+    several = replicas > 1
+    found, held, chance = even, held[several], chance[several]
     size = gpus // nodes
-    by_node = held.reshape(*held.shape[:2], nodes, size)
-    in_node = by_node.sum(axis=3)
+    by_node = held.reshape(-1, nodes, size)
+    in_node = by_node.sum(axis=2)
     inside = _taken(chance.reshape(by_node.shape), by_node).reshape(held.shape)
-    home_node = np.repeat(size - in_node, size, axis=2)
-    elsewhere = size * (in_node == 0).sum(axis=2)[:, :, None]
-    found: FloatArray = held * (1 + home_node * inside + elsewhere * _taken(chance, held)) / gpus
+    home_node = np.repeat(size - in_node, size, axis=1)
+    elsewhere = size * (in_node == 0).sum(axis=1)[:, None]
+    found[several] = held * (1 + home_node * inside + elsewhere * _taken(chance, held)) / gpus
     return found
 
 

@@ -71,19 +71,19 @@ def _kept(before: Placement, after: Placement) -> IntArray:
     layers, gpus, table = before.layers, before.gpus, after.physical_to_logical
     stays = before.held_in(gpus)[np.arange(layers)[:, None], table]
     stays[table == EMPTY] = False
-    by_slot = stays.reshape(layers, gpus, -1, gpus).astype(np.int32)
-    return np.einsum("lasb->lab", by_slot)  # several times as fast as sum()
+    by_slot = stays.reshape(layers, gpus, -1, gpus).astype(np.uint16)  # more than slots of a GPU
+    return np.einsum("lasb->lab", by_slot).astype(np.int64)  # several times as fast as sum()
 
 
 def _seat(old: IntArray, new: IntArray) -> IntArray:
     """[rows, slots] ``new`` in an order in which what is in ``old`` too keeps its place."""
     seated, stays = old.copy(), np.zeros(old.shape, dtype=np.bool_)
     arrives = np.ones(old.shape, dtype=np.bool_)
-    row = np.arange(len(old))
+    flat, row = arrives.reshape(-1), np.arange(0, old.size, old.shape[1])
     for slot, expert in enumerate(old.T):
         same = arrives & (new == expert[:, None])
-        first = same.argmax(axis=1)
-        stays[:, slot] = same[row, first]
-        arrives[row, first] &= ~stays[:, slot]
+        first = row + same.argmax(axis=1)
+        stays[:, slot] = stay = same.reshape(-1)[first]
+        flat[first] ^= stay
     seated[~stays] = new[arrives]
     return seated

@@ -131,7 +131,8 @@ class PlacementServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Watch streams what changes: for an engine the plans that it should apply, else every record.
+        """Watch streams what changes: for an engine the plans that it should apply, else, to operators, every
+        record.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

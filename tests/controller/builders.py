@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
@@ -86,7 +87,7 @@ def a_delta(
 
 
 class Disk(Ledger):
-    """In memory; there may be no room on it."""
+    """There may be no room on it."""
 
     is_full = False
     is_full_for = ""  # records of this kind
@@ -150,10 +151,17 @@ class Moody(MemoryEngines):
 
 
 class World:
-    """A controller in memory, with engines ``e0``, ``e1``, ... that stand at ``homes``."""
+    """A controller with engines ``e0``, ``e1``, ... that stand at ``homes``; in memory, unless its
+    ledger has a ``path``."""
 
-    def __init__(self, homes: Sequence[Placement] = (HOME, HOME), **policy: Any) -> None:
-        self.clock, self.disk = ManualClock(BEGIN_S), Disk(None)
+    def __init__(
+        self,
+        homes: Sequence[Placement] = (HOME, HOME),
+        path: Path | None = None,
+        begin_s: float = BEGIN_S,
+        **policy: Any,
+    ) -> None:
+        self.clock, self.disk = ManualClock(begin_s), Disk(path)
         self.homes = {f"e{number}": MemoryEngine(home, BYTES) for number, home in enumerate(homes)}
         self.engines = Moody(self.homes)
         self.config = a_config(**policy)

@@ -157,6 +157,46 @@ def test_a_worker_that_was_started_again_counts_from_1() -> None:
         fleet.push(ID, 6, [a_delta(ROWS)], 4.0)
 
 
+YEAR_NS = 365 * 86_400 * 10**9
+
+
+@pytest.mark.parametrize("ahead", [YEAR_NS, 2**64 - 1])
+def test_a_life_from_the_future_takes_no_workers_place(ahead: int) -> None:
+    fleet = a_fleet()
+    fleet.push(ID, 1, [a_delta(ROWS)], 1.0)
+    why = r"w0 of e0 began [0-9,]+ s from now, as it says, and another of that name is heard: set"
+    for now_s in (1.0, SILENT_S):
+        with pytest.raises(FleetError, match=why):
+            fleet.register(a_registration(incarnation=ahead), now_s)
+    assert fleet.register(a_registration(), SILENT_S) == 1
+    fleet.push(ID, 2, [a_delta(ROWS)], SILENT_S)
+
+
+def test_a_life_from_the_future_that_was_first_makes_room_for_one_of_today() -> None:
+    fleet = a_fleet(a_registration(incarnation=YEAR_NS))
+    fleet.push(WorkerId(POOL, "e0", "w0", YEAR_NS), 7, [a_delta(ROWS)], 0.5)
+    assert fleet.register(a_registration(), 1.0) == 0
+    fleet.push(ID, 1, [a_delta(ROWS)], 2.0)
+    assert fleet.pool(POOL).windows["decode"].tokens == 20
+
+
+def test_of_two_lives_from_the_future_the_later_is_the_newer() -> None:
+    """All clocks are ahead of the controller's."""
+    fleet = a_fleet(a_registration(incarnation=YEAR_NS))
+    fleet.register(a_registration(incarnation=YEAR_NS + 1), 1.0)
+    with pytest.raises(FleetError, match="w0 of e0 was started again since"):
+        fleet.register(a_registration(incarnation=YEAR_NS), 2.0)
+
+
+@pytest.mark.parametrize(("known", "new"), [(2, 1), (1, YEAR_NS), (YEAR_NS + 1, YEAR_NS)])
+def test_whoever_is_silent_makes_room_whatever_the_clocks_say(known: int, new: int) -> None:
+    fleet = a_fleet(a_registration(incarnation=known))
+    with pytest.raises(FleetError):
+        fleet.register(a_registration(incarnation=new), SILENT_S - 1)
+    assert fleet.register(a_registration(incarnation=new), SILENT_S) == 0
+    fleet.push(WorkerId(POOL, "e0", "w0", new), 1, [a_delta(ROWS)], SILENT_S)
+
+
 @pytest.mark.parametrize(
     "id",
     [

@@ -143,6 +143,29 @@ def test_an_empty_file_becomes_a_ledger(tmp_path: Path) -> None:
             assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION,)
 
 
+def test_a_file_that_was_killed_in_its_first_step_becomes_a_ledger(tmp_path: Path) -> None:
+    """What SQLite was about to write over is in a journal: it was empty."""
+    path, other = tmp_path / "ledger.db", tmp_path / "other.db"
+    script = f"""
+import os, signal, sqlite3
+connection = sqlite3.connect({str(path)!r}, isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN IMMEDIATE")
+for number in range(50):
+    connection.execute(f"CREATE TABLE t{{number}} (x)")
+    connection.execute(f"INSERT INTO t{{number}} VALUES (zeroblob(9000))")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", script], check=False)
+    assert path.with_name("ledger.db-journal").stat().st_size
+    run_sqlite(other, "PRAGMA journal_mode = WAL")
+    path.write_bytes(other.read_bytes())
+    with closing(Ledger(path)) as ledger:
+        ledger.put(A_PLAN)
+        assert ledger.history() == [A_PLAN]
+    assert not path.with_name("ledger.db-journal").exists()
+
+
 def test_a_place_where_nothing_can_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "missing/ledger.db", tmp_path / "file/ledger.db"):
@@ -161,32 +184,202 @@ def test_a_ledger_that_may_only_be_read_is_refused(path: Path) -> None:
         Ledger(path)
 
 
-def test_a_second_controller_is_refused_until_the_first_is_gone(path: Path) -> None:
-    script = f"""
+SECOND = """
+import sys
 from pathlib import Path
 from controller.store import Ledger, LedgerError
 try:
-    Ledger(Path({str(path)!r}))
+    Ledger(Path(sys.argv[1]))
 except LedgerError as error:
     print(error)
 """
 
-    def second() -> str:
-        command = [sys.executable, "-c", script]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
+def second(path: Path) -> str:
+    """What another controller's process says of this ledger; nothing if it could have it."""
+    command = [sys.executable, "-c", SECOND, str(path)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def linked(path: Path) -> Path:
+    path.with_name("link.db").symlink_to(path)
+    return path.with_name("link.db")
+
+
+def chained(path: Path) -> Path:
+    path.with_name("chain.db").symlink_to(linked(path).name)
+    return path.with_name("chain.db")
+
+
+def in_a_linked_folder(path: Path) -> Path:
+    path.with_name("link").symlink_to(path.parent)
+    return path.with_name("link") / path.name
+
+
+def by_a_detour(path: Path) -> Path:
+    path.with_name("folder").mkdir()
+    return path.parent / "folder" / ".." / path.name
+
+
+def relative(path: Path) -> Path:
+    return Path(os.path.relpath(path))
+
+
+@pytest.mark.parametrize(
+    "other", [Path, linked, chained, in_a_linked_folder, by_a_detour, relative]
+)
+def test_a_second_controller_is_refused_until_the_first_is_gone(
+    path: Path, other: Callable[[Path], Path]
+) -> None:
+    name = other(path)
+    told = f"{path} is in use by process {os.getpid()} on "
     with closing(Ledger(path)) as ledger:
-        told = second()
-        assert told.startswith(f"{path} is in use by process {os.getpid()} on ")
-        assert told.endswith(": stop it, or choose another ledger\n")
+        assert second(name).startswith(told)
+        assert second(name).endswith(": stop it, or choose another ledger\n")
+        for _ in range(2):  # nor in this process, which leaves the first its lock
+            with pytest.raises(LedgerError) as caught:
+                Ledger(name)
+            assert str(caught.value).startswith(told)
+        assert second(path).startswith(told)
         ledger.put(A_PLAN.next(1_010.0, "approved"))
-    assert second() == ""
+    assert second(name) == ""
+
+
+def hard_linked(path: Path) -> Path:
+    path.with_name("other.db").hardlink_to(path)
+    return path.with_name("other.db")
+
+
+def renamed(path: Path) -> Path:
+    return path.rename(path.with_name("other.db"))
+
+
+@pytest.mark.parametrize("other", [hard_linked, renamed])
+def test_a_ledger_in_use_is_refused_by_its_other_name_too(
+    path: Path, other: Callable[[Path], Path]
+) -> None:
+    with closing(Ledger(path)) as ledger:
+        name = other(path)
+        told = f"{name} is in use under another name: stop it, or choose another ledger"
+        assert second(name) == f"{told}\n"
+        with pytest.raises(LedgerError, match=told):
+            Ledger(name)
+        assert second(name) == f"{told}\n"
+        ledger.put(A_PLAN.next(1_010.0, "approved"))
+        assert not name.with_name("other.db-wal").exists()
+
+
+def test_another_file_in_the_place_of_a_ledger_in_use_is_refused(path: Path) -> None:
+    with closing(Ledger(path)):
+        path.rename(path.with_name("moved.db"))
+        assert second(path).startswith(f"{path} is in use by process {os.getpid()} on ")
+        assert not path.exists()
+
+
+def test_a_ledger_with_two_names_is_refused_by_both(path: Path) -> None:
+    """Whoever was killed may have left a log beside the one, which the other would not be read
+    with."""
+    other = hard_linked(path)
+    for name in (path, other):
+        with pytest.raises(LedgerError, match=rf"{name} has 2 names \(hard links\), and by each"):
+            Ledger(name)
+    other.unlink()
+    assert second(path) == ""
+
+
+HOLDS = """
+import os, sys, time
+from pathlib import Path
+from controller.store import Ledger
+ledger = Ledger(Path(sys.argv[1]))
+child = os.fork()
+print(child or "", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_forked_planner_that_outlives_its_controller_keeps_no_other_out(path: Path) -> None:
+    command = [sys.executable, "-c", HOLDS, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        lines = parent.stdout.readline() + parent.stdout.readline()
+        child = int(lines)
+        try:
+            assert f"is in use by process {parent.pid} on" in second(path)
+            parent.kill()
+            parent.wait()
+            os.kill(child, 0)  # it is there
+            assert second(path) == ""
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def modes(path: Path) -> dict[str, int]:
+    """Of the files of an open ledger."""
+    return {file.name: file.stat().st_mode & 0o777 for file in path.parent.glob(f"{path.name}*")}
+
+
+PRIVATE = dict.fromkeys(("ledger.db", "ledger.db-wal", "ledger.db-shm", "ledger.db.lock"), 0o600)
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o777])
+def test_a_ledger_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    path, before = tmp_path / "ledger.db", os.umask(umask)
+    try:
+        with closing(Ledger(path)) as ledger:
+            ledger.put(A_PLAN)
+            assert modes(path) == PRIVATE
+    finally:
+        os.umask(before)
+
+
+def test_a_ledger_that_others_could_read_becomes_private(path: Path) -> None:
+    """As an earlier version, or a copy that was put back, leaves it; the controller was killed."""
+    script = f"""
+import os, signal
+from pathlib import Path
+from controller.store import Ledger
+ledger = Ledger(Path({str(path)!r}))
+ledger.prune("plan", 0, 0.0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", script], check=False)
+    for name in PRIVATE:
+        path.with_name(name).chmod(0o644)
+    with closing(Ledger(linked(path))):
+        assert modes(path) == PRIVATE
+
+
+def test_a_file_that_is_no_ledger_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    run_sqlite(path, "CREATE TABLE theirs (x)")
+    path.chmod(0o644)
+    with pytest.raises(LedgerError, match="is another program's"):
+        Ledger(path)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_link_that_leads_nowhere_yet_becomes_a_ledger_there(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link.db").symlink_to("data/ledger.db")
+    with closing(Ledger(tmp_path / "link.db")):
+        assert modes(tmp_path / "data/ledger.db") == PRIVATE
+        assert second(tmp_path / "data/ledger.db").startswith(f"{tmp_path}/data/ledger.db is in")
+
+
+def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("precious")
+    (tmp_path / "ledger.db.lock").symlink_to("theirs")
+    with pytest.raises(LedgerError, match=r"cannot write .*ledger.db.lock: "):
+        Ledger(tmp_path / "ledger.db")
+    assert (tmp_path / "theirs").read_text() == "precious"
 
 
 COUNTS = """
 import sys
 from pathlib import Path
 from controller.store import Ledger, Record
+print(0, flush=True)
 ledger = Ledger(Path(sys.argv[1]))
 count, mark = ledger.get("plan", "count"), ledger.get("operation", "mark")
 while True:
@@ -205,9 +398,10 @@ def test_what_was_acknowledged_outlives_kill_9_at_any_moment(tmp_path: Path) -> 
     for _ in range(20):
         command = [sys.executable, "-c", COUNTS, str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-            time.sleep(moments.uniform(0.03, 0.16))
-            child.send_signal(signal.SIGKILL)
             assert child.stdout is not None
+            assert child.stdout.readline() == "0\n"  # it is about to open the ledger
+            time.sleep(moments.uniform(0.0, 0.1))
+            child.send_signal(signal.SIGKILL)
             printed = child.stdout.read()
         if not printed and not path.exists():
             continue  # killed before it came to anything

@@ -307,3 +307,36 @@ async def test_placements_go_with_the_last_that_speaks_of_them() -> None:
     now = {record.id for record in world.loop.journal.ledger.newest("placement")}
     assert old not in now
     assert now == world.loop.desk.placements_in_use() - {""}
+
+
+@asynchronous
+async def test_what_workers_said_long_ago_is_forgotten_though_they_go_on() -> None:
+    """A plan a day for 195 days: the newest of 2 workers stays, and what is of the last 30 days."""
+    world = World()
+    for day in range(195):
+        for engine in world.homes:
+            world.loop.heard(a_registration(engine, epoch=day + 1))
+        await world.tick(86_400.0)
+    for engine in world.homes:
+        kept = world.disk.versions("acknowledgement", f"{POOL}/{engine}/w0")
+        assert [record.version for record in kept] == list(range(166, 196))
+    assert world.loop.troubles == {}
+
+
+@asynchronous
+async def test_names_with_strokes_are_nobody_elses() -> None:
+    world = World()
+    for engine, worker in (("a/b", "c"), ("a", "b/c"), ("a%2Fb", "c")):
+        world.loop.heard(a_registration(engine, worker, epoch=1))
+    found = [record.id for record in reversed(world.disk.newest("acknowledgement"))]
+    assert found == ["chat/a%2Fb/c", "chat/a/b%2Fc", "chat/a%252Fb/c"]
+
+
+@asynchronous
+async def test_a_pool_that_is_gone_for_a_month_leaves_no_snapshot() -> None:
+    world = World()
+    world.fleet.register(a_registration(pool="code"), BEGIN_S)
+    await world.tick()
+    assert len(world.disk.newest("snapshot")) == 2
+    await world.tick(31 * 86_400.0)
+    assert [record.id for record in world.disk.newest("snapshot")] == [POOL]

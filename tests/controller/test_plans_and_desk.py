@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,50 @@ def test_numbers_go_on_whichever_was_written_last() -> None:
     for number in (1, 2, 3):
         assert propose(world).id == f"plan-{number}"
         assert world.desk.scale(POOL, 4, "", "more").id == f"op-{number}"
+
+
+def test_no_number_is_given_twice_also_when_all_that_had_one_is_forgotten() -> None:
+    world = World()
+    for _ in range(3):
+        propose(world)
+        world.desk.scale(POOL, 4, "", "more")
+    for kind in ("plan", "operation"):
+        world.disk.prune(kind, 0, 2 * BEGIN_S)
+    world.disk._connection.execute("DELETE FROM records WHERE kind = 'plan'")
+    for _ in range(2):
+        world.start()
+        world.disk.prune("operation", 0, 2 * BEGIN_S)
+        ids = propose(world).id, world.desk.scale(POOL, 4, "", "more").id
+        world.disk._connection.execute("DELETE FROM records WHERE kind = 'plan'")
+    assert ids == ("plan-5", "op-5")
+
+
+@pytest.mark.parametrize("count", ["DELETE FROM records", "UPDATE records SET body = ''"])
+def test_numbers_go_on_where_nothing_counted_them(count: str) -> None:
+    """As in a ledger of 0.1.0, also beside ids that are no numbers."""
+    world = World()
+    for _ in range(12):
+        propose(world)
+    world.disk._connection.execute(f"{count} WHERE kind = 'ids'")
+    for id in ("plan-x", "plan", "plan-", "plan-7-9", "plan-" + "9" * 99):
+        world.disk.put(replace(world.desk.plans.get("plan-12"), id=id, version=1, final=True))
+    world.start()
+    assert propose(world).id == "plan-13"
+
+
+@asynchronous
+async def test_decisions_of_one_moment_are_several() -> None:
+    """Also when the clock is set back to it."""
+    world = World()
+    for engine in world.homes.values():
+        engine.is_gone = True
+    for is_gone in (True, False):
+        world.count([[400, 400, 100, 100]] * 2)
+        world.homes["e0"].is_gone = is_gone
+        await world.tick()
+    told = [(record.id, record.body["outcome"]) for record in world.disk.newest("decision")]
+    assert told == [("decision-2", "wait"), ("decision-1", "hold")]
+    assert world.loop.troubles == {}
 
 
 def test_a_new_plan_takes_the_place_of_those_that_wait() -> None:

@@ -1,6 +1,11 @@
 """A controller that was killed knows again who was there and what was counted, once."""
 
+from dataclasses import asdict, replace
+from io import BytesIO
+from typing import Any
+
 import numpy as np
+import pytest
 
 from controller import snapshots
 from controller.clock import ManualClock
@@ -80,6 +85,71 @@ def test_a_pool_without_traffic_has_its_workers() -> None:
     again = killed_and_back(fleet)
     assert list(again.pool("pool").engines) == ["engine"]
     assert again.pool("pool").profile("mixed", 1.0) is None
+
+
+def whole(journal: Journal, blob: bytes = b"", **body: Any) -> None:
+    """A snapshot like that of ``served``, but for what is given."""
+    fleet = served()
+    snapshots.take(journal, fleet.pool("pool"))
+    last, kept = journal.ledger.get("snapshot", "pool"), journal.ledger.blob("snapshot", "pool")
+    assert last is not None
+    assert kept is not None
+    journal.follow(last, "changed", body={**last.body, **body}, blob=blob or kept)
+
+
+def a_file(load: Any) -> bytes:
+    """Of two halves of a window."""
+    file = BytesIO()
+    np.savez(file, load, load)
+    return file.getvalue()
+
+
+MEMBER = {"said": {}, "heard_s": 0.0, "sequence": 1, "lost": 0}
+BROKEN: dict[str, dict[str, Any]] = {
+    "cut short": {"blob": a_file(np.ones((2, 4), dtype=int))[:300]},
+    "no file": {"blob": b"load"},
+    "half a window": {"windows": [{"phase": "decode"}]},
+    "a window that is not there": {"blob": a_file(np.ones((2, 4), dtype=int)), "windows": [
+        {"phase": "decode", "begun_s": 0.0, "tokens": 1, "sequences": 1, "pace": None}] * 3},
+    "another model's counts": {"blob": a_file(np.ones((2, 5), dtype=int))},
+    "shares": {"blob": a_file(np.ones((2, 4)))},
+    "fewer than none": {"blob": a_file(-np.ones((2, 4), dtype=int))},
+    "objects": {"blob": a_file(np.array([[None]]))},
+    "no time": {"windows": [
+        {"phase": "decode", "begun_s": "noon", "tokens": 1, "sequences": 1}] * 2},
+    "another form of members": {"members": [MEMBER]},
+    "no members": {"members": {"said": 1}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_snapshot_that_cannot_be_read_is_left_out_and_written_over(
+    broken: dict[str, Any],
+) -> None:
+    """The others are read, and of this one nothing is."""
+    journal = Journal(Ledger(None), ManualClock())
+    whole(journal, **broken)
+    other = a_fleet()
+    other.register(Registration(replace(ID, pool="another"), a_worker()), now_s=0.0)
+    snapshots.take(journal, other.pool("another"))
+    again = a_fleet()
+    snapshots.recall(journal, again, lambda _: SPAN_S)
+    assert list(again.pools) == ["another"]
+    assert [(one.kind, one.id) for one in journal.ledger.left_out()] == [("snapshot", "pool")]
+    snapshots.take(journal, served().pool("pool"))
+    assert journal.ledger.left_out() == []
+    again = a_fleet()
+    snapshots.recall(journal, again, lambda _: SPAN_S)
+    assert sorted(again.pools) == ["another", "pool"]
+
+
+def test_a_snapshot_with_another_pools_worker_is_left_out() -> None:
+    journal = Journal(Ledger(None), ManualClock())
+    said = asdict(Registration(replace(ID, pool="another"), a_worker()))
+    whole(journal, members=[{**MEMBER, "said": said}])
+    again = a_fleet()
+    snapshots.recall(journal, again, lambda _: SPAN_S)
+    assert again.pools == {}
 
 
 def test_a_first_controller_knows_nobody() -> None:

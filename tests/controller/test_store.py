@@ -1,3 +1,4 @@
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.store import Conflict, Ledger, LedgerError, LedgerFull, Record
+from controller import store
+from controller.store import (
+    Conflict,
+    Ledger,
+    LedgerError,
+    LedgerFull,
+    LeftOut,
+    Record,
+    Unreadable,
+)
 
 
 def a_plan(version: int = 1, id: str = "p1", **changes: Any) -> Record:
@@ -165,33 +175,140 @@ def test_the_old_and_those_that_are_too_many_are_pruned(ledger: Ledger) -> None:
     assert len(ledger.newest("decision")) == 1
 
 
+def test_of_what_goes_on_for_long_old_versions_go_and_the_newest_stays(ledger: Ledger) -> None:
+    for version, at_s in enumerate((1.0, 2.0, 3.0), 1):
+        ledger.put(a_plan(version, "a", at_s=at_s))
+    assert ledger.prune("plan", keep=9, since_s=3.0) == 2
+    assert keys(ledger.history()) == [("a", 3)]
+    assert keys([ledger.put(a_plan(4, "a", at_s=4.0))]) == [("a", 4)]
+
+
+def test_the_story_of_what_is_open_stays_whole(ledger: Ledger) -> None:
+    for version, final in enumerate((True, True, False), 1):
+        ledger.put(a_plan(version, "reopened", final=final, at_s=1.0))
+    assert ledger.prune("plan", keep=0, since_s=9.0) == 0
+    ledger.put(a_plan(4, "reopened", at_s=9.0))
+    assert ledger.prune("plan", keep=1, since_s=9.0) == 3
+
+
+def test_a_blob_is_its_things_as_long_as_that_is_there(ledger: Ledger) -> None:
+    """A plan's file comes with its first version."""
+    ledger.put(a_plan(1, at_s=1.0, blob=b"file"))
+    for version in (2, 3):
+        ledger.put(a_plan(version, at_s=float(version)))
+    assert ledger.prune("plan", keep=9, since_s=3.0) == 1
+    assert (keys(ledger.history()), ledger.blob("plan", "p1")) == ([("p1", 3), ("p1", 1)], b"file")
+
+
+def test_there_are_only_so_many_earlier_versions_of_a_kind(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of what is open and young; the last that were written stay."""
+    monkeypatch.setattr(store, "EARLIER", 3)
+    for version in (1, 2, 3, 4):
+        ledger.put_all([a_plan(version, name, final=False) for name in "ab"])
+    assert ledger.prune("plan", keep=9, since_s=0.0) == 3
+    left = [("b", 4), ("a", 4), ("b", 3), ("a", 3), ("b", 2)]
+    assert keys(ledger.history()) == left
+
+
 @given(
     puts=st.lists(
-        st.tuples(st.sampled_from("abcd"), st.booleans(), st.integers(0, 9)), max_size=20
+        st.tuples(st.sampled_from("abcd"), st.booleans(), st.integers(0, 9), st.booleans()),
+        max_size=20,
     ),
     keep=st.integers(0, 4),
     since_s=st.integers(0, 9),
+    most=st.integers(0, 4),
 )
 def test_pruning_is_what_a_plain_reading_says(
-    puts: list[tuple[str, bool, int]], keep: int, since_s: int
+    puts: list[tuple[str, bool, int, bool]], keep: int, since_s: int, most: int
 ) -> None:
-    newest: dict[str, Record] = {}
-    with closing(Ledger(None)) as ledger:
-        for name, final, at_s in puts:
-            version = newest[name].version + 1 if name in newest else 1
-            record = ledger.put(a_plan(version, name, final=final, at_s=at_s))
-            newest.pop(name, None)  # so that the last written comes last
-            newest[name] = record
-        last_first = list(reversed(newest.values()))
-        assert ledger.newest("plan") == last_first
-        stays = [
-            record
-            for place, record in enumerate(last_first)
-            if not record.final or (place < keep and record.at_s >= since_s)
+    versions: dict[str, list[tuple[Record, bool]]] = {}
+    with closing(Ledger(None)) as ledger, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store, "EARLIER", most)
+        for name, final, at_s, has_blob in puts:
+            there = versions.pop(name, [])  # so that the last written comes last
+            plan = a_plan(len(there) + 1, name, final=final, at_s=at_s, blob=b"x" * has_blob)
+            versions[name] = [*there, (ledger.put(plan), has_blob)]
+        last_first = [versions[name] for name in reversed(versions)]
+        assert ledger.newest("plan") == [of_it[-1][0] for of_it in last_first]
+        left = [
+            of_it
+            for place, of_it in enumerate(last_first)
+            if not of_it[-1][0].final or (place < keep and of_it[-1][0].at_s >= since_s)
+        ]
+        stays = [record for of_it in left for record, _ in of_it[-1:]]
+        stays += [record for of_it in left for record, has_blob in of_it[:-1] if has_blob]
+        earlier = [
+            (record, of_it[-1][0].final)
+            for of_it in left
+            for record, has_blob in of_it[:-1]
+            if not has_blob
+        ]
+        earlier.sort(key=lambda one: -one[0].number)
+        stays += [
+            record for record, is_over in earlier[:most] if record.at_s >= since_s or not is_over
         ]
         went = ledger.prune("plan", keep, since_s)
-        assert ledger.newest("plan") == stays
-        assert went == len(puts) - sum(record.version for record in stays)
+        assert ledger.history() == sorted(stays, key=lambda record: -record.number)
+        assert went == len(puts) - len(stays)
+
+
+def tamper(ledger: Ledger, change: str, where: str = "1") -> None:
+    """Past the ledger."""
+    ledger._connection.execute(f"UPDATE records SET {change} WHERE {where}")
+
+
+DAMAGES = {
+    "cut short": ("""body = '{"epoch": '""", "is not JSON"),
+    "empty": ("body = ''", "is not JSON"),
+    "no end of brackets": ("body = replace(hex(zeroblob(50000)), '0', '[')", "is not JSON"),
+    "no object": ("body = '[1]'", "is JSON, but no object"),
+    "no number": ("""body = '{"epoch": NaN}'""", "holds NaN, which is no number of JSON's"),
+    "no text": ("body = x'ff'", "has a body that is no text"),
+    "half a letter": ("body = CAST(x'7b22c3' AS TEXT)", "has a body that is no text"),
+    "a reason of bytes": ("reason = x'ff'", "has a reason that is no text"),
+    "a time that never was": ("at_s = 'noon'", "is of no unix time: 'noon'"),
+    "an endless time": ("at_s = 9e999", "is of no unix time: inf"),
+    "another form": ("""body = '{"form": 2}'""", "has an unknown form: KeyError('epoch')"),
+}
+
+
+@pytest.mark.parametrize(("change", "why"), DAMAGES.values(), ids=DAMAGES)
+def test_a_record_that_cannot_be_read_is_left_out_and_named(
+    ledger: Ledger, change: str, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger.readers = {"plan": lambda record: record.body["epoch"]}
+    ledger.put_all([a_plan(id="a"), a_plan(id="b"), a_plan(id="c")])
+    tamper(ledger, change, "id = 'b'")
+    for _ in range(2):
+        assert keys(ledger.newest("plan")) == keys(ledger.history()) == [("c", 1), ("a", 1)]
+        assert ledger.versions("plan", "b") == []
+        with pytest.raises(Unreadable, match=f"plan b {re.escape(why)} ") as caught:
+            ledger.get("plan", "b")
+        assert "\n" not in str(caught.value)
+    assert ledger.left_out() == [LeftOut("plan", "b", 1, "pool-a", 2, why)]
+    assert caplog.text.count("plan b of") == 1  # and not at each reading
+    assert (ledger.ids("plan"), ledger.version("plan", "b")) == (["a", "b", "c"], 1)
+
+
+def test_an_unreadable_version_does_not_bring_the_one_before_it_back(ledger: Ledger) -> None:
+    ledger.put_all([a_plan(1, final=False), a_plan(2)])
+    tamper(ledger, "body = ''", "version = 2")
+    assert ledger.newest("plan") == []
+
+
+def test_what_cannot_be_read_is_named_until_something_follows_or_it_goes(ledger: Ledger) -> None:
+    ledger.put_all([a_plan(id="a", final=False), a_plan(id="b", final=False), a_snapshot(1)])
+    tamper(ledger, "body = ''")
+    for kind in ("plan", "snapshot"):
+        assert ledger.newest(kind) == []
+    assert [one.id for one in ledger.left_out()] == ["a", "b", "worker-0"]
+    ledger.put_all([a_plan(2, "a"), a_snapshot(2)])
+    assert [one.id for one in ledger.left_out()] == ["b"]
+    ledger.prune("plan", keep=9, since_s=2_000.0)  # also if it is open: nobody can end it
+    assert (ledger.left_out(), ledger.history()) == ([], [])
 
 
 @pytest.mark.parametrize("body", [{"x": float("nan")}, {"x": object()}])

@@ -2,11 +2,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from placer.cost import compute, memory, moves, score
 from placer.objective import DISPATCHES, Dispatch, Objective
+from placer.problem import Problem
 from placer.topology import Gpu, Link
-from tests.builders import a_model, a_placement, a_problem, a_topology, a_trace, loads
+from tests.builders import a_model, a_placement, a_problem, a_topology, a_trace, loads, worlds
 
 PROFILE = loads([[3, 1, 1, 1]])
 
@@ -94,3 +97,12 @@ def test_expected_and_measured_scores_say_which_they_are() -> None:
     problem = a_problem(trace)
     assert score(problem, problem.linear).basis == "expected"
     assert score(problem, problem.linear, trace).basis == "measured"
+
+
+@given(worlds(), st.sampled_from(DISPATCHES))
+def test_what_no_time_depends_on_may_be_left_out(problem: Problem, dispatch: Dispatch) -> None:
+    problem = replace(problem, objective=Objective(dispatch))
+    whole, timed = (score(problem, problem.linear, only_timed=only) for only in (False, True))
+    if dispatch == "allgather":
+        whole = replace(whole, fanout_gpus=None, fanout_nodes=None)
+    assert timed == replace(whole, hops=None)

@@ -97,6 +97,56 @@ def test_every_map_is_deepseeks(
     assert found.tolist() == [plain_eplb(row, slots, groups, nodes, gpus) for row in rows]
 
 
+def plain_separate(
+    row: npt.NDArray[np.int64], load: npt.NDArray[np.float64], gpus: int, nodes: int
+) -> list[int]:
+    """One layer, one duplicate after the other."""
+    held, per_node = row.reshape(gpus, -1).copy(), gpus // nodes
+    slots = range(held.shape[1])
+    while again := [(g, s) for g in range(gpus) for s in slots if held[g, s] in held[g, :s]]:
+        g, s = again[0]
+        expert, first = held[g, s], g // per_node * per_node
+        each = load / np.bincount(held.ravel(), minlength=len(load))
+        weight = each[held].sum(axis=1)
+        for scope in (range(first, first + per_node), range(gpus)):
+            ways = [
+                (max(weight[g] - gain, weight[h] + gain), h, t)
+                for h in scope
+                for t in slots
+                if expert not in held[h] and held[h, t] not in held[g]
+                for gain in [each[expert] - each[held[h, t]]]
+            ]
+            lacking = set(held[scope].ravel().tolist()) - set(held[g].tolist())
+            if ways:
+                _, h, t = min(ways)
+                held[g, s], held[h, t] = held[h, t], expert
+                break
+            if lacking:
+                held[g, s] = max(lacking, key=lambda e: (each[e], -e))
+                break
+    return held.ravel().tolist()
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    shape=st.sampled_from([(4, 8, 2, 2), (6, 12, 4, 2), (7, 18, 6, 3), (12, 16, 4, 1)]),
+    ties=st.booleans(),
+)
+def test_duplicates_are_parted_one_after_the_other_in_every_layer(
+    seed: int, shape: tuple[int, int, int, int], ties: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    experts, slots, gpus, nodes = shape
+    load = rng.lognormal(0, 1, (3, experts))
+    if ties:
+        load = np.floor(load)
+    hot = rng.integers(0, experts, (3, slots - experts)) // 2
+    table = rng.permuted(np.hstack([np.tile(np.arange(experts), (3, 1)), hot]), axis=1)
+    found = separate(table, load, gpus, nodes)
+    plain = [plain_separate(*layer, gpus, nodes) for layer in zip(table, load, strict=True)]
+    assert found.tolist() == plain
+
+
 def test_separating_exchanges_the_second_replica_as_cheaply_as_possible() -> None:
     # GPU 0 holds expert 0 twice. Each replica carries 4; of GPU 1's experts 2 weighs 3, 3 weighs 1.
     load = np.array([[8.0, 0.0, 3.0, 1.0]])

@@ -9,7 +9,7 @@ from tests.builders import a_model, by_hand, loads
 
 def an_advice() -> Advice:
     """On 2 GPUs a step takes 24, 16 and 16 us with 0, 2 and 4 slots more, on 4 GPUs 40 us."""
-    study = Study(a_model(), loads([[80e9, 16e9, 16e9, 16e9]] * 2), Objective(tokens_per_gpu=8))
+    study = Study(a_model(), loads([[80e15, 16e15, 16e15, 16e15]] * 2), Objective(tokens_per_gpu=8))
     cases = [Case(by_hand(2), slots, "allgather") for slots in (0, 1, 2, 4)]
     return advise(study, [*cases, Case(by_hand(4), 0, "allgather")], map)
 

@@ -19,20 +19,18 @@ current plan is only touched up, within the share of slots that may move.
 
 With a guard, the rms also holds the variance of what is unknown of the traffic (guard.py).
 
-Bound: balance alone has one, all GPUs alike; fan-out and hops have none that is cheap. The notes of
-a solution say so, and how far its balance is from the bound.
+Bound: balance alone has one, all GPUs alike; fan-out and hops have none that is cheap. The planner
+says so, and how far the balance is from the bound.
 
 It loses to ``exhaustive`` where that can finish, and by a hair in balance to ``eplb`` where traffic
 costs time: it gives up balance that is within the noise for less traffic.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 
 from placer.arrays import IntArray
-from placer.cost import balance
 from placer.cost.moves import arrivals
 from placer.optimizers.joint import terms
 from placer.optimizers.joint.descent import descent
@@ -44,12 +42,13 @@ from placer.plan import Solution
 from placer.problem import Problem
 
 # Temperatures, as shares of what a random exchange costs. A running plan is only touched up.
-HOT, WARM, COLD = 0.1, 0.02, 0.003
+HOTTEST, HOT, WARM, COLD = 1.0, 0.1, 0.02, 0.003
 TURNS = 6  # of even and odd layers, where they depend on each other
 TRIES, NEAR = 8, 0.7  # prices of moves that are tried, until so much of ``max_moved`` is used
 FIRST = (0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the slots, of which it is told what they win
 STEEPEST = 16.0  # factor of the price from one try to the next
 ENOUGH = 50  # iterations for each two slots
+LEAST = 10_000  # even for the smallest: they take a millisecond
 BALANCE = 20  # times fewer exchanges are enough where only balance counts
 REPLICAS = 4  # times as long an exchange takes where replicas share by the dispatch rule
 THREADS = 2
@@ -58,58 +57,55 @@ THREADS = 2
 def optimize(problem: Problem) -> Solution:
     layers, table = terms.layers(problem), start(problem)
     if problem.current is not None:
-        solution = _within_limit(problem, problem.current, layers, table)
-    else:
-        solution = Solution(problem.placement(_search(problem, layers, table)))
-    return replace(solution, notes=(*solution.notes, _bounds(problem, solution.placement)))
-
-
-def _bounds(problem: Problem, placement: Placement) -> str:
-    """Which terms have a bound, and how far from it they are."""
-    uneven = 1 - balance.by_layer(balance.rank_load(problem.profile.load, placement)).mean()
-    traffic = "" if problem.objective.dispatch == "allgather" else "; traffic has no bound"
-    return f"balance is within {uneven:.2%} of its bound, all GPUs alike{traffic}"
+        return _within_limit(problem, problem.current, layers, table)
+    return Solution(problem.placement(_search(problem, layers, table)))
 
 
 def _within_limit(
     problem: Problem, current: Placement, layers: list[Layer], table: IntArray
 ) -> Solution:
     """The best that moves no more than ``max_moved``, and what the first of its moves win."""
-    rules, objective = terms.rules(problem), problem.objective
-    slots, price = table.size, terms.price(problem)
+    rules, price = terms.rules(problem), terms.price(problem)
     if rules.coherent:
         free = [terms.with_neighbours(problem, one, table, at) for at, one in enumerate(layers)]
     else:
         free = layers
-    balance = descent(free, rules, current, table, 0.0)
+    path = descent(free, rules, current, table, 0.0)
     first = tuple(
-        (share, problem.placement(balance.until(share * slots)))
+        (share, problem.placement(path.until(problem.further(share))))
         for share in FIRST
-        if balance.begun <= share * slots
+        if path.begun <= problem.further(share)
     )
-    most = objective.max_moved * slots
-    if not most:
-        return Solution(current, notes=("nothing moves with --max-moved 0",), first=first)
-    if not len(layers[0].pairs):
-        found = balance.until(most, price)
-    else:
-        begun = _traffic(problem, current, layers, table)
-        if rules.coherent:
-            free = [terms.with_neighbours(problem, one, begun, at) for at, one in enumerate(layers)]
-        found = descent(free, rules, current, begun, price).until(most, price)
-    solution = Solution(problem.placement(found), first=first)
-    # More than the limit if empty slots of the current plan had to be filled.
-    if not 0 < arrivals(current, solution.placement).mean() <= objective.max_moved:
-        why = f"nothing pays with --max-moved {objective.max_moved:g}"
-        return Solution(current, notes=(why,), first=first)
-    return solution
+    most, told = problem.further(problem.objective.max_moved), problem.objective.max_moved
+    why = f"nothing moves with --max-moved {told:g}"
+    if most > 0:
+        found = path.until(most, price)
+        if len(layers[0].pairs):
+            found = _traffic(problem, current, layers, table, most)
+        placement = problem.placement(found)
+        if 0 < arrivals(current, placement).sum() <= most:
+            return Solution(placement, first=first)
+        # Also if empty slots of the current plan, which had to be filled, are more.
+        why = f"nothing pays with --max-moved {told:g}"
+    return Solution(current, notes=(why,), first=first)
 
 
 def _traffic(
-    problem: Problem, current: Placement, layers: list[Layer], table: IntArray
+    problem: Problem, current: Placement, layers: list[Layer], table: IntArray, most: int
 ) -> IntArray:
-    """[layers, slots] the best for traffic, too: moves are made as dear as the limit takes."""
-    most, best, found = problem.objective.max_moved, 0.0, table
+    """[layers, slots] the best for traffic, too: annealed, and then with the best moves on top."""
+    rules, begun = terms.rules(problem), _annealed(problem, current, layers, table, most)
+    if rules.coherent:
+        layers = [terms.with_neighbours(problem, one, begun, at) for at, one in enumerate(layers)]
+    price = terms.price(problem)
+    return descent(layers, rules, current, begun, price).until(most, price)
+
+
+def _annealed(
+    problem: Problem, current: Placement, layers: list[Layer], table: IntArray, limit: int
+) -> IntArray:
+    """[layers, slots] as traffic wants it: moves are made as dear as the limit takes."""
+    most, best, found = limit / table.size, 0.0, table
     price, too_low, too_high = 1.0, 0.0, 0.0
     dearest = terms.price(problem) * (current.copies == 0)
     for _ in range(TRIES):
@@ -159,12 +155,15 @@ def _search(
     """[layers, slots] the best found from ``table``; or something beyond the excess."""
     rules = terms.rules(problem)
     first = HOT if problem.current is None else COLD
-    iterations = min(problem.effort.iterations // len(table), ENOUGH * problem.slots**2)
-    if rules.by_rule:
-        iterations //= REPLICAS
+    dear = REPLICAS if rules.by_rule else 1
     if not len(layers[0].pairs):  # only balance counts: tightening does most of it
-        iterations //= BALANCE
-    schedule = Schedule(iterations, first, COLD, problem.seed)
+        dear *= BALANCE
+    enough = ENOUGH * problem.slots**2 // dear
+    small = enough <= LEAST
+    iterations = min(problem.effort.iterations // len(table) // dear, max(enough, LEAST))
+    if small and problem.current is None:
+        first = HOTTEST
+    schedule = Schedule(iterations, first, COLD, problem.seed, small)
     if not rules.coherent:
         return _anneal(dict(enumerate(layers)), rules, schedule, table, excess)
     if problem.current is None:

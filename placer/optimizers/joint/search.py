@@ -22,6 +22,7 @@ from placer.arrays import BoolArray, FloatArray, IntArray
 # larger of both, their variance, and tokens owned.
 MEAN, PAIRS, CHANCE, ARITHMETIC, READING, SECONDS, VARIANCE, OWNED = range(8)
 OF_NODES = 3  # so many of the rows are of nodes, too
+TIES = 1e-3  # weight of the deviations where the peak counts, which many exchanges leave alike
 STAGES = 64  # of annealing, after each of which the shares of all replicas are reckoned again
 # Rows of State.change: by how much an exchange changes the weights of the two experts.
 COMPANY_E, COMPANY_F, SHARE_E, SHARE_F, SINGLE_E, SINGLE_F = range(6)
@@ -36,7 +37,8 @@ Totals = tuple[
 # (x, y, f): slot x gets expert f, and slot y, unless it is -1, the expert of x.
 # Integers are Python's or NumPy's.
 Exchange = tuple[Any, Any, Any]
-Steps = list[Exchange]
+# Exchanges, and the seconds a step that each saved.
+Steps = list[tuple[Any, Any, Any, Any]]
 # How the experts' seconds are: GPUs, mean, squared deviations with their noise, Rules.slowest, the
 # slowest GPU's, and the three GPUs with most and their seconds.
 Three = tuple[Any, Any, Any]
@@ -104,12 +106,16 @@ class Rules(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Exchanges to try; first and last temperature, as shares of what a random exchange costs."""
+    """Exchanges to try; first and last temperature, as shares of what a random exchange costs.
+
+    twice: then try as many with the peaks counting, too
+    """
 
     iterations: int
     hot: float
     cold: float
     seed: int
+    twice: bool = False
 
 
 class State(NamedTuple):
@@ -194,8 +200,9 @@ def slowest(
     total: float, squares: float, peak: float, count: int, above: float, noise: float
 ) -> float:
     """Of ``count`` numbers, the largest that is to be expected: so many deviations above their
-    mean, or their own peak."""
-    return max(total / count + above * rms(total, squares, count, noise), peak)
+    mean, or their own peak; of equal peaks, a little less where the deviations are smaller."""
+    likely = total / count + above * rms(total, squares, count, noise)
+    return max(likely, peak) + TIES * likely
 
 
 @inlined
@@ -634,7 +641,7 @@ def move(state: State, slot: int, experts: Pair, gpus: int) -> None:
 
 
 @compiled
-def settle(layer: Layer, rules: Rules, slots: IntArray) -> State:
+def settle(layer: Layer, rules: Rules, slots: IntArray, sharp: bool = False) -> State:
     """The state of a layer whose slots hold these experts."""
     gpus, experts = layer.standing.shape[1], layer.use.shape[0]
     places = gpus + (rules.nodes if rules.nodes > 1 else 0)
@@ -698,7 +705,7 @@ def settle(layer: Layer, rules: Rules, slots: IntArray) -> State:
         sums=sums,
         totals=np.zeros(11),
         peak=np.zeros(3, dtype=np.int64),
-        sharp=np.zeros(1, dtype=np.int64),
+        sharp=np.full(1, int(sharp), dtype=np.int64),
         touched=np.zeros(places + 1, dtype=np.int64),
         marked=np.zeros(places, dtype=np.int64),
         weighed=np.zeros((OWNED + 1, places)),
@@ -722,12 +729,18 @@ def seconds_of(layer: Layer, state: State) -> float:
     return found
 
 
-@inlined
-def each(arithmetic: float, reading: float, replicas: int, by_arithmetic: bool) -> float:
-    """Seconds of one of an expert's replicas on a GPU, by what binds it there; shared evenly."""
-    if replicas < 1:
-        return 0.0
-    return arithmetic / replicas if by_arithmetic else reading
+@compiled
+def alone(layer: Layer, replicas: IntArray) -> FloatArray:
+    """[2, 3, E] seconds of one of an expert's replicas on its GPU, by arithmetic and by reading
+    weights: if there were one replica fewer, as things are, and with one more; shared evenly."""
+    found = np.zeros((2, 3, len(replicas)))
+    for e in range(len(replicas)):
+        for more in range(3):
+            r = replicas[e] + more - 1
+            if r > 0:
+                found[0, more, e] = layer.arithmetic[e] / r
+                found[1, more, e] = layer.reading[e, r]
+    return found
 
 
 @compiled
@@ -759,7 +772,7 @@ def won(view: Outlook, g: int, h: int, grown: Grown, squares: float) -> float:
     shift = grown[2] / gpus
     after = max(before + squares - gpus * shift * shift, 0.0)
     then = mean + shift + above * math.sqrt(after / gpus)
-    return now - max(then, grown[0], grown[1], others)
+    return now - max(then, grown[0], grown[1], others) - TIES * then
 
 
 @compiled
@@ -787,7 +800,7 @@ def tighten(layer: Layer, rules: Rules, state: State) -> Steps:
     """Exchanges of the GPU that is furthest from the mean, the best first, as long as they save.
 
     Annealing finds company, this finds balance, in few moves. ``state`` is changed; what was done
-    is returned.
+    is returned, with what it saved.
     """
     gpus, experts = layer.standing.shape[1], layer.use.shape[0]
     size = state.slots.shape[0] // gpus
@@ -796,8 +809,8 @@ def tighten(layer: Layer, rules: Rules, state: State) -> Steps:
     settled = np.zeros(gpus, dtype=np.bool_)
     off, strain = np.empty(gpus), np.empty(experts)
     tried = np.empty((size * (state.slots.shape[0] * 2 + experts), 3), dtype=np.int64)
-    guesses = np.empty(len(tried))
-    done = [(np.int64(0), np.int64(0), np.int64(0)) for _ in range(0)]
+    guesses, each = np.empty(len(tried)), alone(layer, state.replicas[0])
+    done = [(np.int64(0), np.int64(0), np.int64(0), 0.0) for _ in range(0)]
     price = layer.standing.max()
     nothing = 1e-9 * abs(state.totals[0]) / gpus
     while True:
@@ -809,7 +822,7 @@ def tighten(layer: Layer, rules: Rules, state: State) -> Steps:
         strain[:] = 0.0
         for slot in range(state.slots.shape[0]):
             strain[state.slots[slot]] += off[slot // size]
-        count = guess_all(layer, rules, state, (view, g), (off, strain), (tried, guesses))
+        count = guess_all(layer, rules, state, (view, g), (off, strain, each), (tried, guesses))
         # Only what may be the best is weighed, the most promising first.
         x, y, f, gain = np.int64(-1), np.int64(-1), np.int64(-1), nothing
         while count > 0:
@@ -824,7 +837,7 @@ def tighten(layer: Layer, rules: Rules, state: State) -> Steps:
         if x < 0:
             settled[g] = True
             continue
-        e, before = state.slots[x], seconds_of(layer, state)
+        e, before = state.slots[x], seconds_of(layer, state) if rules.by_rule else 0.0
         weigh(layer, rules, state, (x, y, f))
         accept(layer, rules, state, (x, y, f))
         for index in range(state.touched[-1]):
@@ -832,28 +845,36 @@ def tighten(layer: Layer, rules: Rules, state: State) -> Steps:
                 settled[state.touched[index]] = False
         if rules.by_rule:
             refresh(layer, rules, state)
-            if before - seconds_of(layer, state) <= nothing:  # what was left out mattered: back
+            gain = before - seconds_of(layer, state)
+            if gain <= nothing:  # what was left out mattered: back
                 weigh(layer, rules, state, (x, y, e))
                 accept(layer, rules, state, (x, y, e))
                 refresh(layer, rules, state)
                 settled[:] = True
                 continue
-        done.append((x, y, f))
+        each = alone(layer, state.replicas[0])
+        done.append((x, y, f, gain))
 
 
 @compiled
 def descend(
     layer: Layer, rules: Rules, start: IntArray, away: FloatArray, prices: FloatArray
-) -> IntArray:
-    """[exchanges, 4] of ``tighten`` as moves get cheaper: the price's index, x, y and f.
+) -> tuple[IntArray, FloatArray]:
+    """Exchanges of ``tighten`` as moves get cheaper, and what a move wins with each.
 
     away:   [E, G] 1 where the expert is not on the GPU in the placement that runs
     prices: [prices] seconds a step of bringing an expert there, falling
+
+    Returns [exchanges, 4], x, y, f and how many more slots are moved then; and [exchanges] seconds
+    a step won a move, never rising: of the runs of exchanges that win most a move together, since
+    one may prepare what the next wins (the concave majorant of what they win over their moves).
     """
     state = settle(layer, rules, start.copy())
+    row, size = start.copy(), len(start) // away.shape[1]
     found = np.empty((4 * len(start), 4), dtype=np.int64)
+    won_s = np.empty(len(found))
     count = 0
-    for at in range(len(prices)):
+    for price in prices:
         dear = Layer(
             layer.use,
             layer.pairs,
@@ -861,16 +882,51 @@ def descend(
             layer.together,
             layer.arithmetic,
             layer.reading,
-            layer.standing + prices[at] * away,
+            layer.standing + price * away,
             layer.leaving,
             layer.owning,
         )
-        for x, y, f in tighten(dear, rules, state):
+        for x, y, f, gain in tighten(dear, rules, state):
             if count == len(found):
-                return found
-            found[count, 0], found[count, 1], found[count, 2], found[count, 3] = at, x, y, f
+                break
+            e, more = row[x], away[f, x // size] - away[row[x], x // size]
+            if y >= 0:
+                more += away[e, y // size] - away[f, y // size]
+                row[y] = e
+            row[x] = f
+            found[count, 0], found[count, 1], found[count, 2] = x, y, f
+            found[count, 3] = np.int64(more)
+            won_s[count] = gain + price * more
             count += 1
-    return found[:count]
+    return found[:count], by_move(found[:count, 3], won_s[:count])
+
+
+@compiled
+def by_move(moves: IntArray, won_s: FloatArray) -> FloatArray:
+    """[exchanges] what a move wins in the run of exchanges that each belongs to, never rising; inf
+    where it takes none."""
+    count = len(moves)
+    first = np.empty(count + 1, dtype=np.int64)
+    total, taken = np.empty(count), np.empty(count)
+    runs = 0
+    for at in range(count):
+        first[runs], total[runs], taken[runs] = at, won_s[at], moves[at]
+        runs += 1
+        while runs > 1:
+            last, before = runs - 1, runs - 2
+            if taken[last] > 0 and (
+                taken[before] <= 0 or total[before] * taken[last] > total[last] * taken[before]
+            ):
+                break
+            total[before] += total[last]
+            taken[before] += taken[last]
+            runs -= 1
+    first[runs] = count
+    found = np.empty(count)
+    for run in range(runs):
+        each = total[run] / taken[run] if taken[run] > 0 else math.inf
+        found[first[run] : first[run + 1]] = each
+    return found
 
 
 @compiled
@@ -879,80 +935,82 @@ def guess_all(
     rules: Rules,
     state: State,
     about: tuple[Outlook, int],
-    apart: tuple[FloatArray, FloatArray],
+    apart: tuple[FloatArray, FloatArray, FloatArray],
     into: tuple[IntArray, FloatArray],
 ) -> int:
     """Exchanges of a GPU, with guesses of what they save, as if links cost nothing and each GPU
     were bound by what binds it now; returns how many may save anything.
 
     about: how things are, and the GPU
-    apart: [G] the GPUs' seconds less their mean, [E] the sum of that over each expert's GPUs
+    apart: [G] the GPUs' seconds less their mean, [E] the sum of that over each expert's GPUs, and
+           ``alone``
     into:  the exchanges and their guesses
     """
-    (view, g), (off, strain), (tried, guesses) = about, apart, into
+    (view, g), (off, strain, each), (tried, guesses) = about, apart, into
     # Tuples of many arrays are dear to hand on: what is looked at often is taken out of them.
     slots, held, replicas, standing = state.slots, state.held, state.replicas[0], layer.standing
-    arithmetic, reading = layer.arithmetic, layer.reading
     gpus, experts, mean = len(off), len(strain), view[1]
     size, per_node = len(slots) // gpus, gpus // rules.nodes
-    binds = state.sums[ARITHMETIC, :gpus] >= state.sums[READING, :gpus]
-    count = 0
-    for mine in range(g * size, g * size + size):
-        e = slots[mine]
-        re = replicas[e]
-        mine_s = each(arithmetic[e], reading[e, re], re, binds[g])
-        for h in range(gpus):
-            away = rules.keep_nodes and h // per_node != g // per_node
-            if h == g or away or held[h, e] > 0:
+    binds = (state.sums[READING, :gpus] > state.sums[ARITHMETIC, :gpus]).astype(np.int64)
+    flat = view[4] > (1.0 + TIES) * view[6][0]  # it is not the peak that counts
+    here_of, mine = each[binds[g], 1], slots[g * size : g * size + size]
+    may, there_s = np.empty(size, dtype=np.bool_), np.empty(size)
+    count, off_g = 0, off[g]
+    for h in range(gpus):
+        if h == g or (rules.keep_nodes and h // per_node != g // per_node):
+            continue
+        there_of, off_h = each[binds[h], 1], off[h]
+        for at in range(size):
+            may[at], there_s[at] = held[h, mine[at]] == 0, there_of[mine[at]]
+        for other in range(h * size, h * size + size):
+            f = slots[other]
+            single, stays, here_s = replicas[f] == 1, held[g, f] > 0, here_of[f]
+            if single and stays:
                 continue
-            stays = standing[e, g] - standing[e, h]
-            there_s = each(arithmetic[e], reading[e, re], re, binds[h])
-            for other in range(h * size, h * size + size):
-                f = slots[other]
-                rf = replicas[f]
-                if rf > 1:  # or a replica of e instead of one of f
-                    tried[count, 0], tried[count, 1], tried[count, 2] = other, -1, e
-                    guesses[count] = 0.0
-                    count += 1
-                if held[g, f] > 0:
+            for at in range(size):
+                if not may[at]:
                     continue
-                here = each(arithmetic[f], reading[f, rf], rf, binds[g]) - mine_s
-                if here * off[g] >= 0.0:
+                e = mine[at]
+                if not single:  # a replica of e instead of one of f
+                    tried[count, 0], tried[count, 1], tried[count, 2] = other, -1, e
+                    count += 1
+                here = here_s - here_of[e]
+                if stays or here * off_g >= 0.0:
                     continue  # away from the mean
-                there = there_s - each(arithmetic[f], reading[f, rf], rf, binds[h])
-                squares = here * (2 * off[g] + here) + there * (2 * off[h] + there)
-                if squares >= 0.0 and view[4] > view[6][0]:
-                    continue  # it is not the peak that counts, and the deviation does not fall
-                grown = mean + off[g] + here, mean + off[h] + there, here + there
-                guess = stays + standing[f, h] - standing[f, g] + won(view, g, h, grown, squares)
+                there = there_s[at] - there_of[f]
+                squares = here * (2 * off_g + here) + there * (2 * off_h + there)
+                if squares >= 0.0 and flat:
+                    continue  # the deviation does not fall
+                grown = mean + off_g + here, mean + off_h + there, here + there
+                guess = won(view, g, h, grown, squares)
+                guess += standing[e, g] - standing[e, h] + standing[f, h] - standing[f, g]
                 if guess > 0.0:
-                    tried[count, 0], tried[count, 1], tried[count, 2] = mine, other, f
+                    tried[count, 0], tried[count, 1], tried[count, 2] = g * size + at, other, f
                     guesses[count] = guess
                     count += 1
-        if re < 2:
+    for at in range(size):
+        if replicas[mine[at]] == 1:
             continue
         for f in range(experts):
             away = rules.keep_nodes and held[gpus + g // per_node, f] == 0
             if not away and held[g, f] == 0:
-                tried[count, 0], tried[count, 1], tried[count, 2] = mine, -1, f
-                guesses[count] = 0.0
+                tried[count, 0], tried[count, 1], tried[count, 2] = g * size + at, -1, f
                 count += 1
     for at in range(count):
         if tried[at, 1] >= 0:
             continue
+        guesses[at] = 0.0
         # Of replicas roughly: as if no GPU held both experts.
         x, f = tried[at, 0], tried[at, 2]
         k, e = x // size, slots[x]
-        re, rf = replicas[e], replicas[f]
-        old = each(arithmetic[e], reading[e, re], re, binds[k])
-        new = each(arithmetic[f], reading[f, rf + 1], rf + 1, binds[k])
-        more = each(arithmetic[e], reading[e, re - 1], re - 1, binds[k]) - old
-        less = new - each(arithmetic[f], reading[f, rf], rf, binds[k])
+        by, re, rf = binds[k], replicas[e], replicas[f]
+        old, new = each[by, 1, e], each[by, 2, f]
+        more, less = each[by, 0, e] - old, new - each[by, 1, f]
         here = new - old
         squares = here * (2 * off[k] + here)
         squares += more * (2 * (strain[e] - off[k]) + (re - 1) * more)
         squares += less * (2 * strain[f] + rf * less)
-        if squares >= 0.0 and (view[4] > view[6][0] or here >= 0.0):
+        if squares >= 0.0 and (flat or here >= 0.0):
             continue  # neither the deviation falls nor the peak
         top = view[5][0] if view[5][0] != k else view[5][1]
         near = less if held[top, f] > 0 else more if held[top, e] > 0 else 0.0
@@ -963,8 +1021,18 @@ def guess_all(
 
 @compiled
 def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> IntArray:
-    """[S] the best slots met on the way from ``start``."""
-    state = settle(layer, rules, start.copy())
+    """[S] the best slots met on the way from ``start``, tightened."""
+    state = wander(layer, rules, schedule, start, False)
+    if schedule.twice:
+        state = wander(layer, rules, schedule, state.slots, True)
+    tighten(layer, rules, state)
+    return state.slots
+
+
+@compiled
+def wander(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray, sharp: bool) -> State:
+    """The best met by simulated annealing from ``start`` [S]. sharp: whether the peaks count"""
+    state = settle(layer, rules, start.copy(), sharp)
     gpus, experts = layer.standing.shape[1], layer.use.shape[0]
     count = state.slots.shape[0]
     size, per_node = count // gpus, gpus // rules.nodes
@@ -976,7 +1044,7 @@ def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> I
     for iteration in range(schedule.iterations):
         if rules.by_rule and iteration % stage == 0 and iteration > 0:
             refresh(layer, rules, state)
-            found = settle(layer, rules, met)
+            found = settle(layer, rules, met, sharp)
             if seconds_of(layer, found) < least:
                 best[:], least = met, seconds_of(layer, found)
             met[:], saved, lowest = state.slots, 0.0, 0.0
@@ -1015,11 +1083,8 @@ def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> I
             if saved > lowest:
                 lowest = saved
                 met[:] = state.slots
-    state = settle(layer, rules, met)
-    if seconds_of(layer, state) > least:
-        state = settle(layer, rules, best)
-    tighten(layer, rules, state)
-    return state.slots
+    state = settle(layer, rules, met, sharp)
+    return settle(layer, rules, best, sharp) if seconds_of(layer, state) > least else state
 
 
 def _compile() -> None:
@@ -1029,7 +1094,7 @@ def _compile() -> None:
     layer = Layer(experts, square, experts, square, experts, rates, square, square, none)
     tables = np.ones((2, 4))
     rules = Rules(1, 1, 0.0, 0.0, 0.0, 1.0, 1.0, False, False, False, False, tables, tables)
-    anneal(layer, rules, Schedule(1, 1.0, 1.0, 0), np.arange(2))
+    anneal(layer, rules, Schedule(1, 1.0, 1.0, 0, True), np.arange(2))
     descend(layer, rules, np.arange(2), square, np.ones(1))
 
 

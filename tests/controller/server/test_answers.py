@@ -16,9 +16,10 @@ from controller.desk import BusyError
 from controller.fleet import FleetError, UnknownError
 from controller.ports import EngineLostError
 from controller.server.answers import A_BUG, CODES
+from controller.server.callers import ForbiddenError
 from controller.server.security import Listening, SecurityError
 from controller.server.serve import SERVICES, start
-from controller.store import Conflict, LedgerError, LedgerFull, Record
+from controller.store import Conflict, LedgerError, LedgerFull, Record, Unreadable
 from placer.channel import Settings, open_aio_channel
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2, placement_pb2
@@ -78,8 +79,9 @@ def test_an_agent_may_register_push_and_watch_and_nothing_else(tmp_path: Path) -
     async def work(world: World) -> None:
         assert await code(world.register()) is Code.OK
         assert await world.pushed(a_push()) == [(1, "")]
-        stream = world.placement.Watch(placement_pb2.WatchRequest())
-        await until(lambda: world.loop.journal._watchers)
+        own = placement_pb2.WatchRequest(pool="tiny", engine="engine-1")
+        stream = world.placement.Watch(own)
+        await until(lambda: world.offers._changed._waiters)
         stream.cancel()
         for service, method in [*OPERATORS, *LEDGER]:
             found, told = await refusal(unary(world, service, method))
@@ -138,11 +140,13 @@ def test_health_and_reflection_know_every_service() -> None:
 
 
 RAISED: dict[type[PlacerError], tuple[PlacerError, str]] = {
+    ForbiddenError: (ForbiddenError("it is an agent's: use another"), "PERMISSION_DENIED"),
     UnknownError: (UnknownError("no such: look"), "NOT_FOUND"),
     BusyError: (BusyError("op-1 is at work: wait"), "FAILED_PRECONDITION"),
     FleetError: (FleetError("not now: wait"), "FAILED_PRECONDITION"),
     Conflict: (Conflict(Record("plan", "plan-1", 2, 0.0, "", {}), 3), "ABORTED"),
     LedgerFull: (LedgerFull("the disk is full: make room"), "RESOURCE_EXHAUSTED"),
+    Unreadable: (Unreadable("plan plan-1 is not JSON: do without it"), "DATA_LOSS"),
     LedgerError: (LedgerError("the ledger is broken: restore it"), "UNAVAILABLE"),
     EngineLostError: (EngineLostError("it is gone: start it"), "UNAVAILABLE"),
     PlacerError: (PlacerError("it is wrong:\nright it"), "INVALID_ARGUMENT"),

@@ -1,0 +1,60 @@
+"""Who calls a method, and as whom they may speak and hear."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import IntEnum
+
+from placer.errors import PlacerError
+
+
+class Role(IntEnum):
+    """Who may do more is more."""
+
+    AGENT = 1
+    OPERATOR = 2
+
+
+class ForbiddenError(PlacerError):
+    """What the token does not allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Whose an agent's token is; empty: any."""
+
+    pool: str = ""
+    engine: str = ""
+    worker: str = ""
+
+    def include(self, pool: str, engine: str, worker: str) -> bool:
+        """worker: empty for the engine as a whole"""
+        told = ((self.pool, pool), (self.engine, engine), (self.worker, worker or self.worker))
+        return all(own in ("", name) for own, name in told)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls. names: that it may have, if it is an agent"""
+
+    role: Role
+    names: tuple[Names, ...] = ()
+
+    def check(self, pool: str, engine: str, worker: str = "") -> None:
+        """Raises ForbiddenError for who may not speak and hear as this worker, or this engine."""
+        if self.role >= Role.OPERATOR:
+            return
+        if not pool or not engine:
+            raise ForbiddenError(
+                "an agent's token is for its own engine alone: name pool and engine, or use an "
+                "operator's"
+            )
+        if not any(names.include(pool, engine, worker) for names in self.names):
+            who = f"{worker} of {engine}" if worker else engine
+            raise ForbiddenError(
+                f"this token is not for {who} in {pool}: see its names in the controller's tokens, "
+                "and PLACER_POOL and PLACER_ENGINE"
+            )
+
+
+# Of the call that is being answered; set by the guard before the method begins.
+CALLER: ContextVar[Caller] = ContextVar("CALLER")

@@ -1,0 +1,59 @@
+"""Those who call without a token that is known: they are slowed down, and told of in sums."""
+
+import asyncio
+import logging
+from collections import Counter
+from urllib.parse import unquote
+
+SPACING_S = 0.05  # between two answers to one address
+SLOWEST_S = 3.0  # of an answer: agents wait 5 s, and are to hear what is wrong
+PERIOD_S = 60.0  # between two lines in the log
+ADDRESSES = 1000  # that are told apart
+
+log = logging.getLogger("placer.controller")
+
+
+class Strangers:
+    """Calls that show no known token, by address: answered the later the more of them come, and
+    told to the log in sums. Other calls do not wait for them."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._free_s: dict[str, float] = {}  # when the next answer to an address is due
+        self._is_telling = False
+
+    async def wait(self, peer: str) -> None:
+        """Until the answer to this one is due. peer: as gRPC says it, ``ipv4:10.0.0.7:40120``"""
+        address = unquote(peer.rpartition(":")[0].partition(":")[2])
+        if len(self._counts) >= ADDRESSES and address not in self._counts:
+            address = "others"
+        self._counts[address] += 1
+        loop = asyncio.get_running_loop()
+        if not self._is_telling:
+            self._is_telling = True
+            log.warning("placer: a call from %s shows no known token", address)
+            self._counts.clear()
+            loop.call_later(PERIOD_S, self._tell, loop)
+        await asyncio.sleep(self.delay_s(address, loop.time()))
+
+    def delay_s(self, address: str, now_s: float) -> float:
+        """How long the next answer waits: for those before it, but no longer than SLOWEST_S."""
+        if len(self._free_s) >= ADDRESSES and address not in self._free_s:
+            self._free_s = {one: due_s for one, due_s in self._free_s.items() if due_s > now_s}
+            address = address if len(self._free_s) < ADDRESSES else "others"
+        due_s = min(max(now_s, self._free_s.get(address, now_s)), now_s + SLOWEST_S)
+        self._free_s[address] = due_s + SPACING_S
+        return due_s - now_s
+
+    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        counts, self._counts = self._counts, Counter()
+        self._is_telling = counts.total() > 0
+        if not self._is_telling:
+            return
+        most = ", ".join(f"{address} ({count:,})" for address, count in counts.most_common(5))
+        rest = f" and {len(counts) - 5:,} more addresses" if len(counts) > 5 else ""
+        log.warning(
+            "placer: %s more calls in %g s show no known token, from %s%s",
+            f"{counts.total():,}", PERIOD_S, most, rest,
+        )  # fmt: skip
+        loop.call_later(PERIOD_S, self._tell, loop)
