@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -54,7 +54,8 @@ class View:
 
 
 class Loop:
-    """Of one controller. ``troubles``: what keeps it from its work, by what it was doing."""
+    """Of one controller. ``troubles``: what keeps it from its work, by what it was doing;
+    ``looks``: at what else, by name, it looks every time. They raise PlacerError for a trouble."""
 
     def __init__(
         self, config: Config, journal: Journal, fleet: Fleet, engines: Engines, planner: Planner
@@ -64,6 +65,7 @@ class Loop:
         self.desk = Desk(config, journal, fleet, engines)
         self.views: dict[str, View] = {}
         self.troubles: dict[str, str] = {}
+        self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
         self.counted: Counter[tuple[str, ...]] = Counter()  # decisions by pool and outcome
         # Decisions in a row that wanted to move, since which change.
         self._streaks: dict[str, tuple[int, float | None]] = {}
@@ -98,6 +100,8 @@ class Loop:
         self.fleet.forget(now_s)
         await self._try("ledger", self._keep_house())
         await self._try("operations", self.desk.resume())
+        for what, look in self.looks.items():
+            await self._try(what, look())
         pools = list(self.fleet.pools.values())
         async with asyncio.TaskGroup() as looks:
             async for pool in _in_turn(pools):

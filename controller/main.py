@@ -27,6 +27,7 @@ from controller.server.security import Listening
 from controller.server.serve import start
 from controller.store import Ledger
 from placer.errors import PlacerError
+from placer.parallel import disconnect
 
 ACTOR = "controller"
 STARTS_S = 60.0
@@ -140,4 +141,4 @@ def end(handle: Any) -> None:
     """End the controller, if there is one, and this process's connection to Ray."""
     if handle is not None:
         ray.kill(handle)
-    ray.shutdown()
+    disconnect()

@@ -11,7 +11,6 @@ TLS is used if there is a PLACER_TLS_CA or a PLACER_TLS_CERT.
 import ipaddress
 import os
 import re
-import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,11 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 
+from placer.certificates import Credentials
 from placer.errors import PlacerError
 from placer.files.atomic import read_text
 
-LIMIT = 2**20  # bytes of a token file or of one with certificates
+LIMIT = 2**20  # bytes of a token file
 Options: TypeAlias = Sequence[tuple[str, Any]]
 _TOKEN = re.compile("[!-~]+")  # what fits into a header
 
@@ -65,6 +65,10 @@ class Settings:
     @property
     def has_tls(self) -> bool:
         return self.ca is not None or self.certificate is not None
+
+    @property
+    def credentials(self) -> Credentials:
+        return Credentials(self.certificate, self.key, self.ca)
 
     def check(self, address: str) -> None:
         if self.token and self.token_file:
@@ -117,35 +121,12 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def read_certificates(
-    certificate: Path | None, key: Path | None, ca: Path | None
-) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """The three as gRPC wants them, which itself says nothing of files that it cannot use."""
-    found = tuple(
-        None if path is None else read_text(path, LIMIT).encode() for path in (certificate, key, ca)
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        if certificate is not None:  # with a password, so that nobody is asked for one
-            context.load_cert_chain(certificate, key, password="")
-    except (OSError, ValueError) as error:
-        raise ChannelError(
-            f"{certificate} and {key} are no certificate and its key: give both in PEM, unencrypted"
-        ) from error
-    try:
-        if ca is not None:
-            context.load_verify_locations(ca)
-    except (OSError, ValueError) as error:
-        raise ChannelError(f"{ca} holds no certificate: give the authority's in PEM") from error
-    return found[0], found[1], found[2]
-
-
 def _prepared(
     address: str, settings: Settings, options: Options
 ) -> tuple[grpc.ChannelCredentials | None, Options]:
     settings.check(address)
     if settings.has_tls:
-        certificate, key, ca = read_certificates(settings.certificate, settings.key, settings.ca)
+        certificate, key, ca = settings.credentials.read()
         found = grpc.ssl_channel_credentials(ca, key, certificate)
         if settings.has_token:
             shown = grpc.metadata_call_credentials(_Secure(settings), name="placer")

@@ -1,15 +1,22 @@
 """Where a sweep runs: on this machine's cores, or on a Ray cluster. The only door to Ray."""
 
+import atexit
+import ipaddress
 import logging
 import os
 import re
+import secrets
+import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import active_children, get_context, parent_process
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, TypeVar
 
 from placer.errors import PlacerError
@@ -18,6 +25,11 @@ from placer.extras import MissingError
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+TMP = "/tmp"  # whatever TMPDIR says: a socket's whole name may have 107 characters
+ENDS_S = 5.0  # in which processes of a Ray that ends stop writing to its folder
+_own = ExitStack()  # what is undone when the Ray that was started here has ended
+_TOKEN = secrets.token_hex(32)  # of every Ray that this process starts: Ray keeps the first
 
 
 @contextmanager
@@ -81,11 +93,12 @@ def ray_cluster(address: str) -> Iterator[Map]:
     try:
         yield over
     finally:
-        ray.shutdown()
+        disconnect()
 
 
 def connect(address: str, **options: Any) -> None:
-    """To the Ray cluster at ``address``; "local" starts one here. ``options`` are ray.init's."""
+    """To the Ray cluster at ``address``. "local" starts one here, for this process and its own
+    alone, until ``disconnect``. ``options`` are ray.init's."""
     try:
         import ray
     except ImportError as error:
@@ -97,12 +110,14 @@ def connect(address: str, **options: Any) -> None:
         except OSError as error:
             reason = error.strerror or str(error)
             raise PlacerError(f"no Ray cluster at {address!r} ({reason}): check --ray") from error
-    where: dict[str, Any] = {"address": address}
-    if address == "local":
-        where["num_cpus"] = os.cpu_count()  # and never RAY_ADDRESS's, which needs "local"
-    defaults = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    told = {**where, **defaults, **options}
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    told: dict[str, Any] = {"address": address, **quiet, **options}
     try:
+        if address == "local":
+            told["num_cpus"] = os.cpu_count()  # and never RAY_ADDRESS's, which needs "local"
+            # Ray lets everybody write to its folder: it stands in one that only this user opens.
+            told["_temp_dir"] = str(_own.enter_context(_private()) / "ray")
+            atexit.register(disconnect)
         try:
             ray.init(**told)
         except Exception:  # on a busy host its own processes may not be up in time: once more
@@ -110,9 +125,63 @@ def connect(address: str, **options: Any) -> None:
                 raise
             ray.shutdown()
             ray.init(**told)
+        if address == "local":
+            _check_private(ray)
     except Exception as error:  # Ray raises plain ones, too
+        disconnect()
         reason = str(error).splitlines()[0]
         raise PlacerError(f"no Ray cluster at {address!r} ({reason}): check --ray") from error
+
+
+def disconnect() -> None:
+    """From the Ray cluster. One that was started here ends, and nothing of it stays."""
+    import ray
+
+    ray.shutdown()
+    _own.close()
+    atexit.unregister(disconnect)
+
+
+@contextmanager
+def _private() -> Iterator[Path]:
+    """A folder for a Ray that only this user reaches: it listens on this host alone, and answers
+    those who show a token that nobody else can read."""
+    from ray._private import ray_constants
+
+    folder = Path(mkdtemp(prefix="placer-ray-", dir=TMP))  # mode 0700
+    token = folder / "token"
+    token.touch(0o600)
+    token.write_text(_TOKEN)
+    # Ray binds loopback where clusters are not supported, as on macOS, and on Linux when it is told
+    # so; this process may have read it before. Authentication is on unless the environment says no.
+    told = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_TOKEN_PATH": str(token)}
+    names = (*told, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ |= told
+    clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield folder
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        _remove(folder)
+
+
+def _check_private(ray: Any) -> None:
+    """Another version of Ray may not listen to what ``_private`` says."""
+    address = ray.util.get_node_ip_address()
+    if not ipaddress.ip_address(address).is_loopback or os.environ.get("RAY_AUTH_MODE") != "token":
+        raise PlacerError(f"Ray {ray.__version__} would let others in at {address}")
+
+
+def _remove(folder: Path) -> None:
+    until_s = time.monotonic() + ENDS_S
+    while folder.exists() and time.monotonic() < until_s:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
 
 
 def _call(function: Callable[[Argument], Result], argument: Argument) -> Result:

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from placer.parallel import cores, ray_cluster
 from placer.profile import of_trace
 from placer.whatif import Case, Evaluate, Study
 from tests.builders import a_model, by_hand, random_trace
+from tests.processes import children, folders_of, listening
 
 TRACE = random_trace(0, tokens=200)
 STUDY = Study(a_model(top_k=2), of_trace(TRACE), Objective(tokens_per_gpu=8), holdout=TRACE)
@@ -102,6 +105,36 @@ def test_a_ray_cluster_comes_to_what_cores_come_to() -> None:
         on_cores = list(over(Evaluate(STUDY), CASES))
     with ray_cluster("local") as over:
         assert list(over(Evaluate(STUDY), CASES)) == on_cores
+
+
+@pytest.mark.xdist_group("ray")
+@pytest.mark.slow
+def test_a_ray_that_is_started_here_is_nobody_elses_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need_ray()
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "somebody-elses")
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    before = [os.environ.get(name) for name in names]
+    with ray_cluster("local") as over:
+        (told,) = over(os.environ.get, ["RAY_AUTH_MODE"])
+        assert told == "token"
+        below = children(os.getpid())
+        assert {host for _, host in listening(below)} == {"127.0.0.1"}
+        (folder,) = folders_of(below)
+        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+        assert token.parent == folder
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, token)] == [0o700, 0o600]
+        outsider = {**os.environ, "RAY_AUTH_TOKEN_PATH": "/dev/null"}
+        gcs = import_module("ray").get_runtime_context().gcs_address
+        code = f"import ray; ray.init(address={gcs!r}, log_to_driver=False)"
+        joined = subprocess.run(
+            [sys.executable, "-c", code], env=outsider, capture_output=True, timeout=60
+        )
+        assert joined.returncode != 0
+    assert not folder.exists()
+    assert [os.environ.get(name) for name in names] == before
 
 
 @pytest.mark.xdist_group("ray")

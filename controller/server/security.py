@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from controller.server.callers import CALLER, Caller, Names, Role
 from controller.server.strangers import Strangers
-from placer.channel import is_loopback, read_certificates
+from placer.certificates import Credentials
+from placer.channel import is_loopback
 from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text
 from placer.files.documents import of_yaml
@@ -80,6 +81,10 @@ class Listening:
                 ": give tokens or a client CA, listen on 127.0.0.1, or say --insecure"
             )
 
+    @property
+    def credentials(self) -> Credentials:
+        return Credentials(self.certificate, self.key, self.client_ca)
+
     def open_port(self, server: grpc.aio.Server) -> int:
         """The port, which gRPC chose if it was 0."""
         self.check()
@@ -110,7 +115,7 @@ class Listening:
         return grpc.dynamic_ssl_server_credentials(first, changed, mutual)
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        certificate, key, ca = read_certificates(self.certificate, self.key, self.client_ca)
+        certificate, key, ca = self.credentials.read()
         return grpc.ssl_server_certificate_configuration([(key, certificate)], ca)
 
 

@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection
 from controller.adapters.vllm_engines import VllmEngines
 from controller.loop import Loop
 from controller.server.intake import SMALL, Intake
-from controller.server.security import Guard, Listening, Role, Tokens
+from controller.server.security import Guard, Listening, Role, SecurityError, Tokens
 from controller.server.services import FleetState, Ledgers, Placements, Profiles
 from placer.files.plans import LIMIT
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
@@ -60,6 +60,12 @@ async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[
     health_pb2_grpc.add_HealthServicer_to_server(said, server)
     reflection.enable_server_reflection([*SERVICES, *OTHERS], server)
     port = listening.open_port(server)
+
+    async def look_at_certificates() -> None:
+        if faults := listening.credentials.faults(loop.journal.clock.now_s()):
+            raise SecurityError("; ".join(faults))
+
+    loop.looks["certificates"] = look_at_certificates
     await server.start()
     for name in ("", *SERVICES):
         await said.set(name, health_pb2.HealthCheckResponse.SERVING)

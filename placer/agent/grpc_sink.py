@@ -52,7 +52,10 @@ class GrpcSink:
             worker=worker.name,
             incarnation=time.time_ns(),
         )
-        self._channel = open_channel(address, Settings.of_environment(), OPTIONS)
+        settings = Settings.of_environment()
+        self._channel = open_channel(address, settings, OPTIONS)
+        for fault in settings.credentials.faults(time.time()):
+            log.warning("placer: %s", fault)
         self._fleet = FleetServiceStub(self._channel)
         self._profile = ProfileServiceStub(self._channel)
         self._pushes: Pushes | None = None

@@ -9,7 +9,9 @@ from typing import Any
 import grpc
 
 from placer.agent.courier import PATIENCE_S, POLL_S
+from placer.channel import Settings
 from placer.errors import PlacerError
+from placer.probe import tls_fault
 
 BREATH_S = 0.01  # between plans, of which an honest controller has few
 _NO_TOKEN = "plugin failed with error: "  # gRPC's words before those of placer.channel
@@ -133,13 +135,12 @@ def failure(address: str, error: Any) -> PlacerError:
     if isinstance(error, PlacerError):
         return error
     code, details = error.code(), " ".join(str(error.details()).split())
-    if "handshake failed" in details:
-        return ControllerError(
-            f"the controller at {address} and this worker do not agree on TLS"
-            f" ({details.partition('handshake failed')[2].strip()}): see PLACER_TLS_CA and _CERT"
-        )
     if _NO_TOKEN in details:
         return ControllerError(details.partition(_NO_TOKEN)[2])
+    if code is grpc.StatusCode.UNAVAILABLE and (
+        why := tls_fault(address, Settings.of_environment())
+    ):
+        return ControllerError(f"the controller at {address} answers, but {why}")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return _silence(address, code.name)
     remedy = "is it placer's, and of this version?"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -10,8 +11,10 @@ import grpc
 import typer
 
 from placer.channel import Settings, open_channel
+from placer.cli.console import note
 from placer.errors import PlacerError
 from placer.files.plans import LIMIT
+from placer.probe import tls_fault
 from placer.v1.fleet_pb2 import ExplainRequest
 from placer.v1.fleet_pb2_grpc import FleetServiceStub, LedgerServiceStub
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
@@ -50,8 +53,8 @@ class NobodyError(PlacerError):
 class Controller:
     """One that is there, as far as is known."""
 
-    def __init__(self, address: str, channel: grpc.Channel) -> None:
-        self.address, self._channel = address, channel
+    def __init__(self, address: str, channel: grpc.Channel, settings: Settings) -> None:
+        self.address, self._channel, self._settings = address, channel, settings
         self.placement = PlacementServiceStub(channel)
         self.fleet = FleetServiceStub(channel)
         self.ledger = LedgerServiceStub(channel)
@@ -86,18 +89,14 @@ class Controller:
     def _failure(self, error: Any) -> PlacerError:
         """Answers say themselves what to do."""
         code, details = error.code(), " ".join(str(error.details()).split())
-        if "handshake failed" in details:
-            why = details.partition("handshake failed")[2].strip(" :;")
-            return ControllerError(
-                f"the controller at {self.address} and this command do not agree on TLS ({why})"
-                ": see PLACER_TLS_CA and PLACER_TLS_CERT"
-            )
         if _NO_TOKEN in details:
             return ControllerError(details.partition(_NO_TOKEN)[2])
         if code is grpc.StatusCode.DEADLINE_EXCEEDED or (
             code is grpc.StatusCode.UNAVAILABLE
             and (_TRANSPORT.search(details) or not self._is_there())
         ):
+            if why := tls_fault(self.address, self._settings):
+                return ControllerError(f"{self.address} answers, but {why}")
             return NobodyError(
                 f"no controller answers at {self.address}: does `placer serve` run, is --to right,"
                 " and do both use TLS or neither?"
@@ -125,9 +124,12 @@ class Controller:
 def controller(address: str) -> Iterator[Controller]:
     if not is_address(address):
         raise PlacerError(f"{address!r} is no address: write it as host:port")
-    channel = open_channel(address, Settings.of_environment(), OPTIONS)
+    settings = Settings.of_environment()
+    channel = open_channel(address, settings, OPTIONS)
+    for fault in settings.credentials.faults(time.time()):
+        note(fault)
     try:
-        yield Controller(address, channel)
+        yield Controller(address, channel, settings)
     finally:
         channel.close()
 

@@ -5,13 +5,13 @@ import re
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from placer import parallel
-from placer.channel import read_certificates
 from placer.cli.client import ADDRESS
 from placer.cli.console import note, out, progress
 from placer.errors import PlacerError
@@ -65,12 +65,14 @@ def serve(
     settings = read_config(config)
     # All that can be wrong, before Ray takes its seconds to start.
     listening.check()
-    read_certificates(certificate, key, ca)
+    for fault in listening.credentials.faults(time.time()):
+        note(fault)
     if tokens is not None:
         Tokens(tokens)
     if metrics:
         _check_free(metrics, "--metrics")
     Ledger(ledger).close()
+    _check_free(listen, "--listen")
 
     setup = Setup(settings, listening, ledger.absolute(), metrics, metrics_detail)
     told, handle = threading.Event(), None

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from controller.adapters.engine_actor import Serving, start_engine
 from controller.config import PoolPolicy, read_config
-from controller.main import Setup, launch
+from controller.main import Setup, end, launch
 from controller.server.security import Listening
 from placer.files.specs import read_topology
 from placer.parallel import connect
@@ -157,8 +157,7 @@ def main() -> None:
         report(channel, rows, traffic)
         channel.close()
         ray.get([engine.close.remote() for engine in engines])
-        ray.kill(handle)
-    ray.shutdown()
+        end(handle)
     out.print(f"took {time.monotonic() - begun_s:.0f} s")
 
 

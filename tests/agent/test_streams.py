@@ -132,10 +132,6 @@ def test_an_unforeseen_error_of_the_watch_is_told_and_does_not_end_it(
     ("error", "said"),
     [
         (
-            Broken("UNAVAILABLE", "... Tls handshake failed (TSI_PROTOCOL_FAILURE): self signed"),
-            "host:1 and this worker do not agree on TLS ((TSI_PROTOCOL_FAILURE): self signed)",
-        ),
-        (
             Broken("UNAVAILABLE", "Getting metadata from plugin failed with error: cannot read it"),
             "cannot read it",
         ),
@@ -144,7 +140,7 @@ def test_an_unforeseen_error_of_the_watch_is_told_and_does_not_end_it(
         (Broken("INTERNAL", "oh"), "answers INTERNAL (oh): is it placer's"),
         (FileError("it says so itself"), "it says so itself"),
     ],
-    ids=["TLS", "token file", "no token", "wrong token", "other", "ours"],
+    ids=["token file", "no token", "wrong token", "other", "ours"],
 )
 def test_errors_name_what_to_look_at_on_one_line(error: Exception, said: str) -> None:
     text = str(failure("host:1", error))

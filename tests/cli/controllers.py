@@ -72,7 +72,8 @@ class Running:
 
 
 @contextmanager
-def a_controller(tokens: Path | None = None) -> Iterator[Running]:
+def a_controller(tokens: Path | None = None, **tls: Any) -> Iterator[Running]:
+    """tls: as Listening has it"""
     event_loop = asyncio.new_event_loop()
     thread = threading.Thread(target=event_loop.run_forever)
     thread.start()
@@ -84,7 +85,8 @@ def a_controller(tokens: Path | None = None) -> Iterator[Running]:
     async def begin() -> tuple[Running, Any]:
         loop = Loop(config, journal, fleet, engines, MemoryPlanner())
         offers = VllmEngines(fleet, journal, config)
-        server, port = await start(loop, offers, Listening("127.0.0.1:0", tokens=tokens))
+        listening = Listening("127.0.0.1:0", tokens=tokens, **tls)
+        server, port = await start(loop, offers, listening)
         return Running(loop, engines, event_loop, f"127.0.0.1:{port}"), server
 
     async def finish() -> None:

@@ -7,12 +7,16 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from controller.store import Ledger
+from placer.errors import PlacerError
 from tests.cli.conftest import Placer
+from tests.controller.tiny_service import Authority
+from tests.processes import children, folders_of, listening
 
 
 @pytest.fixture
@@ -60,6 +64,25 @@ def test_tokens_and_certificates_are_looked_at(serving: Placer) -> None:
     assert "over TLS only" in refused(serving, "--client-ca", "ca.pem")
 
 
+def test_what_is_wrong_with_certificates_is_noted_before_anything_else(
+    placer: Placer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def connect(*_: object, **__: object) -> None:
+        raise PlacerError("as far as this")
+
+    monkeypatch.setattr("placer.parallel.connect", connect)
+    ours = Authority(tmp_path, "ours")
+    yesterday = datetime.now() - timedelta(days=1)
+    ours.sign(not_after=yesterday, not_before=yesterday - timedelta(days=9))
+    ours.key.chmod(0o644)
+    args = ["--tls-cert", str(ours.certificate), "--tls-key", str(ours.key)]
+    ended = placer("serve", "--listen", "127.0.0.1:0", *args)
+    expired, readable, end = ended.err.splitlines()
+    assert expired.startswith(f"note: {ours.certificate} has expired on ")
+    assert readable == f"note: {ours.key} can be read by everybody on this host: chmod 600 it"
+    assert (end, ended.code) == ("error: as far as this", 2)
+
+
 def test_a_ledger_that_is_none_is_left_alone(serving: Placer) -> None:
     Path("placer.db").write_text("my notes")
     assert "placer.db is not a database" in refused(serving)
@@ -91,6 +114,15 @@ def test_a_port_of_metrics_that_is_taken_is_told(serving: Placer) -> None:
         assert f"cannot listen on --metrics {address}" in refused(serving, "--metrics", address)
 
 
+def test_a_port_that_is_taken_is_told_before_ray_starts(serving: Placer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        line = refused(serving, "--listen", address)
+    assert f"cannot listen on --listen {address}" in line
+    assert "choose another port" in line
+    assert "192.0.2.1:7077" in refused(serving, "--listen", "192.0.2.1:7077", "--insecure")
+
+
 def test_without_its_libraries_it_says_what_to_install(
     serving: Placer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,23 +133,6 @@ def test_without_its_libraries_it_says_what_to_install(
     assert "placer serve needs ray: pip install 'grpcio-health-checking>=" in line
     assert " prometheus-client " in line
     assert "moe-placer" not in line  # which no index has
-
-
-def children(pid: int) -> set[int]:
-    """All that descend from it and are still there."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                text = (entry / "stat").read_text()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(text.rpartition(")")[2].split()[1])
-    found, more = {pid}, True
-    while more:
-        grown = found | {child for child, parent in parents.items() if parent in found}
-        found, more = grown, grown != found
-    return found - {pid}
 
 
 @pytest.mark.xdist_group("ray")
@@ -154,6 +169,9 @@ def test_a_true_controller_starts_answers_and_leaves_nothing_behind(
             assert "placer.db is in use by process" in second.err
             below = children(serve.pid)
             assert below
+            assert {host for _, host in listening(below)} == {"127.0.0.1"}
+            assert int(address.rpartition(":")[2]) in {port for port, _ in listening(below)}
+            (folder,) = folders_of(below)
             serve.send_signal(number)
             assert serve.wait(timeout=60) == 0
         finally:
@@ -162,5 +180,6 @@ def test_a_true_controller_starts_answers_and_leaves_nothing_behind(
     while any(Path(f"/proc/{pid}").exists() for pid in below) and time.monotonic() < until_s:
         time.sleep(0.1)
     assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
+    assert not folder.exists()
     Ledger(Path("placer.db")).close()
     assert not os.path.exists("placer.db-wal")

@@ -11,6 +11,7 @@ from placer.plan import Comparison, Plan
 from tests.agent.builders import a_plan
 from tests.cli.conftest import Placer
 from tests.cli.controllers import Running, a_controller
+from tests.controller.tiny_service import Authority
 
 
 def page(placer: Placer, *args: str) -> str:
@@ -223,3 +224,28 @@ def test_a_token_is_not_sent_to_other_hosts_in_the_open(
     ended = placer("status", "--to", "controller.example:7077")
     assert ended.code == 2
     assert "could be read on the way" in ended.err
+
+
+def test_a_command_that_is_not_let_in_says_why(
+    placer: Placer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ours = Authority(tmp_path, "ours")
+    tls = {"certificate": ours.certificate, "key": ours.key, "client_ca": ours.ca}
+    with a_controller(**tls) as running:
+        to = running.address
+        plain = placer("status", "--to", to)
+        monkeypatch.setenv("PLACER_TLS_CA", str(ours.ca))
+        unknown = placer("status", "--to", to)
+        monkeypatch.setenv("PLACER_TLS_CERT", str(ours.certificate))
+        monkeypatch.setenv("PLACER_TLS_KEY", str(ours.key))
+        ours.key.chmod(0o604)
+        let_in = placer("status", "--to", to)
+    assert [plain.code, unknown.code, let_in.code] == [2, 2, 0]
+    assert plain.err == (
+        f"error: {to} answers, but it wants TLS: set PLACER_TLS_CA to its authority's certificate\n"
+    )
+    assert unknown.err == (
+        f"error: {to} answers, but it wants a client's certificate: set PLACER_TLS_CERT and "
+        "PLACER_TLS_KEY\n"
+    )
+    assert let_in.err == (f"note: {ours.key} can be read by everybody on this host: chmod 600 it\n")

@@ -167,9 +167,9 @@ class Authority:
         write(self.ca, self._authority.cert_pem.bytes())
         self.sign()
 
-    def sign(self) -> None:
-        """A new certificate in the old one's place."""
-        issued = self._authority.issue_cert("127.0.0.1", "localhost")
+    def sign(self, *hosts: str, **validity: Any) -> None:
+        """A new certificate in the old one's place, for this host unless for others."""
+        issued = self._authority.issue_cert(*(hosts or ("127.0.0.1", "localhost")), **validity)
         write(self.certificate, b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         write(self.key, issued.private_key_pem.bytes())
 

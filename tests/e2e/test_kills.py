@@ -26,7 +26,7 @@ import ray
 
 from controller.adapters.engine_actor import Serving, start_engine
 from controller.config import PoolPolicy, read_config
-from controller.main import Setup, launch
+from controller.main import Setup, end, launch
 from controller.server.security import Listening
 from placer.checks import violations
 from placer.files.plans import plan_text
@@ -92,8 +92,7 @@ class Fleet:
             client.join()
         self.channel.close()
         ray.get(self.engine.close.remote())
-        ray.kill(self.controller)
-        ray.shutdown()
+        end(self.controller)
 
     def placement(self) -> Placement:
         found: Placement = ray.get(self.engine.placement.remote())

@@ -26,6 +26,7 @@ from controller.migration.commands import (
 )
 from controller.ports import EngineLostError, Engines
 from placer.files.plans import parse_plan
+from placer.parallel import disconnect
 from placer.placement import Placement
 from placer.schedule import Budget, Transfer, schedule
 from tests.builders import a_placement, by_hand
@@ -48,7 +49,7 @@ def one_ray() -> Iterator[None]:
     """For all tests here, and none elsewhere."""
     yield
     if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+        disconnect()
 
 
 @asynccontextmanager
