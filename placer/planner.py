@@ -1,6 +1,6 @@
 """From a problem to an answer. Pure: the same problem gives the same plan, byte for byte."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import ROUND_UP, Context
 from functools import lru_cache, partial
@@ -63,7 +63,13 @@ def solve(problem: Problem, name: str) -> Solution | Infeasible:
         raise PlacementError(
             f"{name} cannot keep the limits ({broken[0]}): use another --optimizer"
         )
-    return _best(problem, solution) if name == SAFEGUARDED else solution
+    if name != SAFEGUARDED:
+        return solution
+    others = []
+    if mended.objective.guard:  # hedging must not cost more than it is worth: without it, too
+        known = solve(replace(mended, objective=replace(mended.objective, guard=0.0)), name)
+        others = [known] if isinstance(known, Solution) else []
+    return _best(problem, solution, others)
 
 
 def _found(problem: Problem, name: str) -> Solution:
@@ -98,9 +104,10 @@ def _timed(problem: Problem, placement: Placement, trace: Trace | None) -> Score
     return _score(problem, placement, trace, trace is None)
 
 
-def _best(problem: Problem, solution: Solution) -> Solution:
+def _best(problem: Problem, solution: Solution, others: Sequence[Solution]) -> Solution:
     """What is faster by the score than what stands, and wins most once its moves are paid: the
-    solution, the first of its moves, or eplb's placement. What stands, if nothing is."""
+    solution, the first of its moves, eplb's placement or one of the others. What stands, if nothing
+    is."""
     trace = None if problem.objective.guard else problem.trace
     start, name = problem.start, "linear" if problem.current is None else "current"
     still = not moves.arrivals(start, solution.placement).any()
@@ -111,7 +118,7 @@ def _best(problem: Problem, solution: Solution) -> Solution:
     if problem.current is not None:
         count = steps.rate(problem, stands_s).per_s * problem.objective.horizon_s
     least_s = np.inf
-    for one in _candidates(problem, solution):
+    for one in (*_candidates(problem, solution), *others):
         step_s = _timed(problem, one.placement, trace).step_s
         if step_s >= stands_s * (1 - TIE) or step_s * count >= least_s:
             continue
@@ -120,7 +127,7 @@ def _best(problem: Problem, solution: Solution) -> Solution:
             taken_s += moves.cost(problem, start, one.placement).seconds
         if taken_s < least_s * (1 - TIE) and not _broken(problem, one.placement):
             best, least_s = one, taken_s
-    if best.placement is not solution.placement and not best.instead:
+    if any(best.placement is few for _, few in solution.first):
         best = replace(best, placement=_named(problem, best.placement))
     uneven = 1 - _timed(problem, best.placement, trace).balancedness
     traffic = "" if problem.objective.dispatch == "allgather" else "; traffic has no bound"

@@ -174,3 +174,16 @@ def test_the_hold_out_compares_with_the_mended_map_too() -> None:
     plan = make_plan(problem, solution, Provenance("joint"), trace, trace)
     assert isinstance(plan, Plan)
     assert plan.fit == plan.holdout is not None
+
+
+def test_what_first_moves_win_counts_mending_and_leaves_out_what_it_does_not_fit() -> None:
+    # Of 24 slots, mending takes one, 4.2%; layer 1 has both hot experts on GPU 0.
+    rows = [[0, 1, 2, 3, 0, 0], [0, 1, 2, 0, 1, 3], [0, 1, 2, 3, 1, 0], [0, 1, 2, 3, 0, 1]]
+    problem = stands(a_placement(rows), [90_000, 10_000, 80_000, 10_000], horizon_s=1e9)
+    plan = planned(problem)
+    assert [row.share for row in plan.frontier] == [0.05, 0.1, 0.2]
+    assert [row.moved for row in plan.frontier if row.share == 0.05] == [1]
+    assert all(1 <= row.moved <= row.share * 24 for row in plan.frontier)
+    mended = planned(replace(problem, objective=Objective(max_moved=0.05)))
+    assert mended.move_cost is not None
+    assert mended.move_cost.moved == 1

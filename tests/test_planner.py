@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 
 from placer import topology
+from placer.cost import score
 from placer.errors import PlacementError
+from placer.guard import guarded
 from placer.model import preset
 from placer.objective import Objective
 from placer.plan import Hold, Infeasible, Plan, Provenance, Solution
@@ -222,3 +224,49 @@ def test_a_partition_leaves_slots_empty_behind_each_gpus_experts() -> None:
     problem = replace(a_problem(loads([[1, 1, 1, 1]])), slots=6)  # 3 on each of 2 GPUs
     placed = problem.partition(np.array([[1, 0, 1, 1]]))
     assert placed.physical_to_logical.tolist() == [[1, -1, -1, 0, 2, 3]]
+
+
+def test_what_stands_wins_ties() -> None:
+    even = big(a_problem(loads([[5e4] * 4])))
+    for problem in (even, replace(even, current=a_placement([[2, 1, 0, 3]]))):
+        solution = solve(problem, "joint")
+        assert isinstance(solution, Solution)
+        assert isinstance(make_plan(problem, solution, EPLB), Hold)
+
+
+def drifted(seed: int) -> Problem:
+    """A plan for one draw of loads runs, and then they change."""
+    rng = np.random.default_rng(seed)
+    load = rng.lognormal(0, 1, (3, 16)) * 1e5
+    first = big(a_problem(loads(load.tolist()), slots=20, gpus=4))
+    solution = solve(first, "joint")
+    assert isinstance(solution, Solution)
+    now = loads((load * rng.lognormal(0, 0.5, load.shape)).tolist())
+    objective = Objective(max_moved=0.3, horizon_s=1e9)
+    return replace(first, profile=now, current=solution.placement, objective=objective)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_more_moves_never_win_less_and_the_plan_wins_as_much_as_its_first_moves(seed: int) -> None:
+    plan = planned(drifted(seed), "joint")
+    assert plan.fit is not None
+    rows = plan.frontier
+    assert [row.step_s for row in rows] == sorted((row.step_s for row in rows), reverse=True)
+    assert rows[0].step_s <= plan.fit.before.step_s
+    within = [row.step_s for row in rows if row.share <= 0.3]
+    assert plan.fit.after.step_s <= min(within) * (1 + 1e-9)
+    assert all(row.moved <= row.share * 60 for row in rows)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hedging_against_unknown_traffic_costs_nothing_that_it_claims_to_win(seed: int) -> None:
+    load = np.random.default_rng(seed).integers(1, 10, 5) * 1e5
+    plain = big(a_problem(loads([load.tolist()]), slots=6))
+    hedged = replace(plain, objective=Objective(guard=0.3))
+    mixed = replace(plain, profile=guarded(plain.profile, 0.3))
+    steps = []
+    for problem in (plain, hedged):
+        solution = solve(problem, "joint")
+        assert isinstance(solution, Solution)
+        steps.append(score(mixed, solution.placement).step_s)
+    assert steps[1] <= steps[0] * (1 + 1e-9)

@@ -17,6 +17,7 @@ from placer.optimizers.joint.relabel import follow
 from placer.optimizers.joint.search import (
     PAIRS,
     accept,
+    by_move,
     refresh,
     seconds_of,
     settle,
@@ -207,3 +208,25 @@ def test_the_kernel_shares_replicas_as_the_score_does() -> None:
         state = settle(terms.layers(problem)[0], terms.rules(problem), row)
         share = shares(problem.profile, problem.placement(row[None]), "dedup")[0]
         assert state.shares == pytest.approx(share)
+
+
+def test_even_the_smallest_worlds_are_searched() -> None:
+    # 8/2 + 4/2 + 3 on each of two GPUs.
+    found = joint(large(a_problem(loads([[8e5, 3e5, 4e5, 3e5]]), slots=6)))
+    assert score(large(a_problem(loads([[8e5, 3e5, 4e5, 3e5]]), slots=6)), found).balancedness == 1
+
+
+@pytest.mark.parametrize(("experts", "slots", "gpus"), [(4, 6, 2), (6, 8, 2), (4, 8, 4), (5, 6, 3)])
+def test_in_tiny_worlds_the_search_finds_the_best(experts: int, slots: int, gpus: int) -> None:
+    for seed in range(10):
+        load = np.random.default_rng(seed).integers(1, 10, experts) * 1e5
+        problem = large(a_problem(loads([load.tolist()]), slots=slots, gpus=gpus))
+        best = optimizer("exhaustive")(problem).bound_s
+        assert score(problem, joint(problem)).step_s == pytest.approx(best, rel=1e-9)
+
+
+def test_exchanges_are_worth_what_they_win_a_move_together() -> None:
+    # The second prepares the third: (1 + 8) s for two moves; the last takes none, and joins them.
+    moves = np.array([1, 1, 1, 1, 0])
+    found = by_move(moves, np.array([6.0, 1.0, 8.0, 2.0, 0.5]))
+    assert found.tolist() == [6.0, 4.5, 4.5, 2.5, 2.5]
