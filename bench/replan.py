@@ -14,7 +14,7 @@ from placer.cost.balance import by_layer, rank_load
 from placer.cost.moves import arrivals
 from placer.objective import Objective
 from placer.placement import Placement
-from placer.plan import Hold, Provenance, Solution
+from placer.plan import Hold, Plan, Provenance, Reach, Solution
 from placer.planner import make_plan, solve
 from placer.problem import Problem
 from placer.profile import Profile
@@ -26,6 +26,7 @@ HOTTEST = 0.1  # chance of an expert: a token of 8 activations cannot use one tw
 
 def run() -> None:
     first, drifted, again = traffic()
+    first_moves: tuple[Reach, ...] = ()
     running = planned(problem(first))
     table = Table(
         title="58 x 256 -> 288 slots on 32 GPUs: loads 0.9 x seed 0 + 0.1 x seed 7, "
@@ -39,9 +40,13 @@ def run() -> None:
         times = []
         for _ in range(ROUNDS):
             begun = perf_counter()
-            placement = planned(task, name)
+            solution = solve(task, name)
             times.append((perf_counter() - begun) * 1e3)
-        answer = make_plan(task, Solution(placement), Provenance(name))
+        assert isinstance(solution, Solution)
+        placement = solution.placement
+        answer = make_plan(task, solution, Provenance(name))
+        if isinstance(answer, Plan) and answer.frontier:
+            first_moves = answer.frontier
         cells = [f"{balance(drifted, placement):.4f}", f"{moved(running, placement):.1%}"]
         table.add_row(name, *cells, f"{median(times):.0f}", type(answer).__name__)
     if find_spec("vllm"):
@@ -49,6 +54,8 @@ def run() -> None:
         cells = [f"{balance(drifted, placement):.4f}", f"{moved(running, placement):.1%}"]
         table.add_row("vLLM's policy", *cells, "-", "-")
     console.print(table)
+    for row in first_moves:
+        console.print(f"  first {row.share:.0%} of the slots: balancedness {row.balancedness:.4f}")
 
     task = problem(again, running)
     answer = make_plan(task, Solution(planned(task)), Provenance("joint"))
@@ -85,7 +92,8 @@ def problem(load: FloatArray, current: Placement | None = None) -> Problem:
     return Problem(
         model=shape,
         topology=topology.preset("h100").resized(GPUS),
-        profile=Profile(load, shape.top_k, tokens=ACTIVATIONS / shape.top_k, sequences=1),
+        # Hotter than top-k of distinct experts allows: then a part of what more tokens chose.
+        profile=Profile(load, shape.top_k, tokens=float(load.max()), sequences=1, sampled=True),
         slots=SLOTS,
         objective=Objective("allgather"),
         current=current,
