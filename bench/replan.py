@@ -92,8 +92,7 @@ def problem(load: FloatArray, current: Placement | None = None) -> Problem:
     return Problem(
         model=shape,
         topology=topology.preset("h100").resized(GPUS),
-        # Hotter than top-k of distinct experts allows: then a part of what more tokens chose.
-        profile=Profile(load, shape.top_k, tokens=float(load.max()), sequences=1, sampled=True),
+        profile=Profile(load, shape.top_k, tokens=ACTIVATIONS / shape.top_k, sequences=1),
         slots=SLOTS,
         objective=Objective("allgather"),
         current=current,
