@@ -146,8 +146,20 @@ class Ledger:
         final: bool | None = None,
     ) -> list[Record]:
         """The newest version of each id, last written first; of one pool, or final or open only."""
-        where = f"kind = ? AND {_NEWEST} AND pool = ifnull(?, pool) AND final = ifnull(?, final)"
+        newest = "SELECT max(number) FROM records WHERE kind = ? GROUP BY id"  # asks an index alone
+        where = f"number IN ({newest}) AND pool = ifnull(?, pool) AND final = ifnull(?, final)"
         return self._select(f"{where} {_LAST_FIRST}", kind, pool, final, limit=limit)
+
+    def newest_of_each(
+        self, limit: int, pool: str | None = None, but: Collection[str] = ()
+    ) -> list[Record]:
+        """The newest version of each id of each kind, last written first; of one pool only, and of
+        no ``latest_only`` kind nor of those in ``but``."""
+        others = (*self._latest_only, *but)
+        spots = ", ".join("?" * len(others))
+        newest = f"SELECT max(number) FROM records WHERE kind NOT IN ({spots}) GROUP BY kind, id"
+        where = f"number IN ({newest}) AND pool = ifnull(?, pool)"
+        return self._select(f"{where} {_LAST_FIRST}", *others, pool, limit=limit)
 
     def history(
         self, limit: int | None = None, pool: str | None = None, before: int | None = None

@@ -1,4 +1,4 @@
-"""What was, for people: the newest of each record, and the story of one in sentences."""
+"""The story of one record, in sentences."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,22 +9,6 @@ from controller.store import Ledger, Record, Unreadable
 from placer.plan import saving
 
 KINDS = ("plan", "operation", "decision", "acknowledgement")
-PAGE = 200  # records that are read at once: the ledger is for others in between
-
-
-def newest_of_each(ledger: Ledger, limit: int, pool: str | None) -> list[Record]:
-    """The last version of each record but maps, last written first."""
-    told: dict[tuple[str, str], Record] = {}
-    before: int | None = None
-    while len(told) < limit:
-        page = ledger.history(PAGE, pool=pool, before=before)
-        for record in page:
-            if record.kind != "placement":
-                told.setdefault((record.kind, record.id), record)
-        if len(page) < PAGE:
-            break
-        before = page[-1].number
-    return list(told.values())[:limit]
 
 
 def story(ledger: Ledger, id: str, most: int) -> list[Record]:

@@ -289,7 +289,7 @@ def _engine(name: str, members: list[Member], now_s: float) -> Any:
 
 
 class Ledgers(LedgerServiceServicer):  # type: ignore[misc]
-    """The ledger is read on one thread, one question after another: it may have much to read."""
+    """What was. The ledger is read on one thread, one question after another: it may be large."""
 
     def __init__(self, loop: Loop) -> None:
         self.ledger = loop.journal.ledger
@@ -309,7 +309,8 @@ class Ledgers(LedgerServiceServicer):  # type: ignore[misc]
 
 
 def _history(ledger: Ledger, limit: int, pool: str | None) -> Any:
-    found = explain.newest_of_each(ledger, limit, pool)
+    """The steps of an operation are told as one, the last."""
+    found = ledger.newest_of_each(limit, pool, but=["placement"])
     return fleet_pb2.HistoryResponse(records=_listed(wire.record, found))
 
 

@@ -255,6 +255,36 @@ def test_pruning_is_what_a_plain_reading_says(
         assert went == len(puts) - len(stays)
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["plan", "operation", "placement", "snapshot"]),
+            st.sampled_from("ab"),
+            st.sampled_from("xy"),
+        ),
+        max_size=20,
+    ),
+    st.integers(0, 5),
+)
+def test_the_newest_of_each_is_what_a_plain_reading_says(
+    puts: list[tuple[str, str, str]], limit: int
+) -> None:
+    last: dict[tuple[str, str], Record] = {}
+    with closing(Ledger(None)) as ledger:
+        for kind, id, pool in puts:
+            version = ledger.version(kind, id) + 1
+            last.pop((kind, id), None)
+            last[kind, id] = ledger.put(a_plan(version, id, kind=kind, pool=pool))
+        those = [one for one in reversed(last.values()) if one.kind in ("plan", "operation")]
+        assert ledger.newest_of_each(limit, but=["placement"]) == those[:limit]
+        for pool in "xy":
+            of_pool = [one for one in those if one.pool == pool]
+            assert ledger.newest_of_each(limit, pool, but=["placement"]) == of_pool[:limit]
+        for kind in ("plan", "snapshot"):
+            of_kind = [one for one in reversed(last.values()) if one.kind == kind]
+            assert ledger.newest(kind) == of_kind
+
+
 def tamper(ledger: Ledger, change: str, where: str = "1") -> None:
     """Past the ledger."""
     ledger._connection.execute(f"UPDATE records SET {change} WHERE {where}")

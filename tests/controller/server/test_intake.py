@@ -223,14 +223,14 @@ def test_the_controller_answers_while_its_history_is_read(monkeypatch: pytest.Mo
 
     async def work(world: World) -> None:
         ledger, begun = world.loop.journal.ledger, threading.Event()
-        history = ledger.history
+        newest = ledger.newest_of_each
 
         def slow(*args: Any, **kwargs: Any) -> Any:
             begun.set()
             go_on.wait(20)
-            return history(*args, **kwargs)
+            return newest(*args, **kwargs)
 
-        monkeypatch.setattr(ledger, "history", slow)
+        monkeypatch.setattr(ledger, "newest_of_each", slow)
         await world.register(epoch=9, digest="sha256:ab")
         asked = world.ledger.History(HistoryRequest())
         while not begun.is_set():
