@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from pydantic import ValidationError
 
 from placer.cli.console import note, progress
@@ -27,6 +28,17 @@ from placer.topology import Topology
 from placer.trace import Trace, concatenate, told
 
 DEFAULT_TOPOLOGY = "h100"
+
+Overlap = Annotated[
+    float,
+    typer.Option(
+        help="Share of communication that the engine hides behind the experts' work.", min=0, max=1
+    ),
+]
+Guard = Annotated[
+    float,
+    typer.Option(help="Share of unknown traffic to plan for beside the recorded.", min=0, max=1),
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

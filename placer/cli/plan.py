@@ -42,20 +42,8 @@ def plan(
         Dispatch,
         typer.Option(help="How the engine moves tokens: vLLM's default, DeepEP-like, ExFlow-like."),
     ] = "allgather",
-    overlap: Annotated[
-        float,
-        typer.Option(
-            help="Share of communication that the engine hides behind the experts' work.",
-            min=0,
-            max=1,
-        ),
-    ] = OBJECTIVE.overlap,
-    guard: Annotated[
-        float,
-        typer.Option(
-            help="Share of unknown traffic to plan for beside the recorded.", min=0, max=1
-        ),
-    ] = OBJECTIVE.guard,
+    overlap: inputs.Overlap = OBJECTIVE.overlap,
+    guard: inputs.Guard = OBJECTIVE.guard,
     current: Annotated[
         Path | None, typer.Option(help="The plan that runs today: moves are counted from it.")
     ] = None,

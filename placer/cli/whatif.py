@@ -51,20 +51,8 @@ def whatif(
             "--uneven", help="Let GPUs hold different numbers of a layer's experts (moetuner)."
         ),
     ] = False,
-    overlap: Annotated[
-        float,
-        typer.Option(
-            help="Share of communication that the engine hides behind the experts' work.",
-            min=0,
-            max=1,
-        ),
-    ] = OBJECTIVE.overlap,
-    guard: Annotated[
-        float,
-        typer.Option(
-            help="Share of unknown traffic to plan for beside the recorded.", min=0, max=1
-        ),
-    ] = OBJECTIVE.guard,
+    overlap: inputs.Overlap = OBJECTIVE.overlap,
+    guard: inputs.Guard = OBJECTIVE.guard,
     current: Annotated[Path | None, typer.Option(help="The plan that runs today.")] = None,
     holdout: Annotated[
         float, typer.Option(help="Share of sequences to judge on and not to plan from.")
