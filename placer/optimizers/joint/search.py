@@ -79,12 +79,15 @@ class Rules(NamedTuple):
 
     visit_s, node_visit_s: seconds a step of a GPU's links and of a node's, if every token that is
                 elsewhere visits it
+    latency_s, node_latency_s: seconds that they take however few tokens visit
     overlap:    share of them that experts' work hides
     slowest, slowest_node: how many standard deviations the slowest GPU and node is above the mean
     coherent:   whether ``leaving`` counts
     by_rule:    whether replicas share as the dispatch rule says (``sharing.shares``), or evenly
     keep_nodes: whether experts must stay on the nodes where they are
     two_nodes:  whether every expert must be on two nodes
+    hedged:     whether traffic that was not recorded counts; if not, no layer gets slower on what
+                was recorded
     share:      [2, R] on GPUs and on nodes: share of the tokens elsewhere that each of r replicas
                 serves
     company:    [2, R] the chance that one of r replicas serves a token that visits from elsewhere
@@ -94,6 +97,8 @@ class Rules(NamedTuple):
     top_k: int
     visit_s: float
     node_visit_s: float
+    latency_s: float
+    node_latency_s: float
     overlap: float
     slowest: float
     slowest_node: float
@@ -101,6 +106,7 @@ class Rules(NamedTuple):
     by_rule: bool
     keep_nodes: bool
     two_nodes: bool
+    hedged: bool
     share: FloatArray
     company: FloatArray
 
@@ -217,11 +223,16 @@ def step_seconds(rules: Rules, totals: Totals, gpus: int) -> float:
     if rules.coherent:  # or the one that owns most tokens sends most
         most = 1.0 + rules.slowest * math.sqrt(max(owned / gpus - 1.0, 0.0))
         local = max(local, visits / gpus * most)
-    links = local * rules.visit_s
+    links = local * rules.visit_s + rules.latency_s
     if rules.nodes > 1:
         above = rules.slowest_node
         node = slowest(node_visits, node_visits2, busiest_node, rules.nodes, above, 0.0)
-        links = max(links, node * rules.node_visit_s)
+        links = max(links, node * rules.node_visit_s + rules.node_latency_s)
+    return both(rules, experts, links)
+
+
+@inlined
+def both(rules: Rules, experts: float, links: float) -> float:
     hidden = rules.overlap * links
     return experts + links - hidden + max(hidden - experts, 0.0)
 
@@ -730,6 +741,16 @@ def seconds_of(layer: Layer, state: State) -> float:
 
 
 @compiled
+def recorded_s(layer: Layer, rules: Rules, state: State) -> float:
+    """The same on what was recorded, whatever the noise: of the GPU and the links that are slowest
+    there. The peaks must count."""
+    links = state.totals[9] * rules.visit_s + rules.latency_s
+    if rules.nodes > 1:
+        links = max(links, state.totals[10] * rules.node_visit_s + rules.node_latency_s)
+    return seconds_of(layer, state) - state.step[0] + both(rules, state.totals[8], links)
+
+
+@compiled
 def alone(layer: Layer, replicas: IntArray) -> FloatArray:
     """[2, 3, E] seconds of one of an expert's replicas on its GPU, by arithmetic and by reading
     weights: if there were one replica fewer, as things are, and with one more; shared evenly."""
@@ -1021,12 +1042,23 @@ def guess_all(
 
 @compiled
 def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> IntArray:
-    """[S] the best slots met on the way from ``start``, tightened."""
+    """[S] the best slots met on the way from ``start``, tightened; or ``start`` tightened as if
+    there were no noise, if they are slower than that on what was recorded."""
     state = wander(layer, rules, schedule, start, False)
     if schedule.twice:
         state = wander(layer, rules, schedule, state.slots, True)
     tighten(layer, rules, state)
-    return state.slots
+    if rules.hedged:
+        return state.slots
+    begun = settle(layer, rules, start.copy(), True)
+    if recorded_s(layer, rules, state) <= recorded_s(layer, rules, begun):
+        return state.slots
+    sure = Layer(
+        layer.use, layer.pairs, np.zeros_like(layer.risk), np.zeros((0, 0)), layer.arithmetic,
+        layer.reading, layer.standing, layer.leaving, layer.owning,
+    )  # fmt: skip
+    tighten(sure, rules, begun)
+    return begun.slots
 
 
 @compiled
@@ -1093,7 +1125,9 @@ def _compile() -> None:
     square, none = np.zeros((2, 2)), np.zeros(0)
     layer = Layer(experts, square, experts, square, experts, rates, square, square, none)
     tables = np.ones((2, 4))
-    rules = Rules(1, 1, 0.0, 0.0, 0.0, 1.0, 1.0, False, False, False, False, tables, tables)
+    rules = Rules(
+        1, 1, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, False, False, False, False, False, tables, tables
+    )
     anneal(layer, rules, Schedule(1, 1.0, 1.0, 0, True), np.arange(2))
     descend(layer, rules, np.arange(2), square, np.ones(1))
 

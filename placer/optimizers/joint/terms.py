@@ -21,12 +21,14 @@ def is_coherent(problem: Problem) -> bool:
 def rules(problem: Problem) -> Rules:
     topology, objective = problem.topology, problem.objective
     gpus, nodes, size = topology.gpus, topology.nodes, topology.gpus_per_node
-    visit_s = node_visit_s = 0.0
+    visit_s = node_visit_s = latency_s = node_latency_s = 0.0
     if objective.dispatch != "allgather":
         tokens, model = objective.tokens_per_gpu * gpus, problem.model
         there_and_back = tokens * (model.dispatch_bytes + model.combine_bytes)
         visit_s = there_and_back * (size - 1) / size / links.local_rate(topology)
         node_visit_s = there_and_back * (nodes - 1) / gpus / topology.network.bytes_per_s
+        latency_s = 2 * topology.local.latency_s * (size > 1)
+        node_latency_s = 2 * topology.network.latency_s * (nodes > 1)
     most = np.arange(most_replicas(problem) + 2)
     by_level = [away(most, places, objective.dispatch) for places in (gpus, nodes)]
     share, company = (np.stack(tables) for tables in zip(*by_level, strict=True))
@@ -35,6 +37,8 @@ def rules(problem: Problem) -> Rules:
         top_k=problem.model.top_k,
         visit_s=visit_s,
         node_visit_s=node_visit_s,
+        latency_s=latency_s,
+        node_latency_s=node_latency_s,
         overlap=objective.overlap,
         slowest=outlook.slowest(gpus),
         slowest_node=outlook.slowest(nodes),
@@ -42,6 +46,7 @@ def rules(problem: Problem) -> Rules:
         by_rule=objective.dispatch != "allgather" and problem.slots > problem.model.experts,
         keep_nodes=objective.keep_groups and nodes > 1,
         two_nodes=objective.survive_node,
+        hedged=problem.profile.unknown is not None,
         share=share,
         company=company,
     )
