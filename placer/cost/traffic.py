@@ -58,7 +58,7 @@ def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
     layers, gpus, nodes = placement.layers, placement.gpus, placement.nodes
     node_of = placement.node_of_gpu
     maps = [LayerMap.of(placement, layer) for layer in range(layers)]
-    homes = np.repeat(_homes(trace.seq_lens, gpus), trace.seq_lens)
+    owners = np.repeat(homes(trace.seq_lens, gpus), trace.seq_lens)
     lots = np.random.default_rng(0)
     served = np.zeros((layers, gpus))
     sent = Flow(np.zeros((layers, gpus, gpus)), np.zeros((layers, gpus, nodes)))
@@ -69,7 +69,7 @@ def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
         ids = trace.expert_ids[part]
         rows = np.arange(len(ids))
         hashed = token_hash(np.arange(part.start, part.stop))
-        here, last = homes[part], None
+        here, last = owners[part], None
         for layer in range(layers):
             origin = None if dispatch == "allgather" else here
             gpu = serve(ids[:, layer].astype(np.intp), maps[layer], hashed, origin, node_of)
@@ -106,7 +106,7 @@ def _weights(trace: Trace, part: slice, layer: int) -> FloatArray:
     return np.divide(gates, total, out=even, where=total > 0)
 
 
-def _homes(seq_lens: IntArray, gpus: int) -> IntArray:
+def homes(seq_lens: IntArray, gpus: int) -> IntArray:
     """[sequences] the GPU where each sequence is."""
     waiting = [(0, gpu) for gpu in range(gpus)]
     homes = np.empty(len(seq_lens), dtype=np.intp)

@@ -49,7 +49,7 @@ FIRST = (0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the slots, of which it is told
 STEEPEST = 16.0  # factor of the price from one try to the next
 ENOUGH = 50  # iterations for each two slots
 LEAST = 10_000  # even for the smallest: they take a millisecond
-BALANCE = 20  # times fewer exchanges are enough where only balance counts
+BALANCE = 8  # times fewer exchanges are enough where only balance counts
 REPLICAS = 4  # times as long an exchange takes where replicas share by the dispatch rule
 THREADS = 2
 

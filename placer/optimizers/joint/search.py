@@ -22,6 +22,7 @@ from placer.arrays import BoolArray, FloatArray, IntArray
 # larger of both, their variance, and tokens owned.
 MEAN, PAIRS, CHANCE, ARITHMETIC, READING, SECONDS, VARIANCE, OWNED = range(8)
 OF_NODES = 3  # so many of the rows are of nodes, too
+TINY = 1e-300  # instead of nothing to divide by
 TIES = 1e-3  # weight of the deviations where the peak counts, which many exchanges leave alike
 STAGES = 64  # of annealing, after each of which the shares of all replicas are reckoned again
 # Rows of State.change: by how much an exchange changes the weights of the two experts.
@@ -81,6 +82,7 @@ class Rules(NamedTuple):
                 elsewhere visits it
     latency_s, node_latency_s: seconds that they take however few tokens visit
     overlap:    share of them that experts' work hides
+    owned:      tokens of the GPU that owns most, over the mean
     slowest, slowest_node: how many standard deviations the slowest GPU and node is above the mean
     coherent:   whether ``leaving`` counts
     by_rule:    whether replicas share as the dispatch rule says (``sharing.shares``), or evenly
@@ -100,6 +102,7 @@ class Rules(NamedTuple):
     latency_s: float
     node_latency_s: float
     overlap: float
+    owned: float
     slowest: float
     slowest_node: float
     coherent: bool
@@ -213,20 +216,25 @@ def slowest(
 
 @inlined
 def step_seconds(rules: Rules, totals: Totals, gpus: int) -> float:
-    """Seconds of a step: the slowest GPU's experts, as expected, and the slowest link."""
+    """Seconds of a step: the slowest GPU's experts, as expected, and the slowest link, whose visits
+    are taken to vary as the loads behind them do."""
     (
         seconds, squares, noise, owned, visits, visits2, node_visits, node_visits2,
         latest, busiest, busiest_node,
     ) = totals  # fmt: skip
     experts = slowest(seconds, squares, latest, gpus, rules.slowest, noise)
-    local = slowest(visits, visits2, busiest, gpus, rules.slowest, 0.0)
-    if rules.coherent:  # or the one that owns most tokens sends most
-        most = 1.0 + rules.slowest * math.sqrt(max(owned / gpus - 1.0, 0.0))
-        local = max(local, visits / gpus * most)
+    vary = noise / max(seconds * seconds, TINY)
+    local = slowest(visits, visits2, busiest, gpus, rules.slowest, vary * visits * visits)
+    most = rules.owned  # or the one that owns most tokens sends most
+    if rules.coherent:
+        most = max(most, 1.0 + rules.slowest * math.sqrt(max(owned / gpus - 1.0, 0.0)))
+    local = max(local, visits / gpus * most)
     links = local * rules.visit_s + rules.latency_s
     if rules.nodes > 1:
         above = rules.slowest_node
-        node = slowest(node_visits, node_visits2, busiest_node, rules.nodes, above, 0.0)
+        spread = vary * node_visits * node_visits
+        node = slowest(node_visits, node_visits2, busiest_node, rules.nodes, above, spread)
+        node = max(node, node_visits / rules.nodes * most)
         links = max(links, node * rules.node_visit_s + rules.node_latency_s)
     return both(rules, experts, links)
 
@@ -744,9 +752,13 @@ def seconds_of(layer: Layer, state: State) -> float:
 def recorded_s(layer: Layer, rules: Rules, state: State) -> float:
     """The same on what was recorded, whatever the noise: of the GPU and the links that are slowest
     there. The peaks must count."""
-    links = state.totals[9] * rules.visit_s + rules.latency_s
+    most = rules.owned / len(state.danger)
+    visits = max(state.totals[9], state.totals[4] * most)
+    links = visits * rules.visit_s + rules.latency_s
     if rules.nodes > 1:
-        links = max(links, state.totals[10] * rules.node_visit_s + rules.node_latency_s)
+        most = rules.owned / rules.nodes
+        visits = max(state.totals[10], state.totals[6] * most)
+        links = max(links, visits * rules.node_visit_s + rules.node_latency_s)
     return seconds_of(layer, state) - state.step[0] + both(rules, state.totals[8], links)
 
 
@@ -1042,8 +1054,9 @@ def guess_all(
 
 @compiled
 def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> IntArray:
-    """[S] the best slots met on the way from ``start``, tightened; or ``start`` tightened as if
-    there were no noise, if they are slower than that on what was recorded."""
+    """[S] the best slots met on the way from ``start``, tightened. On what was recorded they are no
+    slower than ``start``: else they are tightened as if there were no noise, or else ``start`` is.
+    """
     state = wander(layer, rules, schedule, start, False)
     if schedule.twice:
         state = wander(layer, rules, schedule, state.slots, True)
@@ -1051,12 +1064,16 @@ def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> I
     if rules.hedged:
         return state.slots
     begun = settle(layer, rules, start.copy(), True)
-    if recorded_s(layer, rules, state) <= recorded_s(layer, rules, begun):
+    enough = recorded_s(layer, rules, begun)
+    if recorded_s(layer, rules, state) <= enough:
         return state.slots
     sure = Layer(
         layer.use, layer.pairs, np.zeros_like(layer.risk), np.zeros((0, 0)), layer.arithmetic,
         layer.reading, layer.standing, layer.leaving, layer.owning,
     )  # fmt: skip
+    tighten(sure, rules, state)
+    if recorded_s(sure, rules, state) <= enough:
+        return state.slots
     tighten(sure, rules, begun)
     return begun.slots
 
@@ -1126,7 +1143,23 @@ def _compile() -> None:
     layer = Layer(experts, square, experts, square, experts, rates, square, square, none)
     tables = np.ones((2, 4))
     rules = Rules(
-        1, 1, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, False, False, False, False, False, tables, tables
+        1,
+        1,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        1.0,
+        1.0,
+        1.0,
+        False,
+        False,
+        False,
+        False,
+        False,
+        tables,
+        tables,
     )
     anneal(layer, rules, Schedule(1, 1.0, 1.0, 0, True), np.arange(2))
     descend(layer, rules, np.arange(2), square, np.ones(1))

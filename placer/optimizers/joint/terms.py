@@ -5,6 +5,7 @@ import numpy as np
 from placer.arrays import FloatArray, IntArray
 from placer.cost import compute, links, moves, outlook, steps
 from placer.cost.sharing import away
+from placer.cost.traffic import homes
 from placer.optimizers.joint.search import Layer, Rules
 from placer.problem import Problem
 
@@ -40,6 +41,7 @@ def rules(problem: Problem) -> Rules:
         latency_s=latency_s,
         node_latency_s=node_latency_s,
         overlap=objective.overlap,
+        owned=_most_owned(problem),
         slowest=outlook.slowest(gpus),
         slowest_node=outlook.slowest(nodes),
         coherent=is_coherent(problem),
@@ -50,6 +52,17 @@ def rules(problem: Problem) -> Rules:
         share=share,
         company=company,
     )
+
+
+def _most_owned(problem: Problem) -> float:
+    """Tokens of the GPU that owns most, over the mean; 1 where that is not known: without a trace,
+    or if it has no request for some GPU. ``coherent`` tokens have other owners after every layer.
+    """
+    trace, gpus = problem.trace, problem.topology.gpus
+    if not trace or not trace.tokens or len(trace.seq_lens) < gpus or is_coherent(problem):
+        return 1.0
+    owned = np.bincount(homes(trace.seq_lens, gpus), trace.seq_lens, gpus)
+    return float(owned.max() / owned.mean())
 
 
 def most_replicas(problem: Problem) -> int:
