@@ -23,20 +23,20 @@ from rich.table import Table
 
 from bench.replan import chances, planned, problem
 from bench.timing import console
-from controller.adapters.memory import MemoryEngine, MemoryEngines
-from controller.adapters.vllm_engines import VllmEngines
 from controller.clock import SystemClock
 from controller.config import Config, PoolPolicy
-from controller.fleet import Fleet, Pool
-from controller.journal import Journal
+from controller.engines.in_memory import MemoryEngine, MemoryEngines
+from controller.engines.planning import answer
+from controller.engines.vllm_engines import VllmEngines
+from controller.fleet.windows import Delta, Window
+from controller.fleet.workers import Fleet, Pool
+from controller.ledger.ledger import Ledger
+from controller.ledger.watched import Journal
 from controller.loop import Loop
 from controller.migration.commands import Stage
-from controller.planning import answer
-from controller.rebalance import Past, decide
+from controller.policies.rebalance import Past, decide
 from controller.server.security import Listening
 from controller.server.serve import start
-from controller.store import Ledger
-from controller.windows import Delta, Window
 from placer import model, topology
 from placer.channel import Settings, open_aio_channel
 from placer.placement import Placement
@@ -159,7 +159,7 @@ def serve(pipe: Connection, before: Placement, folder: Path, policy: PoolPolicy 
 async def _controller(
     pipe: Connection, before: Placement, folder: Path, policy: PoolPolicy
 ) -> None:
-    """As controller.main, with a planner and engines that need no Ray."""
+    """As controller.hosts.ray, with a planner and engines that need no Ray."""
     config, ledger = Config(policy), Ledger(folder / "ledger.db")
     journal = Journal(ledger, SystemClock())
     fleet = Fleet(lambda pool: config.of(pool).window_s)

@@ -8,17 +8,17 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from controller import snapshots
+from controller.changes.arbiter import Desk
+from controller.changes.forms import READERS, Acknowledgement
+from controller.changes.operations import Operation
+from controller.changes.plans import PlanState
 from controller.config import Config, PoolPolicy, told_in_settings
-from controller.desk import Desk
-from controller.fleet import Fleet, Pool, Registration
-from controller.journal import Journal
-from controller.operations import Operation
-from controller.plans import PlanState
+from controller.fleet import snapshots
+from controller.fleet.workers import Fleet, Pool, Registration
+from controller.ledger.ledger import LedgerError, Record, Unreadable
+from controller.ledger.watched import Journal
+from controller.policies.rebalance import Decision, Past, decide
 from controller.ports import EngineLostError, Engines, Planner
-from controller.readers import READERS, Acknowledgement
-from controller.rebalance import Decision, Past, decide
-from controller.store import LedgerError, Record, Unreadable
 from placer.arrays import FloatArray
 from placer.cost import Score, score
 from placer.errors import PlacerError

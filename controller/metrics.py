@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from controller.fleet import Pool
+from controller.changes.plans import PlanState
+from controller.fleet.workers import Pool
 from controller.loop import Loop
-from controller.plans import PlanState
 from placer.cost.balance import rank_load
 from placer.errors import PlacerError
 

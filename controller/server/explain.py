@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from controller.fleet import NAME, UnknownError
-from controller.store import Ledger, Record, Unreadable
+from controller.fleet.workers import NAME, UnknownError
+from controller.ledger.ledger import Ledger, Record, Unreadable
 from placer.plan import saving
 
 KINDS = ("plan", "operation", "decision", "acknowledgement")

@@ -8,7 +8,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
-from controller.adapters.vllm_engines import VllmEngines
+from controller.engines.vllm_engines import VllmEngines
 from controller.loop import Loop
 from controller.server.intake import SMALL, Intake
 from controller.server.security import Guard, Listening, Role, SecurityError, Tokens

@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
-from controller.adapters.vllm_engines import VllmEngines
-from controller.fleet import Member, Pool, WorkerId
+from controller.changes.plans import PlanState
+from controller.engines.vllm_engines import VllmEngines
+from controller.fleet.workers import Member, Pool, WorkerId
+from controller.ledger.ledger import Ledger, Record
 from controller.loop import Loop, outcome
-from controller.plans import PlanState
 from controller.server import explain, wire
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
 from controller.server.intake import LIGHT
-from controller.store import Ledger, Record
 from placer.errors import PlacementError, RoutingError
 from placer.files.plans import parse_plan, plan_text
 from placer.optimizers import optimizer as known_optimizer

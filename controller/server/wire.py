@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
-from controller.fleet import NAME, Registration, WorkerId
-from controller.operations import Operation
+from controller.changes.operations import Operation
+from controller.fleet.windows import Delta
+from controller.fleet.workers import NAME, Registration, WorkerId
+from controller.ledger.ledger import Record
 from controller.server.intake import read_push
-from controller.store import Record
-from controller.windows import Delta
 from placer.agent.status import Worker
 from placer.arrays import IntArray
 from placer.bounds import MOST_EXPERTS, MOST_LAYERS, MOST_PAIRS, MOST_TOP_K

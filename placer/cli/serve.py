@@ -54,9 +54,9 @@ def serve(
     """
     try:
         from controller.config import read_config
-        from controller.main import Setup, end, launch, look
+        from controller.hosts.ray import Setup, end, launch, look
+        from controller.ledger.ledger import Ledger
         from controller.server.security import Listening, Tokens
-        from controller.store import Ledger
     except ImportError as error:
         raise MissingError("placer serve", "controller", error.name) from error
 

@@ -13,7 +13,7 @@ import pytest
 from placer.files.plans import write_plan
 from tests.agent.builders import a_plan
 from tests.cli.conftest import Placer
-from tests.cli.controllers import Running, a_controller
+from tests.cli.tiny_controller import Running, a_controller
 
 MOVED = [[3, 2, 1, 0], [0, 1, 2, 3]]
 

@@ -10,8 +10,8 @@ from placer.pace import Pace
 from placer.plan import Comparison, Plan
 from tests.agent.builders import a_plan
 from tests.cli.conftest import Placer
-from tests.cli.controllers import Running, a_controller
-from tests.controller.tiny_service import Authority
+from tests.cli.tiny_controller import Running, a_controller
+from tests.controller.server.tiny_service import Authority
 
 
 def page(placer: Placer, *args: str) -> str:

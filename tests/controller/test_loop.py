@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.memory import MemoryEngine
 from controller.config import Config, Hours
-from controller.fleet import WorkerId
+from controller.engines.in_memory import MemoryEngine
+from controller.fleet.workers import WorkerId
 from controller.loop import AGAIN_S, outcome
 from placer.plan import Hold, Infeasible, Plan
-from tests.controller.builders import (
+from tests.controller.tiny_pool import (
     BEGIN_S,
     BYTES,
     GOAL,

@@ -7,12 +7,12 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 
 from controller import metrics
+from controller.fleet.windows import Delta
 from controller.metrics import LoopCollector
-from controller.windows import Delta
 from placer.model import ModelShape
 from placer.pace import Pace
 from placer.placement import Placement
-from tests.controller.builders import (
+from tests.controller.tiny_pool import (
     BEGIN_S,
     BYTES,
     POOL,

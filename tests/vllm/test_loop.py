@@ -14,17 +14,17 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm installs it")
 
-from controller.adapters.fleet_engines import FleetEngines
-from controller.adapters.memory import MemoryEngines, MemoryPlanner
-from controller.adapters.vllm_engines import VllmEngines
 from controller.clock import SystemClock
 from controller.config import Config, PoolPolicy
-from controller.fleet import Fleet
-from controller.journal import Journal
+from controller.engines.fleet_engines import FleetEngines
+from controller.engines.in_memory import MemoryEngines, MemoryPlanner
+from controller.engines.vllm_engines import VllmEngines
+from controller.fleet.workers import Fleet
+from controller.ledger.ledger import Ledger
+from controller.ledger.watched import Journal
 from controller.loop import Loop
 from controller.server.security import Listening
 from controller.server.serve import start
-from controller.store import Ledger
 from placer.files.specs import read_topology
 from placer.v1 import fleet_pb2, placement_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
@@ -34,7 +34,7 @@ from tests.vllm.story import REDUNDANT, real_prompts
 
 TOKENS = 60
 POLICY = PoolPolicy(
-    topology=read_topology(str(ROOT / "simulations" / "tiny_moe" / "cpus.yaml")),
+    topology=read_topology(str(ROOT / "examples" / "tiny_moe" / "cpus.yaml")),
     window_s=3600.0,
     least_tokens=1000,
     confirmations=1,

@@ -12,19 +12,19 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from controller.desk import BusyError
-from controller.fleet import FleetError, UnknownError
+from controller.changes.arbiter import BusyError
+from controller.fleet.workers import FleetError, UnknownError
+from controller.ledger.ledger import Conflict, LedgerError, LedgerFull, Record, Unreadable
 from controller.ports import EngineLostError
 from controller.server.answers import A_BUG, CODES
 from controller.server.callers import ForbiddenError
 from controller.server.security import Listening, SecurityError
 from controller.server.serve import SERVICES, start
-from controller.store import Conflict, LedgerError, LedgerFull, Record, Unreadable
 from placer.channel import Settings, open_aio_channel
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2, placement_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
-from tests.controller.server.worlds import (
+from tests.controller.server.tiny_server import (
     Setting,
     World,
     a_push,
@@ -33,7 +33,7 @@ from tests.controller.server.worlds import (
     refusal,
     until,
 )
-from tests.controller.tiny_service import AGENT, OPERATOR, TOKENS, WRONG, write
+from tests.controller.server.tiny_service import AGENT, OPERATOR, TOKENS, WRONG, write
 
 Code = grpc.StatusCode
 

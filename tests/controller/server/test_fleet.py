@@ -17,7 +17,7 @@ from placer.v1.fleet_pb2 import (
 )
 from placer.v1.placement_pb2 import ApplyRequest, GetRequest, ListRequest, ProposeRequest
 from tests.builders import a_model
-from tests.controller.server.worlds import World, a_push, during, refusal
+from tests.controller.server.tiny_server import World, a_push, during, refusal
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_NOW = grpc.StatusCode.FAILED_PRECONDITION

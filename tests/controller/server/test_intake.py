@@ -12,7 +12,7 @@ from placer.errors import ModelError
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 from placer.v1.fleet_pb2 import ExplainRequest, HistoryRequest, StatusRequest
 from placer.v1.placement_pb2 import ApproveRequest, ListRequest, ProposeRequest, RollbackRequest
-from tests.controller.server.worlds import (
+from tests.controller.server.tiny_server import (
     World,
     a_count,
     a_file,

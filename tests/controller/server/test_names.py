@@ -13,7 +13,7 @@ from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2 import WatchRequest
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
 from tests.builders import a_placement
-from tests.controller.server.worlds import (
+from tests.controller.server.tiny_server import (
     IN_ORDER,
     SWAPPED,
     Setting,
@@ -24,7 +24,7 @@ from tests.controller.server.worlds import (
     refusal,
     until,
 )
-from tests.controller.tiny_service import AGENT, OPERATOR, write
+from tests.controller.server.tiny_service import AGENT, OPERATOR, write
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 OTHER = "others-secret-0001"

@@ -18,7 +18,7 @@ from placer.v1.placement_pb2 import (
     ProposeRequest,
     RollbackRequest,
 )
-from tests.controller.server.worlds import (
+from tests.controller.server.tiny_server import (
     IN_ORDER,
     POLICY,
     SWAPPED,

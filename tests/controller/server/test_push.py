@@ -10,7 +10,7 @@ import pytest
 
 from controller.server import serve
 from placer.v1 import profile_pb2
-from tests.controller.server.worlds import (
+from tests.controller.server.tiny_server import (
     HOT,
     POLICY,
     Setting,

@@ -8,12 +8,12 @@ from typing import Any
 import grpc
 import pytest
 
-from controller import journal
+from controller.ledger import watched
 from controller.migration.commands import Done, Refused, Stage
 from placer.files.plans import parse_plan
 from placer.v1.placement_pb2 import ApplyRequest, WatchRequest
 from tests.builders import a_placement
-from tests.controller.server.worlds import (
+from tests.controller.server.tiny_server import (
     IN_ORDER,
     SWAPPED,
     World,
@@ -135,7 +135,7 @@ def test_an_operator_hears_of_every_record_but_maps() -> None:
 def test_a_watcher_that_does_not_read_is_told_that_it_missed_some(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(journal, "BACKLOG", 3)
+    monkeypatch.setattr(watched, "BACKLOG", 3)
 
     async def work(world: World) -> None:
         stream = world.placement.Watch(WatchRequest())
