@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from controller.changes.arbiter import Desk
+from controller.changes.arbiter import Arbiter
 from controller.changes.forms import READERS, Acknowledgement
 from controller.changes.operations import Operation
 from controller.changes.plans import PlanState
@@ -62,7 +62,7 @@ class Loop:
     ) -> None:
         self.config, self.journal, self.fleet = config, journal, fleet
         self.engines, self.planner = engines, planner
-        self.desk = Desk(config, journal, fleet, engines)
+        self.arbiter = Arbiter(config, journal, fleet, engines)
         self.views: dict[str, View] = {}
         self.troubles: dict[str, str] = {}
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -99,7 +99,7 @@ class Loop:
         now_s = self.journal.clock.now_s()
         self.fleet.forget(now_s)
         await self._try("ledger", self._keep_house())
-        await self._try("operations", self.desk.resume())
+        await self._try("operations", self.arbiter.resume())
         for what, look in self.looks.items():
             await self._try(what, look())
         pools = list(self.fleet.pools.values())
@@ -137,7 +137,7 @@ class Loop:
     async def _keep_house(self) -> None:
         since_s = self.journal.clock.now_s() - self.config.retention_days * 86_400
         for kind, keep in KEPT.items():
-            needed = self.desk.placements_in_use() if kind == "placement" else ()
+            needed = self.arbiter.placements_in_use() if kind == "placement" else ()
             self.journal.ledger.prune(kind, keep, since_s, needed)
 
     async def _snapshot(self, pool: Pool) -> None:
@@ -147,7 +147,7 @@ class Loop:
         """Observe one pool, and decide."""
         now_s, policy = self.journal.clock.now_s(), self.config.of(pool.name)
         past = self._past(pool.name)
-        running = self.desk.running
+        running = self.arbiter.running
         if running is not None and running.pool == pool.name:  # what stands is in between
             reason = f"{running.id} is at work: {Operation.of(running).progress}"
             decision = Decision("wait", reason, past.streak)
@@ -160,9 +160,11 @@ class Loop:
             self._decided(pool.name, View(Decision("hold", problem.reason), now_s))
             return
         answer = await self.planner.answer(problem, policy.optimizer)
-        if isinstance(answer, Hold) and (strays := await self.desk.strays(pool, problem.start)):
+        if isinstance(answer, Hold) and (
+            drifted := await self.arbiter.drifted(pool, problem.start)
+        ):
             # Started again, or changed by hand: where it is, nobody planned for.
-            reason = f"{', '.join(strays)} stands elsewhere than the rest of the pool: to join it"
+            reason = f"{', '.join(drifted)} stands elsewhere than the rest of the pool: to join it"
             answer = Plan(problem.start, reason, problem.model, problem.topology)
         decision = decide(answer, past, policy, now_s)
         self._streaks[pool.name] = decision.streak, past.changed_s
@@ -186,7 +188,7 @@ class Loop:
                 f"{policy.least_tokens:,} (least_tokens): too few to tell"
             )
         try:
-            current = await self.desk.stands(pool)
+            current = await self.arbiter.stands(pool)
         except EngineLostError as error:
             return Hold(f"{error}: it is not known what stands")
         return _problem(pool, policy, profile, current)
@@ -196,7 +198,7 @@ class Loop:
         approval, as long as it is not too old."""
         before = problem.start.digest
         policy, decision = self.config.of(pool.name), view.decision
-        waiting = self.desk.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
+        waiting = self.arbiter.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
         fresh_s = view.at_s - policy.window_s
         for record in waiting:
             approved = record.body["state"] == PlanState.APPROVED
@@ -205,28 +207,28 @@ class Loop:
                 reason = f"{record.id} waits for {what}: {record.reason}"
                 return replace(view, decision=Decision("propose", reason, decision.streak))
         with told_in_settings():
-            record = self.desk.propose(pool.name, plan, before, plan.reason)
+            record = self.arbiter.propose(pool.name, plan, before, plan.reason)
         if decision.outcome == "act":
-            record = self.desk.plans.approve(record.id, record.version, "mode is automatic")
+            record = self.arbiter.plans.approve(record.id, record.version, "mode is automatic")
         reason = f"{record.id}: {decision.reason}"
         return replace(view, decision=replace(decision, reason=reason))
 
     async def _begin_approved(self, pool: Pool) -> None:
-        for record in self.desk.plans.in_state(pool.name, PlanState.APPROVED):
+        for record in self.arbiter.plans.in_state(pool.name, PlanState.APPROVED):
             closed = self.config.of(pool.name).closed(self.journal.clock.now_s())
-            if self.desk.running is not None or closed:
+            if self.arbiter.running is not None or closed:
                 return
-            await self.desk.begin(record, key="", reason=record.reason)
+            await self.arbiter.begin(record, key="", reason=record.reason)
 
     def _past(self, pool: str) -> Past:
-        changed_s, failures = self.desk.last_changes(pool)
+        changed_s, failures = self.arbiter.last_changes(pool)
         streak = self._streaks.get(pool, (0, changed_s))
         # What was wanted before the change is of no interest.
         return Past(streak[0] if streak[1] == changed_s else 0, changed_s, failures)
 
     def _gains(self, problem: Problem, pool: Pool) -> tuple[float | None, float | None]:
         """Of the plan that is applied: as predicted, and on today's traffic."""
-        applied = self.desk.plans.in_state(pool.name, PlanState.APPLIED)
+        applied = self.arbiter.plans.in_state(pool.name, PlanState.APPLIED)
         if not applied or not applied[0].body["before"]:
             return None, None
         try:

@@ -52,7 +52,7 @@ class LoopCollector(Collector):
             ("agent_lag_seconds", "Since the quietest worker was heard.",
              {(pool.name,): self._lag_s(pool) for pool in pools}),
             ("longest_pause_seconds", "Of the last operation.",
-             {(pool.name,): self.loop.desk.longest_pause_s.get(pool.name) for pool in pools}),
+             {(pool.name,): self.loop.arbiter.longest_pause_s.get(pool.name) for pool in pools}),
         ):  # fmt: skip
             yield _gauge(f"placer_{name}", what, values, ["pool"])
         lost = {
@@ -61,12 +61,12 @@ class LoopCollector(Collector):
             )
             for pool in pools
         }
-        desk = self.loop.desk
+        arbiter = self.loop.arbiter
         yield _counter("placer_dropped_deltas", "Pushes that never came.", lost, ["pool"])
         yield _counter("placer_decisions", "By outcome.", self.loop.counted, ["pool", "outcome"])
-        yield _counter("placer_operations", "By how they ended.", desk.ended, ["pool", "phase"])
-        yield _counter("placer_copied_bytes", "Weights copied.", desk.copied_bytes, ["pool"])
-        yield _counter("placer_moved_slots", "Slots given another expert.", desk.moved, ["pool"])
+        yield _counter("placer_operations", "By how they ended.", arbiter.ended, ["pool", "phase"])
+        yield _counter("placer_copied_bytes", "Weights copied.", arbiter.copied_bytes, ["pool"])
+        yield _counter("placer_moved_slots", "Slots given another expert.", arbiter.moved, ["pool"])
         if self.detail:
             yield self._rank_loads(pools)
 
@@ -83,7 +83,7 @@ class LoopCollector(Collector):
         return getattr(pace, name) if pace else None
 
     def _plan_age_s(self, pool: Pool) -> float | None:
-        applied = self.loop.desk.plans.in_state(pool.name, PlanState.APPLIED)
+        applied = self.loop.arbiter.plans.in_state(pool.name, PlanState.APPLIED)
         return self.loop.journal.clock.now_s() - applied[0].at_s if applied else None
 
     def _newest(self, pool: Pool, name: str) -> float:

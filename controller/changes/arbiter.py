@@ -11,7 +11,7 @@ from itertools import takewhile
 from controller.changes.operations import Operation, Operations, Phase
 from controller.changes.plans import Plans, PlanState
 from controller.config import Config
-from controller.fleet.observed import refuse_lost, same_experts, standings
+from controller.fleet.observed import observed_placements, refuse_lost, same_experts
 from controller.fleet.workers import (
     FORGOTTEN_S,
     NAME,
@@ -44,7 +44,7 @@ class BusyError(FleetError):
     """Another operation is at work."""
 
 
-class Desk:
+class Arbiter:
     """Of one event loop."""
 
     def __init__(self, config: Config, journal: Journal, fleet: Fleet, engines: Engines) -> None:
@@ -67,7 +67,7 @@ class Desk:
     async def stands(self, pool: Pool) -> Placement:
         """The map of an engine that stands where the last change led, or else of the first that
         answers. Raises EngineLostError if none does."""
-        there = await standings(self.engines, pool)
+        there = await observed_placements(self.engines, pool)
         last = self.operations.last_change(pool.name)
         if last is not None and Operation.of(last).phase is Phase.SUCCEEDED:
             with suppress(Unreadable):
@@ -75,9 +75,9 @@ class Desk:
                 there.sort(key=lambda one: not same_experts(one[1], goal))
         return there[0][1]
 
-    async def strays(self, pool: Pool, placement: Placement) -> list[str]:
+    async def drifted(self, pool: Pool, placement: Placement) -> list[str]:
         """Engines whose ranks hold other experts than they do in ``placement``."""
-        there = await standings(self.engines, pool)
+        there = await observed_placements(self.engines, pool)
         return [engine for engine, stands in there if not same_experts(stands, placement)]
 
     def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record:

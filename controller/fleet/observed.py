@@ -5,7 +5,7 @@ from controller.ports import EngineLostError, Engines
 from placer.placement import Placement
 
 
-async def standings(engines: Engines, pool: Pool) -> list[tuple[str, Placement]]:
+async def observed_placements(engines: Engines, pool: Pool) -> list[tuple[str, Placement]]:
     """Names and maps of the engines that answer. Raises EngineLostError if none does."""
     found, why = [], "it has no engines"
     for engine in pool.engines:

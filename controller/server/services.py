@@ -1,4 +1,4 @@
-"""The four services of protos/placer/v1, thin over the loop and its desk."""
+"""The four services of protos/placer/v1, thin over the loop and its arbiter."""
 
 import asyncio
 import time
@@ -77,7 +77,7 @@ class Profiles(ProfileServiceServicer):  # type: ignore[misc]
 
 class Placements(PlacementServiceServicer):  # type: ignore[misc]
     def __init__(self, loop: Loop, offers: VllmEngines) -> None:
-        self.loop, self.desk, self.offers = loop, loop.desk, offers
+        self.loop, self.arbiter, self.offers = loop, loop.arbiter, offers
         self._beside = ThreadPoolExecutor(1, "plans")
 
     @answering
@@ -101,7 +101,7 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
         if not isinstance(answer, Plan):
             return placement_pb2.ProposeResponse(outcome=outcome(answer), reason=answer.reason)
         reason = request.reason or answer.reason or "an operator's plan"
-        record = self.desk.propose(request.pool, answer, before, reason)
+        record = self.arbiter.propose(request.pool, answer, before, reason)
         return placement_pb2.ProposeResponse(
             outcome="plan", reason=answer.reason, plan=wire.plan(record)
         )
@@ -109,30 +109,30 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
     @answering
     async def Approve(self, request: Any) -> Any:
         reason = request.reason or "approved by an operator"
-        record = self.desk.plans.approve(request.plan_id, request.version, reason)
+        record = self.arbiter.plans.approve(request.plan_id, request.version, reason)
         return placement_pb2.ApproveResponse(plan=wire.plan(record))
 
     @answering
     async def Apply(self, request: Any) -> Any:
-        if (known := self.desk.known(request.idempotency_key)) is not None:
+        if (known := self.arbiter.known(request.idempotency_key)) is not None:
             return placement_pb2.ApplyResponse(operation=wire.operation(known))
-        self.desk.refuse_if_busy()  # before the plan is approved, and begins some time else
+        self.arbiter.refuse_if_busy()  # before the plan is approved, and begins some time else
         reason = request.reason or "applied by an operator"
-        plan = self.desk.plans.approve(request.plan_id, request.version, reason)
-        found = await self.desk.begin(plan, request.idempotency_key, reason)
+        plan = self.arbiter.plans.approve(request.plan_id, request.version, reason)
+        found = await self.arbiter.begin(plan, request.idempotency_key, reason)
         return placement_pb2.ApplyResponse(operation=wire.operation(found))
 
     @answering
     async def Rollback(self, request: Any) -> Any:
-        found = self.desk.known(request.idempotency_key)
+        found = self.arbiter.known(request.idempotency_key)
         if found is None:
             reason = request.reason or "an operator wants it back"
-            found = await self.desk.rollback(request.pool, request.idempotency_key, reason)
+            found = await self.arbiter.rollback(request.pool, request.idempotency_key, reason)
         return placement_pb2.RollbackResponse(operation=wire.operation(found))
 
     @answering
     async def Get(self, request: Any) -> Any:
-        plans = self.desk.plans
+        plans = self.arbiter.plans
         found = wire.plan(plans.get(request.plan_id), plans.file(request.plan_id))
         return placement_pb2.GetResponse(plan=found)
 
@@ -218,10 +218,10 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
 
     @answering
     async def ScaleTo(self, request: Any) -> Any:
-        known = self.loop.desk.known(request.idempotency_key)
+        known = self.loop.arbiter.known(request.idempotency_key)
         if known is None:
             reason = request.reason or f"an operator wants {request.ranks} ranks"
-            known = self.loop.desk.scale(
+            known = self.loop.arbiter.scale(
                 request.pool, request.ranks, request.idempotency_key, reason
             )
         return fleet_pb2.ScaleToResponse(operation=wire.operation(known))
@@ -230,7 +230,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
     async def Operations(self, request: Any) -> Any:
         ledger, pool = self.journal.ledger, request.pool or None
         if request.operation_id:
-            found = [self.loop.desk.operation(request.operation_id)]
+            found = [self.loop.arbiter.operation(request.operation_id)]
         else:
             limit = min(request.limit or 20, MOST)
             found = ledger.newest("operation", limit=limit, pool=pool)
@@ -238,11 +238,15 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
 
     def _pool(self, pool: Pool, room: int, troubles: list[str]) -> Any:
         """room: bytes that its engines may take; those that are left out are a trouble"""
-        desk, view, policy = self.loop.desk, self.loop.views.get(pool.name), self.loop.config.of
+        arbiter, view, policy = (
+            self.loop.arbiter,
+            self.loop.views.get(pool.name),
+            self.loop.config.of,
+        )
         now_s = self.journal.clock.now_s()
-        applied = desk.plans.in_state(pool.name, PlanState.APPLIED)
-        proposed = desk.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
-        running = desk.running
+        applied = arbiter.plans.in_state(pool.name, PlanState.APPLIED)
+        proposed = arbiter.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
+        running = arbiter.running
         engines = pool.engines
         told = wire.fitting((_engine(name, them, now_s) for name, them in engines.items()), room)
         if len(told) < len(engines):

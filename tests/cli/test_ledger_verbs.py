@@ -109,7 +109,7 @@ def test_watching_shows_each_change_until_the_stream_ends(placer: Placer) -> Non
         running.join()
 
         async def propose_and_end() -> None:
-            running.loop.desk.propose("tiny", a_plan(MOVED), "", "it\npays")
+            running.loop.arbiter.propose("tiny", a_plan(MOVED), "", "it\npays")
             for queue in running.loop.journal._watchers:
                 queue.put_nowait(None)  # as if it were too slow
 

@@ -31,7 +31,7 @@ def proposed(running: Running, kind: Any = MemoryEngine) -> None:
     running.join(kind=kind)
 
     async def propose() -> None:
-        running.loop.desk.propose("tiny", a_plan(MOVED), "", "it pays")
+        running.loop.arbiter.propose("tiny", a_plan(MOVED), "", "it pays")
 
     running.do(propose())
 

@@ -108,7 +108,7 @@ def a_score(step_s: float) -> Score:
 
 
 async def propose(running: Running, plan: Plan) -> None:
-    running.loop.desk.propose("tiny", plan, "", "it pays")
+    running.loop.arbiter.propose("tiny", plan, "", "it pays")
 
 
 def test_troubles_are_shown_and_stay_on_their_line(placer: Placer) -> None:

@@ -66,7 +66,7 @@ class Running:
     def tick(self) -> None:
         async def tick_and_settle() -> None:
             await self.loop.tick()
-            await self.loop.desk.settle()
+            await self.loop.arbiter.settle()
 
         self.do(tick_and_settle())
 

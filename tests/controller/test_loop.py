@@ -81,10 +81,10 @@ async def test_an_advisor_waits_proposes_and_moves_nothing_until_it_is_approved(
         "plan-1 waits for approval: the MoE layers of a step take 37.5% less time"
     )
     assert (world.states(), world.engines.asked) == ({"plan-1": "proposed"}, [])
-    plan = world.desk.plans.get("plan-1")
+    plan = world.arbiter.plans.get("plan-1")
     assert (plan.body["gain"], plan.body["moved"]) == (pytest.approx(0.375), 4)
     assert plan.body["before"] == HOME.digest
-    world.desk.plans.approve("plan-1", plan.version, "ann looked at it")
+    world.arbiter.plans.approve("plan-1", plan.version, "ann looked at it")
     await world.tick(TICK_S)
     assert (world.states(), is_even(world)) == ({"plan-1": "applied"}, True)
 
@@ -101,7 +101,7 @@ async def test_a_proposal_that_nobody_approves_is_made_again_from_fresh_traffic(
 @asynchronous
 async def test_an_operators_proposal_is_not_pushed_aside() -> None:
     world = World(confirmations=1)
-    world.desk.propose(POOL, Plan(OTHER), "", "ann knows better")
+    world.arbiter.propose(POOL, Plan(OTHER), "", "ann knows better")
     world.count(SKEWED)
     await world.tick()
     assert decided(world)[1].startswith("plan-1 waits for approval: ann knows better")
@@ -142,7 +142,7 @@ async def test_an_approved_plan_waits_for_its_hour_however_long_that_is() -> Non
     world = World(confirmations=1, hours=(Hours(60, 120),))
     world.count(SKEWED)
     await world.tick()
-    world.desk.plans.approve("plan-1", 0, "ann, in the evening")
+    world.arbiter.plans.approve("plan-1", 0, "ann, in the evening")
     while world.clock.now_s() < 3600 - TICK_S:
         world.count(SKEWED)
         await world.tick(TICK_S)
@@ -211,7 +211,7 @@ async def test_while_an_operation_is_at_work_its_pool_is_not_planned_for() -> No
     assert decided(world)[0] == "wait"
     assert decided(world)[1].startswith("op-1 is at work: e0: copying, round ")
     assert world.loop.views[POOL].score is not None
-    await world.desk.settle()
+    await world.arbiter.settle()
     assert (world.states(), is_even(world)) == ({"plan-1": "applied"}, True)
 
 
@@ -306,7 +306,7 @@ async def test_placements_go_with_the_last_that_speaks_of_them() -> None:
     await world.tick(31 * 86_400.0)
     now = {record.id for record in world.loop.journal.ledger.newest("placement")}
     assert old not in now
-    assert now == world.loop.desk.placements_in_use() - {""}
+    assert now == world.loop.arbiter.placements_in_use() - {""}
 
 
 @asynchronous

@@ -172,7 +172,7 @@ class World:
         self.journal = Journal(self.disk, self.clock)
         self.fleet = Fleet(lambda pool: self.config.of(pool).window_s)
         self.loop = Loop(self.config, self.journal, self.fleet, self.engines, MemoryPlanner())
-        self.desk = self.loop.desk
+        self.arbiter = self.loop.arbiter
         self.hear()
 
     def hear(self) -> None:
@@ -191,13 +191,13 @@ class World:
         await self.clock.sleep(after_s)
         self.hear()
         await self.loop.tick()
-        await self.desk.settle()
+        await self.arbiter.settle()
 
     async def apply(self, placement: Placement, key: str = "") -> Record:
         """Proposed, approved, begun."""
-        plan = self.desk.propose(POOL, Plan(placement), "", "an operator's plan")
-        plan = self.desk.plans.approve(plan.id, plan.version, "go")
-        return await self.desk.begin(plan, key, "go")
+        plan = self.arbiter.propose(POOL, Plan(placement), "", "an operator's plan")
+        plan = self.arbiter.plans.approve(plan.id, plan.version, "go")
+        return await self.arbiter.begin(plan, key, "go")
 
     def states(self) -> dict[str, str]:
         """Of all plans."""

@@ -40,29 +40,29 @@ async def _live(world: World) -> None:
         world.count(SKEWED)
         await world.tick(TICK_S)
     await world.apply(GOAL)
-    await world.desk.settle()
+    await world.arbiter.settle()
     for engine in world.homes:
         world.loop.heard(a_registration(engine, epoch=7, digest=GOAL.digest))
     world.loop.heard(a_registration("e1", epoch=7, digest=GOAL.digest, refused_epoch=8))
     await world.apply(OTHER)
-    await world.desk.settle()
-    await world.desk.rollback(POOL, "back", "latency is worse")
-    await world.desk.settle()
-    world.desk.scale(POOL, 4, "wide", "more users")
+    await world.arbiter.settle()
+    await world.arbiter.rollback(POOL, "back", "latency is worse")
+    await world.arbiter.settle()
+    world.arbiter.scale(POOL, 4, "wide", "more users")
 
     def end(number: int) -> None:
         if number == begun + 3:
-            world.desk.operations.abort(world.desk.operation("op-5"), "not now", "stop")
+            world.arbiter.operations.abort(world.arbiter.operation("op-5"), "not now", "stop")
 
     begun, world.engines.after = len(world.engines.asked), end
     await world.apply(OTHER)
-    await world.desk.settle()
+    await world.arbiter.settle()
     world.engines.after = lambda number: None
     await world.tick()
     world.engines.moods = {len(world.engines.asked) + 3: "done, killed"}
     await world.apply(OTHER)
     with suppress(KilledError):
-        await world.desk.settle()
+        await world.arbiter.settle()
 
 
 def main() -> None:

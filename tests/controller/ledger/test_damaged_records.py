@@ -69,7 +69,7 @@ async def test_whatever_is_damaged_the_controller_starts_names_it_and_works(
             world.count(SKEWED)
             await world.tick(TICK_S)
         assert world.loop.troubles == {}, (kind, id)
-        assert world.desk.running is None
+        assert world.arbiter.running is None
         assert decided(world)[0] in ("hold", "wait", "propose")
         world.disk.close()
 
@@ -86,7 +86,7 @@ async def test_nothing_of_a_ledger_is_needed_to_go_on(tmp_path: Path, change: st
     assert len(named(world)) == len(THINGS) - len(left)
     assert {record.kind for record in world.disk.history()} == set(left)
     await world.apply(OTHER)
-    await world.desk.settle()
+    await world.arbiter.settle()
     assert (world.stand_at(OTHER), world.states()) == (True, {"plan-6": "applied"})
     world.disk.close()
 
@@ -95,17 +95,17 @@ async def test_nothing_of_a_ledger_is_needed_to_go_on(tmp_path: Path, change: st
 async def test_only_who_needs_a_plan_that_cannot_be_read_is_refused() -> None:
     world = World()
     await world.apply(GOAL)
-    await world.desk.settle()
+    await world.arbiter.settle()
     damage(world, "body = ''", "plan")
     with pytest.raises(Unreadable, match="plan plan-1 is not JSON"):
-        world.desk.plans.approve("plan-1", 0, "go")
+        world.arbiter.plans.approve("plan-1", 0, "go")
     assert explain.sentences(explain.story(world.disk, "op-1", 1000))[0].endswith("running: go")
     await world.apply(OTHER)
-    await world.desk.settle()
+    await world.arbiter.settle()
     ended = {"plan-1": "superseded", "plan-2": "applied"}  # the controller had read it before
     assert (world.stand_at(OTHER), world.states()) == (True, ended)
-    await world.desk.rollback(POOL, "", "back")
-    await world.desk.settle()
+    await world.arbiter.rollback(POOL, "", "back")
+    await world.arbiter.settle()
     assert world.stand_at(GOAL)
 
 
@@ -113,7 +113,7 @@ async def test_only_who_needs_a_plan_that_cannot_be_read_is_refused() -> None:
 async def test_what_a_plan_that_cannot_be_read_at_all_was_is_refused() -> None:
     world = World()
     await world.apply(GOAL)
-    await world.desk.settle()
+    await world.arbiter.settle()
     world.disk._connection.execute("UPDATE records SET body = '' WHERE kind = 'plan'")
     with pytest.raises(Unreadable, match="plan plan-1 is not JSON"):
         explain.story(world.disk, "plan-1", 1000)
@@ -125,15 +125,15 @@ async def test_the_way_back_is_not_guessed_when_the_last_change_cannot_be_read()
     world = World()
     for placement in (GOAL, OTHER):
         await world.apply(placement)
-        await world.desk.settle()
+        await world.arbiter.settle()
     damage(world, "body = ''", "operation", "op-2")
     with pytest.raises(Unreadable, match="op-2 cannot be read, so that it is not known where chat"):
-        await world.desk.rollback(POOL, "", "back")
+        await world.arbiter.rollback(POOL, "", "back")
     assert (world.stand_at(OTHER), len(world.disk.newest("operation"))) == (True, 1)
     await world.apply(HOME)
-    await world.desk.settle()
-    await world.desk.rollback(POOL, "", "back")
-    await world.desk.settle()
+    await world.arbiter.settle()
+    await world.arbiter.rollback(POOL, "", "back")
+    await world.arbiter.settle()
     assert world.stand_at(OTHER)
 
 
@@ -143,13 +143,13 @@ async def test_a_plan_whose_operation_cannot_be_read_is_halted_and_others_go_on(
     world.engines.moods = {4: "done, killed"}
     await world.apply(GOAL)
     with pytest.raises(KilledError):
-        await world.desk.settle()
+        await world.arbiter.settle()
     damage(world, "body = ''", "operation")
     world.start()
     await world.tick()
     assert (world.states(), named(world)) == ({"plan-1": "halted"}, ["operation op-1"])
     await world.apply(GOAL)
-    await world.desk.settle()
+    await world.arbiter.settle()
     assert (world.stand_at(GOAL), world.states()["plan-2"]) == (True, "applied")
 
 
@@ -160,16 +160,16 @@ async def test_an_operation_whose_goal_cannot_be_read_goes_back(change: str) -> 
     world.engines.moods = {9: "done, killed"}
     await world.apply(GOAL)
     with pytest.raises(KilledError):
-        await world.desk.settle()
+        await world.arbiter.settle()
     damage(world, change, "placement", GOAL.digest)
     world.start()
     await world.tick()
     assert (world.states(), world.stand_at(HOME)) == ({"plan-1": "rolled back"}, True)
     assert named(world) == [f"placement {GOAL.digest}"]
-    why = world.desk.operation("op-1").body["why"]
+    why = world.arbiter.operation("op-1").body["why"]
     assert "placement sha256:" in why
     await world.apply(GOAL)  # which keeps it anew
-    await world.desk.settle()
+    await world.arbiter.settle()
     assert (world.stand_at(GOAL), named(world)) == (True, [])
 
 
@@ -178,8 +178,8 @@ async def test_an_approved_plan_whose_map_cannot_be_read_makes_room_for_another(
     world = World(confirmations=1)
     world.count(SKEWED)
     await world.tick()
-    world.desk.plans.approve("plan-1", 0, "go")
-    damage(world, "blob = x'00'", "placement", world.desk.plans.get("plan-1").body["digest"])
+    world.arbiter.plans.approve("plan-1", 0, "go")
+    damage(world, "blob = x'00'", "placement", world.arbiter.plans.get("plan-1").body["digest"])
     await world.tick(TICK_S)
     assert world.states() == {"plan-1": "superseded"}
     assert (
@@ -190,7 +190,7 @@ async def test_an_approved_plan_whose_map_cannot_be_read_makes_room_for_another(
     await world.tick(TICK_S)
     assert (world.states()["plan-2"], world.loop.troubles) == ("proposed", {})
     with pytest.raises(FleetError, match="plan-1 is superseded"):
-        world.desk.plans.approve("plan-1", 0, "go")
+        world.arbiter.plans.approve("plan-1", 0, "go")
 
 
 @asynchronous
@@ -199,8 +199,10 @@ async def test_that_an_operation_should_go_back_is_heard_from_a_broken_record_to
     world.engines.moods = {4: "done, killed"}
     await world.apply(GOAL)
     with pytest.raises(KilledError):
-        await world.desk.settle()
-    world.desk.operations.abort(world.desk.operation("op-1"), "an operator wants it back", "key")
+        await world.arbiter.settle()
+    world.arbiter.operations.abort(
+        world.arbiter.operation("op-1"), "an operator wants it back", "key"
+    )
     damage(world, "body = ''", "abort")
     world.start()
     await world.tick()

@@ -33,7 +33,7 @@ def test_all_that_was_written_down_is_there(world: World) -> None:
     assert phases == {**ENDS, "op-4": "refused", "op-6": "running"}
     maps = [world.journal.placement(one.digest).digest for one in (HOME, GOAL, OTHER)]
     assert maps == [HOME.digest, GOAL.digest, OTHER.digest]
-    file = parse_plan(world.desk.plans.file("plan-3").decode(), "plan-3")
+    file = parse_plan(world.arbiter.plans.file("plan-3").decode(), "plan-3")
     assert file.placement.digest == OTHER.digest
     assert len(world.disk.newest("acknowledgement")) == 2
     assert world.loop.troubles == {}
@@ -63,13 +63,13 @@ async def test_the_operation_that_was_killed_ends_and_ids_go_on(world: World) ->
     assert world.stand_at(OTHER)
     states = world.states()
     assert (states["plan-5"], states["plan-2"]) == ("applied", "superseded")
-    assert world.desk.propose(POOL, Plan(GOAL), "", "again").id == "plan-6"
+    assert world.arbiter.propose(POOL, Plan(GOAL), "", "again").id == "plan-6"
     assert world.loop.troubles == {}
 
 
 @asynchronous
 async def test_it_is_rolled_back_to_where_that_controller_had_it(world: World) -> None:
     await world.tick()
-    await world.desk.rollback(POOL, "", "back")
-    await world.desk.settle()
+    await world.arbiter.rollback(POOL, "", "back")
+    await world.arbiter.settle()
     assert (world.stand_at(GOAL), world.states()["plan-2"]) == (True, "applied")

@@ -165,7 +165,7 @@ def test_an_error_has_its_code_and_its_remedy_on_one_line(
         raise error
 
     async def work(world: World) -> None:
-        monkeypatch.setattr(world.loop.desk, "scale", fail)
+        monkeypatch.setattr(world.loop.arbiter, "scale", fail)
         monkeypatch.setattr(world.loop.journal, "watch", fail)
         expected = (Code[name], " ".join(str(error).split()))
         request = fleet_pb2.ScaleToRequest(pool="tiny")

@@ -203,7 +203,7 @@ def test_status_tells_the_decision_the_plan_and_the_operation() -> None:
         (pool,) = (await world.fleet.Status(StatusRequest())).pools
         assert (pool.operation.id, pool.operation.progress) == ("op-1", "engine-1: staging")
         world.engines.gate.set()
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         (pool,) = (await world.fleet.Status(StatusRequest())).pools
         assert (pool.proposed_plan, pool.applied_plan) == ("", "plan-1")
         assert not pool.HasField("operation")
@@ -271,7 +271,7 @@ def test_another_width_is_refused_with_its_reason_once_for_each_key() -> None:
         assert (await world.fleet.ScaleTo(request)).operation == first
         request.idempotency_key = "another"
         assert (await world.fleet.ScaleTo(request)).operation.id == "op-2"
-        assert world.loop.desk.last_changes("tiny") == (None, 0)  # it begins no cooldown
+        assert world.loop.arbiter.last_changes("tiny") == (None, 0)  # it begins no cooldown
 
     during(work)
 
@@ -301,7 +301,7 @@ def test_history_tells_the_last_of_each_and_no_maps() -> None:
         await world.traffic()
         plan = await world.proposed()
         await world.placement.Apply(ApplyRequest(plan_id=plan.id, reason="now"))
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         await world.register(epoch=9, digest=plan.digest)
         records = (await world.ledger.History(HistoryRequest())).records
         assert [(record.kind, record.id) for record in records] == [
@@ -322,7 +322,7 @@ def test_explain_tells_the_story_of_a_plan_and_its_operation() -> None:
         await world.traffic()
         plan = await world.proposed()
         await world.placement.Apply(ApplyRequest(plan_id=plan.id, reason="it is tested"))
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         found = await world.ledger.Explain(ExplainRequest(id=plan.id))
         told = [line[line.index("  ") + 2 :] if line[:2] == "20" else line for line in found.lines]
         assert told == [

@@ -263,7 +263,7 @@ def test_an_error_fits_into_a_header_whatever_it_quotes(monkeypatch: pytest.Monk
         raise ModelError("\ud800" + "\U00010000" * 9000)
 
     async def work(world: World) -> None:
-        monkeypatch.setattr(world.loop.desk, "scale", fail)
+        monkeypatch.setattr(world.loop.arbiter, "scale", fail)
         request = fleet_pb2.ScaleToRequest(pool="tiny")
         assert await refusal(world.fleet.ScaleTo(request)) == (INVALID, "?" + "\U00010000" * 499)
 

@@ -39,7 +39,7 @@ async def applied(world: World, plan: Any, **more: Any) -> Any:
     """The operation, at its end."""
     request = ApplyRequest(plan_id=plan.id, **more)
     operation = (await world.placement.Apply(request)).operation
-    await world.loop.desk.settle()
+    await world.loop.arbiter.settle()
     return await the_operation(world, operation.id)
 
 
@@ -263,7 +263,7 @@ def test_of_two_who_apply_at_once_one_wins_and_the_other_is_told_which_operation
             "op-1 is at work on tiny (engine-1: staging): wait for it, or placer rollback tiny",
         )
         world.engines.gate.set()
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         assert world.stands() == SWAPPED
         assert len((await world.fleet.Operations(fleet_pb2.OperationsRequest())).operations) == 1
 
@@ -296,7 +296,7 @@ def test_the_same_key_is_the_same_operation() -> None:
         ids = []
         for _ in range(2):
             ids.append((await world.placement.Rollback(request)).operation.id)
-            await world.loop.desk.settle()
+            await world.loop.arbiter.settle()
         assert ids == ["op-2", "op-2"]
         assert world.stands() == IN_ORDER
 
@@ -334,7 +334,7 @@ def test_rollback_goes_to_where_the_pool_stood_before_and_there_and_back_again()
         await applied(world, plan)
         request = RollbackRequest(pool="tiny", reason="slower")
         operation = (await world.placement.Rollback(request)).operation
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         operation = await the_operation(world, operation.id)
         assert (operation.kind, operation.plan_id) == ("rollback", "plan-1")
         assert operation.phase == fleet_pb2.OPERATION_PHASE_SUCCEEDED
@@ -354,14 +354,14 @@ def test_rollback_of_what_runs_takes_it_back_and_its_key_takes_nothing_more_back
         request = RollbackRequest(pool="tiny", reason="a mistake", idempotency_key="back")
         assert (await world.placement.Rollback(request)).operation.id == running.id
         world.engines.gate.set()
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         ended = await the_operation(world, running.id)
         assert ended.phase == fleet_pb2.OPERATION_PHASE_ROLLED_BACK
         assert ended.reason == "a mistake"
         assert await state(world, plan) == "ROLLED_BACK"
         assert world.stands() == SWAPPED
         again = await world.placement.Rollback(request)  # its answer was lost
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         assert again.operation.id == running.id
         assert world.stands() == SWAPPED
 

@@ -119,7 +119,7 @@ def test_an_operator_hears_of_every_record_but_maps() -> None:
         await until(lambda: len(world.loop.journal._watchers) == 3)
         plan = await world.proposed()
         await world.placement.Apply(ApplyRequest(plan_id=plan.id))
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         for stream in (all_of_it, of_pool):
             heard: list[Any] = []
             while not heard or heard[-1] != ("plan", "plan-1", 4):

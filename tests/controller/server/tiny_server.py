@@ -128,7 +128,7 @@ async def a_world(setting: Setting) -> AsyncIterator[World]:
         async with open_aio_channel(f"127.0.0.1:{port}", Settings(setting.token)) as channel:
             yield World(loop, engines, offers, server, f"127.0.0.1:{port}", channel)
         engines.gate.set()
-        await loop.desk.settle()
+        await loop.arbiter.settle()
     finally:
         await server.stop(grace=None)
         ledger.close()
