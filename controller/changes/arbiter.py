@@ -45,7 +45,7 @@ class BusyError(FleetError):
 
 
 class Arbiter:
-    """Of one event loop."""
+    """Takes proposals in, keeps the plans, and begins one change at a time."""
 
     def __init__(self, config: Config, journal: Journal, fleet: Fleet, engines: Engines) -> None:
         self.config, self.journal, self.fleet, self.engines = config, journal, fleet, engines
@@ -76,7 +76,7 @@ class Arbiter:
         return there[0][1]
 
     async def drifted(self, pool: Pool, placement: Placement) -> list[str]:
-        """Engines whose ranks hold other experts than they do in ``placement``."""
+        """The drift: engines whose ranks hold other experts than they do in ``placement``."""
         there = await observed_placements(self.engines, pool)
         return [engine for engine, stands in there if not same_experts(stands, placement)]
 
@@ -99,10 +99,10 @@ class Arbiter:
                 return known
             self.refuse_if_busy()
             pool = self.fleet.pool(plan.pool)
-            homes = await self._homes(pool)
+            targets = await self._rollback_targets(pool)
             before, goal = plan.body["before"], plan.body["digest"]
             why = ""
-            if before and before not in homes.values():
+            if before and before not in targets.values():
                 why = f"{plan.id} starts from another map than the pool's now: propose again"
             try:
                 self.journal.placement(goal)
@@ -112,7 +112,7 @@ class Arbiter:
                 self.plans.move(plan, PlanState.SUPERSEDED, why)
                 raise FleetError(why)
             applying = self.plans.moved(plan, PlanState.APPLYING, reason)
-            return self._start("apply", pool, plan.id, goal, homes, key, reason, applying)
+            return self._start("apply", pool, plan.id, goal, targets, key, reason, applying)
 
     async def rollback(self, pool_name: str, key: str, reason: str) -> Record:
         """Have the pool's operation go back, or the pool to where it was before the last one."""
@@ -126,10 +126,10 @@ class Arbiter:
             self.refuse_if_busy()
             pool = self.fleet.pool(pool_name)
             change = self.operations.to_undo(pool_name)
-            goal = next(iter(change.homes.values()))
+            goal = next(iter(change.rollback_targets.values()))
             self.journal.placement(goal)
-            homes = await self._homes(pool)
-            return self._start("rollback", pool, change.plan_id, goal, homes, key, reason)
+            targets = await self._rollback_targets(pool)
+            return self._start("rollback", pool, change.plan_id, goal, targets, key, reason)
 
     def scale(self, pool_name: str, ranks: int, key: str, reason: str) -> Record:
         """Write down that this cannot be done yet."""
@@ -199,8 +199,8 @@ class Arbiter:
         ledger = self.journal.ledger
         plans, operations = ledger.newest("plan"), ledger.newest("operation")
         found = {record.body[end] for record in plans for end in ("digest", "before")}
-        found |= {record.body["goal"] for record in operations}
-        found |= {home for record in operations for home in record.body["homes"].values()}
+        for operation in map(Operation.of, operations):
+            found |= {operation.goal, *operation.rollback_targets.values()}
         pools = self.fleet.pools.values()
         return found | {one.said.digest for pool in pools for one in pool.members.values()}
 
@@ -218,7 +218,7 @@ class Arbiter:
                 f"placer rollback {running.pool}"
             )
 
-    async def _homes(self, pool: Pool) -> dict[str, str]:
+    async def _rollback_targets(self, pool: Pool) -> dict[str, str]:
         """Each engine's digest, whose placement is kept to go back to. Engines that are gone are
         left out, and brought to the rest if they come back."""
         now_s = self.journal.clock.now_s()
@@ -227,22 +227,22 @@ class Arbiter:
             for engine, members in pool.engines.items()
             if any(now_s - member.heard_s < SILENT_S for member in members)
         ]
-        homes = {}
+        targets = {}
         for engine in heard or pool.engines:
             placement = await self.engines.stands(pool.name, engine)
             refuse_lost(engine, placement)
-            homes[engine] = self.journal.keep_placement(placement)
-        return homes
+            targets[engine] = self.journal.keep_placement(placement)
+        return targets
 
     def _start(
-        self, kind: str, pool: Pool, plan: str, goal: str, homes: dict[str, str], key: str,
+        self, kind: str, pool: Pool, plan: str, goal: str, targets: dict[str, str], key: str,
         reason: str, *beside: Record,
     ) -> Record:  # fmt: skip
         """Written down together with what is ``beside``, or not at all."""
         now_s = self.journal.clock.now_s()
         operation = Operation(
             self._next_id(), key, pool.name, kind, plan, goal, pool.model.expert_bytes, now_s,
-            homes, epoch=max(int(now_s * 1000), self._newest_epoch(pool) + 1),
+            targets, epoch=max(int(now_s * 1000), self._newest_epoch(pool) + 1),
         )  # fmt: skip
         body = asdict(operation)
         first = Record("operation", operation.id, 1, now_s, reason, body, pool.name, final=False)

@@ -17,7 +17,7 @@ from controller.fleet.workers import FleetError
 from controller.ledger.ledger import LedgerError, Record, Unreadable
 from controller.ledger.watched import Journal
 from controller.migration.commands import Command, Copy, Discard, Done, Lost, Outcome, Refused
-from controller.migration.machine import FINAL, TRANSITIONS, Event, Leg, State
+from controller.migration.machine import FINAL, TRANSITIONS, Attempt, Event, State
 from controller.ports import EngineLostError, Engines
 from placer.errors import PlacerError
 from placer.schedule import Budget, schedule
@@ -43,9 +43,9 @@ class Operation:
     key:    the caller's; the same again is the same operation
     back_key: of whoever told it to go back
     goal:   digest of the placement that all engines should have
-    homes:  each engine's before, to go back to; engines are changed in this order
-    at, state, turn, turns: the engine, the machine's state, and its round
-    epoch:  of the leg, unix milliseconds: grows even if a ledger is lost
+    rollback_targets: each engine's before, to go back to; engines are changed in this order
+    at, state, round, rounds: the engine, the machine's state, and its round
+    epoch:  of the attempt, unix milliseconds: grows even if a ledger is lost
     tries:  of going back
     why:    what made it go back, or ended it
     moved:  slots that were given another expert, on the way back too
@@ -59,12 +59,12 @@ class Operation:
     goal: str
     expert_bytes: int
     begun_s: float
-    homes: Mapping[str, str] = field(default_factory=dict)
+    rollback_targets: Mapping[str, str] = field(default_factory=dict)
     phase: Phase = Phase.RUNNING
     at: int = 0
     state: State = State.STAGING
-    turn: int = 0
-    turns: int = 0
+    round: int = 0
+    rounds: int = 0
     epoch: int = 0
     tries: int = 0
     why: str = ""
@@ -76,14 +76,15 @@ class Operation:
     @classmethod
     def of(cls, record: Record) -> "Operation":
         """Raises ValueError for a record that is none of an operation."""
-        found = _OPERATION.validate_python(record.body)
+        body = {_FORMERLY.get(name, name): value for name, value in record.body.items()}
+        found = _OPERATION.validate_python(body)
         if record.final != found.is_final or (found.state in FINAL and not record.final):
             raise ValueError(f"is {found.phase} and {found.state}, but open or ended otherwise")
-        counts = (found.expert_bytes, found.turn, found.turns, found.epoch, found.tries)
+        counts = (found.expert_bytes, found.round, found.rounds, found.epoch, found.tries)
         if not all(0 <= one < 2**63 for one in (*counts, found.moved, found.copied_bytes)):
             raise ValueError("counts what cannot be counted")
-        if found.phase is not Phase.REFUSED and not 0 <= found.at < len(found.homes):
-            raise ValueError(f"is at engine {found.at} of {len(found.homes)}")
+        if found.phase is not Phase.REFUSED and not 0 <= found.at < len(found.rollback_targets):
+            raise ValueError(f"is at engine {found.at} of {len(found.rollback_targets)}")
         return found
 
     @property
@@ -92,38 +93,38 @@ class Operation:
 
     @property
     def engine(self) -> str:
-        return list(self.homes)[self.at]
+        return list(self.rollback_targets)[self.at]
 
     @property
     def target(self) -> str:
         """Digest of the placement that the engine should get now."""
-        return self.homes[self.engine] if self.phase is Phase.RETURNING else self.goal
+        return self.rollback_targets[self.engine] if self.phase is Phase.RETURNING else self.goal
 
     @property
     def has_no_round_left(self) -> bool:
         if self.state is State.AGREEING:
-            return self.turns == 0
-        return self.state is State.COMMITTING and self.turn + 1 == self.turns
+            return self.rounds == 0
+        return self.state is State.COMMITTING and self.round + 1 == self.rounds
 
     @property
     def progress(self) -> str:
         if self.is_final:
             return self.phase
-        rounds = f", round {self.turn + 1} of {self.turns}" if self.turns else ""
+        rounds = f", round {self.round + 1} of {self.rounds}" if self.rounds else ""
         back = ", going back" if self.phase is Phase.RETURNING else ""
         return f"{self.engine}: {self.state}{rounds}{back}"
 
     def after(self, event: Event, now_s: float) -> "Operation":
         """What follows from an event: the machine's next state, or the next engine's first."""
         state = TRANSITIONS[self.state, event]
-        phase, turn, tries = self.phase, self.turn, self.tries
+        phase, at_round, tries = self.phase, self.round, self.tries
         if event in (Event.REFUSED, Event.LOST, Event.LATE, Event.ABORT):
             tries += phase is Phase.RETURNING or self.state is State.DISCARDING
             if self.state is not State.DISCARDING or event is Event.ABORT:
                 phase = Phase.RETURNING
         if state is State.DROPPING:
-            turn = 0 if self.state is State.AGREEING else turn + 1
-        moved = replace(self, state=state, phase=phase, turn=turn, tries=tries)
+            at_round = 0 if self.state is State.AGREEING else at_round + 1
+        moved = replace(self, state=state, phase=phase, round=at_round, tries=tries)
         if state is State.HALTED:
             return replace(moved, phase=Phase.HALTED)
         if state is State.SETTLED:
@@ -135,16 +136,18 @@ class Operation:
         at = self.at - 1 if going_back else self.at + 1
         if at < 0:
             return replace(self, phase=Phase.ROLLED_BACK)
-        if at == len(self.homes):
+        if at == len(self.rollback_targets):
             return replace(self, phase=Phase.SUCCEEDED)
         return replace(self, at=at, state=State.STAGING)._begun(now_s)
 
     def _begun(self, now_s: float) -> "Operation":
         epoch = max(self.epoch + 1, int(now_s * 1000))
-        return replace(self, epoch=epoch, turn=0, turns=0)
+        return replace(self, epoch=epoch, round=0, rounds=0)
 
 
 _OPERATION = TypeAdapter(Operation)
+# What 0.1.0 wrote.
+_FORMERLY = {"homes": "rollback_targets", "turn": "round", "turns": "rounds"}
 
 
 class Operations:
@@ -164,7 +167,7 @@ class Operations:
     async def run(self, record: Record, is_restart: bool = False) -> Record:
         """To its end. Raises LedgerError if a step cannot be written down: nothing moves then,
         until it is run again."""
-        operation, leg = Operation.of(record), None
+        operation, attempt = Operation.of(record), None
         event = Event.RESTART if is_restart else None
         self._hear_abort(operation.id)
         while True:
@@ -173,17 +176,17 @@ class Operations:
                 if operation.phase in (Phase.RETURNING, Phase.ROLLED_BACK):
                     operation = replace(operation, back_key=self._abort_key or operation.back_key)
                 if operation.state in (State.STAGING, State.DISCARDING):
-                    leg = None
+                    attempt = None
                 reason, body = operation.why or record.reason, asdict(operation)
                 record = self.journal.follow(record, reason, body=body, final=operation.is_final)
             if operation.is_final:
                 self._abort = self._abort_key = ""
                 return record
             try:
-                if leg is None and operation.state is not State.DISCARDING:
-                    leg = await self._leg(operation)
-                    operation = replace(operation, turns=len(leg.turns))
-                outcome: Outcome | None = await self._ask(operation, leg)
+                if attempt is None and operation.state is not State.DISCARDING:
+                    attempt = await self._attempt(operation)
+                    operation = replace(operation, rounds=len(attempt.rounds))
+                outcome: Outcome | None = await self._ask(operation, attempt)
             except Unreadable as error:
                 outcome = Refused(str(error))
             except LedgerError:
@@ -192,7 +195,7 @@ class Operations:
                 outcome = Lost(str(error))
             except PlacerError as error:
                 outcome = Refused(str(error))
-            event, operation = await self._judge(operation, leg, outcome)
+            event, operation = await self._judge(operation, attempt, outcome)
 
     def last_change(self, pool: str) -> Record | None:
         """The newest operation that left the pool elsewhere."""
@@ -230,28 +233,28 @@ class Operations:
         except Unreadable as error:  # that there is one says enough
             self._abort = f"an operator wanted it back: {error}"
 
-    async def _leg(self, operation: Operation) -> Leg:
+    async def _attempt(self, operation: Operation) -> Attempt:
         """From what stands to the target, in rounds that keep to the pool's budget."""
         pool, engine = operation.pool, operation.engine
         before = await self.engines.stands(pool, engine)
         goal = self.journal.placement(operation.target)
         if self.engines.moves_itself(pool, engine):
-            return Leg(operation.epoch, before, goal, ())
+            return Attempt(operation.epoch, before, goal, ())
         policy = self.config.of(pool)
         size = operation.expert_bytes
         budget = Budget(max(policy.rank_bytes, size), scratch_slots=policy.scratch_slots)
         found = schedule(before, goal, size, policy.hardware(before.gpus), budget)
         if found.reason:
             raise PlacerError(found.reason)
-        return Leg(operation.epoch, before, found.after, found.rounds)
+        return Attempt(operation.epoch, before, found.after, found.rounds)
 
-    async def _ask(self, operation: Operation, leg: Leg | None) -> Outcome | None:
+    async def _ask(self, operation: Operation, attempt: Attempt | None) -> Outcome | None:
         """Have the engine carry the state's command out; None if it does not answer in time."""
         if self._abort and operation.phase is Phase.RUNNING:
             return Refused(self._abort)
         command: Command = Discard(operation.epoch)
-        if leg is not None:
-            command = leg.command(operation.state, operation.turn)
+        if attempt is not None:
+            command = attempt.command(operation.state, operation.round)
         itself = self.engines.moves_itself(operation.pool, operation.engine)
         deadline_s = ITSELF_S if itself else DEADLINE_S
         try:
@@ -264,15 +267,15 @@ class Operations:
         return outcome
 
     async def _judge(
-        self, operation: Operation, leg: Leg | None, outcome: Outcome | None
+        self, operation: Operation, attempt: Attempt | None, outcome: Outcome | None
     ) -> tuple[Event, Operation]:
         """The machine's event, and what there is to remember of it."""
         if isinstance(outcome, Done):
             pause_s = max(operation.longest_pause_s, outcome.pause_s)
             copied_bytes = operation.copied_bytes + outcome.copied_bytes
             operation = replace(operation, copied_bytes=copied_bytes, longest_pause_s=pause_s)
-            if leg is not None and operation.state is State.COMMITTING:
-                moved = operation.moved + len(leg.turns[operation.turn].commits)
+            if attempt is not None and operation.state is State.COMMITTING:
+                moved = operation.moved + len(attempt.rounds[operation.round].commits)
                 operation = replace(operation, moved=moved)
             if self._abort and operation.phase is Phase.RUNNING:
                 return Event.ABORT, replace(operation, why=self._abort)

@@ -48,14 +48,14 @@ class MemoryEngine:
         match command:
             case Stage():
                 return self._stage(command)
-            case Drop(turn=turn):
-                return self._serve([(layer, slot, EMPTY) for layer, slot in turn.drops])
-            case Copy(turn=turn):
-                self._arrived |= {(one.layer, one.slot): one.expert for one in turn.copies}
-                far = [one for one in turn.copies if one.source != one.gpu]
+            case Drop(round=round):
+                return self._serve([(layer, slot, EMPTY) for layer, slot in round.drops])
+            case Copy(round=round):
+                self._arrived |= {(one.layer, one.slot): one.expert for one in round.copies}
+                far = [one for one in round.copies if one.source != one.gpu]
                 return Done(copied_bytes=self.expert_bytes * len(far))
-            case Commit(turn=turn):
-                return self._commit(turn.commits)
+            case Commit(round=round):
+                return self._commit(round.commits)
             case Verify(digest=digest):
                 now = self.placement.digest
                 return Done() if now == digest else Refused(f"it serves {now} and not {digest}")

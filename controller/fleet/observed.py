@@ -1,4 +1,4 @@
-"""Where the engines of a pool stand."""
+"""Observed placements: where the engines of a pool stand, as they say."""
 
 from controller.fleet.workers import FleetError, Pool
 from controller.ports import EngineLostError, Engines

@@ -101,25 +101,25 @@ class Migration:
             return self._stage(command)
         if isinstance(command, Discard):
             if self._staged != NOTHING and self._staged.epoch <= command.epoch:
-                self._turn(partial(self._hold, NOTHING))
+                self._in_between(partial(self._hold, NOTHING))
             return None
         if command.epoch != self._staged.epoch:
             staged = f"{self._staged.epoch} is" if self._staged.epoch else "nothing is"
             raise RefusedError(f"epoch {command.epoch} is not staged ({staged}): stage it first")
         match command:
             case Agree():
-                self._turn(self._agree)
-            case Drop(turn=turn):
-                self._turn(partial(self._drop, turn.drops))
-            case Copy(turn=turn):
-                self._copy(turn.copies)
-            case Commit(turn=turn):
-                self._turn(partial(self._commit, turn.commits))
+                self._in_between(self._agree)
+            case Drop(round=round):
+                self._in_between(partial(self._drop, round.drops))
+            case Copy(round=round):
+                self._copy(round.copies)
+            case Commit(round=round):
+                self._in_between(partial(self._commit, round.commits))
             case Verify(digest=digest):
                 self._verify(digest)
         return None
 
-    def _turn(self, work: Callable[[], Any]) -> None:
+    def _in_between(self, work: Callable[[], Any]) -> None:
         self._pause_s = max(self._pause_s, self._between_steps(work))
 
     def _stage(self, command: Stage) -> None:
@@ -136,7 +136,7 @@ class Migration:
         if found := violations(after, Objective(allow_duplicates=True)):
             raise RefusedError(found[0])
         if change != self._staged:
-            self._turn(partial(self._hold, change))
+            self._in_between(partial(self._hold, change))
 
     def _hold(self, change: Staged) -> None:
         """Another change, or none: what was copied for the last one is free again."""
@@ -177,7 +177,7 @@ class Migration:
             waiting[copy.gpu].append((copy, page))
         while any(waiting.values()):
             now = {rank: pages.popleft() for rank, pages in waiting.items() if pages}
-            self._turn(partial(self._copy_pages, now))
+            self._in_between(partial(self._copy_pages, now))
 
     def _copy_pages(self, now: dict[int, tuple[Transfer, CopyPage]]) -> None:
         made = self._ranks.ask({rank: page for rank, (_, page) in now.items()})
@@ -189,9 +189,9 @@ class Migration:
                 self._copied_bytes += self._sizes.page * np.float32().itemsize
 
     def _verify(self, digest: str) -> None:
-        self._turn(partial(self._verify_map, digest))
+        self._in_between(partial(self._verify_map, digest))
         for layer in range(self._sizes.layers):
-            self._turn(partial(self._verify_weights, layer))
+            self._in_between(partial(self._verify_weights, layer))
 
     def _verify_map(self, digest: str) -> None:
         if (now := self.served.placement.digest) != digest:

@@ -77,8 +77,8 @@ def way(engines: Engines, epoch: int, before: Placement, after: Placement) -> li
     if engines.moves_itself(*ENGINE):
         return [Stage(epoch, before, after), Agree(epoch), Verify(epoch, after.digest)]
     commands: list[Command] = [Stage(epoch, before, found.after), Agree(epoch)]
-    for turn in found.rounds:
-        commands += [Drop(epoch, turn), Copy(epoch, turn), Commit(epoch, turn)]
+    for round in found.rounds:
+        commands += [Drop(epoch, round), Copy(epoch, round), Commit(epoch, round)]
     return [*commands, Verify(epoch, found.after.digest)]
 
 
@@ -201,13 +201,13 @@ async def test_in_memory_an_earlier_epoch_is_discarded_and_a_later_one_stays() -
 async def test_in_memory_the_last_copy_of_an_expert_is_never_given_up() -> None:
     serving = InMemory()
     await ask(serving, Stage(5, HOME, GOAL))
-    turn = schedule(HOME, GOAL, BYTES, by_hand(), Budget(BYTES, scratch_slots=1)).rounds[0]
-    dropping = type(turn)(((0, 0),), (), (), 0.0)
+    round = schedule(HOME, GOAL, BYTES, by_hand(), Budget(BYTES, scratch_slots=1)).rounds[0]
+    dropping = type(round)(((0, 0),), (), (), 0.0)
     assert await ask(serving, Drop(5, dropping)) == Refused(
         "layer 0 would lose expert 0: copy it first"
     )
     one = Transfer(0, 2, 1, 0, 0)
-    copying = type(turn)((), (one,), (one,), 0.0)
+    copying = type(round)((), (one,), (one,), 0.0)
     await ask(serving, Copy(5, copying))
     assert isinstance(await ask(serving, Commit(5, copying)), Refused)
     assert await digest(serving) == HOME.digest
@@ -287,10 +287,10 @@ async def test_an_offer_is_made_to_whoever_watches_later_until_it_is_discarded()
 @pytest.mark.parametrize("command", [Drop, Copy, Commit])
 @asynchronous
 async def test_of_engines_that_move_by_themselves_no_rounds_are_asked(command: Any) -> None:
-    turn = schedule(HOME, GOAL, BYTES, by_hand(), Budget(BYTES, scratch_slots=1)).rounds[0]
+    round = schedule(HOME, GOAL, BYTES, by_hand(), Budget(BYTES, scratch_slots=1)).rounds[0]
     async with living(ByAgents) as serving:
         with pytest.raises(TypeError):
-            await ask(serving, command(5, turn))
+            await ask(serving, command(5, round))
 
 
 @asynchronous

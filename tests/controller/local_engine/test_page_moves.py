@@ -141,16 +141,16 @@ def test_every_command_may_come_twice(engine: LocalEngine) -> None:
         assert again.copied_bytes == 0
         assert engine.placement.digest == placement
     assert engine.placement.digest == way.after.digest
-    between = [one for turn in way.rounds for one in turn.copies if one.source != one.gpu]
+    between = [one for round in way.rounds for one in round.copies if one.source != one.gpu]
     assert copied == len(between) * PAGE_BYTES
 
 
 def test_a_copy_serves_once_it_is_committed(engine: LocalEngine) -> None:
     staged(engine, (2, 16, 4))
-    turn = a_round(copies=(FOURTH,), commits=(FOURTH,))
-    insist(engine, Copy(1, turn))
+    round = a_round(copies=(FOURTH,), commits=(FOURTH,))
+    insist(engine, Copy(1, round))
     assert engine.placement.physical_to_logical[2, 16] == 0
-    insist(engine, Commit(1, turn))
+    insist(engine, Commit(1, round))
     assert engine.placement.physical_to_logical[2, 16] == 4
     insist(engine, Verify(1, changed((2, 16, 4)).digest))
 
@@ -180,21 +180,21 @@ def test_discarded_copies_leave_their_pages(engine: LocalEngine) -> None:
 
 
 def test_staging_another_epoch_forgets_the_last(engine: LocalEngine) -> None:
-    turn = a_round(copies=(FOURTH,), commits=(FOURTH,))
+    round = a_round(copies=(FOURTH,), commits=(FOURTH,))
     staged(engine, (2, 16, 4))
-    insist(engine, Copy(1, turn))
+    insist(engine, Copy(1, round))
     insist(engine, Stage(2, engine.placement, changed((2, 16, 5))))
-    assert "epoch 1 is not staged (2 is)" in refusal(engine, Commit(1, turn))
-    assert "is not in slot 16" in refusal(engine, Commit(2, turn))
+    assert "epoch 1 is not staged (2 is)" in refusal(engine, Commit(1, round))
+    assert "is not in slot 16" in refusal(engine, Commit(2, round))
     insist(engine, Agree(2))
 
 
 def test_an_engine_without_scratch_fills_empty_slots_only() -> None:
-    turn = a_round(((2, 16),), (FOURTH,), (FOURTH,))
+    round = a_round(((2, 16),), (FOURTH,), (FOURTH,))
     with LocalEngine(MODEL, 2, 20, scratch=0) as engine:
         staged(engine, (2, 16, 4))
-        assert "no free page" in refusal(engine, Copy(1, turn))
-        for command in (Drop(1, turn), Copy(1, turn), Commit(1, turn)):
+        assert "no free page" in refusal(engine, Copy(1, round))
+        for command in (Drop(1, round), Copy(1, round), Commit(1, round)):
             insist(engine, command)
         insist(engine, Verify(1, changed((2, 16, 4)).digest))
 
@@ -215,9 +215,9 @@ def test_no_command_takes_the_last_slot_of_an_expert(engine: LocalEngine) -> Non
     both = a_round(drops=((3, 0), (3, 16)))
     assert "layer 3 would lose expert 0" in refusal(engine, Drop(1, both))
     over_its_last = Transfer(layer=2, expert=4, source=0, gpu=1, slot=10)
-    turn = a_round(copies=(over_its_last,), commits=(over_its_last,))
-    insist(engine, Copy(1, turn))
-    assert "layer 2 would lose expert 10" in refusal(engine, Commit(1, turn))
+    round = a_round(copies=(over_its_last,), commits=(over_its_last,))
+    insist(engine, Copy(1, round))
+    assert "layer 2 would lose expert 10" in refusal(engine, Commit(1, round))
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,10 @@ def commands(before: Placement, way: Schedule, epoch: int = 1) -> Iterator[Comma
     """A whole migration."""
     yield Stage(epoch, before, way.after)
     yield Agree(epoch)
-    for turn in way.rounds:
-        yield Drop(epoch, turn)
-        yield Copy(epoch, turn)
-        yield Commit(epoch, turn)
+    for round in way.rounds:
+        yield Drop(epoch, round)
+        yield Copy(epoch, round)
+        yield Commit(epoch, round)
     yield Verify(epoch, way.after.digest)
 
 

@@ -14,7 +14,7 @@ from controller.migration.commands import (
     Stage,
     Verify,
 )
-from controller.migration.machine import FINAL, TRANSITIONS, Event, Leg, State, documentation
+from controller.migration.machine import FINAL, TRANSITIONS, Attempt, Event, State, documentation
 from placer.schedule import Budget, schedule
 from tests.builders import a_topology
 from tests.controller.tiny_pool import GOAL, HOME
@@ -72,17 +72,17 @@ def test_from_every_state_every_end_can_be_reached(state: State, end: State) -> 
 def test_each_state_asks_for_its_command() -> None:
     budget = Budget(HOME.slots, scratch_slots=1)
     found = schedule(HOME, GOAL, HOME.slots, a_topology(), budget)
-    leg = Leg(7, HOME, found.after, found.rounds)
-    first, second = leg.turns
-    assert [leg.command(state, 1) for state in (State.DROPPING, State.COPYING)] == [
+    attempt = Attempt(7, HOME, found.after, found.rounds)
+    first, second = attempt.rounds
+    assert [attempt.command(state, 1) for state in (State.DROPPING, State.COPYING)] == [
         Drop(7, second),
         Copy(7, second),
     ]
-    assert leg.command(State.COMMITTING, 0) == Commit(7, first)
-    assert leg.command(State.AGREEING, 0) == Agree(7)
-    assert leg.command(State.VERIFYING, 0) == Verify(7, GOAL.digest)
-    assert leg.command(State.DISCARDING, 0) == Discard(7)
-    stage: Command = leg.command(State.STAGING, 0)
+    assert attempt.command(State.COMMITTING, 0) == Commit(7, first)
+    assert attempt.command(State.AGREEING, 0) == Agree(7)
+    assert attempt.command(State.VERIFYING, 0) == Verify(7, GOAL.digest)
+    assert attempt.command(State.DISCARDING, 0) == Discard(7)
+    stage: Command = attempt.command(State.STAGING, 0)
     assert isinstance(stage, Stage)
     assert (stage.epoch, stage.before) == (7, HOME)
     assert np.array_equal(stage.after.physical_to_logical, GOAL.physical_to_logical)
@@ -91,7 +91,7 @@ def test_each_state_asks_for_its_command() -> None:
 @pytest.mark.parametrize("state", FINAL)
 def test_at_an_end_nothing_is_asked(state: State) -> None:
     with pytest.raises(ValueError, match=f"{state} is final"):
-        Leg(7, HOME, GOAL, ()).command(state, 0)
+        Attempt(7, HOME, GOAL, ()).command(state, 0)
 
 
 def test_the_page_shows_the_table_of_today() -> None:
