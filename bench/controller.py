@@ -189,8 +189,8 @@ async def _controller(
                     break
         if (view := loop.views.get(POOL)) is not None:
             console.print(f"{POOL}: {view.decision.outcome}, {view.decision.reason}")
-        for what, trouble in loop.troubles.items():
-            console.print(f"trouble: {what}: {trouble}")
+        for what, condition in loop.conditions.items():
+            console.print(f"condition: {what}: {condition}")
         ticking.cancel()
         await server.stop(grace=None)
     ledger.close()

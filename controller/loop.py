@@ -54,8 +54,11 @@ class View:
 
 
 class Loop:
-    """Of one controller. ``troubles``: what keeps it from its work, by what it was doing;
-    ``looks``: at what else, by name, it looks every time. They raise PlacerError for a trouble."""
+    """The loop of one controller.
+
+    conditions: what keeps it from its work, by what it was doing
+    looks: at what else, by name, it looks every time; they raise PlacerError for a condition
+    """
 
     def __init__(
         self, config: Config, journal: Journal, fleet: Fleet, engines: Engines, planner: Planner
@@ -64,7 +67,7 @@ class Loop:
         self.engines, self.planner = engines, planner
         self.arbiter = Arbiter(config, journal, fleet, engines)
         self.views: dict[str, View] = {}
-        self.troubles: dict[str, str] = {}
+        self.conditions: dict[str, str] = {}
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
         self.counted: Counter[tuple[str, ...]] = Counter()  # decisions by pool and outcome
         # Decisions in a row that wanted to move, since which change.
@@ -77,15 +80,15 @@ class Loop:
             for kind in (*KEPT, "ids"):  # so that what cannot be read is named from the start
                 journal.ledger.newest(kind)
         except LedgerError as error:
-            self.troubles["ledger"] = str(error)
+            self.conditions["ledger"] = str(error)
 
     def told(self) -> dict[str, str]:
-        """Troubles, and what cannot be read in the ledger."""
+        """Conditions, and what cannot be read in the ledger."""
         left_out = {
             f"{one.kind} {one.id}": f"{one.why} (version {one.version} of it): left out"
             for one in self.journal.ledger.left_out()
         }
-        return {**left_out, **self.troubles}
+        return {**left_out, **self.conditions}
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -94,7 +97,7 @@ class Loop:
             await self.journal.clock.sleep(self.config.every_s)
 
     async def tick(self) -> None:
-        """Look at every pool, and begin what is approved. What goes wrong with one is a trouble,
+        """Look at every pool, and begin what is approved. What goes wrong with one is a condition,
         never the end."""
         now_s = self.journal.clock.now_s()
         self.fleet.forget(now_s)
@@ -110,29 +113,30 @@ class Loop:
             await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
 
-    def heard(self, said: Registration) -> None:
+    def acknowledge(self, registration: Registration) -> None:
         """Write down what a worker newly acknowledges or refuses."""
-        news = Acknowledgement(said.epoch, said.digest, said.refused_epoch, said.refused)
-        names = (said.id.pool, said.id.engine, said.id.worker)
+        now, worker = registration, registration.id
+        news = Acknowledgement(now.epoch, now.digest, now.refused_epoch, now.refused)
+        names = (worker.pool, worker.engine, worker.worker)
         id = "/".join(name.replace("%", "%25").replace("/", "%2F") for name in names)
         body = asdict(news)
         if not any(body.values()) or self._acknowledged.get(id) == news:
             return
-        reason = said.refused if said.refused_epoch > said.epoch else ""
-        reason = reason or f"epoch {said.epoch} is applied"
+        reason = now.refused if now.refused_epoch > now.epoch else ""
+        reason = reason or f"epoch {now.epoch} is applied"
         try:
             last = None
             with suppress(Unreadable):
                 last = self.journal.ledger.get("acknowledgement", id)
             if last is None or last.body != body:
                 version = self.journal.ledger.version("acknowledgement", id) + 1
-                told = (self.journal.clock.now_s(), reason, body, said.id.pool)
+                told = (self.journal.clock.now_s(), reason, body, worker.pool)
                 self.journal.put(Record("acknowledgement", id, version, *told))
-        except LedgerError as error:  # the worker is heard all the same
-            self.troubles["acknowledgements"] = str(error)
+        except LedgerError as error:  # the worker is served all the same
+            self.conditions["acknowledgements"] = str(error)
         else:
             self._acknowledged[id] = news
-            self.troubles.pop("acknowledgements", None)
+            self.conditions.pop("acknowledgements", None)
 
     async def _keep_house(self) -> None:
         since_s = self.journal.clock.now_s() - self.config.retention_days * 86_400
@@ -259,14 +263,14 @@ class Loop:
         try:
             await doing
         except PlacerError as error:
-            if self.troubles.get(what) != str(error):
+            if self.conditions.get(what) != str(error):
                 log.warning("placer: %s: %s", what, error)
-            self.troubles[what] = str(error)
+            self.conditions[what] = str(error)
         except Exception as error:
             log.exception("placer: %s", what)
-            self.troubles[what] = f"{type(error).__name__}: {error} (a bug: see the log)"
+            self.conditions[what] = f"{type(error).__name__}: {error} (a bug: see the log)"
         else:
-            self.troubles.pop(what, None)
+            self.conditions.pop(what, None)
 
 
 async def _in_turn(pools: Sequence[Pool]) -> AsyncIterator[Pool]:

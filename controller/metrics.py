@@ -26,7 +26,7 @@ class LoopCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Called on a thread of the HTTP server's."""
-        yield _gauge("placer_troubles", "What keeps the controller from its work.", {
+        yield _gauge("placer_conditions", "What keeps the controller from its work.", {
             (): len(self.loop.told())
         })  # fmt: skip
         pools = list(self.loop.fleet.pools.values())
@@ -47,9 +47,9 @@ class LoopCollector(Collector):
              {(pool.name,): self._pace(pool, "step_s") for pool in pools}),
             ("busy_ratio", "Of the window's time, in which steps ran.",
              {(pool.name,): self._pace(pool, "busy") for pool in pools}),
-            ("workers", "Workers that are heard.",
+            ("workers", "Workers that are seen.",
              {(pool.name,): len(pool.members) for pool in pools}),
-            ("agent_lag_seconds", "Since the quietest worker was heard.",
+            ("agent_lag_seconds", "Since the quietest worker was seen.",
              {(pool.name,): self._lag_s(pool) for pool in pools}),
             ("longest_pause_seconds", "Of the last operation.",
              {(pool.name,): self.loop.arbiter.longest_pause_s.get(pool.name) for pool in pools}),
@@ -57,7 +57,8 @@ class LoopCollector(Collector):
             yield _gauge(f"placer_{name}", what, values, ["pool"])
         lost = {
             (pool.name,): sum(
-                max(member.said.dropped, member.lost) for member in list(pool.members.values())
+                max(member.registration.dropped, member.lost)
+                for member in list(pool.members.values())
             )
             for pool in pools
         }
@@ -88,11 +89,11 @@ class LoopCollector(Collector):
 
     def _newest(self, pool: Pool, name: str) -> float:
         members = list(pool.members.values())
-        return max((getattr(member.said, name) for member in members), default=0)
+        return max((getattr(member.registration, name) for member in members), default=0)
 
     def _lag_s(self, pool: Pool) -> float | None:
         now_s = self.loop.journal.clock.now_s()
-        return max((now_s - one.heard_s for one in list(pool.members.values())), default=None)
+        return max((now_s - one.last_seen_s for one in list(pool.members.values())), default=None)
 
     def _rank_loads(self, pools: list[Pool]) -> Family:
         """Of the window, on what stood at the last decision."""

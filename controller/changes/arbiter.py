@@ -84,7 +84,7 @@ class Arbiter:
         """Keep a plan for approval. Raises PlacementError if it may not be applied."""
         policy, known = self.config.of(pool), self.fleet.pool(pool)
         for member in kinds(known.members.values()):
-            if reason_not := refusal(plan, member.said.worker):
+            if reason_not := refusal(plan, member.registration.worker):
                 raise PlacementError(reason_not)
         hardware = policy.hardware(known.ranks)
         broken = violations(plan.placement, policy.objective, known.model, hardware)
@@ -178,7 +178,7 @@ class Arbiter:
             raise error
         if (record := self.running) is not None:
             silent_s = self.journal.clock.now_s() - record.at_s
-            # Its agents may still be to be heard; or they are gone, and others wait for its end.
+            # Its agents may still be to register; or they are gone, and others wait for its end.
             if record.pool in self.fleet.pools or silent_s > FORGOTTEN_S:
                 self._task = asyncio.create_task(self._run(record, is_restart=True))
             return
@@ -202,7 +202,7 @@ class Arbiter:
         for operation in map(Operation.of, operations):
             found |= {operation.goal, *operation.rollback_targets.values()}
         pools = self.fleet.pools.values()
-        return found | {one.said.digest for pool in pools for one in pool.members.values()}
+        return found | {one.registration.digest for pool in pools for one in pool.members.values()}
 
     async def settle(self) -> None:
         """Wait for what runs."""
@@ -222,13 +222,13 @@ class Arbiter:
         """Each engine's digest, whose placement is kept to go back to. Engines that are gone are
         left out, and brought to the rest if they come back."""
         now_s = self.journal.clock.now_s()
-        heard = [
+        seen = [
             engine
             for engine, members in pool.engines.items()
-            if any(now_s - member.heard_s < SILENT_S for member in members)
+            if any(now_s - member.last_seen_s < SILENT_S for member in members)
         ]
         targets = {}
-        for engine in heard or pool.engines:
+        for engine in seen or pool.engines:
             placement = await self.engines.stands(pool.name, engine)
             refuse_lost(engine, placement)
             targets[engine] = self.journal.keep_placement(placement)
@@ -304,5 +304,5 @@ class Arbiter:
 
     def _newest_epoch(self, pool: Pool) -> int:
         """What agents have applied or refused last: they only listen to later ones."""
-        said = [member.said for member in pool.members.values()]
-        return max((max(one.epoch, one.refused_epoch) for one in said), default=0)
+        registrations = [member.registration for member in pool.members.values()]
+        return max((max(one.epoch, one.refused_epoch) for one in registrations), default=0)

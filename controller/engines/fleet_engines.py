@@ -27,4 +27,4 @@ class FleetEngines:
             member = self.fleet.engine(pool, engine)[0]
         except PlacerError as error:
             raise EngineLostError(str(error)) from error
-        return self.by_actor if member.said.actor else self.by_agent
+        return self.by_actor if member.registration.actor else self.by_agent

@@ -66,7 +66,7 @@ class RayEngines:
 
     def _actor(self, pool: str, engine: str) -> Any:
         """Raises ValueError if there is none of that name."""
-        name = self.fleet.engine(pool, engine)[0].said.actor
+        name = self.fleet.engine(pool, engine)[0].registration.actor
         return ray.get_actor(name, namespace=NAMESPACE)
 
 

@@ -46,7 +46,7 @@ class VllmEngines:
 
     async def stands(self, pool: str, engine: str) -> Placement:
         members = self._members(pool, engine)
-        digests = {member.said.digest for member in members}
+        digests = {member.registration.digest for member in members}
         if len(digests) > 1:
             raise EngineLostError(f"the ranks of {engine} are about to change")
         (digest,) = digests
@@ -93,8 +93,8 @@ class VllmEngines:
         if now.digest != command.before.digest:
             return Refused(f"it serves {now.digest}: plan from that map")
         for member in kinds(self._members(pool, engine)):
-            if reason := refusal(plan, member.said.worker):
-                return Refused(f"{member.said.id.worker}: {reason}")
+            if reason := refusal(plan, member.registration.worker):
+                return Refused(f"{member.registration.id.worker}: {reason}")
         self.journal.keep_placement(command.after)
         await self._offer((pool, engine), (command.epoch, lean(plan).encode()))
         return Done()
@@ -108,22 +108,23 @@ class VllmEngines:
         while True:
             members = self._members(pool, engine)
             for member in members:
-                if member.said.refused_epoch == epoch:
-                    return Refused(f"{member.said.id.worker}: {member.said.refused}")
-                if member.said.trouble:
-                    return Refused(f"{member.said.id.worker}: {member.said.trouble}")
-            if all(member.said.digest == digest for member in members):
+                worker = member.registration
+                if worker.refused_epoch == epoch:
+                    return Refused(f"{worker.id.worker}: {worker.refused}")
+                if worker.trouble:
+                    return Refused(f"{worker.id.worker}: {worker.trouble}")
+            if all(member.registration.digest == digest for member in members):
                 return Done()
             await self.journal.clock.sleep(LOOK_S)
 
     def _members(self, pool: str, engine: str) -> list[Member]:
-        """All ranks, heard lately."""
+        """All ranks, seen lately."""
         try:
             members = self.fleet.engine(pool, engine)
         except FleetError as error:
             raise EngineLostError(str(error)) from error
         now_s, width = self.journal.clock.now_s(), self.fleet.pool(pool).ranks
-        there = [member for member in members if now_s - member.heard_s < SILENT_S]
+        there = [member for member in members if now_s - member.last_seen_s < SILENT_S]
         if len(there) < width:
             raise EngineLostError(f"{len(there)} of {width} ranks of {engine} are heard")
         return there

@@ -16,6 +16,7 @@ from controller.ledger.watched import Journal
 from placer.pace import Pace, of_meta
 
 _MEMBERS = TypeAdapter(list[Member])
+_FORMERLY = {"said": "registration", "heard_s": "last_seen_s"}  # what 0.1.0 wrote
 
 
 def take(journal: Journal, pool: Pool) -> None:
@@ -28,7 +29,7 @@ def take(journal: Journal, pool: Pool) -> None:
     body = {
         "members": [
             {
-                "said": asdict(member.said), "heard_s": member.heard_s,
+                "registration": asdict(member.registration), "last_seen_s": member.last_seen_s,
                 "sequence": member.sequence, "lost": member.lost,
             }
             for member in pool.members.values()
@@ -63,11 +64,15 @@ def recall(journal: Journal, fleet: Fleet, window_s: Any) -> None:
 
 
 def _recall(record: Record, blob: bytes, fleet: Fleet, window_s: Any) -> None:
-    for member in _MEMBERS.validate_python(record.body["members"]):
-        if member.said.id.pool != record.id:
-            raise ValueError(f"has a worker of another pool, {member.said.id.pool!r}")
-        fleet.register(member.said, _finite(member.heard_s))
-        key = member.said.id.engine, member.said.id.worker
+    members = [
+        {_FORMERLY.get(name, name): value for name, value in member.items()}
+        for member in record.body["members"]
+    ]
+    for member in _MEMBERS.validate_python(members):
+        if member.registration.id.pool != record.id:
+            raise ValueError(f"has a worker of another pool, {member.registration.id.pool!r}")
+        fleet.register(member.registration, _finite(member.last_seen_s))
+        key = member.registration.id.engine, member.registration.id.worker
         fleet.pools[record.id].members[key] = member
     if record.id not in fleet.pools:
         return

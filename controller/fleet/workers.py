@@ -12,7 +12,7 @@ from placer.names import few
 from placer.pace import Pace, merged
 from placer.profile import Profile, merge
 
-SILENT_S = 60.0  # a worker that was not heard for so long is gone: agents pause up to 20 s
+SILENT_S = 60.0  # a worker that was not seen for so long is gone: agents pause up to 20 s
 FORGOTTEN_S = 3600.0
 AHEAD_S = 60.0  # that a worker's clock may be, and what it says of its beginning still counts
 WORKERS = 20_000  # at most
@@ -68,10 +68,10 @@ class Registration:
 
 @dataclass(slots=True)
 class Member:
-    """One worker, as heard last. sequence: of its newest push; lost: pushes that never came"""
+    """One worker, as seen last. sequence: of its newest push; lost: pushes that never came"""
 
-    said: Registration
-    heard_s: float
+    registration: Registration
+    last_seen_s: float
     sequence: int = 0
     lost: int = 0
 
@@ -80,7 +80,7 @@ def kinds(members: Iterable[Member]) -> list[Member]:
     """The first of those that differ by name and rank alone: what is asked of one is of all."""
     found: dict[Worker, Member] = {}
     for member in members:
-        found.setdefault(replace(member.said.worker, name="", ep_rank=0), member)
+        found.setdefault(replace(member.registration.worker, name="", ep_rank=0), member)
     return list(found.values())
 
 
@@ -102,7 +102,7 @@ class Pool:
         for key in sorted(self.members):
             found.setdefault(key[0], []).append(self.members[key])
         for members in found.values():
-            members.sort(key=lambda member: member.said.worker.ep_rank)
+            members.sort(key=lambda member: member.registration.worker.ep_rank)
         return found
 
     def tokens(self, phase: str) -> int:
@@ -149,18 +149,18 @@ class Fleet:
             raise UnknownError(f"no engine {engine[:NAME]!r} in {pool}: there is {few(found)}")
         return found[engine]
 
-    def register(self, said: Registration, now_s: float) -> int:
+    def register(self, registration: Registration, now_s: float) -> int:
         """The newest push of this incarnation. Raises FleetError for whom the pool has no place."""
-        key = said.id.engine, said.id.worker
-        known = self.pools.get(said.id.pool)
+        key = registration.id.engine, registration.id.worker
+        known = self.pools.get(registration.id.pool)
         if (known is None or key not in known.members) and self._workers >= WORKERS:
             raise FleetError(f"{WORKERS} workers are registered: no place for more")
-        pool = self._place(said, now_s)
-        member = pool.members.setdefault(key, Member(said, now_s))
-        if said.id.incarnation != member.said.id.incarnation:
-            _check_later(said.id, member, now_s)
+        pool = self._place(registration, now_s)
+        member = pool.members.setdefault(key, Member(registration, now_s))
+        if registration.id.incarnation != member.registration.id.incarnation:
+            _check_later(registration.id, member, now_s)
             member.sequence = 0
-        member.said, member.heard_s = said, now_s
+        member.registration, member.last_seen_s = registration, now_s
         return member.sequence
 
     def push(
@@ -192,22 +192,22 @@ class Fleet:
             pool.windows[phase].pass_steps(pace, now_s)
         if member.sequence:  # those before the first were acknowledged by another controller
             member.lost += sequence - member.sequence - 1
-        member.sequence, member.heard_s = sequence, now_s
+        member.sequence, member.last_seen_s = sequence, now_s
 
     def member(self, id: WorkerId) -> Member:
         """Raises UnknownError for a worker that must register first."""
         pool = self.pools.get(id.pool)
         member = pool.members.get((id.engine, id.worker)) if pool else None
-        if member is None or member.said.id.incarnation != id.incarnation:
+        if member is None or member.registration.id.incarnation != id.incarnation:
             who = f"{id.worker[:NAME]} of {id.engine[:NAME]} in {id.pool[:NAME]}"
             raise UnknownError(f"{who} must register first")
         return member
 
     def forget(self, now_s: float) -> None:
-        """Workers and pools that were not heard for long."""
+        """Workers and pools that were not seen for long."""
         for pool in list(self.pools.values()):
             for key, member in list(pool.members.items()):
-                if now_s - member.heard_s > FORGOTTEN_S:
+                if now_s - member.last_seen_s > FORGOTTEN_S:
                     del pool.members[key]
             if not pool.members:
                 del self.pools[pool.name]
@@ -216,31 +216,37 @@ class Fleet:
     def _workers(self) -> int:
         return sum(len(pool.members) for pool in self.pools.values())
 
-    def _place(self, said: Registration, now_s: float) -> Pool:
+    def _place(self, registration: Registration, now_s: float) -> Pool:
         """Its pool, which the first one defines, as long as one of them is there."""
-        worker, name = said.worker, said.id.pool
-        for what, text in (("pool", name), ("engine", said.id.engine), ("worker", said.id.worker)):
+        worker, id, model = registration.worker, registration.id, registration.model
+        for what, text in (("pool", id.pool), ("engine", id.engine), ("worker", id.worker)):
             if not 0 < len(text) <= NAME or not text.isprintable():
                 raise FleetError(
                     f"{what} {text[:50]!r}: a name has 1 to {NAME} printable characters"
                 )
         if worker.slots < worker.experts or worker.ep_size < 1 or worker.slots % worker.ep_size:
             raise FleetError(f"{worker.slots} slots on {worker.ep_size} ranks: they must divide")
-        pool = self.pools.get(name)
-        asked = (said.model.layers, worker.experts, worker.top_k, worker.ep_size, worker.slots)
+        pool = self.pools.get(id.pool)
+        asked = (
+            registration.model.layers,
+            worker.experts,
+            worker.top_k,
+            worker.ep_size,
+            worker.slots,
+        )
         if pool is not None:
-            model = pool.model
-            here = (model.layers, model.experts, model.top_k, pool.ranks, pool.slots)
+            there = pool.model
+            here = (there.layers, there.experts, there.top_k, pool.ranks, pool.slots)
             if asked == here:
                 return pool
-            if any(now_s - member.heard_s < SILENT_S for member in pool.members.values()):
+            if any(now_s - member.last_seen_s < SILENT_S for member in pool.members.values()):
                 words = "{} layers x {} experts, top-{}, on {} ranks in {} slots"
                 raise FleetError(
-                    f"pool {name} has {words.format(*here)} and {said.id.worker} of "
-                    f"{said.id.engine} {words.format(*asked)}: give it another PLACER_POOL"
+                    f"pool {id.pool} has {words.format(*here)} and {id.worker} of "
+                    f"{id.engine} {words.format(*asked)}: give it another PLACER_POOL"
                 )
-        self.pools[name] = Pool(name, said.model, worker.ep_size, worker.slots)
-        return self.pools[name]
+        self.pools[id.pool] = Pool(id.pool, model, worker.ep_size, worker.slots)
+        return self.pools[id.pool]
 
 
 def _check_later(id: WorkerId, member: Member, now_s: float) -> None:
@@ -249,10 +255,12 @@ def _check_later(id: WorkerId, member: Member, now_s: float) -> None:
     Workers' clocks say which is, and some are wrong. So who is silent makes room for anybody, and
     who says to have begun in the future is later than nobody who did not.
     """
-    if now_s - member.heard_s >= SILENT_S:
+    if now_s - member.last_seen_s >= SILENT_S:
         return
     latest = (now_s + AHEAD_S) * 1e9
-    new, known = ((one <= latest, one) for one in (id.incarnation, member.said.id.incarnation))
+    new, known = (
+        (one <= latest, one) for one in (id.incarnation, member.registration.id.incarnation)
+    )
     if new > known:
         return
     if new[0] or not known[0]:

@@ -56,8 +56,8 @@ async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[
     add_PlacementServiceServicer_to_server(Placements(loop, offers), server)
     add_FleetServiceServicer_to_server(FleetState(loop), server)
     add_LedgerServiceServicer_to_server(Ledgers(loop), server)
-    said = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(said, server)
+    probed = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(probed, server)
     reflection.enable_server_reflection([*SERVICES, *OTHERS], server)
     port = listening.open_port(server)
 
@@ -68,5 +68,5 @@ async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[
     loop.looks["certificates"] = look_at_certificates
     await server.start()
     for name in ("", *SERVICES):
-        await said.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await probed.set(name, health_pb2.HealthCheckResponse.SERVING)
     return server, port

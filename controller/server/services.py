@@ -28,7 +28,7 @@ from placer.v1.profile_pb2_grpc import ProfileServiceServicer
 MOST = 1000  # records in an answer
 VALUES, SLOT_VALUES = 10_000, 12  # of a plan file: an expert and a move have 7, its reason a few
 VALUE = 40  # bytes of each, in the mean; without a reason it is five
-TROUBLES = 4  # of an engine's workers that are told
+CONDITIONS = 4  # of an engine's workers that are told
 
 # gRPC names methods as protos do.
 # ruff: noqa: N802
@@ -70,7 +70,7 @@ class Profiles(ProfileServiceServicer):  # type: ignore[misc]
             return False
         recording = (
             key for key, member in self.fleet.pool(id.pool).members.items()
-            if member.said.worker.records
+            if member.registration.worker.records
         )  # fmt: skip
         return (id.engine, id.worker) == min(recording, default=None)
 
@@ -187,9 +187,9 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
     async def Register(self, request: Any) -> Any:
         id = wire.worker_id(request.id)
         CALLER.get().check(id.pool, id.engine, id.worker)
-        said = wire.registration(request)
-        sequence = self.fleet.register(said, self.journal.clock.now_s())
-        self.loop.heard(said)
+        registration = wire.registration(request)
+        sequence = self.fleet.register(registration, self.journal.clock.now_s())
+        self.loop.acknowledge(registration)
         return fleet_pb2.RegisterResponse(sequence=sequence)
 
     @answering
@@ -197,10 +197,10 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
         pools = [pool for _, pool in sorted(self.fleet.pools.items())]
         if request.pool:
             pools = [self.fleet.pool(request.pool)]
-        troubles = [f"{what}: {text}" for what, text in sorted(self.loop.told().items())]
+        conditions = [f"{what}: {text}" for what, text in sorted(self.loop.told().items())]
         told, room = [], wire.ANSWER
         for pool in pools:
-            message = self._pool(pool, room, troubles)
+            message = self._pool(pool, room, conditions)
             told.append(message)
             room -= message.ByteSize()
             if room <= 0:
@@ -208,12 +208,14 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
             await asyncio.sleep(0)  # others are answered between two of a thousand pools
         if len(told) < len(pools):
             shares = f"{len(told):,} of {len(pools):,}"
-            troubles.append(f"status: only {shares} pools have room here: ask for one by its name")
+            conditions.append(
+                f"status: only {shares} pools have room here: ask for one by its name"
+            )
         return fleet_pb2.StatusResponse(
             version=version("moe-placer"),
             uptime_s=self.journal.clock.now_s() - self._begun_s,
             pools=told,
-            troubles=troubles,
+            conditions=conditions,
         )
 
     @answering
@@ -236,8 +238,8 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
             found = ledger.newest("operation", limit=limit, pool=pool)
         return fleet_pb2.OperationsResponse(operations=_listed(wire.operation, found))
 
-    def _pool(self, pool: Pool, room: int, troubles: list[str]) -> Any:
-        """room: bytes that its engines may take; those that are left out are a trouble"""
+    def _pool(self, pool: Pool, room: int, conditions: list[str]) -> Any:
+        """room: bytes that its engines may take; those that are left out are a condition"""
         arbiter, view, policy = (
             self.loop.arbiter,
             self.loop.views.get(pool.name),
@@ -251,7 +253,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
         told = wire.fitting((_engine(name, them, now_s) for name, them in engines.items()), room)
         if len(told) < len(engines):
             shares = f"{len(told):,} of {len(engines):,}"
-            troubles.append(f"status: only {shares} engines of {pool.name} have room here")
+            conditions.append(f"status: only {shares} engines of {pool.name} have room here")
         message = fleet_pb2.Pool(
             name=pool.name, model=pool.model.name, mode=policy(pool.name).mode, ranks=pool.ranks,
             slots=pool.slots, window_s=policy(pool.name).window_s,
@@ -277,18 +279,18 @@ def _pace(pool: Pool, phase: str) -> dict[str, float]:
 
 
 def _engine(name: str, members: list[Member], now_s: float) -> Any:
-    said = [member.said for member in members]
-    troubles = list(dict.fromkeys(one.trouble for one in said if one.trouble))
-    more = [f"and {len(troubles) - TROUBLES} more"] if len(troubles) > TROUBLES else []
+    registrations = [member.registration for member in members]
+    conditions = list(dict.fromkeys(one.trouble for one in registrations if one.trouble))
+    more = [f"and {len(conditions) - CONDITIONS} more"] if len(conditions) > CONDITIONS else []
     return fleet_pb2.Engine(
         name=name,
-        digest=said[0].digest,
-        epoch=max(one.epoch for one in said),
+        digest=registrations[0].digest,
+        epoch=max(one.epoch for one in registrations),
         workers=len(members),
-        silent_s=now_s - min(member.heard_s for member in members),
-        tokens=sum(one.tokens for one in said),
-        dropped=sum(max(member.said.dropped, member.lost) for member in members),
-        troubles=[*troubles[:TROUBLES], *more],
+        silent_s=now_s - min(member.last_seen_s for member in members),
+        tokens=sum(one.tokens for one in registrations),
+        dropped=sum(max(member.registration.dropped, member.lost) for member in members),
+        conditions=[*conditions[:CONDITIONS], *more],
     )
 
 

@@ -56,10 +56,10 @@ class Running:
         return found
 
     def hear(self, pool: str = "tiny", engine: str = "engine-1", **more: Any) -> None:
-        said = Registration(WorkerId(pool, engine, "worker-0", 1), a_worker(), **more)
+        registration = Registration(WorkerId(pool, engine, "worker-0", 1), a_worker(), **more)
 
         async def register() -> None:
-            self.loop.fleet.register(said, self.loop.journal.clock.now_s())
+            self.loop.fleet.register(registration, self.loop.journal.clock.now_s())
 
         self.do(register())
 

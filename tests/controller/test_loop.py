@@ -41,7 +41,7 @@ async def test_without_traffic_nothing_is_decided() -> None:
     await world.tick()
     why = "0 tokens of mixed traffic in 300 s < 1,000 (least_tokens): too few to tell"
     assert decided(world) == ("hold", why)
-    assert world.loop.troubles == {}
+    assert world.loop.conditions == {}
 
 
 @asynchronous
@@ -233,14 +233,14 @@ async def test_what_the_applied_plan_saves_is_measured_on_the_traffic_of_now() -
 
 def test_an_acknowledgement_is_written_once() -> None:
     world = World()
-    world.loop.heard(a_registration())  # that says nothing
+    world.loop.acknowledge(a_registration())  # that says nothing
     for _ in range(3):
-        world.loop.heard(a_registration(epoch=7, digest=GOAL.digest))
+        world.loop.acknowledge(a_registration(epoch=7, digest=GOAL.digest))
     assert written(world, "acknowledgement") == ["epoch 7 is applied"]
     world.start()  # a new controller
-    world.loop.heard(a_registration(epoch=7, digest=GOAL.digest))
-    world.loop.heard(a_registration(epoch=7, refused_epoch=9, refused="too many slots"))
-    world.loop.heard(a_registration("e1", epoch=8, refused_epoch=3, refused="long ago"))
+    world.loop.acknowledge(a_registration(epoch=7, digest=GOAL.digest))
+    world.loop.acknowledge(a_registration(epoch=7, refused_epoch=9, refused="too many slots"))
+    world.loop.acknowledge(a_registration("e1", epoch=8, refused_epoch=3, refused="long ago"))
     versions = world.disk.versions("acknowledgement", "chat/e0/w0")
     assert [one.reason for one in versions] == ["epoch 7 is applied", "too many slots"]
     assert written(world, "acknowledgement")[-1] == "epoch 8 is applied"
@@ -315,19 +315,19 @@ async def test_what_workers_said_long_ago_is_forgotten_though_they_go_on() -> No
     world = World()
     for day in range(195):
         for engine in world.homes:
-            world.loop.heard(a_registration(engine, epoch=day + 1))
+            world.loop.acknowledge(a_registration(engine, epoch=day + 1))
         await world.tick(86_400.0)
     for engine in world.homes:
         kept = world.disk.versions("acknowledgement", f"{POOL}/{engine}/w0")
         assert [record.version for record in kept] == list(range(166, 196))
-    assert world.loop.troubles == {}
+    assert world.loop.conditions == {}
 
 
 @asynchronous
 async def test_names_with_strokes_are_nobody_elses() -> None:
     world = World()
     for engine, worker in (("a/b", "c"), ("a", "b/c"), ("a%2Fb", "c")):
-        world.loop.heard(a_registration(engine, worker, epoch=1))
+        world.loop.acknowledge(a_registration(engine, worker, epoch=1))
     found = [record.id for record in reversed(world.disk.newest("acknowledgement"))]
     assert found == ["chat/a%2Fb/c", "chat/a/b%2Fc", "chat/a%252Fb/c"]
 

@@ -28,15 +28,15 @@ async def test_a_pool_in_trouble_keeps_no_other_from_its_turn(
     world = World(confirmations=1)
     three = a_placement([[0, 1, 2, 3, 0, 1]] * 2, gpus=3)
     world.engines.engines["code", "e0"] = MemoryEngine(three)
-    said = a_registration(pool="code", slots=6, ep_size=3)
-    world.fleet.register(said, BEGIN_S)
-    world.fleet.push(said.id, 1, [a_delta(SKEWED)], BEGIN_S)
+    registration = a_registration(pool="code", slots=6, ep_size=3)
+    world.fleet.register(registration, BEGIN_S)
+    world.fleet.push(registration.id, 1, [a_delta(SKEWED)], BEGIN_S)
     world.count(SKEWED)
     for _ in range(2):
         with caplog.at_level(logging.WARNING):
             await world.tick()
-    assert list(world.loop.troubles) == ["code"]
-    assert world.loop.troubles["code"].startswith("3 GPUs do not fill nodes of 2 (by hand)")
+    assert list(world.loop.conditions) == ["code"]
+    assert world.loop.conditions["code"].startswith("3 GPUs do not fill nodes of 2 (by hand)")
     assert decided(world)[0] == "propose"
     assert len(caplog.records) == 1  # not again and again
 
@@ -54,10 +54,10 @@ async def test_a_bug_is_told_and_ends_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(world.loop.planner, "answer", broken)
         await world.tick()
-    assert world.loop.troubles == {POOL: "ZeroDivisionError: by zero (a bug: see the log)"}
+    assert world.loop.conditions == {POOL: "ZeroDivisionError: by zero (a bug: see the log)"}
     assert "Traceback" in caplog.text
     await world.tick(TICK_S)
-    assert (world.loop.troubles, decided(world)[0]) == ({}, "wait")
+    assert (world.loop.conditions, decided(world)[0]) == ({}, "wait")
 
 
 @asynchronous
@@ -67,14 +67,14 @@ async def test_with_a_full_disk_nothing_moves_and_then_it_goes_on() -> None:
     world.disk.is_full = True
     for _ in range(3):
         await world.tick(TICK_S)
-        world.loop.heard(a_registration(epoch=1))
-    assert set(world.loop.troubles) >= {"ledger", POOL, "acknowledgements"}
-    assert all("the disk is full: free some" in text for text in world.loop.troubles.values())
+        world.loop.acknowledge(a_registration(epoch=1))
+    assert set(world.loop.conditions) >= {"ledger", POOL, "acknowledgements"}
+    assert all("the disk is full: free some" in text for text in world.loop.conditions.values())
     assert world.engines.asked == []
     world.disk.is_full = False
-    world.loop.heard(a_registration(epoch=1))
+    world.loop.acknowledge(a_registration(epoch=1))
     await world.tick(TICK_S)
-    assert (world.loop.troubles, world.states(), is_even(world)) == (
+    assert (world.loop.conditions, world.states(), is_even(world)) == (
         {},
         {"plan-1": "applied"},
         True,
@@ -89,12 +89,12 @@ async def test_an_operation_that_a_full_disk_held_up_is_resumed() -> None:
     await world.loop.tick()
     await world.clock.sleep(TICK_S)
     await world.loop.tick()
-    assert "the disk is full" in world.loop.troubles["operations"]
+    assert "the disk is full" in world.loop.conditions["operations"]
     assert len(world.engines.asked) == 5
     world.disk.is_full = False
     for _ in range(2):
         await world.tick(TICK_S)
-    assert (world.loop.troubles, world.states(), is_even(world)) == (
+    assert (world.loop.conditions, world.states(), is_even(world)) == (
         {},
         {"plan-1": "applied"},
         True,

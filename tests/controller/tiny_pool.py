@@ -184,7 +184,7 @@ class World:
         self.hear()
         member = self.fleet.engine(POOL, engine)[0]
         now_s = self.clock.now_s()
-        self.fleet.push(member.said.id, member.sequence + 1, [a_delta(rows)], now_s)
+        self.fleet.push(member.registration.id, member.sequence + 1, [a_delta(rows)], now_s)
 
     async def tick(self, after_s: float = 0.0) -> None:
         """One turn of the loop, and what it begins."""

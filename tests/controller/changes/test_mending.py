@@ -74,7 +74,7 @@ async def test_a_lost_expert_is_planned_for_but_no_engine_is_asked_to_copy_it() 
     await world.tick()
     assert decided(world)[1].startswith("plan-1: mends: expert 3 of layer 0 was lost; 1 moved")
     assert (world.states(), world.engines.asked) == ({"plan-1": "approved"}, [])
-    assert world.loop.troubles == {
+    assert world.loop.conditions == {
         "chat: approved plans": "no rank of e0 holds expert 3 of layer 0 to copy it from: start "
         "the engine again, so that it loads all experts from the checkpoint"
     }
@@ -84,7 +84,7 @@ async def test_a_lost_expert_is_planned_for_but_no_engine_is_asked_to_copy_it() 
     world.homes |= {name: MemoryEngine(HOME, BYTES) for name in world.homes}
     world.engines.engines |= {(POOL, name): engine for name, engine in world.homes.items()}
     await world.tick(TICK_S)
-    assert (decided(world)[0], world.loop.troubles) == ("hold", {})
+    assert (decided(world)[0], world.loop.conditions) == ("hold", {})
 
 
 def test_mending_needs_no_confirmation_but_keeps_to_the_hours() -> None:

@@ -123,7 +123,7 @@ async def test_decisions_of_one_moment_are_several() -> None:
         await world.tick()
     told = [(record.id, record.body["outcome"]) for record in world.disk.newest("decision")]
     assert told == [("decision-2", "wait"), ("decision-1", "hold")]
-    assert world.loop.troubles == {}
+    assert world.loop.conditions == {}
 
 
 def test_a_new_plan_takes_the_place_of_those_that_wait() -> None:

@@ -71,7 +71,7 @@ class ByAgents:
             self.fleet.register(told, self.clock.now_s())
 
     def go_away(self) -> None:
-        self.fleet.pools[POOL].members["e0", "w1"].heard_s -= SILENT_S
+        self.fleet.pools[POOL].members["e0", "w1"].last_seen_s -= SILENT_S
 
     async def live(self) -> None:
         async for epoch, file in self.engines.offers(*ENGINE, 0):

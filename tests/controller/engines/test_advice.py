@@ -80,7 +80,9 @@ async def test_a_setting_that_contradicts_what_stands_is_named() -> None:
     world = World(nodes=2)  # its engines stand in one
     world.count(SKEWED)
     await world.tick()
-    assert world.loop.troubles[POOL].endswith("give the same GPUs, nodes and num_redundant_experts")
+    assert world.loop.conditions[POOL].endswith(
+        "give the same GPUs, nodes and num_redundant_experts"
+    )
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,8 @@ def test_nothing_is_counted_twice() -> None:
 def test_workers_are_known_with_all_that_they_said() -> None:
     again = killed_and_back(served())
     member = again.member(ID)
-    assert member.said == Registration(ID, a_worker())
-    assert (member.sequence, member.heard_s) == (2, 60.0)
+    assert member.registration == Registration(ID, a_worker())
+    assert (member.sequence, member.last_seen_s) == (2, 60.0)
 
 
 def test_a_pool_without_traffic_has_its_workers() -> None:
@@ -104,7 +104,7 @@ def a_file(load: Any) -> bytes:
     return file.getvalue()
 
 
-MEMBER = {"said": {}, "heard_s": 0.0, "sequence": 1, "lost": 0}
+MEMBER = {"registration": {}, "last_seen_s": 0.0, "sequence": 1, "lost": 0}
 BROKEN: dict[str, dict[str, Any]] = {
     "cut short": {"blob": a_file(np.ones((2, 4), dtype=int))[:300]},
     "no file": {"blob": b"load"},
@@ -118,7 +118,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "no time": {"windows": [
         {"phase": "decode", "begun_s": "noon", "tokens": 1, "sequences": 1}] * 2},
     "another form of members": {"members": [MEMBER]},
-    "no members": {"members": {"said": 1}},
+    "no members": {"members": {"registration": 1}},
 }  # fmt: skip
 
 
@@ -145,8 +145,8 @@ def test_a_snapshot_that_cannot_be_read_is_left_out_and_written_over(
 
 def test_a_snapshot_with_another_pools_worker_is_left_out() -> None:
     journal = Journal(Ledger(None), ManualClock())
-    said = asdict(Registration(replace(ID, pool="another"), a_worker()))
-    whole(journal, members=[{**MEMBER, "said": said}])
+    registration = asdict(Registration(replace(ID, pool="another"), a_worker()))
+    whole(journal, members=[{**MEMBER, "registration": registration}])
     again = a_fleet()
     snapshots.recall(journal, again, lambda _: SPAN_S)
     assert again.pools == {}

@@ -22,8 +22,8 @@ ID = WorkerId(POOL, "e0", "w0", 1)
 def a_fleet(*registrations: Registration) -> Fleet:
     """That heard these at second 0; without any, one worker."""
     fleet = Fleet(lambda pool: 10.0)
-    for said in registrations or (a_registration(),):
-        fleet.register(said, 0.0)
+    for registration in registrations or (a_registration(),):
+        fleet.register(registration, 0.0)
     return fleet
 
 
@@ -37,8 +37,8 @@ def test_whoever_comes_first_defines_the_pool() -> None:
 
 
 def test_a_worker_that_does_not_know_its_models_sizes_gives_its_name_and_counts() -> None:
-    said = a_registration(layers=3, model="org/Mixtral-9")
-    model = a_fleet(said).pool(POOL).model
+    registration = a_registration(layers=3, model="org/Mixtral-9")
+    model = a_fleet(registration).pool(POOL).model
     assert (model.name, model.layers, model.experts, model.sized) == ("Mixtral-9", 3, 4, False)
 
 
@@ -47,7 +47,7 @@ def test_engines_are_told_in_order_and_their_members_by_rank() -> None:
         a_registration("e1", "a", rank=1), a_registration("e0"), a_registration("e1", "b", rank=0)
     )
     workers = {
-        name: [one.said.id.worker for one in members]
+        name: [one.registration.id.worker for one in members]
         for name, members in fleet.pool(POOL).engines.items()
     }
     assert list(workers.items()) == [("e0", ["w0"]), ("e1", ["b", "a"])]
@@ -75,7 +75,7 @@ def test_of_many_that_are_there_a_few_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "differs"),
+    ("registration", "differs"),
     [
         (a_registration("e1", layers=3), "3 layers x 4 experts, top-1, on 2 ranks in 4 slots"),
         (a_registration("e1", ep_size=4), "2 layers x 4 experts, top-1, on 4 ranks in 4 slots"),
@@ -84,12 +84,12 @@ def test_of_many_that_are_there_a_few_are_named() -> None:
     ],
 )
 def test_whoever_does_not_fit_is_refused_and_told_both_sides(
-    said: Registration, differs: str
+    registration: Registration, differs: str
 ) -> None:
     fleet = a_fleet()
     here = "pool chat has 2 layers x 4 experts, top-1, on 2 ranks in 4 slots and w0 of e1 "
     with pytest.raises(FleetError) as caught:
-        fleet.register(said, SILENT_S - 1)
+        fleet.register(registration, SILENT_S - 1)
     assert str(caught.value).startswith(here)
     assert differs in str(caught.value)
     assert str(caught.value).endswith("give it another PLACER_POOL")
@@ -112,7 +112,7 @@ def test_as_long_as_one_is_heard_it_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "why"),
+    ("registration", "why"),
     [
         (a_registration(pool=""), r"pool '': a name has 1 to 200 printable"),
         (a_registration("x" * 201), r"engine 'x{50}': a name has"),
@@ -122,19 +122,19 @@ def test_as_long_as_one_is_heard_it_stays() -> None:
         (a_registration(ep_size=0), r"4 slots on 0 ranks"),
     ],
 )
-def test_nonsense_defines_no_pool(said: Registration, why: str) -> None:
+def test_nonsense_defines_no_pool(registration: Registration, why: str) -> None:
     fleet = Fleet(lambda pool: 10.0)
     with pytest.raises(FleetError, match=why):
-        fleet.register(said, 0.0)
+        fleet.register(registration, 0.0)
     assert fleet.pools == {}
 
 
 def test_there_is_no_place_for_more_workers_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_module, "WORKERS", 2)
     fleet = a_fleet(a_registration(), a_registration(pool="code"))
-    for said in (a_registration("e1"), a_registration(pool="third")):
+    for registration in (a_registration("e1"), a_registration(pool="third")):
         with pytest.raises(FleetError, match="2 workers are registered: no place for more"):
-            fleet.register(said, 1.0)
+            fleet.register(registration, 1.0)
     assert list(fleet.pools) == ["chat", "code"]
     fleet.register(a_registration(), 1.0)  # who has a place keeps it
 

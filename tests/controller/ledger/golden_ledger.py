@@ -42,8 +42,8 @@ async def _live(world: World) -> None:
     await world.apply(GOAL)
     await world.arbiter.settle()
     for engine in world.homes:
-        world.loop.heard(a_registration(engine, epoch=7, digest=GOAL.digest))
-    world.loop.heard(a_registration("e1", epoch=7, digest=GOAL.digest, refused_epoch=8))
+        world.loop.acknowledge(a_registration(engine, epoch=7, digest=GOAL.digest))
+    world.loop.acknowledge(a_registration("e1", epoch=7, digest=GOAL.digest, refused_epoch=8))
     await world.apply(OTHER)
     await world.arbiter.settle()
     await world.arbiter.rollback(POOL, "back", "latency is worse")

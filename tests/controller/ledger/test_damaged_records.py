@@ -68,7 +68,7 @@ async def test_whatever_is_damaged_the_controller_starts_names_it_and_works(
         for _ in range(2):
             world.count(SKEWED)
             await world.tick(TICK_S)
-        assert world.loop.troubles == {}, (kind, id)
+        assert world.loop.conditions == {}, (kind, id)
         assert world.arbiter.running is None
         assert decided(world)[0] in ("hold", "wait", "propose")
         world.disk.close()
@@ -184,11 +184,11 @@ async def test_an_approved_plan_whose_map_cannot_be_read_makes_room_for_another(
     assert world.states() == {"plan-1": "superseded"}
     assert (
         "plan-1 cannot be applied: the ledger in memory: placement"
-        in (world.loop.troubles[f"{POOL}: approved plans"])
+        in (world.loop.conditions[f"{POOL}: approved plans"])
     )
     world.count(SKEWED)
     await world.tick(TICK_S)
-    assert (world.states()["plan-2"], world.loop.troubles) == ("proposed", {})
+    assert (world.states()["plan-2"], world.loop.conditions) == ("proposed", {})
     with pytest.raises(FleetError, match="plan-1 is superseded"):
         world.arbiter.plans.approve("plan-1", 0, "go")
 
@@ -211,10 +211,10 @@ async def test_that_an_operation_should_go_back_is_heard_from_a_broken_record_to
 
 def test_what_a_worker_says_is_written_down_over_what_cannot_be_read() -> None:
     world = World()
-    said = a_registration(epoch=1, digest=GOAL.digest)
-    world.loop.heard(said)
+    registration = a_registration(epoch=1, digest=GOAL.digest)
+    world.loop.acknowledge(registration)
     damage(world, "body = ''", "acknowledgement")
     world.start()
     assert named(world) == ["acknowledgement chat/e0/w0"]
-    world.loop.heard(said)
+    world.loop.acknowledge(registration)
     assert (world.loop.told(), world.disk.version("acknowledgement", "chat/e0/w0")) == ({}, 2)

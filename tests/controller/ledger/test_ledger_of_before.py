@@ -36,7 +36,7 @@ def test_all_that_was_written_down_is_there(world: World) -> None:
     file = parse_plan(world.arbiter.plans.file("plan-3").decode(), "plan-3")
     assert file.placement.digest == OTHER.digest
     assert len(world.disk.newest("acknowledgement")) == 2
-    assert world.loop.troubles == {}
+    assert world.loop.conditions == {}
 
 
 def test_the_traffic_and_the_workers_are_known(world: World) -> None:
@@ -64,7 +64,7 @@ async def test_the_operation_that_was_killed_ends_and_ids_go_on(world: World) ->
     states = world.states()
     assert (states["plan-5"], states["plan-2"]) == ("applied", "superseded")
     assert world.arbiter.propose(POOL, Plan(GOAL), "", "again").id == "plan-6"
-    assert world.loop.troubles == {}
+    assert world.loop.conditions == {}
 
 
 @asynchronous

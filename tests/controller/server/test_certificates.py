@@ -137,16 +137,16 @@ def test_the_controller_says_in_its_status_what_is_wrong_and_what_is_no_longer(
             world.loop, world.offers, Listening("127.0.0.1:0", certificate, key)
         )
         await world.loop.tick()
-        assert world.loop.troubles["certificates"].startswith(f"{certificate} expires on ")
+        assert world.loop.conditions["certificates"].startswith(f"{certificate} expires on ")
         status = await world.fleet.Status(fleet_pb2.StatusRequest())
-        assert list(status.troubles) == [f"certificates: {world.loop.troubles['certificates']}"]
+        assert list(status.conditions) == [f"certificates: {world.loop.conditions['certificates']}"]
         new_certificate, new_key = files(signed(authority))
         write(key, new_key.read_bytes())
         await world.loop.tick()
-        assert "is not the key of" in world.loop.troubles["certificates"]
+        assert "is not the key of" in world.loop.conditions["certificates"]
         write(certificate, new_certificate.read_bytes())
         await world.loop.tick()
-        assert not world.loop.troubles
+        assert not world.loop.conditions
         await server.stop(grace=None)
 
     during_a_world(work)

@@ -108,7 +108,7 @@ def test_a_models_name_is_cut_and_can_be_shown(name: str, shown: str) -> None:
         (pool,) = (await world.fleet.Status(StatusRequest())).pools
         assert pool.model == shown
         await world.loop.tick()
-        assert not world.loop.troubles
+        assert not world.loop.conditions
 
     during(work)
 
@@ -171,7 +171,7 @@ def test_status_says_how_engines_stand_and_what_they_lost() -> None:
         first, second = pool.engines
         assert (first.name, first.workers, first.dropped, first.digest) == ("engine-1", 1, 2, "")
         assert (second.workers, second.tokens, second.dropped, second.epoch) == (2, 70, 5, 9)
-        assert (second.digest, list(second.troubles)) == ("sha256:ab", ["stalled for long"])
+        assert (second.digest, list(second.conditions)) == ("sha256:ab", ["stalled for long"])
         assert 0 <= second.silent_s < 30
 
     during(work)
@@ -217,9 +217,9 @@ def test_status_tells_what_keeps_the_controller_from_its_work() -> None:
         for name in ("engine-1", "engine-2"):
             world.engines.engines["tiny", name].is_gone = True
         await world.loop.tick()
-        world.loop.troubles["ledger"] = "the disk is full"
+        world.loop.conditions["ledger"] = "the disk is full"
         found = await world.fleet.Status(StatusRequest())
-        assert list(found.troubles) == ["ledger: the disk is full"]
+        assert list(found.conditions) == ["ledger: the disk is full"]
         assert found.pools[0].outcome == "hold"
         assert "engine-2 of tiny is gone: start it again" in found.pools[0].reason
 
@@ -243,7 +243,7 @@ def test_what_cannot_be_read_is_named_and_only_who_needs_it_is_refused() -> None
         records = (await world.ledger.History(HistoryRequest())).records
         assert [record.id for record in records] == ["plan-2"]
         found = await world.fleet.Status(StatusRequest())
-        assert list(found.troubles) == ["plan plan-1: is not JSON (version 2 of it): left out"]
+        assert list(found.conditions) == ["plan plan-1: is not JSON (version 2 of it): left out"]
 
     during(work)
 

@@ -161,7 +161,11 @@ def test_what_a_worker_says_of_its_troubles_is_cut_and_never_refused() -> None:
     async def work(world: World) -> None:
         await world.register(trouble="x" * 5000, refused="y" * 5000, refused_epoch=3)
         (member,) = world.loop.fleet.engine("tiny", "engine-1")
-        assert (member.said.trouble, member.said.refused) == ("x" * 1000, "y" * 1000)
+        found = member.registration
+        assert (found.trouble, found.refused) == (
+            "x" * 1000,
+            "y" * 1000,
+        )
 
     during(work)
 
@@ -177,7 +181,7 @@ def test_of_very_many_pools_and_engines_an_answer_names_a_few() -> None:
         assert told == (NOT_FOUND, f"no pool '{'y' * 200}': there is {some}")
         found = await world.fleet.Status(StatusRequest())
         assert [pool.name for pool in found.pools] == [f"pool-{at:04}" for at in range(1500)]
-        assert not found.troubles
+        assert not found.conditions
 
     during(work)
 
@@ -187,7 +191,7 @@ def test_of_many_troubles_of_an_engine_a_few_are_told() -> None:
         for rank in range(9):
             await world.register(worker=f"worker-{rank}", trouble=f"trouble {max(rank - 2, 0)}")
         ((engine,),) = [pool.engines for pool in (await world.fleet.Status(StatusRequest())).pools]
-        assert list(engine.troubles) == [*(f"trouble {at}" for at in range(4)), "and 3 more"]
+        assert list(engine.conditions) == [*(f"trouble {at}" for at in range(4)), "and 3 more"]
 
     during(work)
 
@@ -207,7 +211,7 @@ def test_an_answer_is_no_larger_than_a_client_takes(monkeypatch: pytest.MonkeyPa
         found = await world.fleet.Status(StatusRequest())
         (pool,) = found.pools
         assert (pool.name, 1 < len(pool.engines) < 20) == ("small", True)
-        assert list(found.troubles) == [
+        assert list(found.conditions) == [
             f"status: only {len(pool.engines)} of 20 engines of small have room here",
             "status: only 1 of 2 pools have room here: ask for one by its name",
         ]
