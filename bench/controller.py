@@ -31,7 +31,7 @@ from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.windows import Delta, Window
 from controller.fleet.workers import Fleet, Pool
 from controller.ledger.ledger import Ledger
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.migration.commands import Stage
 from controller.policies.rebalance import Past, decide
@@ -160,13 +160,13 @@ async def _controller(
     pipe: Connection, before: Placement, folder: Path, policy: PoolPolicy
 ) -> None:
     """As controller.hosts.ray, with a planner and engines that need no Ray."""
-    config, ledger = Config(policy), Ledger(folder / "ledger.db")
-    journal = Journal(ledger, SystemClock())
+    config, records = Config(policy), Ledger(folder / "ledger.db")
+    ledger = WatchedLedger(records, SystemClock())
     fleet = Fleet(lambda pool: config.of(pool).window_s)
-    offers = VllmEngines(fleet, journal, config)
+    offers = VllmEngines(fleet, ledger, config)
     engines = {(POOL, f"engine-{at}"): MemoryEngine(before) for at in range(ENGINES)}
     with ProcessPoolExecutor(1, SPAWN) as pool:
-        loop = Loop(config, journal, fleet, MemoryEngines(engines), ProcessPlanner(pool))
+        loop = Loop(config, ledger, fleet, MemoryEngines(engines), ProcessPlanner(pool))
         server, port = await start(loop, offers, Listening("127.0.0.1:0"))
         ticking = asyncio.create_task(loop.run())
         pipe.send(port)
@@ -193,7 +193,7 @@ async def _controller(
             console.print(f"condition: {what}: {condition}")
         ticking.cancel()
         await server.stop(grace=None)
-    ledger.close()
+    records.close()
 
 
 class ProcessPlanner:

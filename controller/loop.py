@@ -16,7 +16,7 @@ from controller.config import Config, PoolPolicy, told_in_settings
 from controller.fleet import snapshots
 from controller.fleet.workers import Fleet, Pool, Registration
 from controller.ledger.ledger import LedgerError, Record, Unreadable
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from controller.policies.rebalance import Decision, Past, decide
 from controller.ports import EngineLostError, Engines, Planner
 from placer.arrays import FloatArray
@@ -61,11 +61,16 @@ class Loop:
     """
 
     def __init__(
-        self, config: Config, journal: Journal, fleet: Fleet, engines: Engines, planner: Planner
+        self,
+        config: Config,
+        ledger: WatchedLedger,
+        fleet: Fleet,
+        engines: Engines,
+        planner: Planner,
     ) -> None:
-        self.config, self.journal, self.fleet = config, journal, fleet
+        self.config, self.ledger, self.fleet = config, ledger, fleet
         self.engines, self.planner = engines, planner
-        self.arbiter = Arbiter(config, journal, fleet, engines)
+        self.arbiter = Arbiter(config, ledger, fleet, engines)
         self.views: dict[str, View] = {}
         self.conditions: dict[str, str] = {}
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -74,11 +79,11 @@ class Loop:
         self._streaks: dict[str, tuple[int, float | None]] = {}
         self._written: dict[str, View] = {}
         self._acknowledged: dict[str, Acknowledgement] = {}
-        journal.ledger.readers = READERS
+        ledger.records.readers = READERS
         try:
-            snapshots.recall(journal, fleet, lambda pool: config.of(pool).window_s)
+            snapshots.recall(ledger, fleet, lambda pool: config.of(pool).window_s)
             for kind in (*KEPT, "ids"):  # so that what cannot be read is named from the start
-                journal.ledger.newest(kind)
+                ledger.records.newest(kind)
         except LedgerError as error:
             self.conditions["ledger"] = str(error)
 
@@ -86,7 +91,7 @@ class Loop:
         """Conditions, and what cannot be read in the ledger."""
         left_out = {
             f"{one.kind} {one.id}": f"{one.why} (version {one.version} of it): left out"
-            for one in self.journal.ledger.left_out()
+            for one in self.ledger.records.left_out()
         }
         return {**left_out, **self.conditions}
 
@@ -94,12 +99,12 @@ class Loop:
         """Until cancelled."""
         while True:
             await self.tick()
-            await self.journal.clock.sleep(self.config.every_s)
+            await self.ledger.clock.sleep(self.config.every_s)
 
     async def tick(self) -> None:
         """Look at every pool, and begin what is approved. What goes wrong with one is a condition,
         never the end."""
-        now_s = self.journal.clock.now_s()
+        now_s = self.ledger.clock.now_s()
         self.fleet.forget(now_s)
         await self._try("ledger", self._keep_house())
         await self._try("operations", self.arbiter.resume())
@@ -127,11 +132,11 @@ class Loop:
         try:
             last = None
             with suppress(Unreadable):
-                last = self.journal.ledger.get("acknowledgement", id)
+                last = self.ledger.records.get("acknowledgement", id)
             if last is None or last.body != body:
-                version = self.journal.ledger.version("acknowledgement", id) + 1
-                told = (self.journal.clock.now_s(), reason, body, worker.pool)
-                self.journal.put(Record("acknowledgement", id, version, *told))
+                version = self.ledger.records.version("acknowledgement", id) + 1
+                told = (self.ledger.clock.now_s(), reason, body, worker.pool)
+                self.ledger.put(Record("acknowledgement", id, version, *told))
         except LedgerError as error:  # the worker is served all the same
             self.conditions["acknowledgements"] = str(error)
         else:
@@ -139,17 +144,17 @@ class Loop:
             self.conditions.pop("acknowledgements", None)
 
     async def _keep_house(self) -> None:
-        since_s = self.journal.clock.now_s() - self.config.retention_days * 86_400
+        since_s = self.ledger.clock.now_s() - self.config.retention_days * 86_400
         for kind, keep in KEPT.items():
             needed = self.arbiter.placements_in_use() if kind == "placement" else ()
-            self.journal.ledger.prune(kind, keep, since_s, needed)
+            self.ledger.records.prune(kind, keep, since_s, needed)
 
     async def _snapshot(self, pool: Pool) -> None:
-        snapshots.take(self.journal, pool)
+        snapshots.take(self.ledger, pool)
 
     async def _look(self, pool: Pool) -> None:
         """Observe one pool, and decide."""
-        now_s, policy = self.journal.clock.now_s(), self.config.of(pool.name)
+        now_s, policy = self.ledger.clock.now_s(), self.config.of(pool.name)
         past = self._past(pool.name)
         running = self.arbiter.running
         if running is not None and running.pool == pool.name:  # what stands is in between
@@ -183,7 +188,7 @@ class Loop:
 
     async def problem(self, pool: Pool) -> Problem | Hold:
         """What an optimizer would be asked about a pool now; or why there is nothing to ask."""
-        now_s, policy = self.journal.clock.now_s(), self.config.of(pool.name)
+        now_s, policy = self.ledger.clock.now_s(), self.config.of(pool.name)
         profile = pool.profile(policy.phase, now_s)
         tokens = profile.tokens if profile else 0
         if profile is None or tokens < policy.least_tokens:
@@ -219,7 +224,7 @@ class Loop:
 
     async def _begin_approved(self, pool: Pool) -> None:
         for record in self.arbiter.plans.in_state(pool.name, PlanState.APPROVED):
-            closed = self.config.of(pool.name).closed(self.journal.clock.now_s())
+            closed = self.config.of(pool.name).closed(self.ledger.clock.now_s())
             if self.arbiter.running is not None or closed:
                 return
             await self.arbiter.begin(record, key="", reason=record.reason)
@@ -236,7 +241,7 @@ class Loop:
         if not applied or not applied[0].body["before"]:
             return None, None
         try:
-            before = self.journal.placement(applied[0].body["before"])
+            before = self.ledger.placement(applied[0].body["before"])
         except Unreadable:
             return None, None
         if before.shape != problem.start.shape or problem.start.lost:
@@ -255,8 +260,8 @@ class Loop:
         body: dict[str, Any] = {**asdict(view.decision)}
         if view.score is not None:
             body["balancedness"] = view.score.balancedness
-        id = self.journal.next_id("decision", "decision")
-        self.journal.write("decision", id, view.decision.reason, body, pool=pool)
+        id = self.ledger.next_id("decision", "decision")
+        self.ledger.write("decision", id, view.decision.reason, body, pool=pool)
         self._written[pool] = view
 
     async def _try(self, what: str, doing: Any) -> None:

@@ -23,7 +23,7 @@ from controller.fleet.workers import (
     kinds,
 )
 from controller.ledger.ledger import Conflict, Record, Unreadable
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from controller.ports import Engines
 from placer.agent.refusal import refusal
 from placer.checks import violations
@@ -47,10 +47,12 @@ class BusyError(FleetError):
 class Arbiter:
     """Takes proposals in, keeps the plans, and begins one change at a time."""
 
-    def __init__(self, config: Config, journal: Journal, fleet: Fleet, engines: Engines) -> None:
-        self.config, self.journal, self.fleet, self.engines = config, journal, fleet, engines
-        self.plans = Plans(journal)
-        self.operations = Operations(journal, engines, config)
+    def __init__(
+        self, config: Config, ledger: WatchedLedger, fleet: Fleet, engines: Engines
+    ) -> None:
+        self.config, self.ledger, self.fleet, self.engines = config, ledger, fleet, engines
+        self.plans = Plans(ledger)
+        self.operations = Operations(ledger, engines, config)
         # Of operations that ended, by pool.
         self.ended: Counter[tuple[str, ...]] = Counter()
         self.copied_bytes: Counter[tuple[str, ...]] = Counter()
@@ -62,7 +64,7 @@ class Arbiter:
     @property
     def running(self) -> Record | None:
         """The operation that is not at its end yet."""
-        return next(iter(self.journal.open("operation")), None)
+        return next(iter(self.ledger.open("operation")), None)
 
     async def stands(self, pool: Pool) -> Placement:
         """The map of an engine that stands where the last change led, or else of the first that
@@ -71,7 +73,7 @@ class Arbiter:
         last = self.operations.last_change(pool.name)
         if last is not None and Operation.of(last).phase is Phase.SUCCEEDED:
             with suppress(Unreadable):
-                goal = self.journal.placement(last.body["goal"])
+                goal = self.ledger.placement(last.body["goal"])
                 there.sort(key=lambda one: not same_experts(one[1], goal))
         return there[0][1]
 
@@ -105,13 +107,13 @@ class Arbiter:
             if before and before not in targets.values():
                 why = f"{plan.id} starts from another map than the pool's now: propose again"
             try:
-                self.journal.placement(goal)
+                self.ledger.placement(goal)
             except Unreadable as error:
                 why = f"{plan.id} cannot be applied: {error}"
             if why:
-                self.plans.move(plan, PlanState.SUPERSEDED, why)
+                self.plans.change_state(plan, PlanState.SUPERSEDED, why)
                 raise FleetError(why)
-            applying = self.plans.moved(plan, PlanState.APPLYING, reason)
+            applying = self.plans.next_record(plan, PlanState.APPLYING, reason)
             return self._start("apply", pool, plan.id, goal, targets, key, reason, applying)
 
     async def rollback(self, pool_name: str, key: str, reason: str) -> Record:
@@ -127,7 +129,7 @@ class Arbiter:
             pool = self.fleet.pool(pool_name)
             change = self.operations.to_undo(pool_name)
             goal = next(iter(change.rollback_targets.values()))
-            self.journal.placement(goal)
+            self.ledger.placement(goal)
             targets = await self._rollback_targets(pool)
             return self._start("rollback", pool, change.plan_id, goal, targets, key, reason)
 
@@ -140,21 +142,21 @@ class Arbiter:
         )
         operation = Operation(
             self._next_id(), key, pool_name, "scale", "", "", pool.model.expert_bytes,
-            self.journal.clock.now_s(), phase=Phase.REFUSED, why=why,
+            self.ledger.clock.now_s(), phase=Phase.REFUSED, why=why,
         )  # fmt: skip
-        return self.journal.write(
+        return self.ledger.write(
             "operation", operation.id, reason, asdict(operation), pool=pool_name
         )
 
     def operation(self, id: str) -> Record:
-        record = self.journal.ledger.get("operation", id)
+        record = self.ledger.records.get("operation", id)
         if record is None:
             raise UnknownError(f"no operation {id[:NAME]!r}: `placer history` lists them")
         return record
 
     def known(self, key: str) -> Record | None:
         """The operation that was begun, or told to go back, with this idempotency key."""
-        for record in self.journal.ledger.newest("operation") if key else ():
+        for record in self.ledger.records.newest("operation") if key else ():
             if key in (record.body["key"], record.body.get("back_key")):
                 return record
         return None
@@ -163,7 +165,7 @@ class Arbiter:
         """Unix time at which the pool's last operation ended, and how many in a row failed."""
         ended = [
             record
-            for record in self.journal.ledger.newest("operation", pool=pool, final=True)
+            for record in self.ledger.records.newest("operation", pool=pool, final=True)
             if record.body["phase"] != Phase.REFUSED
         ]
         failed = takewhile(lambda record: record.body["phase"] != Phase.SUCCEEDED, ended)
@@ -177,18 +179,18 @@ class Arbiter:
             self._task = None
             raise error
         if (record := self.running) is not None:
-            silent_s = self.journal.clock.now_s() - record.at_s
+            silent_s = self.ledger.clock.now_s() - record.at_s
             # Its agents may still be to register; or they are gone, and others wait for its end.
             if record.pool in self.fleet.pools or silent_s > FORGOTTEN_S:
                 self._task = asyncio.create_task(self._run(record, is_restart=True))
             return
-        for plan in self.journal.open("plan"):  # killed before it was told
+        for plan in self.ledger.open("plan"):  # killed before it was told
             if plan.body["state"] == PlanState.APPLYING:
                 if (operation := self.operations.of_plan(plan)) is not None:
                     self._close(Operation.of(operation))
                 else:
                     why = "its operation cannot be read: it is not known how far it came"
-                    self.plans.move(plan, PlanState.HALTED, why)
+                    self.plans.change_state(plan, PlanState.HALTED, why)
             elif plan.body["state"] == PlanState.APPLIED:
                 last = self.operations.last_change(plan.pool)
                 if last and last.body["kind"] == "rollback" and last.number > plan.number:
@@ -196,8 +198,8 @@ class Arbiter:
 
     def placements_in_use(self) -> set[str]:
         """Digests that a plan, an operation or a worker still speaks of."""
-        ledger = self.journal.ledger
-        plans, operations = ledger.newest("plan"), ledger.newest("operation")
+        records = self.ledger.records
+        plans, operations = records.newest("plan"), records.newest("operation")
         found = {record.body[end] for record in plans for end in ("digest", "before")}
         for operation in map(Operation.of, operations):
             found |= {operation.goal, *operation.rollback_targets.values()}
@@ -221,7 +223,7 @@ class Arbiter:
     async def _rollback_targets(self, pool: Pool) -> dict[str, str]:
         """Each engine's digest, whose placement is kept to go back to. Engines that are gone are
         left out, and brought to the rest if they come back."""
-        now_s = self.journal.clock.now_s()
+        now_s = self.ledger.clock.now_s()
         seen = [
             engine
             for engine, members in pool.engines.items()
@@ -231,7 +233,7 @@ class Arbiter:
         for engine in seen or pool.engines:
             placement = await self.engines.stands(pool.name, engine)
             refuse_lost(engine, placement)
-            targets[engine] = self.journal.keep_placement(placement)
+            targets[engine] = self.ledger.keep_placement(placement)
         return targets
 
     def _start(
@@ -239,19 +241,19 @@ class Arbiter:
         reason: str, *beside: Record,
     ) -> Record:  # fmt: skip
         """Written down together with what is ``beside``, or not at all."""
-        now_s = self.journal.clock.now_s()
+        now_s = self.ledger.clock.now_s()
         operation = Operation(
             self._next_id(), key, pool.name, kind, plan, goal, pool.model.expert_bytes, now_s,
             targets, epoch=max(int(now_s * 1000), self._newest_epoch(pool) + 1),
         )  # fmt: skip
         body = asdict(operation)
         first = Record("operation", operation.id, 1, now_s, reason, body, pool.name, final=False)
-        record = self.journal.put(first, *beside)
+        record = self.ledger.put(first, *beside)
         self._task = asyncio.create_task(self._run(record))
         return record
 
     def _next_id(self) -> str:
-        return self.journal.next_id("operation", "op")
+        return self.ledger.next_id("operation", "op")
 
     async def _run(self, record: Record, is_restart: bool = False) -> None:
         try:
@@ -278,24 +280,24 @@ class Arbiter:
         if operation.kind == "rollback":
             if operation.phase is Phase.SUCCEEDED:
                 for record in applied:
-                    plans.move(record, PlanState.ROLLED_BACK, reason)
+                    plans.change_state(record, PlanState.ROLLED_BACK, reason)
                 if (again := self._plan_of(operation)) is not None:
-                    plans.move(again, PlanState.APPLIED, f"{operation.id} went back to it")
+                    plans.change_state(again, PlanState.APPLIED, f"{operation.id} went back to it")
             return
         if operation.phase is Phase.SUCCEEDED:
             for record in applied:
-                plans.move(record, PlanState.SUPERSEDED, f"{operation.plan_id} is applied")
+                plans.change_state(record, PlanState.SUPERSEDED, f"{operation.plan_id} is applied")
         with suppress(Unreadable, UnknownError):  # then nobody is to be told
             record = plans.get(operation.plan_id)
             if record.body["state"] == PlanState.APPLYING:
-                plans.move(record, ENDS[operation.phase], reason)
+                plans.change_state(record, ENDS[operation.phase], reason)
 
     def _plan_of(self, operation: Operation) -> Record | None:
         """The newest of the last plans that leads where the operation led."""
-        for record in self.journal.ledger.newest("plan", limit=20, pool=operation.pool):
+        for record in self.ledger.records.newest("plan", limit=20, pool=operation.pool):
             with suppress(Unreadable):
                 goal, map_of_it = map(
-                    self.journal.placement, (operation.goal, record.body["digest"])
+                    self.ledger.placement, (operation.goal, record.body["digest"])
                 )
                 ended = record.body["state"] in (PlanState.SUPERSEDED, PlanState.ROLLED_BACK)
                 if ended and same_experts(map_of_it, goal):

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from controller.config import Config
 from controller.fleet.workers import FleetError
 from controller.ledger.ledger import LedgerError, Record, Unreadable
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import Command, Copy, Discard, Done, Lost, Outcome, Refused
 from controller.migration.machine import FINAL, TRANSITIONS, Attempt, Event, State
 from controller.ports import EngineLostError, Engines
@@ -153,15 +153,15 @@ _FORMERLY = {"homes": "rollback_targets", "turn": "round", "turns": "rounds"}
 class Operations:
     """Carries one operation out at a time; who begins which is the loop's to say."""
 
-    def __init__(self, journal: Journal, engines: Engines, config: Config) -> None:
-        self.journal, self.engines, self.config = journal, engines, config
+    def __init__(self, ledger: WatchedLedger, engines: Engines, config: Config) -> None:
+        self.ledger, self.engines, self.config = ledger, engines, config
         self._abort = self._abort_key = ""
 
     def abort(self, record: Record, reason: str, key: str = "") -> None:
         """Have the operation that runs go back at its next step, also if this controller is killed
         before that."""
-        if not self.journal.ledger.version("abort", record.id):
-            self.journal.write("abort", record.id, reason, {"key": key}, pool=record.pool)
+        if not self.ledger.records.version("abort", record.id):
+            self.ledger.write("abort", record.id, reason, {"key": key}, pool=record.pool)
         self._abort, self._abort_key = reason, key
 
     async def run(self, record: Record, is_restart: bool = False) -> Record:
@@ -172,13 +172,13 @@ class Operations:
         self._hear_abort(operation.id)
         while True:
             if event is not None:
-                operation = operation.after(event, self.journal.clock.now_s())
+                operation = operation.after(event, self.ledger.clock.now_s())
                 if operation.phase in (Phase.RETURNING, Phase.ROLLED_BACK):
                     operation = replace(operation, back_key=self._abort_key or operation.back_key)
                 if operation.state in (State.STAGING, State.DISCARDING):
                     attempt = None
                 reason, body = operation.why or record.reason, asdict(operation)
-                record = self.journal.follow(record, reason, body=body, final=operation.is_final)
+                record = self.ledger.follow(record, reason, body=body, final=operation.is_final)
             if operation.is_final:
                 self._abort = self._abort_key = ""
                 return record
@@ -199,7 +199,7 @@ class Operations:
 
     def last_change(self, pool: str) -> Record | None:
         """The newest operation that left the pool elsewhere."""
-        for record in self.journal.ledger.newest("operation", pool=pool, final=True):
+        for record in self.ledger.records.newest("operation", pool=pool, final=True):
             if record.body["phase"] in (Phase.SUCCEEDED, Phase.HALTED):
                 return record
         return None
@@ -208,7 +208,7 @@ class Operations:
         """The last change. Raises FleetError if there is none, Unreadable if it cannot be read."""
         last = self.last_change(pool)
         number = 0 if last is None else last.number
-        for one in self.journal.ledger.left_out():
+        for one in self.ledger.records.left_out():
             if (one.kind, one.pool) == ("operation", pool) and one.number > number:
                 raise Unreadable(
                     f"{one.id} cannot be read, so that it is not known where {pool} stood before: "
@@ -220,7 +220,7 @@ class Operations:
 
     def of_plan(self, plan: Record) -> Record | None:
         """That applied it; None if it cannot be read."""
-        for record in self.journal.ledger.newest("operation", pool=plan.pool):
+        for record in self.ledger.records.newest("operation", pool=plan.pool):
             if (record.body["kind"], record.body["plan_id"]) == ("apply", plan.id):
                 return record
         return None
@@ -228,7 +228,7 @@ class Operations:
     def _hear_abort(self, id: str) -> None:
         """What was written down before the controller was killed."""
         try:
-            if (told := self.journal.ledger.get("abort", id)) is not None:
+            if (told := self.ledger.records.get("abort", id)) is not None:
                 self._abort, self._abort_key = told.reason, told.body["key"]
         except Unreadable as error:  # that there is one says enough
             self._abort = f"an operator wanted it back: {error}"
@@ -237,7 +237,7 @@ class Operations:
         """From what stands to the target, in rounds that keep to the pool's budget."""
         pool, engine = operation.pool, operation.engine
         before = await self.engines.stands(pool, engine)
-        goal = self.journal.placement(operation.target)
+        goal = self.ledger.placement(operation.target)
         if self.engines.moves_itself(pool, engine):
             return Attempt(operation.epoch, before, goal, ())
         policy = self.config.of(pool)
@@ -292,11 +292,11 @@ class Operations:
         if discarding and operation.tries >= TRIES:
             return Event.TIRED, operation
         if discarding or operation.phase is Phase.RETURNING:
-            await self.journal.clock.sleep(RETRY_S)
+            await self.ledger.clock.sleep(RETRY_S)
         return {Refused: Event.REFUSED, Lost: Event.LOST}.get(type(outcome), Event.LATE), operation
 
     async def _slow_down(self, pool: str, copied_bytes: int) -> None:
         """Spread copies over the time that the budget gives them."""
         rate = self.config.of(pool).bytes_per_minute
         if rate:
-            await self.journal.clock.sleep(copied_bytes * 60 / rate)
+            await self.ledger.clock.sleep(copied_bytes * 60 / rate)

@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter
 
 from controller.fleet.workers import NAME, FleetError, UnknownError
 from controller.ledger.ledger import Conflict, Record
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from placer.files.plans import plan_text
 from placer.plan import Plan
 
@@ -51,23 +51,23 @@ def read(record: Record) -> None:
 
 
 class Plans:
-    """Of all pools."""
+    """The plans of all pools, and the only hand that changes their states."""
 
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
+    def __init__(self, ledger: WatchedLedger) -> None:
+        self.ledger = ledger
 
     def get(self, id: str) -> Record:
-        record = self.journal.ledger.get("plan", id)
+        record = self.ledger.records.get("plan", id)
         if record is None:
             raise UnknownError(f"no plan {id[:NAME]!r}: `placer history` lists them")
         return record
 
     def file(self, id: str) -> bytes:
-        return self.journal.ledger.blob("plan", self.get(id).id) or b""
+        return self.ledger.records.blob("plan", self.get(id).id) or b""
 
     def in_state(self, pool: str, *states: PlanState) -> list[Record]:
         """Newest first."""
-        found = self.journal.open("plan", pool)
+        found = self.ledger.open("plan", pool)
         return [record for record in found if record.body["state"] in states]
 
     def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record:
@@ -84,12 +84,12 @@ class Plans:
             "whole_gain": plan.whole_gain,
         }
         text = plan_text(plan).encode()
-        self.journal.keep_placement(plan.placement)
+        self.ledger.keep_placement(plan.placement)
         waiting = self.in_state(pool, PlanState.PROPOSED, PlanState.APPROVED)
-        id = self.journal.next_id("plan", "plan")
-        record = self.journal.write("plan", id, reason, body, pool=pool, final=False, blob=text)
+        id = self.ledger.next_id("plan", "plan")
+        record = self.ledger.write("plan", id, reason, body, pool=pool, final=False, blob=text)
         for one in waiting:
-            self.move(one, PlanState.SUPERSEDED, f"{record.id} takes its place")
+            self.change_state(one, PlanState.SUPERSEDED, f"{record.id} takes its place")
         return record
 
     def approve(self, id: str, version: int, reason: str) -> Record:
@@ -103,14 +103,14 @@ class Plans:
             raise FleetError(
                 f"{id} is {record.body['state']}: only a proposed plan can be approved"
             )
-        return self.move(record, PlanState.APPROVED, reason)
+        return self.change_state(record, PlanState.APPROVED, reason)
 
-    def move(self, record: Record, state: PlanState, reason: str) -> Record:
-        """Raises Conflict if somebody moved it since."""
-        return self.journal.put(self.moved(record, state, reason))
+    def change_state(self, record: Record, state: PlanState, reason: str) -> Record:
+        """Raises Conflict if somebody changed it since."""
+        return self.ledger.put(self.next_record(record, state, reason))
 
-    def moved(self, record: Record, state: PlanState, reason: str) -> Record:
-        """What ``move`` writes down, to be put together with something else."""
+    def next_record(self, record: Record, state: PlanState, reason: str) -> Record:
+        """What ``change_state`` writes down, to be put together with something else."""
         body: Mapping[str, Any] = {**record.body, "state": state}
-        now_s = self.journal.clock.now_s()
+        now_s = self.ledger.clock.now_s()
         return record.next(now_s, reason, body=body, final=state not in OPEN)

@@ -10,7 +10,7 @@ import numpy as np
 from controller.config import Config
 from controller.fleet.workers import SILENT_S, Fleet, FleetError, Member, kinds
 from controller.ledger.ledger import LedgerError
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import (
     Agree,
     Command,
@@ -34,10 +34,10 @@ Offer = tuple[int, bytes]  # epoch, plan file
 
 
 class VllmEngines:
-    """Of one event loop."""
+    """The engines whose workers have agents, and the plans that are on offer to them."""
 
-    def __init__(self, fleet: Fleet, journal: Journal, config: Config) -> None:
-        self.fleet, self.journal, self.config = fleet, journal, config
+    def __init__(self, fleet: Fleet, ledger: WatchedLedger, config: Config) -> None:
+        self.fleet, self.ledger, self.config = fleet, ledger, config
         self._offers: dict[tuple[str, str], Offer] = {}
         self._changed = asyncio.Condition()
 
@@ -53,7 +53,7 @@ class VllmEngines:
         if not digest:
             return self._linear(pool)
         try:
-            return self.journal.placement(digest)
+            return self.ledger.placement(digest)
         except LedgerError as error:
             raise EngineLostError(f"{engine} serves a map that nobody here planned") from error
 
@@ -95,7 +95,7 @@ class VllmEngines:
         for member in kinds(self._members(pool, engine)):
             if reason := refusal(plan, member.registration.worker):
                 return Refused(f"{member.registration.id.worker}: {reason}")
-        self.journal.keep_placement(command.after)
+        self.ledger.keep_placement(command.after)
         await self._offer((pool, engine), (command.epoch, lean(plan).encode()))
         return Done()
 
@@ -115,7 +115,7 @@ class VllmEngines:
                     return Refused(f"{worker.id.worker}: {worker.trouble}")
             if all(member.registration.digest == digest for member in members):
                 return Done()
-            await self.journal.clock.sleep(LOOK_S)
+            await self.ledger.clock.sleep(LOOK_S)
 
     def _members(self, pool: str, engine: str) -> list[Member]:
         """All ranks, seen lately."""
@@ -123,7 +123,7 @@ class VllmEngines:
             members = self.fleet.engine(pool, engine)
         except FleetError as error:
             raise EngineLostError(str(error)) from error
-        now_s, width = self.journal.clock.now_s(), self.fleet.pool(pool).ranks
+        now_s, width = self.ledger.clock.now_s(), self.fleet.pool(pool).ranks
         there = [member for member in members if now_s - member.last_seen_s < SILENT_S]
         if len(there) < width:
             raise EngineLostError(f"{len(there)} of {width} ranks of {engine} are heard")

@@ -12,14 +12,14 @@ from pydantic import TypeAdapter
 from controller.fleet.windows import Delta, Window
 from controller.fleet.workers import Fleet, Member, Pool
 from controller.ledger.ledger import Record
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from placer.pace import Pace, of_meta
 
 _MEMBERS = TypeAdapter(list[Member])
 _FORMERLY = {"said": "registration", "heard_s": "last_seen_s"}  # what 0.1.0 wrote
 
 
-def take(journal: Journal, pool: Pool) -> None:
+def take(ledger: WatchedLedger, pool: Pool) -> None:
     """One record a pool, of which the ledger keeps the newest."""
     parts = [
         (phase, *part)
@@ -46,21 +46,21 @@ def take(journal: Journal, pool: Pool) -> None:
     file = BytesIO()
     np.savez(file, *(delta.load for _, _, delta, _ in parts))
     blob, reason = file.getvalue(), f"{len(pool.members)} workers"
-    version = journal.ledger.version("snapshot", pool.name) + 1  # whatever the last one holds
-    told = (journal.clock.now_s(), reason, body, pool.name)
-    journal.put(Record("snapshot", pool.name, version, *told, blob=blob))
+    version = ledger.records.version("snapshot", pool.name) + 1  # whatever the last one holds
+    told = (ledger.clock.now_s(), reason, body, pool.name)
+    ledger.put(Record("snapshot", pool.name, version, *told, blob=blob))
 
 
-def recall(journal: Journal, fleet: Fleet, window_s: Any) -> None:
+def recall(ledger: WatchedLedger, fleet: Fleet, window_s: Any) -> None:
     """Fill a new fleet with what the last controller knew. A snapshot that cannot be read is left
     out: agents say all but the traffic again. window_s: by pool, as the fleet's"""
-    for record in journal.ledger.newest("snapshot"):
+    for record in ledger.records.newest("snapshot"):
         try:
-            blob = journal.ledger.blob("snapshot", record.id) or b""
+            blob = ledger.records.blob("snapshot", record.id) or b""
             _recall(record, blob, fleet, window_s)
         except Exception as error:  # whatever it holds, it must not keep a controller from starting
             fleet.pools.pop(record.id, None)
-            journal.ledger.leave_out(record, error)
+            ledger.records.leave_out(record, error)
 
 
 def _recall(record: Record, blob: bytes, fleet: Fleet, window_s: Any) -> None:

@@ -130,7 +130,7 @@ class Pool:
 
 
 class Fleet:
-    """Of one event loop. window_s: of a pool"""
+    """The pools that are there, by their workers. window_s: of a pool"""
 
     def __init__(self, window_s: Callable[[str], float]) -> None:
         self.pools: dict[str, Pool] = {}

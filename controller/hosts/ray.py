@@ -22,7 +22,7 @@ from controller.engines.ray_engines import NAMESPACE, RayEngines, RayPlanner
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import Fleet
 from controller.ledger.ledger import Ledger
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.server.security import Listening
 from controller.server.serve import start
@@ -49,13 +49,13 @@ class Setup:
 
 async def run(setup: Setup, ready: Callable[[int], None]) -> None:
     """Until cancelled; ``ready`` is told the port."""
-    ledger = Ledger(setup.ledger)
+    records = Ledger(setup.ledger)
     try:
-        journal = Journal(ledger, SystemClock())
+        ledger = WatchedLedger(records, SystemClock())
         fleet = Fleet(lambda pool: setup.config.of(pool).window_s)
-        by_agent = VllmEngines(fleet, journal, setup.config)
+        by_agent = VllmEngines(fleet, ledger, setup.config)
         engines = FleetEngines(fleet, RayEngines(fleet), by_agent)
-        loop = Loop(setup.config, journal, fleet, engines, RayPlanner())
+        loop = Loop(setup.config, ledger, fleet, engines, RayPlanner())
         server, port = await start(loop, by_agent, setup.listening)
         if setup.metrics:
             metrics.serve(loop, setup.metrics, setup.detail)
@@ -65,7 +65,7 @@ async def run(setup: Setup, ready: Callable[[int], None]) -> None:
         finally:
             await server.stop(grace=1)
     finally:
-        ledger.close()
+        records.close()
 
 
 class Controller:

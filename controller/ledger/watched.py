@@ -17,11 +17,11 @@ OPEN = ("plan", "operation")  # kinds that are asked for by all who look
 BACKLOG = 1000  # records that a watcher may be behind; then it is told that it missed some
 
 
-class Journal:
-    """Of one event loop."""
+class WatchedLedger:
+    """A ledger's records, and who on one event loop wants to know of new ones."""
 
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
-        self.ledger, self.clock = ledger, clock
+    def __init__(self, records: Ledger, clock: Clock) -> None:
+        self.records, self.clock = records, clock
         self._watchers: set[asyncio.Queue[Record | None]] = set()
         # What has not ended yet, by kind, pool and id. To find it the ledger reads all that has:
         # once, when it is asked for first.
@@ -44,7 +44,7 @@ class Journal:
 
     def put(self, *records: Record) -> Record:
         """All or none; returns the first."""
-        written = self.ledger.put_all(records)
+        written = self.records.put_all(records)
         for record in written:
             if record.kind in self._open:  # or it is found in the ledger, later
                 self._note(record)
@@ -58,7 +58,7 @@ class Journal:
     def open(self, kind: str, pool: str | None = None) -> list[Record]:
         """What has not ended yet, last written first; of one pool only. kind: of OPEN"""
         if kind not in self._open:
-            found = self.ledger.newest(kind, final=False)
+            found = self.records.newest(kind, final=False)
             self._open[kind] = {}
             for record in found:
                 self._note(record)
@@ -69,16 +69,16 @@ class Journal:
 
     def next_id(self, kind: str, prefix: str) -> str:
         """``prefix-1``, ``prefix-2``, ...: each once, also when all that had one are forgotten."""
-        given = self.ledger.version("ids", kind)
+        given = self.records.version("ids", kind)
         last = given
         with suppress(Unreadable):
-            if (record := self.ledger.get("ids", kind)) is not None:
+            if (record := self.records.get("ids", kind)) is not None:
                 last = record.body["last"]
         # Of a ledger that was without this count, or of one in which it cannot be read.
-        numbers = (_number(id, prefix) for id in self.ledger.ids(kind))
+        numbers = (_number(id, prefix) for id in self.records.ids(kind))
         last = max(last, *numbers, 0) + 1
         now_s = self.clock.now_s()
-        self.ledger.put(Record("ids", kind, given + 1, now_s, "", {"last": last}))
+        self.records.put(Record("ids", kind, given + 1, now_s, "", {"last": last}))
         return f"{prefix}-{last}"
 
     async def watch(self) -> AsyncIterator[Record]:
@@ -112,24 +112,24 @@ class Journal:
                 "shape": table.shape, "experts": placement.experts,
                 "gpus": placement.gpus, "nodes": placement.nodes,
             }  # fmt: skip
-            version, now_s = self.ledger.version("placement", digest) + 1, self.clock.now_s()
+            version, now_s = self.records.version("placement", digest) + 1, self.clock.now_s()
             told = (now_s, placement.shape, body)
             self.put(Record("placement", digest, version, *told, blob=table.tobytes()))
         return digest
 
     def placement(self, digest: str) -> Placement:
         """Raises Unreadable if it is not there as it was kept."""
-        record = self.ledger.get("placement", digest)
+        record = self.records.get("placement", digest)
         if record is None:
             raise Unreadable(f"the ledger has no placement {digest:.19}...: plan again")
-        blob, body = self.ledger.blob("placement", digest), record.body
+        blob, body = self.records.blob("placement", digest), record.body
         try:
             table = np.frombuffer(blob or b"", dtype=np.int32).reshape(body["shape"])
             found = Placement(table, body["experts"], body["gpus"], body["nodes"])
             if found.digest != digest:
                 raise ValueError("is another map than it was")
         except (KeyError, TypeError, ValueError, PlacementError) as error:
-            raise self.ledger.leave_out(record, error) from error
+            raise self.records.leave_out(record, error) from error
         return found
 
 

@@ -19,7 +19,7 @@ class Arrival(NamedTuple):
 
 
 class Arrivals:
-    """Of one engine. ``pages``: that each rank has in a layer"""
+    """Copies of one engine that do not serve yet. ``pages``: that each rank has in a layer"""
 
     def __init__(self, pages: int) -> None:
         self._pages = pages

@@ -62,7 +62,7 @@ async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[
     port = listening.open_port(server)
 
     async def look_at_certificates() -> None:
-        if faults := listening.credentials.faults(loop.journal.clock.now_s()):
+        if faults := listening.credentials.faults(loop.ledger.clock.now_s()):
             raise SecurityError("; ".join(faults))
 
     loop.looks["certificates"] = look_at_certificates

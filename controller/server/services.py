@@ -36,7 +36,7 @@ CONDITIONS = 4  # of an engine's workers that are told
 
 class Profiles(ProfileServiceServicer):  # type: ignore[misc]
     def __init__(self, loop: Loop) -> None:
-        self.fleet, self.clock, self.config = loop.fleet, loop.journal.clock, loop.config
+        self.fleet, self.clock, self.config = loop.fleet, loop.ledger.clock, loop.config
         self._beside = ThreadPoolExecutor(1, "push")
 
     @streaming
@@ -138,8 +138,8 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
 
     @answering
     async def List(self, request: Any) -> Any:
-        ledger, limit = self.loop.journal.ledger, min(request.limit or 20, MOST)
-        found = ledger.newest("plan", limit=limit, pool=request.pool or None)
+        records, limit = self.loop.ledger.records, min(request.limit or 20, MOST)
+        found = records.newest("plan", limit=limit, pool=request.pool or None)
         return placement_pb2.ListResponse(plans=_listed(wire.plan, found))
 
     @streaming
@@ -150,7 +150,7 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
             async for epoch, file in offers:
                 yield placement_pb2.WatchResponse(epoch=epoch, file=file)
             return
-        async for record in self.loop.journal.watch():
+        async for record in self.loop.ledger.watch():
             if record.kind in explain.KINDS and request.pool in ("", record.pool):
                 yield placement_pb2.WatchResponse(record=wire.record(record))
 
@@ -180,15 +180,15 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
 
 class FleetState(FleetServiceServicer):  # type: ignore[misc]
     def __init__(self, loop: Loop) -> None:
-        self.loop, self.fleet, self.journal = loop, loop.fleet, loop.journal
-        self._begun_s = self.journal.clock.now_s()
+        self.loop, self.fleet, self.ledger = loop, loop.fleet, loop.ledger
+        self._begun_s = self.ledger.clock.now_s()
 
     @answering
     async def Register(self, request: Any) -> Any:
         id = wire.worker_id(request.id)
         CALLER.get().check(id.pool, id.engine, id.worker)
         registration = wire.registration(request)
-        sequence = self.fleet.register(registration, self.journal.clock.now_s())
+        sequence = self.fleet.register(registration, self.ledger.clock.now_s())
         self.loop.acknowledge(registration)
         return fleet_pb2.RegisterResponse(sequence=sequence)
 
@@ -213,7 +213,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
             )
         return fleet_pb2.StatusResponse(
             version=version("moe-placer"),
-            uptime_s=self.journal.clock.now_s() - self._begun_s,
+            uptime_s=self.ledger.clock.now_s() - self._begun_s,
             pools=told,
             conditions=conditions,
         )
@@ -230,12 +230,12 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
 
     @answering
     async def Operations(self, request: Any) -> Any:
-        ledger, pool = self.journal.ledger, request.pool or None
+        records, pool = self.ledger.records, request.pool or None
         if request.operation_id:
             found = [self.loop.arbiter.operation(request.operation_id)]
         else:
             limit = min(request.limit or 20, MOST)
-            found = ledger.newest("operation", limit=limit, pool=pool)
+            found = records.newest("operation", limit=limit, pool=pool)
         return fleet_pb2.OperationsResponse(operations=_listed(wire.operation, found))
 
     def _pool(self, pool: Pool, room: int, conditions: list[str]) -> Any:
@@ -245,7 +245,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
             self.loop.views.get(pool.name),
             self.loop.config.of,
         )
-        now_s = self.journal.clock.now_s()
+        now_s = self.ledger.clock.now_s()
         applied = arbiter.plans.in_state(pool.name, PlanState.APPLIED)
         proposed = arbiter.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
         running = arbiter.running
@@ -298,31 +298,31 @@ class Ledgers(LedgerServiceServicer):  # type: ignore[misc]
     """What was. The ledger is read on one thread, one question after another: it may be large."""
 
     def __init__(self, loop: Loop) -> None:
-        self.ledger = loop.journal.ledger
+        self.records = loop.ledger.records
         self._beside = ThreadPoolExecutor(1, "ledger")
 
     @answering
     async def History(self, request: Any) -> Any:
         limit, pool = min(request.limit or 50, MOST), request.pool or None
-        return await self._read(_history, self.ledger, limit, pool)
+        return await self._read(_history, self.records, limit, pool)
 
     @answering
     async def Explain(self, request: Any) -> Any:
-        return await self._read(_explain, self.ledger, request.id)
+        return await self._read(_explain, self.records, request.id)
 
     async def _read(self, read: Callable[..., Any], *what: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._beside, read, *what)
 
 
-def _history(ledger: Ledger, limit: int, pool: str | None) -> Any:
+def _history(records: Ledger, limit: int, pool: str | None) -> Any:
     """The steps of an operation are told as one, the last."""
-    found = ledger.newest_of_each(limit, pool, but=["placement"])
+    found = records.newest_of_each(limit, pool, but=["placement"])
     return fleet_pb2.HistoryResponse(records=_listed(wire.record, found))
 
 
-def _explain(ledger: Ledger, id: str) -> Any:
+def _explain(records: Ledger, id: str) -> Any:
     """Of a story that is too long for an answer the last part."""
-    found = explain.story(ledger, id, MOST)
+    found = explain.story(records, id, MOST)
     records = reversed(_listed(wire.record, found[::-1]))
     return fleet_pb2.ExplainResponse(lines=explain.sentences(found), records=records)
 

@@ -33,7 +33,7 @@ def once_watched(running: Running, then: Callable[[], None]) -> Iterator[None]:
     """Does something in a thread as soon as somebody watches."""
 
     def wait() -> None:
-        while not running.loop.journal._watchers:
+        while not running.loop.ledger._watchers:
             time.sleep(0.01)
         then()
 
@@ -110,7 +110,7 @@ def test_watching_shows_each_change_until_the_stream_ends(placer: Placer) -> Non
 
         async def propose_and_end() -> None:
             running.loop.arbiter.propose("tiny", a_plan(MOVED), "", "it\npays")
-            for queue in running.loop.journal._watchers:
+            for queue in running.loop.ledger._watchers:
                 queue.put_nowait(None)  # as if it were too slow
 
         with once_watched(running, lambda: running.do(propose_and_end())):

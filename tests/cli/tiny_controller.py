@@ -17,7 +17,7 @@ from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlan
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import Fleet, Registration, WorkerId
 from controller.ledger.ledger import Ledger
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.migration.commands import Command, Copy, Outcome, Refused
 from controller.server.security import Listening
@@ -59,7 +59,7 @@ class Running:
         registration = Registration(WorkerId(pool, engine, "worker-0", 1), a_worker(), **more)
 
         async def register() -> None:
-            self.loop.fleet.register(registration, self.loop.journal.clock.now_s())
+            self.loop.fleet.register(registration, self.loop.ledger.clock.now_s())
 
         self.do(register())
 
@@ -78,13 +78,13 @@ def a_controller(tokens: Path | None = None, **tls: Any) -> Iterator[Running]:
     thread = threading.Thread(target=event_loop.run_forever)
     thread.start()
     config = Config(PoolPolicy(a_topology()))
-    ledger = Ledger(None)
-    journal, engines = Journal(ledger, ManualClock(time.time())), MemoryEngines({})
+    records = Ledger(None)
+    ledger, engines = WatchedLedger(records, ManualClock(time.time())), MemoryEngines({})
     fleet = Fleet(lambda pool: config.of(pool).window_s)
 
     async def begin() -> tuple[Running, Any]:
-        loop = Loop(config, journal, fleet, engines, MemoryPlanner())
-        offers = VllmEngines(fleet, journal, config)
+        loop = Loop(config, ledger, fleet, engines, MemoryPlanner())
+        offers = VllmEngines(fleet, ledger, config)
         listening = Listening("127.0.0.1:0", tokens=tokens, **tls)
         server, port = await start(loop, offers, listening)
         return Running(loop, engines, event_loop, f"127.0.0.1:{port}"), server
@@ -104,4 +104,4 @@ def a_controller(tokens: Path | None = None, **tls: Any) -> Iterator[Running]:
         event_loop.call_soon_threadsafe(event_loop.stop)
         thread.join()
         event_loop.close()
-        ledger.close()
+        records.close()

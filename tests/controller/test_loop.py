@@ -300,11 +300,11 @@ async def test_placements_go_with_the_last_that_speaks_of_them() -> None:
     world = World(mode="automatic", confirmations=1)
     world.count(SKEWED)
     await world.tick()
-    old = world.loop.journal.keep_placement(OTHER)
-    kept = {record.id for record in world.loop.journal.ledger.newest("placement")}
+    old = world.loop.ledger.keep_placement(OTHER)
+    kept = {record.id for record in world.loop.ledger.records.newest("placement")}
     assert old in kept
     await world.tick(31 * 86_400.0)
-    now = {record.id for record in world.loop.journal.ledger.newest("placement")}
+    now = {record.id for record in world.loop.ledger.records.newest("placement")}
     assert old not in now
     assert now == world.loop.arbiter.placements_in_use() - {""}
 

@@ -14,7 +14,7 @@ from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlan
 from controller.fleet.windows import Delta
 from controller.fleet.workers import Fleet, Registration, WorkerId
 from controller.ledger.ledger import Ledger, LedgerFull, Record
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.migration.commands import Command, Lost, Outcome, Refused
 from placer.agent.status import Worker
@@ -169,9 +169,9 @@ class World:
 
     def start(self) -> None:
         """A controller that knows nothing but what was written down, and hears all engines."""
-        self.journal = Journal(self.disk, self.clock)
+        self.ledger = WatchedLedger(self.disk, self.clock)
         self.fleet = Fleet(lambda pool: self.config.of(pool).window_s)
-        self.loop = Loop(self.config, self.journal, self.fleet, self.engines, MemoryPlanner())
+        self.loop = Loop(self.config, self.ledger, self.fleet, self.engines, MemoryPlanner())
         self.arbiter = self.loop.arbiter
         self.hear()
 

@@ -21,7 +21,7 @@ from controller.engines.in_memory import MemoryEngines, MemoryPlanner
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import Fleet
 from controller.ledger.ledger import Ledger
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.server.security import Listening
 from controller.server.serve import start
@@ -61,11 +61,11 @@ def controller() -> Iterator[tuple[str, Loop]]:
 
     async def run() -> None:
         config = Config(POLICY, every_s=1.0)
-        journal = Journal(Ledger(None), SystemClock())
+        ledger = WatchedLedger(Ledger(None), SystemClock())
         fleet = Fleet(lambda _: POLICY.window_s)
-        by_agent = VllmEngines(fleet, journal, config)
+        by_agent = VllmEngines(fleet, ledger, config)
         engines = FleetEngines(fleet, MemoryEngines({}), by_agent)
-        ready.loop = Loop(config, journal, fleet, engines, MemoryPlanner())
+        ready.loop = Loop(config, ledger, fleet, engines, MemoryPlanner())
         server, ready.port = await start(ready.loop, by_agent, Listening("127.0.0.1:0"))
         ready.task = asyncio.create_task(ready.loop.run())
         ready.events = asyncio.get_running_loop()
@@ -73,7 +73,7 @@ def controller() -> Iterator[tuple[str, Loop]]:
         with pytest.raises(asyncio.CancelledError):
             await ready.task
         await server.stop(None)
-        journal.ledger.close()
+        ledger.records.close()
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
@@ -161,7 +161,7 @@ def test_no_token_differs(outcome: Outcome, when: str) -> None:
 
 
 def _digests(loop: Loop) -> list[str]:
-    records = loop.journal.ledger.newest("acknowledgement")
+    records = loop.ledger.records.newest("acknowledgement")
     return [record.body["digest"] for record in records]
 
 

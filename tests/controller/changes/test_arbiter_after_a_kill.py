@@ -104,7 +104,9 @@ async def test_killed_between_two_plans_one_is_applied_and_one_superseded() -> N
     with pytest.raises(LedgerFull):
         await world.arbiter.settle()
     world.disk.is_full_for = ""
-    world.arbiter.plans.move(world.arbiter.plans.get("plan-1"), PlanState.SUPERSEDED, "plan-2")
+    world.arbiter.plans.change_state(
+        world.arbiter.plans.get("plan-1"), PlanState.SUPERSEDED, "plan-2"
+    )
     world.start()
     for _ in range(2):
         await world.arbiter.resume()

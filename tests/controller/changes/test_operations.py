@@ -12,7 +12,7 @@ from controller.changes.operations import RETRY_S, TRIES, Operation, Operations,
 from controller.clock import ManualClock
 from controller.engines.in_memory import MemoryEngine
 from controller.ledger.ledger import LedgerFull, Record
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import Command, Discard, Done, Outcome, Refused, Stage
 from controller.migration.machine import State
 from placer.placement import Placement
@@ -59,15 +59,15 @@ class Story:
             }
         )
         self.start()
-        digests = [self.journal.keep_placement(one) for one in (goal, *homes)]
+        digests = [self.ledger.keep_placement(one) for one in (goal, *homes)]
         kept = dict(zip(("e0", "e1"), digests[1:], strict=True))
         began = Operation("op-1", "", POOL, "apply", "plan-1", digests[0], BYTES, BEGIN_S, kept)
-        self.journal.write("operation", "op-1", "go", asdict(began), pool=POOL, final=False)
+        self.ledger.write("operation", "op-1", "go", asdict(began), pool=POOL, final=False)
 
     def start(self) -> None:
         """Another controller, that knows what was written down."""
-        self.journal = Journal(self.disk, self.clock)
-        self.operations = Operations(self.journal, self.engines, self.config)
+        self.ledger = WatchedLedger(self.disk, self.clock)
+        self.operations = Operations(self.ledger, self.engines, self.config)
 
     @property
     def record(self) -> Record:
@@ -207,7 +207,7 @@ async def test_an_abort_is_kept_for_the_next_controller() -> None:
     story = Story()
     old = story.operations
     old.abort(story.record, "ann wants it back", "key-7")
-    story.operations = Operations(old.journal, old.engines, old.config)  # the old one is killed
+    story.operations = Operations(old.ledger, old.engines, old.config)  # the old one is killed
     ended = await story.run(is_restart=True)
     assert (ended.phase, ended.why) == ("rolled back", "ann wants it back")
     assert ended.back_key == "key-7"

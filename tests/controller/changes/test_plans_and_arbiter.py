@@ -61,7 +61,7 @@ def test_a_plan_is_kept_with_its_file() -> None:
     world.arbiter.propose(POOL, Plan(GOAL, reason="because"), "", "why not")
     kept = parse_plan(world.arbiter.plans.file("plan-1").decode(), "plan-1")
     assert (kept.placement.digest, kept.reason) == (GOAL.digest, "because")
-    assert world.journal.placement(GOAL.digest).digest == GOAL.digest
+    assert world.ledger.placement(GOAL.digest).digest == GOAL.digest
     with pytest.raises(UnknownError, match="no plan 'plan-2': `placer history` lists them"):
         world.arbiter.plans.file("plan-2")
 

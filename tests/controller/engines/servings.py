@@ -10,7 +10,7 @@ from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import SILENT_S, Fleet
 from controller.ledger.ledger import Ledger
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import (
     Command,
     Outcome,
@@ -58,8 +58,8 @@ class ByAgents:
     def __init__(self) -> None:
         self.clock = ManualClock(BEGIN_S)
         self.fleet = Fleet(lambda pool: 300.0)
-        self.journal = Journal(Ledger(None), self.clock)
-        self.engines = VllmEngines(self.fleet, self.journal, a_config())
+        self.ledger = WatchedLedger(Ledger(None), self.clock)
+        self.engines = VllmEngines(self.fleet, self.ledger, a_config())
         self.offered: list[int] = []
         self.takes_up = True
         self.say()

@@ -242,7 +242,7 @@ async def test_agents_that_refused_another_epoch_are_waited_for() -> None:
 @asynchronous
 async def test_it_is_not_known_what_stands_while_ranks_differ() -> None:
     async with living(ByAgents) as serving:
-        serving.journal.keep_placement(GOAL)
+        serving.ledger.keep_placement(GOAL)
         serving.say(0, epoch=5, digest=GOAL.digest)
         with pytest.raises(EngineLostError, match="ranks of e0 are about to change"):
             await digest(serving)

@@ -12,7 +12,7 @@ from controller.fleet import snapshots
 from controller.fleet.windows import Delta
 from controller.fleet.workers import Fleet, Registration, WorkerId
 from controller.ledger.ledger import Ledger
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from placer.pace import Pace
 from tests.agent.builders import a_worker
 
@@ -32,13 +32,13 @@ def counts(hot: int) -> Delta:
 
 
 def killed_and_back(fleet: Fleet) -> Fleet:
-    journal = Journal(Ledger(None), ManualClock())
+    ledger = WatchedLedger(Ledger(None), ManualClock())
     for pool in fleet.pools.values():
-        snapshots.take(journal, pool)
-        snapshots.take(journal, pool)  # as every look does
+        snapshots.take(ledger, pool)
+        snapshots.take(ledger, pool)  # as every look does
     again = a_fleet()
-    snapshots.recall(journal, again, lambda _: SPAN_S)
-    journal.ledger.close()
+    snapshots.recall(ledger, again, lambda _: SPAN_S)
+    ledger.records.close()
     return again
 
 
@@ -87,14 +87,14 @@ def test_a_pool_without_traffic_has_its_workers() -> None:
     assert again.pool("pool").profile("mixed", 1.0) is None
 
 
-def whole(journal: Journal, blob: bytes = b"", **body: Any) -> None:
+def whole(ledger: WatchedLedger, blob: bytes = b"", **body: Any) -> None:
     """A snapshot like that of ``served``, but for what is given."""
     fleet = served()
-    snapshots.take(journal, fleet.pool("pool"))
-    last, kept = journal.ledger.get("snapshot", "pool"), journal.ledger.blob("snapshot", "pool")
+    snapshots.take(ledger, fleet.pool("pool"))
+    last, kept = ledger.records.get("snapshot", "pool"), ledger.records.blob("snapshot", "pool")
     assert last is not None
     assert kept is not None
-    journal.follow(last, "changed", body={**last.body, **body}, blob=blob or kept)
+    ledger.follow(last, "changed", body={**last.body, **body}, blob=blob or kept)
 
 
 def a_file(load: Any) -> bytes:
@@ -127,28 +127,28 @@ def test_a_snapshot_that_cannot_be_read_is_left_out_and_written_over(
     broken: dict[str, Any],
 ) -> None:
     """The others are read, and of this one nothing is."""
-    journal = Journal(Ledger(None), ManualClock())
-    whole(journal, **broken)
+    ledger = WatchedLedger(Ledger(None), ManualClock())
+    whole(ledger, **broken)
     other = a_fleet()
     other.register(Registration(replace(ID, pool="another"), a_worker()), now_s=0.0)
-    snapshots.take(journal, other.pool("another"))
+    snapshots.take(ledger, other.pool("another"))
     again = a_fleet()
-    snapshots.recall(journal, again, lambda _: SPAN_S)
+    snapshots.recall(ledger, again, lambda _: SPAN_S)
     assert list(again.pools) == ["another"]
-    assert [(one.kind, one.id) for one in journal.ledger.left_out()] == [("snapshot", "pool")]
-    snapshots.take(journal, served().pool("pool"))
-    assert journal.ledger.left_out() == []
+    assert [(one.kind, one.id) for one in ledger.records.left_out()] == [("snapshot", "pool")]
+    snapshots.take(ledger, served().pool("pool"))
+    assert ledger.records.left_out() == []
     again = a_fleet()
-    snapshots.recall(journal, again, lambda _: SPAN_S)
+    snapshots.recall(ledger, again, lambda _: SPAN_S)
     assert sorted(again.pools) == ["another", "pool"]
 
 
 def test_a_snapshot_with_another_pools_worker_is_left_out() -> None:
-    journal = Journal(Ledger(None), ManualClock())
+    ledger = WatchedLedger(Ledger(None), ManualClock())
     registration = asdict(Registration(replace(ID, pool="another"), a_worker()))
-    whole(journal, members=[{**MEMBER, "registration": registration}])
+    whole(ledger, members=[{**MEMBER, "registration": registration}])
     again = a_fleet()
-    snapshots.recall(journal, again, lambda _: SPAN_S)
+    snapshots.recall(ledger, again, lambda _: SPAN_S)
     assert again.pools == {}
 
 

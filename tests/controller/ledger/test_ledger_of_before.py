@@ -31,7 +31,7 @@ def test_all_that_was_written_down_is_there(world: World) -> None:
     }  # fmt: skip
     phases = {record.id: record.body["phase"] for record in world.disk.newest("operation")}
     assert phases == {**ENDS, "op-4": "refused", "op-6": "running"}
-    maps = [world.journal.placement(one.digest).digest for one in (HOME, GOAL, OTHER)]
+    maps = [world.ledger.placement(one.digest).digest for one in (HOME, GOAL, OTHER)]
     assert maps == [HOME.digest, GOAL.digest, OTHER.digest]
     file = parse_plan(world.arbiter.plans.file("plan-3").decode(), "plan-3")
     assert file.placement.digest == OTHER.digest

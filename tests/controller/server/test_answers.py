@@ -166,7 +166,7 @@ def test_an_error_has_its_code_and_its_remedy_on_one_line(
 
     async def work(world: World) -> None:
         monkeypatch.setattr(world.loop.arbiter, "scale", fail)
-        monkeypatch.setattr(world.loop.journal, "watch", fail)
+        monkeypatch.setattr(world.loop.ledger, "watch", fail)
         expected = (Code[name], " ".join(str(error).split()))
         request = fleet_pb2.ScaleToRequest(pool="tiny")
         assert await refusal(world.fleet.ScaleTo(request)) == expected
@@ -186,7 +186,7 @@ def test_what_nobody_expected_is_told_to_the_log_alone(
         await world.register()
         for name in ("push", "register", "pool"):
             monkeypatch.setattr(world.loop.fleet, name, fail)
-        monkeypatch.setattr(world.loop.journal, "watch", fail)
+        monkeypatch.setattr(world.loop.ledger, "watch", fail)
         for call in (
             world.pushed(a_push()),
             world.fleet.Register(a_registration()),
@@ -213,7 +213,7 @@ def test_a_full_disk_refuses_what_must_be_written_and_hears_agents_all_the_same(
     async def work(world: World) -> None:
         await world.traffic()
         with monkeypatch.context() as patch:
-            patch.setattr(world.loop.journal.ledger, "put_all", full)
+            patch.setattr(world.loop.ledger.records, "put_all", full)
             assert (await world.register(epoch=9, digest="sha256:ab")).sequence == 1
             assert await world.pushed(a_push(2)) == [(2, "")]
             assert (await refusal(world.proposed()))[0] is Code.RESOURCE_EXHAUSTED

@@ -137,7 +137,7 @@ def test_a_worker_that_the_pool_has_no_place_for_is_told_why_and_leaves_no_trace
         code, told = await refusal(world.register(refused_epoch=7, refused="no", **said))
         assert (code, why in told) == (NOT_NOW, True), told
         assert list(world.loop.fleet.pools) == ["tiny"]
-        assert not world.loop.journal.ledger.history()
+        assert not world.loop.ledger.records.history()
 
     during(work)
 
@@ -231,8 +231,8 @@ def test_what_cannot_be_read_is_named_and_only_who_needs_it_is_refused() -> None
         await world.traffic()
         await world.proposed()
         kept = await world.proposed()
-        ledger = world.loop.journal.ledger
-        ledger._connection.execute("UPDATE records SET body = '{' WHERE id = 'plan-1'")
+        records = world.loop.ledger.records
+        records._connection.execute("UPDATE records SET body = '{' WHERE id = 'plan-1'")
         lost = GetRequest(plan_id="plan-1")
         for ask in (world.placement.Get(lost), world.ledger.Explain(ExplainRequest(id="plan-1"))):
             code, told = await refusal(ask)

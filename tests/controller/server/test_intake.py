@@ -226,15 +226,15 @@ def test_the_controller_answers_while_its_history_is_read(monkeypatch: pytest.Mo
     go_on = threading.Event()
 
     async def work(world: World) -> None:
-        ledger, begun = world.loop.journal.ledger, threading.Event()
-        newest = ledger.newest_of_each
+        records, begun = world.loop.ledger.records, threading.Event()
+        newest = records.newest_of_each
 
         def slow(*args: Any, **kwargs: Any) -> Any:
             begun.set()
             go_on.wait(20)
             return newest(*args, **kwargs)
 
-        monkeypatch.setattr(ledger, "newest_of_each", slow)
+        monkeypatch.setattr(records, "newest_of_each", slow)
         await world.register(epoch=9, digest="sha256:ab")
         asked = world.ledger.History(HistoryRequest())
         while not begun.is_set():

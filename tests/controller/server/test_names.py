@@ -61,7 +61,7 @@ def test_an_agent_hears_no_records_and_must_say_whose_plans_it_wants(
     async def work(world: World) -> None:
         await world.register()
         assert await refusal(watch(world, **asked)) == (DENIED, ALONE)
-        assert not world.loop.journal._watchers
+        assert not world.loop.ledger._watchers
 
     during(work, bound(tmp_path))
 
@@ -70,11 +70,11 @@ def test_an_operator_hears_everything(tmp_path: Path) -> None:
     async def work(world: World) -> None:
         for asked in ({}, {"pool": "tiny"}):
             stream = world.placement.Watch(WatchRequest(**asked))
-            await until(lambda: world.loop.journal._watchers)
-            world.loop.journal.write("decision", f"decision-{asked}", "why", {}, pool="tiny")
+            await until(lambda: world.loop.ledger._watchers)
+            world.loop.ledger.write("decision", f"decision-{asked}", "why", {}, pool="tiny")
             assert (await stream.read()).record.reason == "why"
             stream.cancel()
-            await until(lambda: not world.loop.journal._watchers)
+            await until(lambda: not world.loop.ledger._watchers)
 
     during(work, bound(tmp_path, token=OPERATOR))
 
@@ -122,7 +122,7 @@ def test_who_is_turned_away_is_told_why_and_leaves_no_trace(tmp_path: Path) -> N
         assert await refusal(watch(world, pool="tiny", engine="engine-2")) == (
             DENIED, why.replace("worker-0 of ", ""),
         )  # fmt: skip
-        assert (world.loop.fleet.pools, world.loop.journal.ledger.history()) == ({}, [])
+        assert (world.loop.fleet.pools, world.loop.ledger.records.history()) == ({}, [])
 
     during(work, bound(tmp_path, "engine: engine-1"))
 
@@ -154,7 +154,7 @@ def test_calls_at_once_are_each_their_own_callers(tmp_path: Path) -> None:
             everything = PlacementServiceStub(operators).Watch(WatchRequest())
             nothing = PlacementServiceStub(others).Watch(WatchRequest())
             assert (await refusal(nothing.read()))[0] is DENIED
-            await until(lambda: len(world.loop.journal._watchers) == 1)
+            await until(lambda: len(world.loop.ledger._watchers) == 1)
             stage = Stage(5, a_placement(IN_ORDER), a_placement(SWAPPED))
             assert isinstance(await world.offers.carry_out("tiny", "engine-1", stage), Done)
             assert (await own.read()).epoch == 5

@@ -57,14 +57,14 @@ async def state(world: World, plan: Any) -> str:
 def test_what_if_says_all_and_changes_nothing() -> None:
     async def work(world: World) -> None:
         await world.traffic()
-        before = world.loop.journal.ledger.history()
+        before = world.loop.ledger.records.history()
         found = await world.placement.Plan(PlanRequest(pool="tiny"))
         assert found.outcome == "plan"
         assert found.reason == "the MoE layers of a step take 40.0% less time for 4 moved slots"
         plan = parse_plan(found.file.decode(), "the answer")
         assert plan.fit is not None
         assert (plan.fit.before.balancedness, plan.fit.after.balancedness) == (0.6, 1.0)
-        assert world.loop.journal.ledger.history() == before
+        assert world.loop.ledger.records.history() == before
         assert world.stands() == IN_ORDER
 
     during(work)

@@ -116,7 +116,7 @@ def test_an_operator_hears_of_every_record_but_maps() -> None:
         all_of_it = world.placement.Watch(WatchRequest())
         of_pool = world.placement.Watch(WatchRequest(pool="tiny"))
         of_other = world.placement.Watch(WatchRequest(pool="other"))
-        await until(lambda: len(world.loop.journal._watchers) == 3)
+        await until(lambda: len(world.loop.ledger._watchers) == 3)
         plan = await world.proposed()
         await world.placement.Apply(ApplyRequest(plan_id=plan.id))
         await world.loop.arbiter.settle()
@@ -139,9 +139,9 @@ def test_a_watcher_that_does_not_read_is_told_that_it_missed_some(
 
     async def work(world: World) -> None:
         stream = world.placement.Watch(WatchRequest())
-        await until(lambda: world.loop.journal._watchers)
+        await until(lambda: world.loop.ledger._watchers)
         for number in range(5):  # without waiting, so that nothing is sent in between
-            world.loop.journal.write("decision", f"tiny@{number}", "why", {}, pool="tiny")
+            world.loop.ledger.write("decision", f"tiny@{number}", "why", {}, pool="tiny")
 
         async def read_on() -> None:
             async for _ in stream:
@@ -151,7 +151,7 @@ def test_a_watcher_that_does_not_read_is_told_that_it_missed_some(
             grpc.StatusCode.UNAVAILABLE,
             "3 changes were not read in time: watch again, or less",
         )
-        assert not world.loop.journal._watchers
+        assert not world.loop.ledger._watchers
 
     during(work)
 
@@ -159,7 +159,7 @@ def test_a_watcher_that_does_not_read_is_told_that_it_missed_some(
 @pytest.mark.parametrize("how", ["cancels", "closes its connection", "is killed"])
 def test_a_client_that_vanishes_leaves_no_watcher_behind(how: str) -> None:
     async def work(world: World) -> None:
-        watchers = world.loop.journal._watchers
+        watchers = world.loop.ledger._watchers
         streams = [world.placement.Watch(WatchRequest()) for _ in range(5)]
         await until(lambda: len(watchers) == 5)
         if how == "is killed":
@@ -170,7 +170,7 @@ def test_a_client_that_vanishes_leaves_no_watcher_behind(how: str) -> None:
             await until(lambda: len(watchers) == 1)
             child.kill()
             await child.wait()
-        world.loop.journal.write("decision", "tiny@0", "why", {}, pool="tiny")
+        world.loop.ledger.write("decision", "tiny@0", "why", {}, pool="tiny")
         if how == "cancels":
             for stream in streams:
                 stream.cancel()
@@ -198,6 +198,6 @@ def test_a_deadline_ends_a_watch() -> None:
         stream = world.placement.Watch(WatchRequest(), timeout=0.2)
         code, _ = await refusal(stream.read())
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: not world.loop.journal._watchers)
+        await until(lambda: not world.loop.ledger._watchers)
 
     during(work)

@@ -18,7 +18,7 @@ from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlan
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import Fleet
 from controller.ledger.ledger import Ledger
-from controller.ledger.watched import Journal
+from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.migration.commands import Command, Outcome, Stage
 from controller.server.security import Listening
@@ -116,12 +116,12 @@ class Setting:
 
 @asynccontextmanager
 async def a_world(setting: Setting) -> AsyncIterator[World]:
-    ledger = Ledger(setting.ledger)
+    records = Ledger(setting.ledger)
     config = Config(setting.policy)
-    journal = Journal(ledger, SystemClock())
+    ledger = WatchedLedger(records, SystemClock())
     fleet = Fleet(lambda pool: config.of(pool).window_s)
-    offers, engines = VllmEngines(fleet, journal, config), Gated(setting.engines)
-    loop = Loop(config, journal, fleet, engines, MemoryPlanner())
+    offers, engines = VllmEngines(fleet, ledger, config), Gated(setting.engines)
+    loop = Loop(config, ledger, fleet, engines, MemoryPlanner())
     listening = Listening(setting.address, tokens=setting.tokens)
     server, port = await start(loop, offers, listening)
     try:
@@ -131,7 +131,7 @@ async def a_world(setting: Setting) -> AsyncIterator[World]:
         await loop.arbiter.settle()
     finally:
         await server.stop(grace=None)
-        ledger.close()
+        records.close()
 
 
 def during(work: Callable[[World], Awaitable[None]], setting: Setting | None = None) -> None:
