@@ -1,31 +1,18 @@
-"""The composition root: one controller in a process of its own, a Ray actor that starts again."""
+"""Ray as a host: one controller in a process of its own, an actor that starts again."""
 
 import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from controller import metrics
-from controller.clock import SystemClock
-from controller.config import Config
-from controller.engines.fleet_engines import FleetEngines
+from controller.assemble import Setup, run
 from controller.engines.ray_engines import NAMESPACE, RayEngines, RayPlanner
-from controller.engines.vllm_engines import VllmEngines
-from controller.fleet.workers import Fleet
-from controller.ledger.ledger import Ledger
-from controller.ledger.watched import WatchedLedger
-from controller.loop import Loop
-from controller.server.security import Listening
-from controller.server.serve import start
 from placer.errors import PlacerError
 from placer.parallel import disconnect
 
@@ -34,38 +21,6 @@ STARTS_S = 60.0
 LOOKS_S = 5.0
 
 log = logging.getLogger("placer.controller")
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What `placer serve` was asked for. metrics: ``host:port`` for Prometheus, or empty"""
-
-    config: Config
-    listening: Listening = field(default_factory=lambda: Listening("127.0.0.1:7077"))
-    ledger: Path | None = None
-    metrics: str = ""
-    detail: bool = False
-
-
-async def run(setup: Setup, ready: Callable[[int], None]) -> None:
-    """Until cancelled; ``ready`` is told the port."""
-    records = Ledger(setup.ledger)
-    try:
-        ledger = WatchedLedger(records, SystemClock())
-        fleet = Fleet(lambda pool: setup.config.of(pool).window_s)
-        by_agent = VllmEngines(fleet, ledger, setup.config)
-        engines = FleetEngines(fleet, RayEngines(fleet), by_agent)
-        loop = Loop(setup.config, ledger, fleet, engines, RayPlanner())
-        server, port = await start(loop, by_agent, setup.listening)
-        if setup.metrics:
-            metrics.serve(loop, setup.metrics, setup.detail)
-        ready(port)
-        try:
-            await loop.run()
-        finally:
-            await server.stop(grace=1)
-    finally:
-        records.close()
 
 
 class Controller:
@@ -89,7 +44,7 @@ class Controller:
 
     def _run(self, setup: Setup) -> None:
         try:
-            asyncio.run(run(setup, self._port.set_result))
+            asyncio.run(run(setup, RayPlanner(), RayEngines, self._port.set_result))
         except PlacerError as error:
             if not self._port.done():
                 self._port.set_exception(error)

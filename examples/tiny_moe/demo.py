@@ -24,9 +24,10 @@ from corpus import split
 from rich.console import Console
 from rich.table import Table
 
+from controller.assemble import Setup
 from controller.config import PoolPolicy, read_config
 from controller.engines.ray_actor import Serving, start_engine
-from controller.hosts.ray import Setup, end, launch
+from controller.hosts.ray import end, launch
 from controller.server.security import Listening
 from placer.files.specs import read_topology
 from placer.parallel import connect

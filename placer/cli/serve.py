@@ -53,8 +53,9 @@ def serve(
     By default it is advisory: it proposes, and moves nothing until `placer approve`.
     """
     try:
+        from controller.assemble import Setup
         from controller.config import read_config
-        from controller.hosts.ray import Setup, end, launch, look
+        from controller.hosts.ray import end, launch, look
         from controller.ledger.ledger import Ledger
         from controller.server.security import Listening, Tokens
     except ImportError as error:

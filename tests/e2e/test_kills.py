@@ -24,9 +24,10 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[dev]'")
 import ray
 
+from controller.assemble import Setup
 from controller.config import PoolPolicy, read_config
 from controller.engines.ray_actor import Serving, start_engine
-from controller.hosts.ray import Setup, end, launch
+from controller.hosts.ray import end, launch
 from controller.server.security import Listening
 from placer.checks import violations
 from placer.files.plans import plan_text
