@@ -1,8 +1,10 @@
 """What puts a controller together out of its parts, wherever it is hosted: it knows ports only."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from controller import metrics
 from controller.clock import SystemClock
@@ -17,6 +19,8 @@ from controller.ports import Engines, Planner
 from controller.server.security import Listening
 from controller.server.serve import start
 
+GRACE_S = 1.0  # for calls that are being answered when a controller ends
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -27,6 +31,36 @@ class Setup:
     ledger: Path | None = None
     metrics: str = ""
     detail: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """One that listens. by_agent: the door to engines whose workers have agents"""
+
+    loop: Loop
+    by_agent: VllmEngines
+    server: Any
+    port: int
+
+
+@asynccontextmanager
+async def assembled(
+    config: Config,
+    listening: Listening,
+    ledger: WatchedLedger,
+    planner: Planner,
+    engines: Callable[[Fleet, VllmEngines], Engines],
+) -> AsyncIterator[Controller]:
+    """A controller that listens, whose loop is still to be run. ``engines``: the door to all of a
+    fleet's, of which some may be behind the one that is given."""
+    fleet = Fleet(lambda pool: config.of(pool).window_s)
+    by_agent = VllmEngines(fleet, ledger, config)
+    loop = Loop(config, ledger, fleet, engines(fleet, by_agent), planner)
+    server, port = await start(loop, by_agent, listening)
+    try:
+        yield Controller(loop, by_agent, server, port)
+    finally:
+        await server.stop(grace=GRACE_S)
 
 
 async def run(
@@ -40,20 +74,15 @@ async def run(
     by_actor: reaches the fleet's engines that registered with an actor's name
     ready:    is told the port
     """
-    records = Ledger(setup.ledger)
-    try:
+
+    def engines(fleet: Fleet, by_agent: VllmEngines) -> Engines:
+        return FleetEngines(fleet, by_actor(fleet), by_agent)
+
+    with closing(Ledger(setup.ledger)) as records:
         ledger = WatchedLedger(records, SystemClock())
-        fleet = Fleet(lambda pool: setup.config.of(pool).window_s)
-        by_agent = VllmEngines(fleet, ledger, setup.config)
-        engines = FleetEngines(fleet, by_actor(fleet), by_agent)
-        loop = Loop(setup.config, ledger, fleet, engines, planner)
-        server, port = await start(loop, by_agent, setup.listening)
-        if setup.metrics:
-            metrics.serve(loop, setup.metrics, setup.detail)
-        ready(port)
-        try:
-            await loop.run()
-        finally:
-            await server.stop(grace=1)
-    finally:
-        records.close()
+        parts = setup.config, setup.listening, ledger, planner, engines
+        async with assembled(*parts) as controller:
+            if setup.metrics:
+                metrics.serve(controller.loop, setup.metrics, setup.detail)
+            ready(controller.port)
+            await controller.loop.run()

@@ -4,24 +4,23 @@ import asyncio
 import threading
 import time
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from controller.assemble import assembled
 from controller.clock import ManualClock
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
-from controller.engines.vllm_engines import VllmEngines
-from controller.fleet.workers import Fleet, Registration, WorkerId
+from controller.fleet.workers import Registration, WorkerId
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.migration.commands import Command, Copy, Outcome, Refused
 from controller.server.security import Listening
-from controller.server.serve import start
 from placer.placement import Placement
 from tests.agent.builders import IN_ORDER, a_worker
 from tests.builders import a_topology
@@ -77,26 +76,30 @@ def a_controller(tokens: Path | None = None, **tls: Any) -> Iterator[Running]:
     event_loop = asyncio.new_event_loop()
     thread = threading.Thread(target=event_loop.run_forever)
     thread.start()
-    config = Config(PoolPolicy(a_topology()))
-    records = Ledger(None)
-    ledger, engines = WatchedLedger(records, ManualClock(time.time())), MemoryEngines({})
-    fleet = Fleet(lambda pool: config.of(pool).window_s)
+    stack, engines = AsyncExitStack(), MemoryEngines({})
 
-    async def begin() -> tuple[Running, Any]:
-        loop = Loop(config, ledger, fleet, engines, MemoryPlanner())
-        offers = VllmEngines(fleet, ledger, config)
+    async def begin() -> Running:
+        records = stack.enter_context(closing(Ledger(None)))
+        ledger = WatchedLedger(records, ManualClock(time.time()))
         listening = Listening("127.0.0.1:0", tokens=tokens, **tls)
-        server, port = await start(loop, offers, listening)
-        return Running(loop, engines, event_loop, f"127.0.0.1:{port}"), server
+        parts = (
+            Config(PoolPolicy(a_topology())),
+            listening,
+            ledger,
+            MemoryPlanner(),
+            lambda *_: engines,
+        )
+        found = await stack.enter_async_context(assembled(*parts))
+        return Running(found.loop, engines, event_loop, f"127.0.0.1:{found.port}")
 
     async def finish() -> None:
-        await server.stop(grace=0.5)
+        await stack.aclose()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-    running, server = asyncio.run_coroutine_threadsafe(begin(), event_loop).result(timeout=60)
+    running = asyncio.run_coroutine_threadsafe(begin(), event_loop).result(timeout=60)
     try:
         yield running
     finally:
@@ -104,4 +107,3 @@ def a_controller(tokens: Path | None = None, **tls: Any) -> Iterator[Running]:
         event_loop.call_soon_threadsafe(event_loop.stop)
         thread.join()
         event_loop.close()
-        records.close()

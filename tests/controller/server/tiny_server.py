@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,16 @@ import grpc
 import grpc.aio
 import numpy as np
 
+from controller.assemble import assembled
 from controller.clock import SystemClock
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
 from controller.engines.vllm_engines import VllmEngines
-from controller.fleet.workers import Fleet
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.migration.commands import Command, Outcome, Stage
 from controller.server.security import Listening
-from controller.server.serve import start
 from placer.channel import Settings, open_aio_channel
 from placer.files.plans import plan_text
 from placer.plan import Plan
@@ -116,22 +115,18 @@ class Setting:
 
 @asynccontextmanager
 async def a_world(setting: Setting) -> AsyncIterator[World]:
-    records = Ledger(setting.ledger)
-    config = Config(setting.policy)
-    ledger = WatchedLedger(records, SystemClock())
-    fleet = Fleet(lambda pool: config.of(pool).window_s)
-    offers, engines = VllmEngines(fleet, ledger, config), Gated(setting.engines)
-    loop = Loop(config, ledger, fleet, engines, MemoryPlanner())
+    engines = Gated(setting.engines)
     listening = Listening(setting.address, tokens=setting.tokens)
-    server, port = await start(loop, offers, listening)
-    try:
-        async with open_aio_channel(f"127.0.0.1:{port}", Settings(setting.token)) as channel:
-            yield World(loop, engines, offers, server, f"127.0.0.1:{port}", channel)
-        engines.gate.set()
-        await loop.arbiter.settle()
-    finally:
-        await server.stop(grace=None)
-        records.close()
+    with closing(Ledger(setting.ledger)) as records:
+        ledger = WatchedLedger(records, SystemClock())
+        parts = Config(setting.policy), listening, ledger, MemoryPlanner(), lambda *_: engines
+        async with assembled(*parts) as found:
+            address = f"127.0.0.1:{found.port}"
+            async with open_aio_channel(address, Settings(setting.token)) as channel:
+                yield World(found.loop, engines, found.by_agent, found.server, address, channel)
+            engines.gate.set()
+            await found.loop.arbiter.settle()
+            await found.server.stop(grace=None)
 
 
 def during(work: Callable[[World], Awaitable[None]], setting: Setting | None = None) -> None:
