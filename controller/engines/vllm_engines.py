@@ -5,8 +5,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-import numpy as np
-
 from controller.config import Config
 from controller.fleet.workers import SILENT_S, Fleet, FleetError, Member, kinds
 from controller.ledger.ledger import LedgerError
@@ -25,7 +23,7 @@ from controller.migration.commands import (
 from controller.ports import EngineLostError
 from placer.agent.refusal import refusal
 from placer.files.plans import plan_text
-from placer.placement import Placement
+from placer.placement import Placement, linear
 from placer.plan import Plan
 
 LOOK_S = 0.2
@@ -132,10 +130,9 @@ class VllmEngines:
     def _linear(self, pool: str) -> Placement:
         """What an engine starts with."""
         known = self.fleet.pool(pool)
-        row = np.arange(known.slots) % known.model.experts
         nodes = self.config.of(pool).hardware(known.ranks).nodes
-        table = np.tile(row, (known.model.layers, 1))
-        return Placement(table, known.model.experts, known.ranks, nodes)
+        model = known.model
+        return linear(model.layers, known.slots, model.experts, known.ranks, nodes)
 
 
 def lean(plan: Plan) -> str:

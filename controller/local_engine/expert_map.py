@@ -60,12 +60,11 @@ class ExpertMap:
         return np.flatnonzero(self.table[layer] == expert).tolist()
 
 
-def linear(layers: int, slots: int, experts: int, ranks: int) -> ExpertMap:
-    """Experts in their order, and again from the first where there are more slots."""
-    shape = (layers, slots)
-    table = np.broadcast_to(np.arange(slots) % experts, shape)
-    pages = np.broadcast_to(np.arange(slots) % (slots // ranks), shape)
-    return ExpertMap(frozen(table), frozen(pages), experts, ranks)
+def fresh(placement: Placement) -> ExpertMap:
+    """The map of an engine that starts: each slot's page is its place on its rank."""
+    table = placement.physical_to_logical
+    pages = np.broadcast_to(np.arange(placement.slots) % placement.slots_per_gpu, table.shape)
+    return ExpertMap(table, frozen(pages), placement.experts, placement.gpus)
 
 
 class Replicas:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from controller.local_engine.expert_map import ExpertMap, linear
+from controller.local_engine.expert_map import ExpertMap, fresh
 from controller.local_engine.page_moves import NOTHING, Migration
 from controller.local_engine.rank_messages import Serve, Step
 from controller.local_engine.ranks import ATTEMPTS, EngineError, RankLostError, Ranks
@@ -22,7 +22,7 @@ from placer import arrays
 from placer.agent.recording import Recording
 from placer.errors import PlacementError
 from placer.files.specs import read_model
-from placer.placement import Placement, slots_remedy
+from placer.placement import Placement, linear, slots_remedy
 
 SUPERVISE_S = 0.5  # how often an idle engine looks after its ranks
 
@@ -55,7 +55,7 @@ class LocalEngine:
         _check_counts(ranks, slots, scratch, self._sizes.experts)
         dense, pages = read_weights(model, self._sizes)
         layout = Layout(self._sizes, ranks, slots // ranks + scratch)
-        served = linear(self._sizes.layers, slots, self._sizes.experts, ranks)
+        served = fresh(linear(self._sizes.layers, slots, self._sizes.experts, ranks))
         digests = [[arrays.digest(page) for page in row] for row in pages]
         self._folder = Folder(layout)
         try:
