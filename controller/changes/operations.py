@@ -114,6 +114,11 @@ class Operation:
         back = ", going back" if self.phase is Phase.RETURNING else ""
         return f"{self.engine}: {self.state}{rounds}{back}"
 
+    @property
+    def course(self) -> str:
+        """Which plan it carries out, and how far it is."""
+        return f"{self.plan_id} on {self.progress}" if not self.is_final else self.plan_id
+
     def after(self, event: Event, now_s: float) -> "Operation":
         """What follows from an event: the machine's next state, or the next engine's first."""
         state = TRANSITIONS[self.state, event]

@@ -223,9 +223,12 @@ def operation(record: Record) -> Any:
 
 
 def record(found: Record) -> Any:
+    reason = found.reason
+    if not reason and found.kind == "operation":
+        reason = Operation.of(found).course
     return fleet_pb2.Record(
         kind=found.kind, id=found.id, version=found.version, pool=found.pool, at_s=found.at_s,
-        reason=found.reason, body=json.dumps(dict(found.body)),
+        reason=reason, body=json.dumps(dict(found.body)),
     )  # fmt: skip
 
 
