@@ -23,7 +23,7 @@ from placer.arrays import FloatArray
 from placer.cost import Score, score
 from placer.errors import PlacerError
 from placer.placement import Placement
-from placer.plan import Hold, Infeasible, Plan
+from placer.plan import Hold, Plan
 from placer.problem import Problem
 
 AGAIN_S = 600.0  # a decision that stays the same is written down this often
@@ -32,7 +32,7 @@ KEPT = {
     "snapshot": 20_000,
     "placement": 2000,  # besides those that are in use
 }  # fmt: skip
-TURNS = 10  # of the event loop, in which a call is answered
+YIELDS = 10  # to the event loop, in which calls are answered
 
 log = logging.getLogger("placer.controller")
 
@@ -230,7 +230,7 @@ class Loop:
             await self.arbiter.begin(record, key="", reason=record.reason)
 
     def _past(self, pool: str) -> Past:
-        changed_s, failures = self.arbiter.last_changes(pool)
+        changed_s, failures = self.arbiter.history.last_changes(pool)
         streak = self._streaks.get(pool, (0, changed_s))
         # What was wanted before the change is of no interest.
         return Past(streak[0] if streak[1] == changed_s else 0, changed_s, failures)
@@ -282,7 +282,7 @@ async def _in_turn(pools: Sequence[Pool]) -> AsyncIterator[Pool]:
     """Agents are answered between two of a thousand pools."""
     for pool in pools:
         if pool is not pools[0]:
-            for _ in range(TURNS):
+            for _ in range(YIELDS):
                 await asyncio.sleep(0)
         yield pool
 
@@ -297,8 +297,3 @@ def _problem(pool: Pool, policy: PoolPolicy, profile: Any, current: Placement) -
             objective=policy.objective,
             current=current,
         )
-
-
-def outcome(answer: Plan | Hold | Infeasible) -> str:
-    """In the API's words."""
-    return {Plan: "plan", Hold: "hold", Infeasible: "infeasible"}[type(answer)]

@@ -6,15 +6,15 @@ import logging
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import takewhile
 
-from controller.changes.operations import Operation, Operations, Phase
+from controller.changes.history import History
+from controller.changes.operations import Operation, Phase
 from controller.changes.plans import Plans, PlanState
+from controller.changes.runner import Runner
 from controller.config import Config
 from controller.fleet.observed import observed_placements, refuse_lost, same_experts
 from controller.fleet.workers import (
     FORGOTTEN_S,
-    NAME,
     SILENT_S,
     Fleet,
     FleetError,
@@ -52,7 +52,7 @@ class Arbiter:
     ) -> None:
         self.config, self.ledger, self.fleet, self.engines = config, ledger, fleet, engines
         self.plans = Plans(ledger)
-        self.operations = Operations(ledger, engines, config)
+        self.history, self.runner = History(ledger), Runner(ledger, engines, config)
         # Of operations that ended, by pool.
         self.ended: Counter[tuple[str, ...]] = Counter()
         self.copied_bytes: Counter[tuple[str, ...]] = Counter()
@@ -70,7 +70,7 @@ class Arbiter:
         """The map of an engine that stands where the last change led, or else of the first that
         answers. Raises EngineLostError if none does."""
         there = await observed_placements(self.engines, pool)
-        last = self.operations.last_change(pool.name)
+        last = self.history.last_change(pool.name)
         if last is not None and Operation.of(last).phase is Phase.SUCCEEDED:
             with suppress(Unreadable):
                 goal = self.ledger.placement(last.body["goal"])
@@ -97,7 +97,7 @@ class Arbiter:
     async def begin(self, plan: Record, key: str, reason: str) -> Record:
         """Begin to apply an approved plan; returns its operation."""
         async with self._begun:
-            if (known := self.known(key)) is not None:
+            if (known := self.history.known(key)) is not None:
                 return known
             self.refuse_if_busy()
             pool = self.fleet.pool(plan.pool)
@@ -120,14 +120,14 @@ class Arbiter:
         """Have the pool's operation go back, or the pool to where it was before the last one."""
         running = self.running
         if running is not None and running.pool == pool_name:
-            self.operations.abort(running, reason or "an operator wants it back", key)
+            self.runner.abort(running, reason or "an operator wants it back", key)
             return running
         async with self._begun:
-            if (known := self.known(key)) is not None:
+            if (known := self.history.known(key)) is not None:
                 return known
             self.refuse_if_busy()
             pool = self.fleet.pool(pool_name)
-            change = self.operations.to_undo(pool_name)
+            change = self.history.to_undo(pool_name)
             goal = next(iter(change.rollback_targets.values()))
             self.ledger.placement(goal)
             targets = await self._rollback_targets(pool)
@@ -148,29 +148,6 @@ class Arbiter:
             "operation", operation.id, reason, asdict(operation), pool=pool_name
         )
 
-    def operation(self, id: str) -> Record:
-        record = self.ledger.records.get("operation", id)
-        if record is None:
-            raise UnknownError(f"no operation {id[:NAME]!r}: `placer history` lists them")
-        return record
-
-    def known(self, key: str) -> Record | None:
-        """The operation that was begun, or told to go back, with this idempotency key."""
-        for record in self.ledger.records.newest("operation") if key else ():
-            if key in (record.body["key"], record.body.get("back_key")):
-                return record
-        return None
-
-    def last_changes(self, pool: str) -> tuple[float | None, int]:
-        """Unix time at which the pool's last operation ended, and how many in a row failed."""
-        ended = [
-            record
-            for record in self.ledger.records.newest("operation", pool=pool, final=True)
-            if record.body["phase"] != Phase.REFUSED
-        ]
-        failed = takewhile(lambda record: record.body["phase"] != Phase.SUCCEEDED, ended)
-        return ended[0].at_s if ended else None, sum(1 for _ in failed)
-
     async def resume(self) -> None:
         """Go on with what a killed controller left, or a full disk held up."""
         if self._task is not None and not self._task.done():
@@ -186,13 +163,13 @@ class Arbiter:
             return
         for plan in self.ledger.open("plan"):  # killed before it was told
             if plan.body["state"] == PlanState.APPLYING:
-                if (operation := self.operations.of_plan(plan)) is not None:
+                if (operation := self.history.of_plan(plan)) is not None:
                     self._close(Operation.of(operation))
                 else:
                     why = "its operation cannot be read: it is not known how far it came"
                     self.plans.change_state(plan, PlanState.HALTED, why)
             elif plan.body["state"] == PlanState.APPLIED:
-                last = self.operations.last_change(plan.pool)
+                last = self.history.last_change(plan.pool)
                 if last and last.body["kind"] == "rollback" and last.number > plan.number:
                     self._close(Operation.of(last))
 
@@ -257,7 +234,7 @@ class Arbiter:
 
     async def _run(self, record: Record, is_restart: bool = False) -> None:
         try:
-            ended = await self.operations.run(record, is_restart)
+            ended = await self.runner.run(record, is_restart)
         except Conflict:
             log.exception("placer: %s is run by somebody else, too", record.id)
             raise
@@ -281,7 +258,7 @@ class Arbiter:
             if operation.phase is Phase.SUCCEEDED:
                 for record in applied:
                     plans.change_state(record, PlanState.ROLLED_BACK, reason)
-                if (again := self._plan_of(operation)) is not None:
+                if (again := self.history.plan_of(operation)) is not None:
                     plans.change_state(again, PlanState.APPLIED, f"{operation.id} went back to it")
             return
         if operation.phase is Phase.SUCCEEDED:
@@ -291,18 +268,6 @@ class Arbiter:
             record = plans.get(operation.plan_id)
             if record.body["state"] == PlanState.APPLYING:
                 plans.change_state(record, ENDS[operation.phase], reason)
-
-    def _plan_of(self, operation: Operation) -> Record | None:
-        """The newest of the last plans that leads where the operation led."""
-        for record in self.ledger.records.newest("plan", limit=20, pool=operation.pool):
-            with suppress(Unreadable):
-                goal, map_of_it = map(
-                    self.ledger.placement, (operation.goal, record.body["digest"])
-                )
-                ended = record.body["state"] in (PlanState.SUPERSEDED, PlanState.ROLLED_BACK)
-                if ended and same_experts(map_of_it, goal):
-                    return record
-        return None
 
     def _newest_epoch(self, pool: Pool) -> int:
         """What agents have applied or refused last: they only listen to later ones."""

@@ -10,9 +10,10 @@ from grpc_reflection.v1alpha import reflection
 
 from controller.engines.vllm_engines import VllmEngines
 from controller.loop import Loop
+from controller.server.fleet_state import FleetState, Ledgers
 from controller.server.intake import SMALL, Intake
 from controller.server.security import Guard, Listening, Role, SecurityError, Tokens
-from controller.server.services import FleetState, Ledgers, Placements, Profiles
+from controller.server.services import Placements, Profiles
 from placer.files.plans import LIMIT
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 from placer.v1.fleet_pb2_grpc import (

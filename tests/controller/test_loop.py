@@ -6,7 +6,8 @@ import pytest
 from controller.config import Config, Hours
 from controller.engines.in_memory import MemoryEngine
 from controller.fleet.workers import WorkerId
-from controller.loop import AGAIN_S, outcome
+from controller.loop import AGAIN_S
+from controller.server.wire import outcome
 from placer.plan import Hold, Infeasible, Plan
 from tests.controller.tiny_pool import (
     BEGIN_S,

@@ -294,7 +294,7 @@ async def test_the_same_key_is_the_same_operation() -> None:
     back = await world.arbiter.rollback(POOL, "ann-8", "back")
     await world.arbiter.settle()
     assert (await world.arbiter.rollback(POOL, "ann-8", "again")).id == back.id == "op-2"
-    assert [world.arbiter.known(key) for key in ("", "bob-1")] == [None, None]
+    assert [world.arbiter.history.known(key) for key in ("", "bob-1")] == [None, None]
     assert world.stand_at(HOME)
 
 
@@ -311,14 +311,14 @@ async def test_of_two_who_begin_at_once_one_does() -> None:
 @asynchronous
 async def test_a_change_is_dated_by_the_end_of_its_operation() -> None:
     world = World(bytes_per_minute=2 * BYTES)  # four rounds of a minute
-    assert world.arbiter.last_changes(POOL) == (None, 0)
+    assert world.arbiter.history.last_changes(POOL) == (None, 0)
     await world.apply(GOAL)
-    assert world.arbiter.last_changes(POOL) == (None, 0)
+    assert world.arbiter.history.last_changes(POOL) == (None, 0)
     await world.arbiter.settle()
     await world.clock.sleep(5.0)
     world.arbiter.scale(POOL, 4, "", "more")
-    assert world.arbiter.last_changes(POOL) == (BEGIN_S + 240, 0)
-    assert world.arbiter.last_changes("code") == (None, 0)
+    assert world.arbiter.history.last_changes(POOL) == (BEGIN_S + 240, 0)
+    assert world.arbiter.history.last_changes("code") == (None, 0)
 
 
 @asynchronous
@@ -327,10 +327,10 @@ async def test_a_width_cannot_be_changed_and_that_is_written_down() -> None:
     record = world.arbiter.scale(POOL, 4, "key-1", "ann wants 4")
     assert (record.final, record.body["phase"]) == (True, "refused")
     assert record.body["why"].startswith("chat stays at 2 ranks: its engines cannot change")
-    assert (bool(world.arbiter.running), world.arbiter.known("key-1")) == (False, record)
-    assert world.arbiter.operation("op-1") == record
+    assert (bool(world.arbiter.running), world.arbiter.history.known("key-1")) == (False, record)
+    assert world.arbiter.history.get("op-1") == record
     with pytest.raises(UnknownError, match="no operation 'op-2'"):
-        world.arbiter.operation("op-2")
+        world.arbiter.history.get("op-2")
 
 
 def test_a_plan_that_waits_is_kept_and_one_that_does_not_may_be_pruned() -> None:

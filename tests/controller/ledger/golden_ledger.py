@@ -52,7 +52,7 @@ async def _live(world: World) -> None:
 
     def end(number: int) -> None:
         if number == begun + 3:
-            world.arbiter.operations.abort(world.arbiter.operation("op-5"), "not now", "stop")
+            world.arbiter.runner.abort(world.arbiter.history.get("op-5"), "not now", "stop")
 
     begun, world.engines.after = len(world.engines.asked), end
     await world.apply(OTHER)

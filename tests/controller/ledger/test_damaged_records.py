@@ -166,7 +166,7 @@ async def test_an_operation_whose_goal_cannot_be_read_goes_back(change: str) -> 
     await world.tick()
     assert (world.states(), world.stand_at(HOME)) == ({"plan-1": "rolled back"}, True)
     assert named(world) == [f"placement {GOAL.digest}"]
-    why = world.arbiter.operation("op-1").body["why"]
+    why = world.arbiter.history.get("op-1").body["why"]
     assert "placement sha256:" in why
     await world.apply(GOAL)  # which keeps it anew
     await world.arbiter.settle()
@@ -200,8 +200,8 @@ async def test_that_an_operation_should_go_back_is_heard_from_a_broken_record_to
     await world.apply(GOAL)
     with pytest.raises(KilledError):
         await world.arbiter.settle()
-    world.arbiter.operations.abort(
-        world.arbiter.operation("op-1"), "an operator wants it back", "key"
+    world.arbiter.runner.abort(
+        world.arbiter.history.get("op-1"), "an operator wants it back", "key"
     )
     damage(world, "body = ''", "abort")
     world.start()

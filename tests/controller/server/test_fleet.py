@@ -271,7 +271,7 @@ def test_another_width_is_refused_with_its_reason_once_for_each_key() -> None:
         assert (await world.fleet.ScaleTo(request)).operation == first
         request.idempotency_key = "another"
         assert (await world.fleet.ScaleTo(request)).operation.id == "op-2"
-        assert world.loop.arbiter.last_changes("tiny") == (None, 0)  # it begins no cooldown
+        assert world.loop.arbiter.history.last_changes("tiny") == (None, 0)  # it begins no cooldown
 
     during(work)
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from controller.changes import operations
-from controller.changes.operations import RETRY_S, TRIES, Operation, Operations, Phase
+from controller.changes import runner
+from controller.changes.operations import Operation, Phase
+from controller.changes.runner import RETRY_S, TRIES, Runner
 from controller.clock import ManualClock
 from controller.engines.in_memory import MemoryEngine
 from controller.ledger.ledger import LedgerFull, Record
@@ -67,7 +68,7 @@ class Story:
     def start(self) -> None:
         """Another controller, that knows what was written down."""
         self.ledger = WatchedLedger(self.disk, self.clock)
-        self.operations = Operations(self.ledger, self.engines, self.config)
+        self.runner = Runner(self.ledger, self.engines, self.config)
 
     @property
     def record(self) -> Record:
@@ -79,7 +80,7 @@ class Story:
         """To its end, however often the controller is killed."""
         while True:
             try:
-                return Operation.of(await self.operations.run(self.record, is_restart))
+                return Operation.of(await self.runner.run(self.record, is_restart))
             except KilledError:
                 self.start()
                 is_restart = True
@@ -145,7 +146,7 @@ async def test_epochs_grow_from_leg_to_leg_even_if_the_clock_does_not() -> None:
 async def test_if_a_command_fails_all_engines_go_back(
     number: int, mood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations, "DEADLINE_S", 0.0)
+    monkeypatch.setattr(runner, "DEADLINE_S", 0.0)
     story = Story()
     story.engines.moods = {number: mood}
     ended = await story.run()
@@ -168,7 +169,7 @@ async def test_an_operator_can_have_it_back_at_any_moment(number: int, is_before
 
     def abort(at: int) -> None:
         if at == number:
-            story.operations.abort(story.record, "ann wants it back", "key-7")
+            story.runner.abort(story.record, "ann wants it back", "key-7")
 
     setattr(story.engines, "before" if is_before else "after", abort)
     ended = await story.run()
@@ -205,9 +206,9 @@ async def test_killed_on_the_way_back_it_goes_on_back(number: int) -> None:
 @asynchronous
 async def test_an_abort_is_kept_for_the_next_controller() -> None:
     story = Story()
-    old = story.operations
+    old = story.runner
     old.abort(story.record, "ann wants it back", "key-7")
-    story.operations = Operations(old.ledger, old.engines, old.config)  # the old one is killed
+    story.runner = Runner(old.ledger, old.engines, old.config)  # the old one is killed
     ended = await story.run(is_restart=True)
     assert (ended.phase, ended.why) == ("rolled back", "ann wants it back")
     assert ended.back_key == "key-7"
@@ -302,7 +303,7 @@ class ByItself(Moody):
 @asynchronous
 async def test_an_engine_that_moves_by_itself_is_asked_for_no_rounds() -> None:
     story = Story()
-    story.operations.engines = story.engines = ByItself(
+    story.runner.engines = story.engines = ByItself(
         {"e0": MemoryEngine(HOME), "e1": MemoryEngine(HOME)}, {5: "refused"}
     )
     ended = await story.run()
@@ -350,7 +351,7 @@ def test_whatever_happens_it_ends_where_it_says_and_no_expert_is_ever_missing(
 
     def abort(at: int) -> None:
         if moods.get(at) == "abort":
-            story.operations.abort(story.record, "back")
+            story.runner.abort(story.record, "back")
 
     story.engines.before = abort
     ended = asyncio.run(story.run())  # Moody looks for missing experts
