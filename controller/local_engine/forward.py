@@ -1,4 +1,4 @@
-"""The forward pass of a Qwen3-MoE in numpy, bitwise the same for a token in any company.
+"""The forward pass of a Qwen3-MoE in numpy, bitwise the same for a token in any batch.
 
 BLAS adds up in another order for other shapes. So every product is made token by token, in a shape
 that depends on the model and the token's position alone, however many tokens a step has; and the

@@ -1,4 +1,4 @@
-"""What is generated: transformers' tokens, whatever the company and wherever the experts."""
+"""What is generated: transformers' tokens, whatever the batch and wherever the experts."""
 
 from collections.abc import Iterator
 
