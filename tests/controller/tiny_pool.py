@@ -32,15 +32,20 @@ SKEWED = [[400, 400, 100, 100]] * 2  # at home 800 tokens on a rank and 200 on t
 TICK_S = 30.0
 OTHER = a_placement([[0, 3, 2, 1], [0, 3, 2, 1]])
 
+GENEROUS_S = 120.0  # what has not happened by then never will
 P = ParamSpec("P")
 
 
 def asynchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """A test in an event loop of its own."""
+    """A test in an event loop of its own, which does not wait for ever."""
+
+    async def patient(*args: P.args, **kwargs: P.kwargs) -> None:
+        async with asyncio.timeout(GENEROUS_S):
+            await test(*args, **kwargs)
 
     @wraps(test)
     def plain(*args: P.args, **kwargs: P.kwargs) -> None:
-        asyncio.run(test(*args, **kwargs))
+        asyncio.run(patient(*args, **kwargs))
 
     return plain
 

@@ -20,8 +20,9 @@ from placer.channel import Settings, open_channel
 from placer.errors import FileError
 from placer.probe import tls_fault
 from placer.v1 import fleet_pb2
-from tests.controller.server.tiny_server import during as during_a_world
-from tests.controller.server.tiny_service import Authority, during, reached, serving, write
+from tests.controller.server.tiny_server import a_world
+from tests.controller.server.tiny_service import Authority, reached, serving, write
+from tests.controller.tiny_pool import asynchronous
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)
@@ -126,13 +127,14 @@ def test_what_cannot_be_read_as_a_certificate_is_an_error(cut: int, authority: A
         certificates._validities(broken)
 
 
-def test_the_controller_says_in_its_status_what_is_wrong_and_what_is_no_longer(
+@asynchronous
+async def test_the_controller_says_in_its_status_what_is_wrong_and_what_is_no_longer(
     authority: Authority,
 ) -> None:
     of = signed(authority, SOON)
     certificate, key = files(of)
 
-    async def work(world: Any) -> None:
+    async with a_world() as world:
         server, _ = await start(
             world.loop, world.offers, Listening("127.0.0.1:0", certificate, key)
         )
@@ -149,73 +151,69 @@ def test_the_controller_says_in_its_status_what_is_wrong_and_what_is_no_longer(
         assert not world.loop.conditions
         await server.stop(grace=None)
 
-    during_a_world(work)
-
 
 def of_clients(authority: Authority, credentials: Credentials) -> Settings:
     return Settings(ca=authority.ca, certificate=credentials.certificate, key=credentials.key)
 
 
-def fault(listening: Listening, settings: Settings) -> str:
+async def fault(listening: Listening, settings: Settings) -> str:
     """What a client whose call failed finds out."""
-    found: list[str] = []
-
-    async def work(address: str) -> None:
+    async with serving(listening) as address:
         assert not await reached(address, settings)
-        found.append(await asyncio.to_thread(tls_fault, address, settings))
-
-    during(listening, work)
-    return found[0]
+        return await asyncio.to_thread(tls_fault, address, settings)
 
 
 def a_server(of: Credentials, **more: Any) -> Listening:
     return Listening("127.0.0.1:0", of.certificate, of.key, **more)
 
 
-def test_a_client_that_is_refused_finds_out_why(authority: Authority, tmp_path: Path) -> None:
+@asynchronous
+async def test_a_client_that_is_refused_finds_out_why(authority: Authority, tmp_path: Path) -> None:
     trusting = Settings(ca=authority.ca)
     other = signed(authority, OURS, "controller.example", "other.example")
-    assert fault(a_server(other), trusting) == (
+    assert await fault(a_server(other), trusting) == (
         "its certificate is not for '127.0.0.1' but for controller.example, other.example: use such"
         " a name"
     )
-    assert fault(a_server(signed(authority, LATE)), trusting).startswith(
+    assert (await fault(a_server(signed(authority, LATE)), trusting)).startswith(
         "certificate has expired ("
     )
-    assert fault(a_server(signed(authority, EARLY)), trusting).startswith(
+    assert (await fault(a_server(signed(authority, EARLY)), trusting)).startswith(
         "certificate is not yet valid ("
     )
     stranger = Authority(tmp_path, "stranger")
-    assert fault(a_server(signed(authority)), Settings(ca=stranger.ca)) == (
+    assert await fault(a_server(signed(authority)), Settings(ca=stranger.ca)) == (
         f"its certificate is not signed by PLACER_TLS_CA ({stranger.ca}) (unable to get local "
         "issuer certificate): set PLACER_TLS_CA"
     )
-    assert fault(a_server(signed(authority)), Settings()) == (
+    assert await fault(a_server(signed(authority)), Settings()) == (
         "it wants TLS: set PLACER_TLS_CA to its authority's certificate"
     )
-    assert fault(Listening("127.0.0.1:0"), trusting) == (
+    assert await fault(Listening("127.0.0.1:0"), trusting) == (
         "it has no TLS: unset PLACER_TLS_CA and PLACER_TLS_CERT, or start it with TLS"
     )
 
 
-def test_a_client_without_the_certificate_that_is_asked_for_finds_out(
+@asynchronous
+async def test_a_client_without_the_certificate_that_is_asked_for_finds_out(
     authority: Authority, tmp_path: Path
 ) -> None:
     mutual = a_server(signed(authority), client_ca=authority.ca)
-    assert fault(mutual, Settings(ca=authority.ca)) == (
+    assert await fault(mutual, Settings(ca=authority.ca)) == (
         "it wants a client's certificate: set PLACER_TLS_CERT and PLACER_TLS_KEY"
     )
     stranger = Authority(tmp_path, "stranger")
     shown = Settings(ca=authority.ca, certificate=stranger.certificate, key=stranger.key)
-    assert fault(mutual, shown) == (
+    assert await fault(mutual, shown) == (
         f"it does not take the certificate of PLACER_TLS_CERT ({stranger.certificate}): is it "
         "signed by the authority that the controller asks for?"
     )
     late = of_clients(authority, signed(authority, LATE))
-    assert fault(mutual, late).endswith(f"has expired on {moment(NOW - DAY)}: renew it")
+    assert (await fault(mutual, late)).endswith(f"has expired on {moment(NOW - DAY)}: renew it")
 
 
-def test_an_agent_that_is_refused_logs_why(
+@asynchronous
+async def test_an_agent_that_is_refused_logs_why(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLACER_TLS_CA", str(authority.ca))
@@ -227,24 +225,20 @@ def test_an_agent_that_is_refused_logs_why(
                 channel.unary_unary("/t.T/Push")(b"x", timeout=5)
             return str(failure(address, refused.value))
 
-    async def work(address: str) -> None:
+    async with serving(a_server(signed(authority), client_ca=authority.ca)) as address:
         assert await asyncio.to_thread(call, address) == (
             f"the controller at {address} answers, but it wants a client's certificate: set "
             "PLACER_TLS_CERT and PLACER_TLS_KEY"
         )
 
-    during(a_server(signed(authority), client_ca=authority.ca), work)
 
-
-def test_nothing_is_said_of_who_is_well_or_not_there(authority: Authority) -> None:
-    async def run() -> None:
-        mutual = a_server(signed(authority), client_ca=authority.ca)
-        shown = of_clients(authority, signed(authority))
-        async with serving(mutual) as address:
-            assert await asyncio.to_thread(tls_fault, address, shown) == ""
+@asynchronous
+async def test_nothing_is_said_of_who_is_well_or_not_there(authority: Authority) -> None:
+    mutual = a_server(signed(authority), client_ca=authority.ca)
+    shown = of_clients(authority, signed(authority))
+    async with serving(mutual) as address:
         assert await asyncio.to_thread(tls_fault, address, shown) == ""
-        async with serving(Listening("127.0.0.1:0")) as address:
-            assert await asyncio.to_thread(tls_fault, address, Settings()) == ""
-        assert tls_fault("nobody.invalid:1", Settings()) == ""
-
-    asyncio.run(run())
+    assert await asyncio.to_thread(tls_fault, address, shown) == ""
+    async with serving(Listening("127.0.0.1:0")) as address:
+        assert await asyncio.to_thread(tls_fault, address, Settings()) == ""
+    assert tls_fault("nobody.invalid:1", Settings()) == ""

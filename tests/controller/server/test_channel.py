@@ -16,9 +16,10 @@ from tests.controller.server.tiny_service import (
     TOKENS,
     Authority,
     calls,
-    during,
+    serving,
     write,
 )
+from tests.controller.tiny_pool import asynchronous
 
 
 @pytest.fixture
@@ -57,33 +58,32 @@ def test_a_token_file_without_a_token_is_told(tmp_path: Path, text: str) -> None
     assert "secret" not in str(told.value)
 
 
-def test_a_token_file_that_is_gone_fails_the_call_and_says_so(
+@asynchronous
+async def test_a_token_file_that_is_gone_fails_the_call_and_says_so(
     authority: Authority, tokens: Path, tmp_path: Path
 ) -> None:
     missing = tmp_path / "missing"
 
-    async def plain(address: str) -> None:
-        async with open_aio_channel(address, Settings(token_file=missing)) as channel:
-            with pytest.raises(FileError, match=r"cannot read .*missing"):
-                await channel.unary_unary("/t.T/Push")(b"x")
+    async with (
+        serving(Listening("127.0.0.1:0", tokens=tokens)) as address,
+        open_aio_channel(address, Settings(token_file=missing)) as channel,
+    ):
+        with pytest.raises(FileError, match=r"cannot read .*missing"):
+            await channel.unary_unary("/t.T/Push")(b"x")
 
-    async def secured(address: str) -> None:
+    async with serving(authority.listening(tokens=tokens)) as address:
         settings = Settings(token_file=missing, ca=authority.ca)
         async with open_aio_channel(address, settings) as channel:
             with pytest.raises(grpc.aio.AioRpcError, match=r"cannot read .*missing"):
                 await channel.unary_unary("/t.T/Push")(b"x", timeout=5)
 
-    during(Listening("127.0.0.1:0", tokens=tokens), plain)
-    during(authority.listening(tokens=tokens), secured)
 
-
-def test_a_proxy_is_not_asked_for_the_way_to_this_host(
+@asynchronous
+async def test_a_proxy_is_not_asked_for_the_way_to_this_host(
     tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
 
-    async def work(address: str) -> None:
+    async with serving(Listening("127.0.0.1:0", tokens=tokens)) as address:
         assert await calls(address, Settings(token=OPERATOR)) == ALL
-
-    during(Listening("127.0.0.1:0", tokens=tokens), work)

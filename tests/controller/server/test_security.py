@@ -28,10 +28,11 @@ from tests.controller.server.tiny_service import (
     Authority,
     calls,
     calls_in_a_thread,
-    during,
     outcome,
+    serving,
     write,
 )
+from tests.controller.tiny_pool import asynchronous
 
 
 @pytest.fixture
@@ -48,7 +49,8 @@ def authority(tmp_path: Path) -> Authority:
     ("token", "may"), [("", NONE), (WRONG, NONE), (AGENT, WHAT_AGENTS_MAY), (OPERATOR, ALL)]
 )
 @pytest.mark.parametrize("tls", [False, True])
-def test_a_role_may_call_what_it_needs_and_no_more(
+@asynchronous
+async def test_a_role_may_call_what_it_needs_and_no_more(
     tokens: Path, authority: Authority, token: str, may: dict[str, Any], tls: bool
 ) -> None:
     listening = (
@@ -56,78 +58,78 @@ def test_a_role_may_call_what_it_needs_and_no_more(
     )
     settings = Settings(token=token, ca=authority.ca if tls else None)
 
-    async def work(address: str) -> None:
+    async with serving(listening) as address:
         assert await calls(address, settings) == may
         assert await asyncio.to_thread(calls_in_a_thread, address, settings) == may
 
-    during(listening, work)
 
-
-def test_without_tokens_everyone_is_an_operator() -> None:
-    async def work(address: str) -> None:
+@asynchronous
+async def test_without_tokens_everyone_is_an_operator() -> None:
+    async with serving(Listening("localhost:0")) as address:
         assert await calls(address, Settings()) == ALL
         assert await calls(address, Settings(token=WRONG)) == ALL
 
-    during(Listening("localhost:0"), work)
 
-
-def test_refusals_say_what_to_do_and_never_the_token(
+@asynchronous
+async def test_refusals_say_what_to_do_and_never_the_token(
     tokens: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     said: list[str] = []
 
-    async def work(address: str) -> None:
+    async with serving(Listening("127.0.0.1:0", tokens=tokens)) as address:
         for token in ("", WRONG, AGENT):
             async with open_aio_channel(address, Settings(token=token)) as channel:
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await channel.unary_unary("/t.T/Approve")(b"x")
                 said.append(str(caught.value.details()))
 
-    during(Listening("127.0.0.1:0", tokens=tokens), work)
     remedy = "token: set PLACER_TOKEN or PLACER_TOKEN_FILE to one of the controller's"
     approve = "/t.T/Approve is for operators, and this is an agent's token: use an operator's"
     assert said == [f"no {remedy}", f"unknown {remedy}", approve]
     assert not any(secret in caplog.text for secret in (AGENT, OPERATOR, WRONG))
 
 
-def test_a_client_that_sends_nothing_is_refused_without_waiting_for_it(tokens: Path) -> None:
-    async def work(address: str) -> None:
-        async with open_aio_channel(address, Settings()) as channel:
-            call = channel.stream_stream("/t.T/Talk")(timeout=5)
-            assert await call.code() == UNAUTHENTICATED
+@asynchronous
+async def test_a_client_that_sends_nothing_is_refused_without_waiting_for_it(tokens: Path) -> None:
+    async with (
+        serving(Listening("127.0.0.1:0", tokens=tokens)) as address,
+        open_aio_channel(address, Settings()) as channel,
+    ):
+        call = channel.stream_stream("/t.T/Talk")(timeout=5)
+        assert await call.code() == UNAUTHENTICATED
 
-    during(Listening("127.0.0.1:0", tokens=tokens), work)
 
-
-def test_other_schemes_are_not_tokens(tokens: Path) -> None:
+@asynchronous
+async def test_other_schemes_are_not_tokens(tokens: Path) -> None:
     headers = [f"Basic {OPERATOR}", OPERATOR, "Bearer", f"Bearer {OPERATOR} x", ""]
 
-    async def work(address: str) -> None:
-        async with open_aio_channel(address, Settings()) as channel:
-            push = channel.unary_unary("/t.T/Push")
-            for header in headers:
-                call = push(b"x", metadata=(("authorization", header),))
-                assert await outcome(call) == UNAUTHENTICATED
-            assert await push(b"x", metadata=(("authorization", f"bearer {AGENT}"),)) == b"xx"
+    async with (
+        serving(Listening("127.0.0.1:0", tokens=tokens)) as address,
+        open_aio_channel(address, Settings()) as channel,
+    ):
+        push = channel.unary_unary("/t.T/Push")
+        for header in headers:
+            call = push(b"x", metadata=(("authorization", header),))
+            assert await outcome(call) == UNAUTHENTICATED
+        assert await push(b"x", metadata=(("authorization", f"bearer {AGENT}"),)) == b"xx"
 
-    during(Listening("127.0.0.1:0", tokens=tokens), work)
 
-
-def test_tokens_are_replaced_while_all_runs(tokens: Path, tmp_path: Path) -> None:
+@asynchronous
+async def test_tokens_are_replaced_while_all_runs(tokens: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     write(mine, f"{OPERATOR}\n")
 
-    async def work(address: str) -> None:
-        async with open_aio_channel(address, Settings(token_file=mine)) as channel:
-            push = channel.unary_unary("/t.T/Push")
-            assert await push(b"x") == b"xx"
-            write(tokens, f"operator: [{WRONG}]\n")
-            assert await outcome(push(b"x")) == UNAUTHENTICATED
-            write(mine, WRONG)
-            assert await push(b"x") == b"xx"
-
-    during(Listening("127.0.0.1:0", tokens=tokens), work)
+    async with (
+        serving(Listening("127.0.0.1:0", tokens=tokens)) as address,
+        open_aio_channel(address, Settings(token_file=mine)) as channel,
+    ):
+        push = channel.unary_unary("/t.T/Push")
+        assert await push(b"x") == b"xx"
+        write(tokens, f"operator: [{WRONG}]\n")
+        assert await outcome(push(b"x")) == UNAUTHENTICATED
+        write(mine, WRONG)
+        assert await push(b"x") == b"xx"
 
 
 @pytest.mark.parametrize(
@@ -230,13 +232,17 @@ def test_more_addresses_than_are_told_apart_share_one() -> None:
     assert len(them._free_s) == 1
 
 
-def test_3000_wrong_tokens_are_told_in_a_few_lines(
+@asynchronous
+async def test_3000_wrong_tokens_are_told_in_a_few_lines(
     tokens: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(strangers, "PERIOD_S", 1.0)
     monkeypatch.setattr(strangers, "SLOWEST_S", 0.0)
 
-    async def work(address: str) -> None:
+    def told() -> int:
+        return sum(int(line.split()[1].replace(",", "")) for line in caplog.messages[1:])
+
+    async with serving(Listening("127.0.0.1:0", tokens=tokens)) as address:
         async with open_aio_channel(address, Settings(token=WRONG)) as channel:
             push = channel.unary_unary("/t.T/Push")
             for _ in range(30):
@@ -245,10 +251,6 @@ def test_3000_wrong_tokens_are_told_in_a_few_lines(
         while told() < 2_999:
             await asyncio.sleep(0.01)
 
-    def told() -> int:
-        return sum(int(line.split()[1].replace(",", "")) for line in caplog.messages[1:])
-
-    during(Listening("127.0.0.1:0", tokens=tokens), work)
     first, second, *_ = caplog.messages
     assert first == "placer: a call from 127.0.0.1 shows no known token"
     assert second.startswith("placer: ")
@@ -256,22 +258,21 @@ def test_3000_wrong_tokens_are_told_in_a_few_lines(
     assert (told(), WRONG in caplog.text) == (2_999, False)
 
 
-def test_right_tokens_do_not_wait_for_wrong_ones(
+@asynchronous
+async def test_right_tokens_do_not_wait_for_wrong_ones(
     tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never = 3_600.0
     monkeypatch.setattr(Strangers, "delay_s", lambda *_: never)
 
-    async def work(address: str) -> None:
-        async with (
-            open_aio_channel(address, Settings(token=WRONG)) as wrong,
-            open_aio_channel(address, Settings(token=AGENT)) as right,
-        ):
-            push = wrong.unary_unary("/t.T/Push")
-            waiting = [asyncio.create_task(outcome(push(b"x"))) for _ in range(9)]
-            assert await right.unary_unary("/t.T/Push")(b"x") == b"xx"
-            assert not any(call.done() for call in waiting)
-            approve = right.unary_unary("/t.T/Approve")
-            assert await outcome(approve(b"x")) == DENIED  # nor does a known one
-
-    during(Listening("127.0.0.1:0", tokens=tokens), work)
+    async with (
+        serving(Listening("127.0.0.1:0", tokens=tokens)) as address,
+        open_aio_channel(address, Settings(token=WRONG)) as wrong,
+        open_aio_channel(address, Settings(token=AGENT)) as right,
+    ):
+        push = wrong.unary_unary("/t.T/Push")
+        waiting = [asyncio.create_task(outcome(push(b"x"))) for _ in range(9)]
+        assert await right.unary_unary("/t.T/Push")(b"x") == b"xx"
+        assert not any(call.done() for call in waiting)
+        approve = right.unary_unary("/t.T/Approve")
+        assert await outcome(approve(b"x")) == DENIED  # nor does a known one

@@ -13,11 +13,11 @@ from tests.controller.server.tiny_service import (
     AGENT,
     TOKENS,
     Authority,
-    during,
     reached,
     serving,
     write,
 )
+from tests.controller.tiny_pool import asynchronous
 
 
 @pytest.fixture
@@ -30,54 +30,54 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path, "ours")
 
 
-def test_only_the_controllers_own_authority_is_trusted(
+@asynchronous
+async def test_only_the_controllers_own_authority_is_trusted(
     authority: Authority, tmp_path: Path
 ) -> None:
     other = Authority(tmp_path, "other")
 
-    async def work(address: str) -> None:
+    async with serving(authority.listening()) as address:
         assert await reached(address, Settings(ca=authority.ca))
         assert not await reached(address, Settings(ca=other.ca))
         assert not await reached(address, Settings())
 
-    during(authority.listening(), work)
 
-
-def test_mutual_tls_wants_a_certificate_of_the_clients_authority(
+@asynchronous
+async def test_mutual_tls_wants_a_certificate_of_the_clients_authority(
     authority: Authority, tmp_path: Path
 ) -> None:
     clients, other = Authority(tmp_path, "clients"), Authority(tmp_path, "other")
     settings = Settings(ca=authority.ca)
 
-    async def work(address: str) -> None:
+    async with serving(authority.listening(client_ca=clients.ca)) as address:
         for who, welcome in ((clients, True), (other, False), (authority, False)):
             shown = replace(settings, certificate=who.certificate, key=who.key)
             assert await reached(address, shown) == welcome
         assert not await reached(address, settings)
 
-    during(authority.listening(client_ca=clients.ca), work)
 
-
-def test_a_new_certificate_is_served_to_new_connections(
+@asynchronous
+async def test_a_new_certificate_is_served_to_new_connections(
     authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = Authority(tmp_path, "other")
     before, after = Settings(ca=authority.ca), Settings(ca=other.ca)
 
-    async def work(address: str) -> None:
-        async with open_aio_channel(address, before) as channel:
-            push = channel.unary_unary("/t.T/Push")
-            assert await push(b"x") == b"xx"
-            write(authority.certificate, other.certificate.read_bytes())
-            assert await reached(address, before)  # with the old key it is of no use
-            assert await reached(address, before)
-            assert caplog.text.count("going on with what stood there before") == 1
-            write(authority.key, other.key.read_bytes())
-            assert await reached(address, after)
-            assert not await reached(address, before)
-            assert await push(b"x") == b"xx"
+    async with (
+        serving(authority.listening()) as address,
+        open_aio_channel(address, before) as channel,
+    ):
+        push = channel.unary_unary("/t.T/Push")
+        assert await push(b"x") == b"xx"
+        write(authority.certificate, other.certificate.read_bytes())
+        assert await reached(address, before)  # with the old key it is of no use
+        assert await reached(address, before)
+        assert caplog.text.count("going on with what stood there before") == 1
+        write(authority.key, other.key.read_bytes())
+        assert await reached(address, after)
+        assert not await reached(address, before)
+        assert await push(b"x") == b"xx"
 
-    during(authority.listening(), work)
     assert "PRIVATE KEY" not in caplog.text
 
 

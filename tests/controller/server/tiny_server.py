@@ -36,7 +36,6 @@ IN_ORDER = [[0, 1, 2, 3], [0, 1, 2, 3]]
 SWAPPED = [[0, 2, 1, 3], [0, 2, 1, 3]]  # 1 and 2 change places
 HOT = [[500, 500, 100, 100], [500, 500, 100, 100]]  # of 1,200 tokens; SWAPPED is even
 ENGINES = ("engine-1", "engine-2")
-GENEROUS_S = 30.0  # what has not happened by then never will
 
 POLICY = PoolPolicy(by_hand(), least_tokens=1000, max_moved=1.0, horizon_s=3600.0, window_s=3600.0)
 
@@ -114,7 +113,8 @@ class Setting:
 
 
 @asynccontextmanager
-async def a_world(setting: Setting) -> AsyncIterator[World]:
+async def a_world(setting: Setting | None = None) -> AsyncIterator[World]:
+    setting = setting or Setting()
     engines = Gated(setting.engines)
     listening = Listening(setting.address, tokens=setting.tokens)
     with closing(Ledger(setting.ledger)) as records:
@@ -129,16 +129,8 @@ async def a_world(setting: Setting) -> AsyncIterator[World]:
             await found.server.stop(grace=None)
 
 
-def during(work: Callable[[World], Awaitable[None]], setting: Setting | None = None) -> None:
-    async def run() -> None:
-        async with asyncio.timeout(GENEROUS_S), a_world(setting or Setting()) as world:
-            await work(world)
-
-    asyncio.run(run())
-
-
 async def until(true: Callable[[], Any]) -> Any:
-    """What it says once it says something; ``during`` does not wait for ever."""
+    """What it says once it says something; a test does not wait for ever."""
     while not (found := true()):
         await asyncio.sleep(0.005)
     return found

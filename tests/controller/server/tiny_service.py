@@ -1,6 +1,5 @@
 """A service with a method of each kind behind the controller's guard, and its certificates."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -68,14 +67,6 @@ async def serving(listening: Listening) -> AsyncIterator[str]:
         yield f"{listening.address.rpartition(':')[0]}:{port}"
     finally:
         await server.stop(grace=None)
-
-
-def during(listening: Listening, work: Callable[[str], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with serving(listening) as address:
-            await work(address)
-
-    asyncio.run(run())
 
 
 async def outcome(call: Awaitable[Any]) -> Any:
