@@ -6,16 +6,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
-TRACES := $(wildcard simulations/tiny_moe/traces/*.npz)
+TRACES := $(wildcard examples/tiny_moe/traces/*.npz)
 
 .PHONY: demo test test-vllm check setup proto bench lock clean
 
 demo: setup
 	@mkdir -p demo
-	$(BIN)/placer plan $(TRACES) --topology simulations/tiny_moe/cpus.yaml --redundant 4 \
+	$(BIN)/placer plan $(TRACES) --topology examples/tiny_moe/cpus.yaml --redundant 4 \
 		--dispatch dedup --holdout 0.5 --out demo/plan.json --html demo/report.html
 	$(BIN)/placer check demo/plan.json
-	$(BIN)/python simulations/tiny_moe/demo.py
+	$(BIN)/python examples/tiny_moe/demo.py
 	@echo "Open demo/report.html in a browser for the plan that was made offline."
 
 test: setup

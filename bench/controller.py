@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,20 +23,18 @@ from rich.table import Table
 
 from bench.replan import chances, planned, problem
 from bench.timing import console
-from controller.adapters.memory import MemoryEngine, MemoryEngines
-from controller.adapters.vllm_engines import VllmEngines
+from controller.assemble import Controller, assembled
 from controller.clock import SystemClock
 from controller.config import Config, PoolPolicy
-from controller.fleet import Fleet, Pool
-from controller.journal import Journal
-from controller.loop import Loop
+from controller.engines.in_memory import MemoryEngine, MemoryEngines
+from controller.engines.planning import answer
+from controller.fleet.windows import Delta, Window
+from controller.fleet.workers import Pool
+from controller.ledger.ledger import Ledger
+from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import Stage
-from controller.planning import answer
-from controller.rebalance import Past, decide
+from controller.policies.rebalance import Past, decide
 from controller.server.security import Listening
-from controller.server.serve import start
-from controller.store import Ledger
-from controller.windows import Delta, Window
 from placer import model, topology
 from placer.channel import Settings, open_aio_channel
 from placer.placement import Placement
@@ -159,41 +157,46 @@ def serve(pipe: Connection, before: Placement, folder: Path, policy: PoolPolicy 
 async def _controller(
     pipe: Connection, before: Placement, folder: Path, policy: PoolPolicy
 ) -> None:
-    """As controller.main, with a planner and engines that need no Ray."""
-    config, ledger = Config(policy), Ledger(folder / "ledger.db")
-    journal = Journal(ledger, SystemClock())
-    fleet = Fleet(lambda pool: config.of(pool).window_s)
-    offers = VllmEngines(fleet, journal, config)
+    """As on Ray, with a planner and engines that need none."""
     engines = {(POOL, f"engine-{at}"): MemoryEngine(before) for at in range(ENGINES)}
-    with ProcessPoolExecutor(1, SPAWN) as pool:
-        loop = Loop(config, journal, fleet, MemoryEngines(engines), ProcessPlanner(pool))
-        server, port = await start(loop, offers, Listening("127.0.0.1:0"))
-        ticking = asyncio.create_task(loop.run())
-        pipe.send(port)
-        while True:
-            match await asyncio.to_thread(pipe.recv):
-                case ("offer", after):
-                    begun_s = time.monotonic()
-                    epoch = int(time.time() * 1000)
-                    for at in range(ENGINES):
-                        stage = Stage(epoch + at, before, after)
-                        await offers.carry_out(POOL, f"engine-{at}", stage)
-                    pipe.send(begun_s)
-                case ("size", _):
-                    pipe.send(_resident_mb())
-                case ("counted", _):
-                    profile = fleet.pool(POOL).profile("mixed", time.time())
-                    assert profile is not None
-                    pipe.send((int(profile.tokens), int(profile.load.sum())))
-                case ("end", _):
-                    break
-        if (view := loop.views.get(POOL)) is not None:
-            console.print(f"{POOL}: {view.decision.outcome}, {view.decision.reason}")
-        for what, trouble in loop.troubles.items():
-            console.print(f"trouble: {what}: {trouble}")
-        ticking.cancel()
-        await server.stop(grace=None)
-    ledger.close()
+    with (
+        ProcessPoolExecutor(1, SPAWN) as pool,
+        closing(Ledger(folder / "ledger.db")) as records,
+    ):
+        ledger, planner = WatchedLedger(records, SystemClock()), ProcessPlanner(pool)
+        listening = Listening("127.0.0.1:0")
+        async with assembled(
+            Config(policy), listening, ledger, planner, lambda *_: MemoryEngines(engines)
+        ) as found:
+            ticking = asyncio.create_task(found.loop.run())
+            pipe.send(found.port)
+            await _obey(pipe, before, found)
+            if (view := found.loop.views.get(POOL)) is not None:
+                console.print(f"{POOL}: {view.decision.outcome}, {view.decision.reason}")
+            for what, condition in found.loop.conditions.items():
+                console.print(f"condition: {what}: {condition}")
+            ticking.cancel()
+
+
+async def _obey(pipe: Connection, before: Placement, found: Controller) -> None:
+    """What the benchmark asks of its controller, until the end."""
+    while True:
+        match await asyncio.to_thread(pipe.recv):
+            case ("offer", after):
+                begun_s = time.monotonic()
+                epoch = int(time.time() * 1000)
+                for at in range(ENGINES):
+                    stage = Stage(epoch + at, before, after)
+                    await found.by_agent.carry_out(POOL, f"engine-{at}", stage)
+                pipe.send(begun_s)
+            case ("size", _):
+                pipe.send(_resident_mb())
+            case ("counted", _):
+                profile = found.loop.fleet.pool(POOL).profile("mixed", time.time())
+                assert profile is not None
+                pipe.send((int(profile.tokens), int(profile.load.sum())))
+            case ("end", _):
+                return
 
 
 class ProcessPlanner:

@@ -37,7 +37,7 @@ from bench.controller import (
     POLICY as PLANNED,
 )
 from bench.timing import console
-from controller.store import Ledger, Record
+from controller.ledger.ledger import Ledger, Record
 from placer.channel import Settings, open_aio_channel
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub, LedgerServiceStub

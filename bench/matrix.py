@@ -25,7 +25,7 @@ from placer.trace import Trace, concatenate
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("PLACER_TEST_DATA", ROOT.parent / "shared" / "data"))
-TINY = ROOT / "simulations" / "tiny_moe" / "traces"
+TINY = ROOT / "examples" / "tiny_moe" / "traces"
 GPUS, REDUNDANT = (2, 4, 8, 16, 32), (0, 32)
 TOPOLOGIES = ("h100", "gb200-nvl72", "a100", "pcie-l40s", "ascend-910b")
 PHASES = ("prefill", "decode")

@@ -8,22 +8,22 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from controller import snapshots
+from controller.changes.arbiter import Arbiter
+from controller.changes.forms import READERS, Acknowledgement
+from controller.changes.operations import Operation
+from controller.changes.plans import PlanState
 from controller.config import Config, PoolPolicy, told_in_settings
-from controller.desk import Desk
-from controller.fleet import Fleet, Pool, Registration
-from controller.journal import Journal
-from controller.operations import Operation
-from controller.plans import PlanState
+from controller.fleet import snapshots
+from controller.fleet.workers import Fleet, Pool, Registration
+from controller.ledger.ledger import LedgerError, Record, Unreadable
+from controller.ledger.watched import WatchedLedger
+from controller.policies.rebalance import Decision, Past, decide
 from controller.ports import EngineLostError, Engines, Planner
-from controller.readers import READERS, Acknowledgement
-from controller.rebalance import Decision, Past, decide
-from controller.store import LedgerError, Record, Unreadable
 from placer.arrays import FloatArray
 from placer.cost import Score, score
 from placer.errors import PlacerError
 from placer.placement import Placement
-from placer.plan import Hold, Infeasible, Plan
+from placer.plan import Hold, Plan
 from placer.problem import Problem
 
 AGAIN_S = 600.0  # a decision that stays the same is written down this often
@@ -32,7 +32,7 @@ KEPT = {
     "snapshot": 20_000,
     "placement": 2000,  # besides those that are in use
 }  # fmt: skip
-TURNS = 10  # of the event loop, in which a call is answered
+YIELDS = 10  # to the event loop, in which calls are answered
 
 log = logging.getLogger("placer.controller")
 
@@ -54,52 +54,60 @@ class View:
 
 
 class Loop:
-    """Of one controller. ``troubles``: what keeps it from its work, by what it was doing;
-    ``looks``: at what else, by name, it looks every time. They raise PlacerError for a trouble."""
+    """The loop of one controller.
+
+    conditions: what keeps it from its work, by what it was doing
+    looks: at what else, by name, it looks every time; they raise PlacerError for a condition
+    """
 
     def __init__(
-        self, config: Config, journal: Journal, fleet: Fleet, engines: Engines, planner: Planner
+        self,
+        config: Config,
+        ledger: WatchedLedger,
+        fleet: Fleet,
+        engines: Engines,
+        planner: Planner,
     ) -> None:
-        self.config, self.journal, self.fleet = config, journal, fleet
+        self.config, self.ledger, self.fleet = config, ledger, fleet
         self.engines, self.planner = engines, planner
-        self.desk = Desk(config, journal, fleet, engines)
+        self.arbiter = Arbiter(config, ledger, fleet, engines)
         self.views: dict[str, View] = {}
-        self.troubles: dict[str, str] = {}
+        self.conditions: dict[str, str] = {}
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
         self.counted: Counter[tuple[str, ...]] = Counter()  # decisions by pool and outcome
         # Decisions in a row that wanted to move, since which change.
         self._streaks: dict[str, tuple[int, float | None]] = {}
         self._written: dict[str, View] = {}
         self._acknowledged: dict[str, Acknowledgement] = {}
-        journal.ledger.readers = READERS
+        ledger.records.readers = READERS
         try:
-            snapshots.recall(journal, fleet, lambda pool: config.of(pool).window_s)
+            snapshots.recall(ledger, fleet, lambda pool: config.of(pool).window_s)
             for kind in (*KEPT, "ids"):  # so that what cannot be read is named from the start
-                journal.ledger.newest(kind)
+                ledger.records.newest(kind)
         except LedgerError as error:
-            self.troubles["ledger"] = str(error)
+            self.conditions["ledger"] = str(error)
 
     def told(self) -> dict[str, str]:
-        """Troubles, and what cannot be read in the ledger."""
+        """Conditions, and what cannot be read in the ledger."""
         left_out = {
             f"{one.kind} {one.id}": f"{one.why} (version {one.version} of it): left out"
-            for one in self.journal.ledger.left_out()
+            for one in self.ledger.records.left_out()
         }
-        return {**left_out, **self.troubles}
+        return {**left_out, **self.conditions}
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             await self.tick()
-            await self.journal.clock.sleep(self.config.every_s)
+            await self.ledger.clock.sleep(self.config.every_s)
 
     async def tick(self) -> None:
-        """Look at every pool, and begin what is approved. What goes wrong with one is a trouble,
+        """Look at every pool, and begin what is approved. What goes wrong with one is a condition,
         never the end."""
-        now_s = self.journal.clock.now_s()
+        now_s = self.ledger.clock.now_s()
         self.fleet.forget(now_s)
         await self._try("ledger", self._keep_house())
-        await self._try("operations", self.desk.resume())
+        await self._try("operations", self.arbiter.resume())
         for what, look in self.looks.items():
             await self._try(what, look())
         pools = list(self.fleet.pools.values())
@@ -110,44 +118,45 @@ class Loop:
             await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
 
-    def heard(self, said: Registration) -> None:
+    def acknowledge(self, registration: Registration) -> None:
         """Write down what a worker newly acknowledges or refuses."""
-        news = Acknowledgement(said.epoch, said.digest, said.refused_epoch, said.refused)
-        names = (said.id.pool, said.id.engine, said.id.worker)
+        now, worker = registration, registration.id
+        news = Acknowledgement(now.epoch, now.digest, now.refused_epoch, now.refused)
+        names = (worker.pool, worker.engine, worker.worker)
         id = "/".join(name.replace("%", "%25").replace("/", "%2F") for name in names)
         body = asdict(news)
         if not any(body.values()) or self._acknowledged.get(id) == news:
             return
-        reason = said.refused if said.refused_epoch > said.epoch else ""
-        reason = reason or f"epoch {said.epoch} is applied"
+        reason = now.refused if now.refused_epoch > now.epoch else ""
+        reason = reason or f"epoch {now.epoch} is applied"
         try:
             last = None
             with suppress(Unreadable):
-                last = self.journal.ledger.get("acknowledgement", id)
+                last = self.ledger.records.get("acknowledgement", id)
             if last is None or last.body != body:
-                version = self.journal.ledger.version("acknowledgement", id) + 1
-                told = (self.journal.clock.now_s(), reason, body, said.id.pool)
-                self.journal.put(Record("acknowledgement", id, version, *told))
-        except LedgerError as error:  # the worker is heard all the same
-            self.troubles["acknowledgements"] = str(error)
+                version = self.ledger.records.version("acknowledgement", id) + 1
+                told = (self.ledger.clock.now_s(), reason, body, worker.pool)
+                self.ledger.put(Record("acknowledgement", id, version, *told))
+        except LedgerError as error:  # the worker is served all the same
+            self.conditions["acknowledgements"] = str(error)
         else:
             self._acknowledged[id] = news
-            self.troubles.pop("acknowledgements", None)
+            self.conditions.pop("acknowledgements", None)
 
     async def _keep_house(self) -> None:
-        since_s = self.journal.clock.now_s() - self.config.retention_days * 86_400
+        since_s = self.ledger.clock.now_s() - self.config.retention_days * 86_400
         for kind, keep in KEPT.items():
-            needed = self.desk.placements_in_use() if kind == "placement" else ()
-            self.journal.ledger.prune(kind, keep, since_s, needed)
+            needed = self.arbiter.placements_in_use() if kind == "placement" else ()
+            self.ledger.records.prune(kind, keep, since_s, needed)
 
     async def _snapshot(self, pool: Pool) -> None:
-        snapshots.take(self.journal, pool)
+        snapshots.take(self.ledger, pool)
 
     async def _look(self, pool: Pool) -> None:
         """Observe one pool, and decide."""
-        now_s, policy = self.journal.clock.now_s(), self.config.of(pool.name)
+        now_s, policy = self.ledger.clock.now_s(), self.config.of(pool.name)
         past = self._past(pool.name)
-        running = self.desk.running
+        running = self.arbiter.running
         if running is not None and running.pool == pool.name:  # what stands is in between
             reason = f"{running.id} is at work: {Operation.of(running).progress}"
             decision = Decision("wait", reason, past.streak)
@@ -160,9 +169,11 @@ class Loop:
             self._decided(pool.name, View(Decision("hold", problem.reason), now_s))
             return
         answer = await self.planner.answer(problem, policy.optimizer)
-        if isinstance(answer, Hold) and (strays := await self.desk.strays(pool, problem.start)):
+        if isinstance(answer, Hold) and (
+            drifted := await self.arbiter.drifted(pool, problem.start)
+        ):
             # Started again, or changed by hand: where it is, nobody planned for.
-            reason = f"{', '.join(strays)} stands elsewhere than the rest of the pool: to join it"
+            reason = f"{', '.join(drifted)} stands elsewhere than the rest of the pool: to join it"
             answer = Plan(problem.start, reason, problem.model, problem.topology)
         decision = decide(answer, past, policy, now_s)
         self._streaks[pool.name] = decision.streak, past.changed_s
@@ -177,7 +188,7 @@ class Loop:
 
     async def problem(self, pool: Pool) -> Problem | Hold:
         """What an optimizer would be asked about a pool now; or why there is nothing to ask."""
-        now_s, policy = self.journal.clock.now_s(), self.config.of(pool.name)
+        now_s, policy = self.ledger.clock.now_s(), self.config.of(pool.name)
         profile = pool.profile(policy.phase, now_s)
         tokens = profile.tokens if profile else 0
         if profile is None or tokens < policy.least_tokens:
@@ -186,7 +197,7 @@ class Loop:
                 f"{policy.least_tokens:,} (least_tokens): too few to tell"
             )
         try:
-            current = await self.desk.stands(pool)
+            current = await self.arbiter.stands(pool)
         except EngineLostError as error:
             return Hold(f"{error}: it is not known what stands")
         return _problem(pool, policy, profile, current)
@@ -196,7 +207,7 @@ class Loop:
         approval, as long as it is not too old."""
         before = problem.start.digest
         policy, decision = self.config.of(pool.name), view.decision
-        waiting = self.desk.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
+        waiting = self.arbiter.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
         fresh_s = view.at_s - policy.window_s
         for record in waiting:
             approved = record.body["state"] == PlanState.APPROVED
@@ -205,32 +216,32 @@ class Loop:
                 reason = f"{record.id} waits for {what}: {record.reason}"
                 return replace(view, decision=Decision("propose", reason, decision.streak))
         with told_in_settings():
-            record = self.desk.propose(pool.name, plan, before, plan.reason)
+            record = self.arbiter.propose(pool.name, plan, before, plan.reason)
         if decision.outcome == "act":
-            record = self.desk.plans.approve(record.id, record.version, "mode is automatic")
+            record = self.arbiter.plans.approve(record.id, record.version, "mode is automatic")
         reason = f"{record.id}: {decision.reason}"
         return replace(view, decision=replace(decision, reason=reason))
 
     async def _begin_approved(self, pool: Pool) -> None:
-        for record in self.desk.plans.in_state(pool.name, PlanState.APPROVED):
-            closed = self.config.of(pool.name).closed(self.journal.clock.now_s())
-            if self.desk.running is not None or closed:
+        for record in self.arbiter.plans.in_state(pool.name, PlanState.APPROVED):
+            closed = self.config.of(pool.name).closed(self.ledger.clock.now_s())
+            if self.arbiter.running is not None or closed:
                 return
-            await self.desk.begin(record, key="", reason=record.reason)
+            await self.arbiter.begin(record, key="", reason=record.reason)
 
     def _past(self, pool: str) -> Past:
-        changed_s, failures = self.desk.last_changes(pool)
+        changed_s, failures = self.arbiter.history.last_changes(pool)
         streak = self._streaks.get(pool, (0, changed_s))
         # What was wanted before the change is of no interest.
         return Past(streak[0] if streak[1] == changed_s else 0, changed_s, failures)
 
     def _gains(self, problem: Problem, pool: Pool) -> tuple[float | None, float | None]:
         """Of the plan that is applied: as predicted, and on today's traffic."""
-        applied = self.desk.plans.in_state(pool.name, PlanState.APPLIED)
+        applied = self.arbiter.plans.in_state(pool.name, PlanState.APPLIED)
         if not applied or not applied[0].body["before"]:
             return None, None
         try:
-            before = self.journal.placement(applied[0].body["before"])
+            before = self.ledger.placement(applied[0].body["before"])
         except Unreadable:
             return None, None
         if before.shape != problem.start.shape or problem.start.lost:
@@ -249,29 +260,29 @@ class Loop:
         body: dict[str, Any] = {**asdict(view.decision)}
         if view.score is not None:
             body["balancedness"] = view.score.balancedness
-        id = self.journal.next_id("decision", "decision")
-        self.journal.write("decision", id, view.decision.reason, body, pool=pool)
+        id = self.ledger.next_id("decision", "decision")
+        self.ledger.write("decision", id, view.decision.reason, body, pool=pool)
         self._written[pool] = view
 
     async def _try(self, what: str, doing: Any) -> None:
         try:
             await doing
         except PlacerError as error:
-            if self.troubles.get(what) != str(error):
+            if self.conditions.get(what) != str(error):
                 log.warning("placer: %s: %s", what, error)
-            self.troubles[what] = str(error)
+            self.conditions[what] = str(error)
         except Exception as error:
             log.exception("placer: %s", what)
-            self.troubles[what] = f"{type(error).__name__}: {error} (a bug: see the log)"
+            self.conditions[what] = f"{type(error).__name__}: {error} (a bug: see the log)"
         else:
-            self.troubles.pop(what, None)
+            self.conditions.pop(what, None)
 
 
 async def _in_turn(pools: Sequence[Pool]) -> AsyncIterator[Pool]:
     """Agents are answered between two of a thousand pools."""
     for pool in pools:
         if pool is not pools[0]:
-            for _ in range(TURNS):
+            for _ in range(YIELDS):
                 await asyncio.sleep(0)
         yield pool
 
@@ -286,8 +297,3 @@ def _problem(pool: Pool, policy: PoolPolicy, profile: Any, current: Placement) -
             objective=policy.objective,
             current=current,
         )
-
-
-def outcome(answer: Plan | Hold | Infeasible) -> str:
-    """In the API's words."""
-    return {Plan: "plan", Hold: "hold", Infeasible: "infeasible"}[type(answer)]

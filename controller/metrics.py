@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from controller.fleet import Pool
+from controller.changes.plans import PlanState
+from controller.fleet.workers import Pool
 from controller.loop import Loop
-from controller.plans import PlanState
 from placer.cost.balance import rank_load
 from placer.errors import PlacerError
 
@@ -26,7 +26,7 @@ class LoopCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Called on a thread of the HTTP server's."""
-        yield _gauge("placer_troubles", "What keeps the controller from its work.", {
+        yield _gauge("placer_conditions", "What keeps the controller from its work.", {
             (): len(self.loop.told())
         })  # fmt: skip
         pools = list(self.loop.fleet.pools.values())
@@ -47,26 +47,27 @@ class LoopCollector(Collector):
              {(pool.name,): self._pace(pool, "step_s") for pool in pools}),
             ("busy_ratio", "Of the window's time, in which steps ran.",
              {(pool.name,): self._pace(pool, "busy") for pool in pools}),
-            ("workers", "Workers that are heard.",
+            ("workers", "Workers that are seen.",
              {(pool.name,): len(pool.members) for pool in pools}),
-            ("agent_lag_seconds", "Since the quietest worker was heard.",
+            ("agent_lag_seconds", "Since the quietest worker was seen.",
              {(pool.name,): self._lag_s(pool) for pool in pools}),
             ("longest_pause_seconds", "Of the last operation.",
-             {(pool.name,): self.loop.desk.longest_pause_s.get(pool.name) for pool in pools}),
+             {(pool.name,): self.loop.arbiter.longest_pause_s.get(pool.name) for pool in pools}),
         ):  # fmt: skip
             yield _gauge(f"placer_{name}", what, values, ["pool"])
         lost = {
             (pool.name,): sum(
-                max(member.said.dropped, member.lost) for member in list(pool.members.values())
+                max(member.registration.dropped, member.lost)
+                for member in list(pool.members.values())
             )
             for pool in pools
         }
-        desk = self.loop.desk
+        arbiter = self.loop.arbiter
         yield _counter("placer_dropped_deltas", "Pushes that never came.", lost, ["pool"])
         yield _counter("placer_decisions", "By outcome.", self.loop.counted, ["pool", "outcome"])
-        yield _counter("placer_operations", "By how they ended.", desk.ended, ["pool", "phase"])
-        yield _counter("placer_copied_bytes", "Weights copied.", desk.copied_bytes, ["pool"])
-        yield _counter("placer_moved_slots", "Slots given another expert.", desk.moved, ["pool"])
+        yield _counter("placer_operations", "By how they ended.", arbiter.ended, ["pool", "phase"])
+        yield _counter("placer_copied_bytes", "Weights copied.", arbiter.copied_bytes, ["pool"])
+        yield _counter("placer_moved_slots", "Slots given another expert.", arbiter.moved, ["pool"])
         if self.detail:
             yield self._rank_loads(pools)
 
@@ -83,16 +84,16 @@ class LoopCollector(Collector):
         return getattr(pace, name) if pace else None
 
     def _plan_age_s(self, pool: Pool) -> float | None:
-        applied = self.loop.desk.plans.in_state(pool.name, PlanState.APPLIED)
-        return self.loop.journal.clock.now_s() - applied[0].at_s if applied else None
+        applied = self.loop.arbiter.plans.in_state(pool.name, PlanState.APPLIED)
+        return self.loop.ledger.clock.now_s() - applied[0].at_s if applied else None
 
     def _newest(self, pool: Pool, name: str) -> float:
         members = list(pool.members.values())
-        return max((getattr(member.said, name) for member in members), default=0)
+        return max((getattr(member.registration, name) for member in members), default=0)
 
     def _lag_s(self, pool: Pool) -> float | None:
-        now_s = self.loop.journal.clock.now_s()
-        return max((now_s - one.heard_s for one in list(pool.members.values())), default=None)
+        now_s = self.loop.ledger.clock.now_s()
+        return max((now_s - one.last_seen_s for one in list(pool.members.values())), default=None)
 
     def _rank_loads(self, pools: list[Pool]) -> Family:
         """Of the window, on what stood at the last decision."""

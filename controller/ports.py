@@ -1,4 +1,4 @@
-"""What the loop acts through. Adapters are in adapters/; each passes the same contract tests."""
+"""What the loop acts through. Adapters are in engines/; each passes the same contract tests."""
 
 from typing import Protocol
 

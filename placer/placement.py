@@ -166,3 +166,9 @@ def slots_remedy(slots: int, gpus: int, experts: int) -> str:
     fitting = [count for count in (below, below + gpus) if count >= experts]
     use = " or ".join(f"{count} (--redundant {count - experts})" for count in fitting)
     return f"{slots} slots do not divide by {gpus} GPUs: use {use}"
+
+
+def linear(layers: int, slots: int, experts: int, gpus: int, nodes: int = 1) -> Placement:
+    """What an engine starts with: experts in order, then their first replicas in order."""
+    table = np.tile(np.arange(slots) % experts, (layers, 1))
+    return Placement(table, experts, gpus, nodes)

@@ -8,7 +8,7 @@ from placer.arrays import IntArray
 from placer.errors import ModelError, PlacementError
 from placer.model import ModelShape
 from placer.objective import Effort, Objective
-from placer.placement import EMPTY, Placement, slots_remedy, widened
+from placer.placement import EMPTY, Placement, linear, slots_remedy, widened
 from placer.profile import Profile
 from placer.topology import Topology
 from placer.trace import Trace
@@ -67,8 +67,8 @@ class Problem:
     @property
     def linear(self) -> Placement:
         """What an engine starts with: experts in order, then their first replicas in order."""
-        row = np.arange(self.slots) % self.model.experts
-        return self.placement(np.tile(row, (self.model.layers, 1)))
+        model, topology = self.model, self.topology
+        return linear(model.layers, self.slots, model.experts, topology.gpus, topology.nodes)
 
     @property
     def start(self) -> Placement:

@@ -34,27 +34,27 @@ class Agree:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Serve no longer from ``turn.drops``, and free them. Refused if an expert would be lost."""
+    """Serve no longer from ``round.drops``, and free them. Refused if an expert would be lost."""
 
     epoch: int
-    turn: Round
+    round: Round
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Make ``turn.copies``, beside serving: into empty slots, or else into scratch memory."""
+    """Make ``round.copies``, beside serving: into empty slots, or else into scratch memory."""
 
     epoch: int
-    turn: Round
+    round: Round
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Serve from ``turn.commits`` from one step to the next, all at once; what their slots held
+    """Serve from ``round.commits`` from one step to the next, all at once; what their slots held
     before is dropped. Refused if one is not there, or if an expert would be lost."""
 
     epoch: int
-    turn: Round
+    round: Round
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
 """The migration of one engine as a table: where it stands, what happens, where it goes.
 
-Going there and coming back are the same walk: a leg from one placement to another, in the rounds of
-placer's schedule. Each round drops replicas that others cover, copies beside serving, then commits
-from one step to the next; so at every moment each expert stands in some slot, and whatever goes
-wrong, what was copied and not committed is discarded, and another leg starts from what stands:
-back, or after a restart of the controller on to the same goal.
+Going there and coming back are the same walk: an attempt to get from one placement to another, in
+the rounds of placer's schedule. Each round drops replicas that others cover, copies beside serving,
+then commits from one step to the next; so at every moment each expert stands in some slot, and
+whatever goes wrong, what was copied and not committed is discarded, and another attempt starts from
+what stands: back, or after a restart of the controller on to the same goal.
 """
 
 from dataclasses import dataclass
@@ -105,28 +105,28 @@ FINAL = (State.SETTLED, State.HALTED)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Leg:
-    """From ``before`` to what stands after the last turn, ``after``. An engine that moves by itself
-    is given no turns."""
+class Attempt:
+    """The way from ``before`` to what stands after the last round, ``after``. An engine that moves
+    by itself is given no rounds."""
 
     epoch: int
     before: Placement
     after: Placement
-    turns: tuple[Round, ...]
+    rounds: tuple[Round, ...]
 
-    def command(self, state: State, turn: int) -> Command:
-        """What to ask of the engine in this state. turn: of ``turns``, where the state has one"""
+    def command(self, state: State, index: int) -> Command:
+        """What to ask of the engine in this state. index: of ``rounds``, where the state has one"""
         match state:
             case State.STAGING:
                 return Stage(self.epoch, self.before, self.after)
             case State.AGREEING:
                 return Agree(self.epoch)
             case State.DROPPING:
-                return Drop(self.epoch, self.turns[turn])
+                return Drop(self.epoch, self.rounds[index])
             case State.COPYING:
-                return Copy(self.epoch, self.turns[turn])
+                return Copy(self.epoch, self.rounds[index])
             case State.COMMITTING:
-                return Commit(self.epoch, self.turns[turn])
+                return Commit(self.epoch, self.rounds[index])
             case State.VERIFYING:
                 return Verify(self.epoch, self.after.digest)
             case State.DISCARDING:

@@ -8,12 +8,12 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from controller.desk import BusyError
-from controller.fleet import FleetError, UnknownError
+from controller.changes.arbiter import BusyError
+from controller.fleet.workers import FleetError, UnknownError
+from controller.ledger.ledger import Conflict, LedgerError, LedgerFull, Unreadable
 from controller.ports import EngineLostError
 from controller.server.callers import ForbiddenError
 from controller.server.intake import RequestError
-from controller.store import Conflict, LedgerError, LedgerFull, Unreadable
 from placer.errors import PlacerError
 
 CODES: list[tuple[type[PlacerError], grpc.StatusCode]] = [

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from controller.fleet import NAME, UnknownError
-from controller.store import Ledger, Record, Unreadable
+from controller.changes.operations import Operation
+from controller.fleet.workers import NAME, UnknownError
+from controller.ledger.ledger import Ledger, Record, Unreadable
 from placer.plan import saving
 
 KINDS = ("plan", "operation", "decision", "acknowledgement")
@@ -66,11 +67,12 @@ def _figures(records: Sequence[Record]) -> list[str]:
                 f"expected: {saving(body['gain'], body.get('whole_gain'))}; {body['digest']}"
             )
         if record.kind == "operation":
+            operation = Operation.of(record)
             copied = "moved by the engines themselves"
-            if body["turns"]:
+            if operation.rounds:
                 copied = (
-                    f"{body['copied_bytes'] / 1e6:,.1f} MB copied, longest pause "
-                    f"{body['longest_pause_s'] * 1e3:.0f} ms"
+                    f"{operation.copied_bytes / 1e6:,.1f} MB copied, longest pause "
+                    f"{operation.longest_pause_s * 1e3:.0f} ms"
                 )
-            told.append(f"{record.id}: {copied}, {len(body['homes'])} engines")
+            told.append(f"{record.id}: {copied}, {len(operation.rollback_targets)} engines")
     return told

@@ -8,11 +8,12 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
-from controller.adapters.vllm_engines import VllmEngines
+from controller.engines.vllm_engines import VllmEngines
 from controller.loop import Loop
+from controller.server.fleet_state import FleetState, Ledgers
 from controller.server.intake import SMALL, Intake
 from controller.server.security import Guard, Listening, Role, SecurityError, Tokens
-from controller.server.services import FleetState, Ledgers, Placements, Profiles
+from controller.server.services import Placements, Profiles
 from placer.files.plans import LIMIT
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 from placer.v1.fleet_pb2_grpc import (
@@ -56,17 +57,17 @@ async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[
     add_PlacementServiceServicer_to_server(Placements(loop, offers), server)
     add_FleetServiceServicer_to_server(FleetState(loop), server)
     add_LedgerServiceServicer_to_server(Ledgers(loop), server)
-    said = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(said, server)
+    probed = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(probed, server)
     reflection.enable_server_reflection([*SERVICES, *OTHERS], server)
     port = listening.open_port(server)
 
     async def look_at_certificates() -> None:
-        if faults := listening.credentials.faults(loop.journal.clock.now_s()):
+        if faults := listening.credentials.faults(loop.ledger.clock.now_s()):
             raise SecurityError("; ".join(faults))
 
     loop.looks["certificates"] = look_at_certificates
     await server.start()
     for name in ("", *SERVICES):
-        await said.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await probed.set(name, health_pb2.HealthCheckResponse.SERVING)
     return server, port

@@ -1,34 +1,28 @@
-"""The four services of protos/placer/v1, thin over the loop and its desk."""
+"""ProfileService and PlacementService: counts in, plans out."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from typing import Any
 
-from controller.adapters.vllm_engines import VllmEngines
-from controller.fleet import Member, Pool, WorkerId
-from controller.loop import Loop, outcome
-from controller.plans import PlanState
+from controller.engines.vllm_engines import VllmEngines
+from controller.fleet.workers import Pool, WorkerId
+from controller.loop import Loop
 from controller.server import explain, wire
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
 from controller.server.intake import LIGHT
-from controller.store import Ledger, Record
 from placer.errors import PlacementError, RoutingError
 from placer.files.plans import parse_plan, plan_text
 from placer.optimizers import optimizer as known_optimizer
 from placer.plan import Hold, Plan
-from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
-from placer.v1.fleet_pb2_grpc import FleetServiceServicer, LedgerServiceServicer
+from placer.v1 import placement_pb2, profile_pb2
 from placer.v1.placement_pb2_grpc import PlacementServiceServicer
 from placer.v1.profile_pb2_grpc import ProfileServiceServicer
 
-MOST = 1000  # records in an answer
 VALUES, SLOT_VALUES = 10_000, 12  # of a plan file: an expert and a move have 7, its reason a few
 VALUE = 40  # bytes of each, in the mean; without a reason it is five
-TROUBLES = 4  # of an engine's workers that are told
 
 # gRPC names methods as protos do.
 # ruff: noqa: N802
@@ -36,7 +30,7 @@ TROUBLES = 4  # of an engine's workers that are told
 
 class Profiles(ProfileServiceServicer):  # type: ignore[misc]
     def __init__(self, loop: Loop) -> None:
-        self.fleet, self.clock, self.config = loop.fleet, loop.journal.clock, loop.config
+        self.fleet, self.clock, self.config = loop.fleet, loop.ledger.clock, loop.config
         self._beside = ThreadPoolExecutor(1, "push")
 
     @streaming
@@ -70,14 +64,14 @@ class Profiles(ProfileServiceServicer):  # type: ignore[misc]
             return False
         recording = (
             key for key, member in self.fleet.pool(id.pool).members.items()
-            if member.said.worker.records
+            if member.registration.worker.records
         )  # fmt: skip
         return (id.engine, id.worker) == min(recording, default=None)
 
 
 class Placements(PlacementServiceServicer):  # type: ignore[misc]
     def __init__(self, loop: Loop, offers: VllmEngines) -> None:
-        self.loop, self.desk, self.offers = loop, loop.desk, offers
+        self.loop, self.arbiter, self.offers = loop, loop.arbiter, offers
         self._beside = ThreadPoolExecutor(1, "plans")
 
     @answering
@@ -85,7 +79,7 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
         begun = time.perf_counter()
         answer, _ = await self._answer(request.pool, request.optimizer)
         return placement_pb2.PlanResponse(
-            outcome=outcome(answer),
+            outcome=wire.outcome(answer),
             reason=answer.reason,
             file=plan_text(answer).encode() if isinstance(answer, Plan) else b"",
             solve_s=time.perf_counter() - begun,
@@ -99,9 +93,9 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
         else:
             answer, before = await self._answer(request.pool, "")
         if not isinstance(answer, Plan):
-            return placement_pb2.ProposeResponse(outcome=outcome(answer), reason=answer.reason)
+            return placement_pb2.ProposeResponse(outcome=wire.outcome(answer), reason=answer.reason)
         reason = request.reason or answer.reason or "an operator's plan"
-        record = self.desk.propose(request.pool, answer, before, reason)
+        record = self.arbiter.propose(request.pool, answer, before, reason)
         return placement_pb2.ProposeResponse(
             outcome="plan", reason=answer.reason, plan=wire.plan(record)
         )
@@ -109,38 +103,38 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
     @answering
     async def Approve(self, request: Any) -> Any:
         reason = request.reason or "approved by an operator"
-        record = self.desk.plans.approve(request.plan_id, request.version, reason)
+        record = self.arbiter.plans.approve(request.plan_id, request.version, reason)
         return placement_pb2.ApproveResponse(plan=wire.plan(record))
 
     @answering
     async def Apply(self, request: Any) -> Any:
-        if (known := self.desk.known(request.idempotency_key)) is not None:
+        if (known := self.arbiter.history.known(request.idempotency_key)) is not None:
             return placement_pb2.ApplyResponse(operation=wire.operation(known))
-        self.desk.refuse_if_busy()  # before the plan is approved, and begins some time else
+        self.arbiter.refuse_if_busy()  # before the plan is approved, and begins some time else
         reason = request.reason or "applied by an operator"
-        plan = self.desk.plans.approve(request.plan_id, request.version, reason)
-        found = await self.desk.begin(plan, request.idempotency_key, reason)
+        plan = self.arbiter.plans.approve(request.plan_id, request.version, reason)
+        found = await self.arbiter.begin(plan, request.idempotency_key, reason)
         return placement_pb2.ApplyResponse(operation=wire.operation(found))
 
     @answering
     async def Rollback(self, request: Any) -> Any:
-        found = self.desk.known(request.idempotency_key)
+        found = self.arbiter.history.known(request.idempotency_key)
         if found is None:
             reason = request.reason or "an operator wants it back"
-            found = await self.desk.rollback(request.pool, request.idempotency_key, reason)
+            found = await self.arbiter.rollback(request.pool, request.idempotency_key, reason)
         return placement_pb2.RollbackResponse(operation=wire.operation(found))
 
     @answering
     async def Get(self, request: Any) -> Any:
-        plans = self.desk.plans
+        plans = self.arbiter.plans
         found = wire.plan(plans.get(request.plan_id), plans.file(request.plan_id))
         return placement_pb2.GetResponse(plan=found)
 
     @answering
     async def List(self, request: Any) -> Any:
-        ledger, limit = self.loop.journal.ledger, min(request.limit or 20, MOST)
-        found = ledger.newest("plan", limit=limit, pool=request.pool or None)
-        return placement_pb2.ListResponse(plans=_listed(wire.plan, found))
+        records, limit = self.loop.ledger.records, min(request.limit or 20, wire.MOST)
+        found = records.newest("plan", limit=limit, pool=request.pool or None)
+        return placement_pb2.ListResponse(plans=wire.listed(wire.plan, found))
 
     @streaming
     async def Watch(self, request: Any) -> AsyncIterator[Any]:
@@ -150,7 +144,7 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
             async for epoch, file in offers:
                 yield placement_pb2.WatchResponse(epoch=epoch, file=file)
             return
-        async for record in self.loop.journal.watch():
+        async for record in self.loop.ledger.watch():
             if record.kind in explain.KINDS and request.pool in ("", record.pool):
                 yield placement_pb2.WatchResponse(record=wire.record(record))
 
@@ -176,151 +170,3 @@ class Placements(PlacementServiceServicer):  # type: ignore[misc]
         if isinstance(problem, Hold):
             return problem, ""
         return await self.loop.planner.answer(problem, chosen), problem.start.digest
-
-
-class FleetState(FleetServiceServicer):  # type: ignore[misc]
-    def __init__(self, loop: Loop) -> None:
-        self.loop, self.fleet, self.journal = loop, loop.fleet, loop.journal
-        self._begun_s = self.journal.clock.now_s()
-
-    @answering
-    async def Register(self, request: Any) -> Any:
-        id = wire.worker_id(request.id)
-        CALLER.get().check(id.pool, id.engine, id.worker)
-        said = wire.registration(request)
-        sequence = self.fleet.register(said, self.journal.clock.now_s())
-        self.loop.heard(said)
-        return fleet_pb2.RegisterResponse(sequence=sequence)
-
-    @answering
-    async def Status(self, request: Any) -> Any:
-        pools = [pool for _, pool in sorted(self.fleet.pools.items())]
-        if request.pool:
-            pools = [self.fleet.pool(request.pool)]
-        troubles = [f"{what}: {text}" for what, text in sorted(self.loop.told().items())]
-        told, room = [], wire.ANSWER
-        for pool in pools:
-            message = self._pool(pool, room, troubles)
-            told.append(message)
-            room -= message.ByteSize()
-            if room <= 0:
-                break
-            await asyncio.sleep(0)  # others are answered between two of a thousand pools
-        if len(told) < len(pools):
-            shares = f"{len(told):,} of {len(pools):,}"
-            troubles.append(f"status: only {shares} pools have room here: ask for one by its name")
-        return fleet_pb2.StatusResponse(
-            version=version("moe-placer"),
-            uptime_s=self.journal.clock.now_s() - self._begun_s,
-            pools=told,
-            troubles=troubles,
-        )
-
-    @answering
-    async def ScaleTo(self, request: Any) -> Any:
-        known = self.loop.desk.known(request.idempotency_key)
-        if known is None:
-            reason = request.reason or f"an operator wants {request.ranks} ranks"
-            known = self.loop.desk.scale(
-                request.pool, request.ranks, request.idempotency_key, reason
-            )
-        return fleet_pb2.ScaleToResponse(operation=wire.operation(known))
-
-    @answering
-    async def Operations(self, request: Any) -> Any:
-        ledger, pool = self.journal.ledger, request.pool or None
-        if request.operation_id:
-            found = [self.loop.desk.operation(request.operation_id)]
-        else:
-            limit = min(request.limit or 20, MOST)
-            found = ledger.newest("operation", limit=limit, pool=pool)
-        return fleet_pb2.OperationsResponse(operations=_listed(wire.operation, found))
-
-    def _pool(self, pool: Pool, room: int, troubles: list[str]) -> Any:
-        """room: bytes that its engines may take; those that are left out are a trouble"""
-        desk, view, policy = self.loop.desk, self.loop.views.get(pool.name), self.loop.config.of
-        now_s = self.journal.clock.now_s()
-        applied = desk.plans.in_state(pool.name, PlanState.APPLIED)
-        proposed = desk.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
-        running = desk.running
-        engines = pool.engines
-        told = wire.fitting((_engine(name, them, now_s) for name, them in engines.items()), room)
-        if len(told) < len(engines):
-            shares = f"{len(told):,} of {len(engines):,}"
-            troubles.append(f"status: only {shares} engines of {pool.name} have room here")
-        message = fleet_pb2.Pool(
-            name=pool.name, model=pool.model.name, mode=policy(pool.name).mode, ranks=pool.ranks,
-            slots=pool.slots, window_s=policy(pool.name).window_s,
-            tokens=pool.tokens(policy(pool.name).phase), **_pace(pool, policy(pool.name).phase),
-            engines=told,
-        )  # fmt: skip
-        if view is not None:
-            message.outcome, message.reason = view.decision.outcome, view.decision.reason
-            message.decided_s = view.at_s
-            message.balancedness = view.score.balancedness if view.score else 0.0
-        if applied:
-            message.applied_plan, message.applied_s = applied[0].id, applied[0].at_s
-        if proposed:
-            message.proposed_plan = proposed[0].id
-        if running is not None and running.pool == pool.name:
-            message.operation.CopyFrom(wire.operation(running))
-        return message
-
-
-def _pace(pool: Pool, phase: str) -> dict[str, float]:
-    pace = pool.pace(phase)
-    return {} if pace is None else {"step_s": pace.step_s or 0.0, "busy": pace.busy}
-
-
-def _engine(name: str, members: list[Member], now_s: float) -> Any:
-    said = [member.said for member in members]
-    troubles = list(dict.fromkeys(one.trouble for one in said if one.trouble))
-    more = [f"and {len(troubles) - TROUBLES} more"] if len(troubles) > TROUBLES else []
-    return fleet_pb2.Engine(
-        name=name,
-        digest=said[0].digest,
-        epoch=max(one.epoch for one in said),
-        workers=len(members),
-        silent_s=now_s - min(member.heard_s for member in members),
-        tokens=sum(one.tokens for one in said),
-        dropped=sum(max(member.said.dropped, member.lost) for member in members),
-        troubles=[*troubles[:TROUBLES], *more],
-    )
-
-
-class Ledgers(LedgerServiceServicer):  # type: ignore[misc]
-    """What was. The ledger is read on one thread, one question after another: it may be large."""
-
-    def __init__(self, loop: Loop) -> None:
-        self.ledger = loop.journal.ledger
-        self._beside = ThreadPoolExecutor(1, "ledger")
-
-    @answering
-    async def History(self, request: Any) -> Any:
-        limit, pool = min(request.limit or 50, MOST), request.pool or None
-        return await self._read(_history, self.ledger, limit, pool)
-
-    @answering
-    async def Explain(self, request: Any) -> Any:
-        return await self._read(_explain, self.ledger, request.id)
-
-    async def _read(self, read: Callable[..., Any], *what: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._beside, read, *what)
-
-
-def _history(ledger: Ledger, limit: int, pool: str | None) -> Any:
-    """The steps of an operation are told as one, the last."""
-    found = ledger.newest_of_each(limit, pool, but=["placement"])
-    return fleet_pb2.HistoryResponse(records=_listed(wire.record, found))
-
-
-def _explain(ledger: Ledger, id: str) -> Any:
-    """Of a story that is too long for an answer the last part."""
-    found = explain.story(ledger, id, MOST)
-    records = reversed(_listed(wire.record, found[::-1]))
-    return fleet_pb2.ExplainResponse(lines=explain.sentences(found), records=records)
-
-
-def _listed(message: Callable[[Record], Any], records: Sequence[Record]) -> list[Any]:
-    """As many as an answer holds."""
-    return wire.fitting(map(message, records), wire.ANSWER)

@@ -1,18 +1,18 @@
 """Messages <-> values. What comes in is checked here: nobody is trusted."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
 
-from controller.fleet import NAME, Registration, WorkerId
-from controller.operations import Operation
+from controller.changes.operations import Operation
+from controller.fleet.windows import Delta
+from controller.fleet.workers import NAME, Registration, WorkerId
+from controller.ledger.ledger import Record
 from controller.server.intake import read_push
-from controller.store import Record
-from controller.windows import Delta
 from placer.agent.status import Worker
 from placer.arrays import IntArray
 from placer.bounds import MOST_EXPERTS, MOST_LAYERS, MOST_PAIRS, MOST_TOP_K
@@ -23,6 +23,7 @@ from placer.files.specs import first_fault, shape_of
 from placer.model import ModelShape
 from placer.pace import Pace
 from placer.placement import MOST_CELLS
+from placer.plan import Hold, Infeasible, Plan
 from placer.topology import MOST_GPUS
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 
@@ -32,6 +33,7 @@ LARGEST = 2**48  # of what is counted up: milliseconds of 9000 years; 20,000 of 
 Number = TypeVar("Number", int, float)
 TEXT = 1000  # characters of what a worker says: it is kept and shown
 SHAPE = 2**16  # of a model's sizes
+MOST = 1000  # records in an answer
 ANSWER = LIMIT // 2  # bytes of what is listed in an answer
 
 
@@ -200,6 +202,11 @@ def fitting(messages: Iterable[Any], room: int) -> list[Any]:
     return found
 
 
+def listed(message: Callable[[Record], Any], records: Sequence[Record]) -> list[Any]:
+    """As many as an answer holds."""
+    return fitting(map(message, records), ANSWER)
+
+
 def plan(record: Record, file: bytes = b"") -> Any:
     body = record.body
     state = placement_pb2.PlanState.Value(f"PLAN_STATE_{_upper(body['state'])}")
@@ -223,10 +230,18 @@ def operation(record: Record) -> Any:
 
 
 def record(found: Record) -> Any:
+    reason = found.reason
+    if not reason and found.kind == "operation":
+        reason = Operation.of(found).course
     return fleet_pb2.Record(
         kind=found.kind, id=found.id, version=found.version, pool=found.pool, at_s=found.at_s,
-        reason=found.reason, body=json.dumps(dict(found.body)),
+        reason=reason, body=json.dumps(dict(found.body)),
     )  # fmt: skip
+
+
+def outcome(answer: Plan | Hold | Infeasible) -> str:
+    """In the API's words."""
+    return {Plan: "plan", Hold: "hold", Infeasible: "infeasible"}[type(answer)]
 
 
 def _upper(words: str) -> str:

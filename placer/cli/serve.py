@@ -53,10 +53,11 @@ def serve(
     By default it is advisory: it proposes, and moves nothing until `placer approve`.
     """
     try:
+        from controller.assemble import Setup
         from controller.config import read_config
-        from controller.main import Setup, end, launch, look
+        from controller.hosts.ray import end, launch, look
+        from controller.ledger.ledger import Ledger
         from controller.server.security import Listening, Tokens
-        from controller.store import Ledger
     except ImportError as error:
         raise MissingError("placer serve", "controller", error.name) from error
 

@@ -32,8 +32,8 @@ def status(
             return
         up = span(answer.uptime_s)
         out.print(f"controller {answer.version} at {to}, up {up}")
-        for trouble in answer.troubles:
-            out.print(Text(f"trouble: {plain(trouble)}", style=BAD))
+        for condition in answer.conditions:
+            out.print(Text(f"condition: {plain(condition)}", style=BAD))
         if not answer.pools:
             out.print(
                 f"no engine has registered yet: start them with PLACER_AGENT={to}",
@@ -99,12 +99,12 @@ def _waiting(found: Controller, pool: Any) -> Text:
 def _engines(engines: Any) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("  engine", overflow="fold")
-    for name in ("workers", "heard", "epoch", "tokens", "dropped"):
+    for name in ("workers", "last seen", "epoch", "tokens", "dropped"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("trouble", overflow="fold")
+    table.add_column("condition", overflow="fold")
     for engine in engines:
         is_quiet = engine.silent_s > QUIET_S
-        troubles = [plain(text) for text in dict.fromkeys(engine.troubles)]
+        conditions = [plain(text) for text in dict.fromkeys(engine.conditions)]
         table.add_row(
             Text(f"  {plain(engine.name)}"),
             str(engine.workers),
@@ -112,6 +112,6 @@ def _engines(engines: Any) -> Table:
             str(engine.epoch or "-"),
             f"{engine.tokens:,}",
             Text(f"{engine.dropped:,}", style=BAD if engine.dropped else ""),
-            Text("; ".join(troubles) or "-", style=BAD if troubles else ""),
+            Text("; ".join(conditions) or "-", style=BAD if conditions else ""),
         )
     return table

@@ -43,13 +43,10 @@ def state(record: Any) -> str:
 
 
 def reason(record: Any) -> str:
-    """Of an operation that still runs: how far it is."""
-    if record.reason or record.kind != "operation":
-        return plain(record.reason)
-    body = json.loads(record.body)
-    if body["phase"] not in ("running", "returning"):
-        copied = body["copied_bytes"]
-        return plain(body["plan_id"]) + (f", {decimal(copied)} copied" if copied else "")
-    engine = list(body["homes"])[body["at"]]
-    rounds = f", round {body['turn'] + 1} of {body['turns']}" if body["turns"] else ""
-    return plain(f"{body['plan_id']} on {engine}: {body['state']}{rounds}")
+    """And of an operation that ended, how much it copied."""
+    told = plain(record.reason)
+    if record.kind == "operation":
+        body = json.loads(record.body)
+        if told == body["plan_id"] and body["copied_bytes"]:
+            told += f", {decimal(body['copied_bytes'])} copied"
+    return told

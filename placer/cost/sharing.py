@@ -2,7 +2,7 @@
 
 The rule (serving.py) prefers a replica where the token is, then one in that node, then a place that
 the token visits anyway, then what its hash names. So each replica serves the tokens of its own GPU;
-the others fall to those replicas whose GPUs have company: experts that the token uses as well.
+the others fall to replicas by co-location: to those on whose GPUs the token uses other experts too.
 Experts with one replica choose first, then the others in the order of their ids (the rule looks at
 how many replicas they have before that).
 
@@ -26,13 +26,13 @@ from placer.placement import Placement
 from placer.profile import Profile
 
 
-def visited(company: FloatArray, top_k: int) -> FloatArray:
+def visited(colocated: FloatArray, top_k: int) -> FloatArray:
     """Chance that a token visits a place, of the mean number of its top_k - 1 other experts there.
 
     As if each of them were there or not by itself.
     """
     others = max(top_k - 1, 1)
-    chance: FloatArray = 1 - (1 - np.clip(company / others, 0, 1)) ** others
+    chance: FloatArray = 1 - (1 - np.clip(colocated / others, 0, 1)) ** others
     return chance
 
 
@@ -48,15 +48,15 @@ def away(replicas: IntArray, places: int, dispatch: Dispatch) -> tuple[FloatArra
     that it serves one that visits its place anyway.
 
     A token at home in another replica's place stays there. Of the others' replicas each further one
-    is in company itself a quarter of the time (measured on recordings of three models, each apart:
+    is co-located itself a quarter of the time (measured on recordings of three models, each apart:
     fan-out within 2%).
     """
     r = np.maximum(replicas, 1).astype(np.float64)
     if dispatch == "allgather":
         return 1 / r, 1 / r
     others = max(places - 1, 1)
-    company = np.maximum(1 - (r - 1) / others, 0) / (1 + (r - 1) / 4)
-    return (np.maximum(places / r - 1, 0) / others if places > 1 else 1 / r), company
+    colocated = np.maximum(1 - (r - 1) / others, 0) / (1 + (r - 1) / 4)
+    return (np.maximum(places / r - 1, 0) / others if places > 1 else 1 / r), colocated
 
 
 def shares(profile: Profile, placement: Placement, dispatch: Dispatch) -> FloatArray:

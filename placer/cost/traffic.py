@@ -184,13 +184,13 @@ def _visits(
     or nodes: of a token whose home it is, and of one from elsewhere.
 
     Loads give the mean number of a token's experts in a place, co-activations that of pairs of
-    them, since a replica follows its company; without co-activations as if by chance.
+    them, since a replica goes by co-location; without co-activations as if by chance.
     """
     experts, _, first = placement.content(places)
     replicas = placement.held_in(places).sum(axis=2)
     layer = np.arange(profile.layers)[:, None, None]
     use = (profile.load / profile.tokens)[layer, experts]
-    served, company = away(replicas[layer, experts], places, dispatch)
+    served, colocated = away(replicas[layer, experts], places, dispatch)
 
     def chance(share: FloatArray, weight: FloatArray) -> FloatArray:
         mean = (use * share).sum(axis=2)
@@ -202,7 +202,7 @@ def _visits(
             both = pair_sums(profile.coactivation, there, there) / (2 * profile.tokens)
         return visit_chance(mean, both, profile.top_k)
 
-    from_away = chance(first * served, first * company)
+    from_away = chance(first * served, first * colocated)
     if dispatch == "allgather" or replicas.max() <= 1:
         return from_away, from_away
     held = first.astype(np.float64)

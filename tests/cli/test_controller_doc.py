@@ -7,7 +7,7 @@ from pathlib import Path
 from controller.config import Config, PoolPolicy
 from controller.metrics import LoopCollector
 from placer.topology import preset
-from tests.cli.controllers import a_controller
+from tests.cli.tiny_controller import a_controller
 
 DOC = (Path(__file__).parents[2] / "docs" / "controller.md").read_text()
 ROWS = {

@@ -13,7 +13,7 @@ import pytest
 from placer.files.plans import write_plan
 from tests.agent.builders import a_plan
 from tests.cli.conftest import Placer
-from tests.cli.controllers import Running, a_controller
+from tests.cli.tiny_controller import Running, a_controller
 
 MOVED = [[3, 2, 1, 0], [0, 1, 2, 3]]
 
@@ -33,7 +33,7 @@ def once_watched(running: Running, then: Callable[[], None]) -> Iterator[None]:
     """Does something in a thread as soon as somebody watches."""
 
     def wait() -> None:
-        while not running.loop.journal._watchers:
+        while not running.loop.ledger._watchers:
             time.sleep(0.01)
         then()
 
@@ -109,8 +109,8 @@ def test_watching_shows_each_change_until_the_stream_ends(placer: Placer) -> Non
         running.join()
 
         async def propose_and_end() -> None:
-            running.loop.desk.propose("tiny", a_plan(MOVED), "", "it\npays")
-            for queue in running.loop.journal._watchers:
+            running.loop.arbiter.propose("tiny", a_plan(MOVED), "", "it\npays")
+            for queue in running.loop.ledger._watchers:
                 queue.put_nowait(None)  # as if it were too slow
 
         with once_watched(running, lambda: running.do(propose_and_end())):

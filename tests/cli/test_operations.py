@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.memory import MemoryEngine
+from controller.engines.in_memory import MemoryEngine
 from placer.cli.client import Controller, NobodyError
 from placer.files.plans import write_plan
 from placer.v1.fleet_pb2 import OperationsRequest
 from tests.agent.builders import IN_ORDER, a_plan
 from tests.cli.conftest import Placer
-from tests.cli.controllers import FullEngine, Running, a_controller
+from tests.cli.tiny_controller import FullEngine, Running, a_controller
 
 MOVED = [[3, 2, 1, 0], [0, 1, 2, 3]]
 
@@ -31,7 +31,7 @@ def proposed(running: Running, kind: Any = MemoryEngine) -> None:
     running.join(kind=kind)
 
     async def propose() -> None:
-        running.loop.desk.propose("tiny", a_plan(MOVED), "", "it pays")
+        running.loop.arbiter.propose("tiny", a_plan(MOVED), "", "it pays")
 
     running.do(propose())
 

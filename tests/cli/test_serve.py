@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from controller.store import Ledger
+from controller.ledger.ledger import Ledger
 from placer.errors import PlacerError
 from tests.cli.conftest import Placer
-from tests.controller.tiny_service import Authority
+from tests.controller.server.tiny_service import Authority
 from tests.processes import children, folders_of, listening
 
 
@@ -91,7 +91,7 @@ def test_a_ledger_that_is_none_is_left_alone(serving: Placer) -> None:
 
 def test_a_ledger_in_use_names_its_process(serving: Placer) -> None:
     code = (
-        "import sys; from pathlib import Path; from controller.store import Ledger\n"
+        "import sys; from pathlib import Path; from controller.ledger.ledger import Ledger\n"
         "ledger = Ledger(Path('placer.db')); print('open', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code]
@@ -126,7 +126,7 @@ def test_a_port_that_is_taken_is_told_before_ray_starts(serving: Placer) -> None
 def test_without_its_libraries_it_says_what_to_install(
     serving: Placer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("controller.main")]:
+    for name in [name for name in sys.modules if name.startswith("controller.hosts.ray")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     line = refused(serving)

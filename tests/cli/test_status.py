@@ -10,8 +10,8 @@ from placer.pace import Pace
 from placer.plan import Comparison, Plan
 from tests.agent.builders import a_plan
 from tests.cli.conftest import Placer
-from tests.cli.controllers import Running, a_controller
-from tests.controller.tiny_service import Authority
+from tests.cli.tiny_controller import Running, a_controller
+from tests.controller.server.tiny_service import Authority
 
 
 def page(placer: Placer, *args: str) -> str:
@@ -65,9 +65,9 @@ def test_the_page_says_how_long_steps_take(placer: Placer) -> None:
 
 
 async def work(running: Running) -> None:
-    said = next(iter(running.loop.fleet.pool("tiny").members.values())).said
+    registration = next(iter(running.loop.fleet.pool("tiny").members.values())).registration
     paces = {"decode": Pace(50, 2.0, 8.0)}
-    running.loop.fleet.push(said.id, 1, [], running.loop.journal.clock.now_s(), paces)
+    running.loop.fleet.push(registration.id, 1, [], running.loop.ledger.clock.now_s(), paces)
 
 
 def test_an_applied_plan_stands_with_its_age(placer: Placer) -> None:
@@ -108,16 +108,16 @@ def a_score(step_s: float) -> Score:
 
 
 async def propose(running: Running, plan: Plan) -> None:
-    running.loop.desk.propose("tiny", plan, "", "it pays")
+    running.loop.arbiter.propose("tiny", plan, "", "it pays")
 
 
 def test_troubles_are_shown_and_stay_on_their_line(placer: Placer) -> None:
     with a_controller() as running:
         running.join()
-        running.loop.troubles["ledger"] = "the disk is full\nfree some\x1b[2J space"
+        running.loop.conditions["ledger"] = "the disk is full\nfree some\x1b[2J space"
         running.hear(trouble="a rank\nhangs")
         out = page(placer, "--to", running.address)
-    assert "trouble: ledger: the disk is full free some?[2J space" in out
+    assert "condition: ledger: the disk is full free some?[2J space" in out
     assert "a rank hangs" in out
 
 
@@ -139,7 +139,7 @@ def test_json_is_one_object_with_numbers(placer: Placer) -> None:
         running.tick()
         found = placer("status", "--to", running.address, "--json").json
     assert found["status"] == "done"
-    assert found["troubles"] == []
+    assert found["conditions"] == []
     (pool,) = found["pools"]
     assert (pool["name"], pool["mode"], pool["ranks"], pool["operation"]) == (
         "tiny", "advisory", 2, None,

@@ -3,12 +3,13 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.memory import MemoryEngine
 from controller.config import Config, Hours
-from controller.fleet import WorkerId
-from controller.loop import AGAIN_S, outcome
+from controller.engines.in_memory import MemoryEngine
+from controller.fleet.workers import WorkerId
+from controller.loop import AGAIN_S
+from controller.server.wire import outcome
 from placer.plan import Hold, Infeasible, Plan
-from tests.controller.builders import (
+from tests.controller.tiny_pool import (
     BEGIN_S,
     BYTES,
     GOAL,
@@ -41,7 +42,7 @@ async def test_without_traffic_nothing_is_decided() -> None:
     await world.tick()
     why = "0 tokens of mixed traffic in 300 s < 1,000 (least_tokens): too few to tell"
     assert decided(world) == ("hold", why)
-    assert world.loop.troubles == {}
+    assert world.loop.conditions == {}
 
 
 @asynchronous
@@ -81,10 +82,10 @@ async def test_an_advisor_waits_proposes_and_moves_nothing_until_it_is_approved(
         "plan-1 waits for approval: the MoE layers of a step take 37.5% less time"
     )
     assert (world.states(), world.engines.asked) == ({"plan-1": "proposed"}, [])
-    plan = world.desk.plans.get("plan-1")
+    plan = world.arbiter.plans.get("plan-1")
     assert (plan.body["gain"], plan.body["moved"]) == (pytest.approx(0.375), 4)
     assert plan.body["before"] == HOME.digest
-    world.desk.plans.approve("plan-1", plan.version, "ann looked at it")
+    world.arbiter.plans.approve("plan-1", plan.version, "ann looked at it")
     await world.tick(TICK_S)
     assert (world.states(), is_even(world)) == ({"plan-1": "applied"}, True)
 
@@ -101,7 +102,7 @@ async def test_a_proposal_that_nobody_approves_is_made_again_from_fresh_traffic(
 @asynchronous
 async def test_an_operators_proposal_is_not_pushed_aside() -> None:
     world = World(confirmations=1)
-    world.desk.propose(POOL, Plan(OTHER), "", "ann knows better")
+    world.arbiter.propose(POOL, Plan(OTHER), "", "ann knows better")
     world.count(SKEWED)
     await world.tick()
     assert decided(world)[1].startswith("plan-1 waits for approval: ann knows better")
@@ -142,7 +143,7 @@ async def test_an_approved_plan_waits_for_its_hour_however_long_that_is() -> Non
     world = World(confirmations=1, hours=(Hours(60, 120),))
     world.count(SKEWED)
     await world.tick()
-    world.desk.plans.approve("plan-1", 0, "ann, in the evening")
+    world.arbiter.plans.approve("plan-1", 0, "ann, in the evening")
     while world.clock.now_s() < 3600 - TICK_S:
         world.count(SKEWED)
         await world.tick(TICK_S)
@@ -211,7 +212,7 @@ async def test_while_an_operation_is_at_work_its_pool_is_not_planned_for() -> No
     assert decided(world)[0] == "wait"
     assert decided(world)[1].startswith("op-1 is at work: e0: copying, round ")
     assert world.loop.views[POOL].score is not None
-    await world.desk.settle()
+    await world.arbiter.settle()
     assert (world.states(), is_even(world)) == ({"plan-1": "applied"}, True)
 
 
@@ -233,14 +234,14 @@ async def test_what_the_applied_plan_saves_is_measured_on_the_traffic_of_now() -
 
 def test_an_acknowledgement_is_written_once() -> None:
     world = World()
-    world.loop.heard(a_registration())  # that says nothing
+    world.loop.acknowledge(a_registration())  # that says nothing
     for _ in range(3):
-        world.loop.heard(a_registration(epoch=7, digest=GOAL.digest))
+        world.loop.acknowledge(a_registration(epoch=7, digest=GOAL.digest))
     assert written(world, "acknowledgement") == ["epoch 7 is applied"]
     world.start()  # a new controller
-    world.loop.heard(a_registration(epoch=7, digest=GOAL.digest))
-    world.loop.heard(a_registration(epoch=7, refused_epoch=9, refused="too many slots"))
-    world.loop.heard(a_registration("e1", epoch=8, refused_epoch=3, refused="long ago"))
+    world.loop.acknowledge(a_registration(epoch=7, digest=GOAL.digest))
+    world.loop.acknowledge(a_registration(epoch=7, refused_epoch=9, refused="too many slots"))
+    world.loop.acknowledge(a_registration("e1", epoch=8, refused_epoch=3, refused="long ago"))
     versions = world.disk.versions("acknowledgement", "chat/e0/w0")
     assert [one.reason for one in versions] == ["epoch 7 is applied", "too many slots"]
     assert written(world, "acknowledgement")[-1] == "epoch 8 is applied"
@@ -300,13 +301,13 @@ async def test_placements_go_with_the_last_that_speaks_of_them() -> None:
     world = World(mode="automatic", confirmations=1)
     world.count(SKEWED)
     await world.tick()
-    old = world.loop.journal.keep_placement(OTHER)
-    kept = {record.id for record in world.loop.journal.ledger.newest("placement")}
+    old = world.loop.ledger.keep_placement(OTHER)
+    kept = {record.id for record in world.loop.ledger.records.newest("placement")}
     assert old in kept
     await world.tick(31 * 86_400.0)
-    now = {record.id for record in world.loop.journal.ledger.newest("placement")}
+    now = {record.id for record in world.loop.ledger.records.newest("placement")}
     assert old not in now
-    assert now == world.loop.desk.placements_in_use() - {""}
+    assert now == world.loop.arbiter.placements_in_use() - {""}
 
 
 @asynchronous
@@ -315,19 +316,19 @@ async def test_what_workers_said_long_ago_is_forgotten_though_they_go_on() -> No
     world = World()
     for day in range(195):
         for engine in world.homes:
-            world.loop.heard(a_registration(engine, epoch=day + 1))
+            world.loop.acknowledge(a_registration(engine, epoch=day + 1))
         await world.tick(86_400.0)
     for engine in world.homes:
         kept = world.disk.versions("acknowledgement", f"{POOL}/{engine}/w0")
         assert [record.version for record in kept] == list(range(166, 196))
-    assert world.loop.troubles == {}
+    assert world.loop.conditions == {}
 
 
 @asynchronous
 async def test_names_with_strokes_are_nobody_elses() -> None:
     world = World()
     for engine, worker in (("a/b", "c"), ("a", "b/c"), ("a%2Fb", "c")):
-        world.loop.heard(a_registration(engine, worker, epoch=1))
+        world.loop.acknowledge(a_registration(engine, worker, epoch=1))
     found = [record.id for record in reversed(world.disk.newest("acknowledgement"))]
     assert found == ["chat/a%2Fb/c", "chat/a/b%2Fc", "chat/a%252Fb/c"]
 

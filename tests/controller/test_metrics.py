@@ -7,12 +7,12 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 
 from controller import metrics
+from controller.fleet.windows import Delta
 from controller.metrics import LoopCollector
-from controller.windows import Delta
 from placer.model import ModelShape
 from placer.pace import Pace
 from placer.placement import Placement
-from tests.controller.builders import (
+from tests.controller.tiny_pool import (
     BEGIN_S,
     BYTES,
     POOL,
@@ -45,7 +45,7 @@ async def test_the_figures_of_a_tiny_pool() -> None:
     await world.clock.sleep(5.0)
     label = 'pool="chat"'
     expected = {
-        "placer_troubles": 0,
+        "placer_conditions": 0,
         f"placer_balancedness_ratio{{{label}}}": 1.0,  # 500 tokens on each rank
         f"placer_predicted_gain_ratio{{{label}}}": 0.375,  # 500 and not 800 on the busiest
         f"placer_measured_gain_ratio{{{label}}}": 0.375,
@@ -75,10 +75,10 @@ def _sorted(series: str) -> str:
 def test_before_anything_is_known_only_that_is_told_which_is() -> None:
     world = World()
     world.fleet.pools.clear()
-    assert scrape(world, detail=True) == {"placer_troubles": 0}
+    assert scrape(world, detail=True) == {"placer_conditions": 0}
     world.hear()
     assert set(scrape(world)) == {
-        "placer_troubles",
+        "placer_conditions",
         'placer_plan_epoch{pool="chat"}',
         'placer_window_tokens{pool="chat"}',
         'placer_workers{pool="chat"}',
@@ -89,10 +89,10 @@ def test_before_anything_is_known_only_that_is_told_which_is() -> None:
 
 def test_workers_that_lag_or_lose_pushes_are_seen() -> None:
     world = World()
-    said = a_registration(epoch=7, dropped=3)
-    world.fleet.register(said, BEGIN_S)
+    registration = a_registration(epoch=7, dropped=3)
+    world.fleet.register(registration, BEGIN_S)
     for sequence in (1, 3):  # it knows of more than we do
-        world.fleet.push(said.id, sequence, [a_delta(SKEWED)], BEGIN_S)
+        world.fleet.push(registration.id, sequence, [a_delta(SKEWED)], BEGIN_S)
     world.fleet.register(a_registration("e1", dropped=1), BEGIN_S - 40)
     found = scrape(world)
     assert found['placer_dropped_deltas_total{pool="chat"}'] == 3 + 1
@@ -102,9 +102,9 @@ def test_workers_that_lag_or_lose_pushes_are_seen() -> None:
 
 def test_tokens_are_those_of_the_phase_that_is_planned_for() -> None:
     world = World(phase="decode")
-    said = a_registration()
+    registration = a_registration()
     deltas = [a_delta(SKEWED), a_delta([[5, 0, 0, 0]] * 2, phase="prefill")]
-    world.fleet.push(said.id, 1, deltas, BEGIN_S)
+    world.fleet.push(registration.id, 1, deltas, BEGIN_S)
     assert scrape(world)['placer_window_tokens{pool="chat"}'] == 1000
 
 
@@ -113,7 +113,7 @@ async def test_what_keeps_the_controller_from_its_work_is_counted() -> None:
     world = World()
     world.disk.is_full = True
     await world.tick()
-    assert scrape(world)["placer_troubles"] == len(world.loop.troubles) > 0
+    assert scrape(world)["placer_conditions"] == len(world.loop.conditions) > 0
 
 
 @asynchronous
@@ -148,17 +148,17 @@ async def test_a_pool_of_64_ranks_and_58_layers_has_few_series() -> None:
     world = World([Placement(row, 64, 64, 32)])
     world.fleet.pools.clear()
     more: dict[str, Any] = {"ep_size": 64, "slots": 64, "layers": 58, "experts": 64, "shape": WIDE}
-    said = a_registration(actor="there", **more)
-    world.fleet.register(said, BEGIN_S)
+    registration = a_registration(actor="there", **more)
+    world.fleet.register(registration, BEGIN_S)
     load = np.full((58, 64), 100, dtype=np.uint32)
-    world.fleet.push(said.id, 1, [Delta("decode", 1, 6400, 1, load)], BEGIN_S)
+    world.fleet.push(registration.id, 1, [Delta("decode", 1, 6400, 1, load)], BEGIN_S)
     await world.loop.tick()
     for outcome in ("hold", "infeasible", "wait", "propose", "act"):
         world.loop.counted[POOL, outcome] += 1
     for phase in ("succeeded", "rolled back", "halted"):
-        world.desk.ended[POOL, phase] += 1
-    world.desk.copied_bytes[POOL,] = world.desk.moved[POOL,] = 1
-    assert world.loop.troubles == {}
+        world.arbiter.ended[POOL, phase] += 1
+    world.arbiter.copied_bytes[POOL,] = world.arbiter.moved[POOL,] = 1
+    assert world.loop.conditions == {}
     assert len(scrape(world)) <= 26
     assert len(scrape(world, detail=True)) > 64 * 58
 

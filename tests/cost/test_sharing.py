@@ -106,7 +106,7 @@ def test_every_token_is_served_once(problem: Problem) -> None:
 
 
 def test_the_expected_imbalance_is_near_the_measured() -> None:
-    """Where company leads tokens to some replicas, loads shared evenly are far off."""
+    """Where co-location leads tokens to some replicas, loads shared evenly are far off."""
     trace = random_trace(5, tokens=4000, layers=4, experts=16, top_k=4)
     trace = replace(trace, seq_lens=np.ones(4000, dtype=int))  # at home everywhere
     rows = [[*np.random.default_rng(s).permutation(16), *range(8, 16)] for s in range(4)]
@@ -127,8 +127,8 @@ def test_the_expected_imbalance_is_near_the_measured() -> None:
 @pytest.mark.parametrize("places", [2, 4, 8])
 def test_tokens_from_elsewhere_are_served_once(places: int) -> None:
     for replicas in range(1, places + 1):
-        share, company = away(np.array([replicas]), places, "dedup")
+        share, colocated = away(np.array([replicas]), places, "dedup")
         # A token at home with a replica stays there, the others are shared evenly.
         elsewhere = 1 - replicas / places
         assert share[0] * replicas * (places - 1) / places == pytest.approx(elsewhere)
-        assert 0 <= share[0] <= company[0] + 1e-12 <= 1 + 1e-12
+        assert 0 <= share[0] <= colocated[0] + 1e-12 <= 1 + 1e-12

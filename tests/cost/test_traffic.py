@@ -194,7 +194,7 @@ def test_company_is_what_trying_every_token_comes_to(dispatch: Dispatch, places:
     for replicas in range(1, places + 1):
         tried = tokens_in_company(replicas, places, dispatch)
         found = float(away(np.array([replicas]), places, dispatch)[1][0])
-        # Of two or more replicas in company it takes the mean number: a little low.
+        # Of two or more co-located replicas it takes the mean number: a little low.
         near = 1e-12 if dispatch == "allgather" or replicas in (1, places) else tried / 6
         assert tried - near <= found <= tried + 1e-12
 

@@ -24,9 +24,10 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[dev]'")
 import ray
 
-from controller.adapters.engine_actor import Serving, start_engine
+from controller.assemble import Setup
 from controller.config import PoolPolicy, read_config
-from controller.main import Setup, end, launch
+from controller.engines.ray_actor import Serving, start_engine
+from controller.hosts.ray import end, launch
 from controller.server.security import Listening
 from placer.checks import violations
 from placer.files.plans import plan_text
@@ -42,7 +43,7 @@ from placer.v1.placement_pb2_grpc import PlacementServiceStub
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 ROOT = Path(__file__).parents[2]
-TINY = ROOT / "simulations" / "tiny_moe"
+TINY = ROOT / "examples" / "tiny_moe"
 LAYERS, EXPERTS, SLOTS, RANKS = 6, 16, 20, 2
 CONTROLLER_KILLS, RANK_KILLS = 50, 20
 POLICY = PoolPolicy(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = sorted((ROOT / "simulations/tiny_moe/traces").glob("*.npz"))
+EXAMPLE = sorted((ROOT / "examples/tiny_moe/traces").glob("*.npz"))
 DATA = Path(os.environ.get("PLACER_TEST_DATA", ROOT.parent / "shared" / "data"))
 DEEPSEEK = sorted((DATA / "deepseek-v2-lite-routing").glob("*.npz"))
 
@@ -37,7 +37,7 @@ def answer(*args: str | Path) -> dict[str, Any]:
 def test_the_example_is_there_and_small() -> None:
     assert [path.stem for path in EXAMPLE] == ["code", "prose", "tables"]
     assert sum(path.stat().st_size for path in EXAMPLE) < 1_500_000
-    model = ROOT / "simulations/tiny_moe/model/model.safetensors"
+    model = ROOT / "examples/tiny_moe/model/model.safetensors"
     assert model.stat().st_size < 6_000_000
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "simulations" / "tiny_moe" / "model"
+MODEL = ROOT / "examples" / "tiny_moe" / "model"
 MARK = "@placer "  # before the lines that are ours; the engine prints others
 START_S = 300
 

@@ -23,7 +23,7 @@ from placer.trace import Trace
 from tests.builders import a_model
 from tests.vllm.engines import ROOT, Engine, Generation
 
-TRACES = ROOT / "simulations" / "tiny_moe" / "traces"
+TRACES = ROOT / "examples" / "tiny_moe" / "traces"
 STREAMS, PROMPT, TOKENS = 16, 160, 600
 EXPERTS, REDUNDANT = 16, 4
 MODEL = a_model(layers=6, experts=EXPERTS, top_k=2)

@@ -14,17 +14,17 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm installs it")
 
-from controller.adapters.fleet_engines import FleetEngines
-from controller.adapters.memory import MemoryEngines, MemoryPlanner
-from controller.adapters.vllm_engines import VllmEngines
 from controller.clock import SystemClock
 from controller.config import Config, PoolPolicy
-from controller.fleet import Fleet
-from controller.journal import Journal
+from controller.engines.fleet_engines import FleetEngines
+from controller.engines.in_memory import MemoryEngines, MemoryPlanner
+from controller.engines.vllm_engines import VllmEngines
+from controller.fleet.workers import Fleet
+from controller.ledger.ledger import Ledger
+from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.server.security import Listening
 from controller.server.serve import start
-from controller.store import Ledger
 from placer.files.specs import read_topology
 from placer.v1 import fleet_pb2, placement_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
@@ -34,7 +34,7 @@ from tests.vllm.story import REDUNDANT, real_prompts
 
 TOKENS = 60
 POLICY = PoolPolicy(
-    topology=read_topology(str(ROOT / "simulations" / "tiny_moe" / "cpus.yaml")),
+    topology=read_topology(str(ROOT / "examples" / "tiny_moe" / "cpus.yaml")),
     window_s=3600.0,
     least_tokens=1000,
     confirmations=1,
@@ -61,11 +61,11 @@ def controller() -> Iterator[tuple[str, Loop]]:
 
     async def run() -> None:
         config = Config(POLICY, every_s=1.0)
-        journal = Journal(Ledger(None), SystemClock())
+        ledger = WatchedLedger(Ledger(None), SystemClock())
         fleet = Fleet(lambda _: POLICY.window_s)
-        by_agent = VllmEngines(fleet, journal, config)
+        by_agent = VllmEngines(fleet, ledger, config)
         engines = FleetEngines(fleet, MemoryEngines({}), by_agent)
-        ready.loop = Loop(config, journal, fleet, engines, MemoryPlanner())
+        ready.loop = Loop(config, ledger, fleet, engines, MemoryPlanner())
         server, ready.port = await start(ready.loop, by_agent, Listening("127.0.0.1:0"))
         ready.task = asyncio.create_task(ready.loop.run())
         ready.events = asyncio.get_running_loop()
@@ -73,7 +73,7 @@ def controller() -> Iterator[tuple[str, Loop]]:
         with pytest.raises(asyncio.CancelledError):
             await ready.task
         await server.stop(None)
-        journal.ledger.close()
+        ledger.records.close()
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
@@ -161,7 +161,7 @@ def test_no_token_differs(outcome: Outcome, when: str) -> None:
 
 
 def _digests(loop: Loop) -> list[str]:
-    records = loop.journal.ledger.newest("acknowledgement")
+    records = loop.ledger.records.newest("acknowledgement")
     return [record.body["digest"] for record in records]
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        "simulations/tiny_moe/model", dtype=torch.float32
+        "examples/tiny_moe/model", dtype=torch.float32
     ).eval()
     found = []
     for prompt in PROMPTS:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import safetensors
 
 from placer.arrays import IntArray
-from tests.controller.local_engine.worlds import MODEL
+from tests.controller.local_engine.tiny_engine import MODEL
 
 Array = npt.NDArray[np.float64]
 

@@ -4,14 +4,14 @@ from functools import cache
 
 import numpy as np
 
-from controller.adapters.local_engine.engine import LocalEngine
+from controller.local_engine.local_engine import LocalEngine
 from placer.agent.recording import Recording
 from placer.arrays import IntArray
 from placer.profile import of_trace
 from placer.trace import Trace
 from tests.agent.builders import assert_drawn
 from tests.controller.local_engine.plain import Plain
-from tests.controller.local_engine.worlds import (
+from tests.controller.local_engine.tiny_engine import (
     EXPERTS,
     LAYERS,
     MODEL,

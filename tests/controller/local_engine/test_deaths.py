@@ -11,10 +11,10 @@ from itertools import count, cycle
 
 import pytest
 
-from controller.adapters.local_engine.engine import LocalEngine
+from controller.local_engine.local_engine import LocalEngine
 from controller.migration.commands import Discard, Done, Lost
 from placer.placement import Placement
-from tests.controller.local_engine.worlds import (
+from tests.controller.local_engine.tiny_engine import (
     EXPERTS,
     MODEL,
     PROMPTS,
@@ -117,7 +117,7 @@ def test_a_rank_that_dies_in_a_command_is_said_to_be_lost_and_is_back() -> None:
 
 @pytest.mark.slow
 def test_a_rank_that_is_silent_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.adapters.local_engine.ranks.PATIENCE_S", 1.5)
+    monkeypatch.setattr("controller.local_engine.ranks.PATIENCE_S", 1.5)
     with LocalEngine(MODEL, 2) as engine:
         undisturbed = generate(engine, PROMPTS[:2], 20)
         os.kill(engine.pids()[1], signal.SIGSTOP)
@@ -128,7 +128,7 @@ def test_a_rank_that_is_silent_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch
 ENDLESS = f"""
 import os
 from pathlib import Path
-from controller.adapters.local_engine.engine import LocalEngine
+from controller.local_engine.local_engine import LocalEngine
 engine = LocalEngine(Path({str(MODEL)!r}), 3, 18)
 requests = [engine.submit(b"import os", 1000) for _ in range(12)]
 next(iter(requests[0]))

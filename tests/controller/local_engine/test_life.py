@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.local_engine.engine import LocalEngine
-from controller.adapters.local_engine.ranks import EngineError
-from controller.adapters.local_engine.requests import RequestError
+from controller.local_engine.local_engine import LocalEngine
+from controller.local_engine.ranks import EngineError
+from controller.local_engine.requests import RequestError
 from controller.migration.commands import Lost, Stage
 from placer.errors import FileError, ModelError, PlacementError, PlacerError
-from tests.controller.local_engine.worlds import MODEL, eventually, memory_of, runs
+from tests.controller.local_engine.tiny_engine import MODEL, eventually, memory_of, runs
 
 
 def test_close_leaves_no_process_no_memory_and_no_thread() -> None:
@@ -30,7 +30,7 @@ def test_close_leaves_no_process_no_memory_and_no_thread() -> None:
 
 
 def test_without_room_in_shared_memory_files_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.adapters.local_engine.memory._room", lambda _: 0)
+    monkeypatch.setattr("controller.local_engine.shared_memory._room", lambda _: 0)
     with LocalEngine(MODEL, 2) as engine:
         (folder,) = memory_of(os.getpid())
         assert folder.parent == Path(tempfile.gettempdir())

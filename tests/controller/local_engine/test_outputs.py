@@ -1,14 +1,14 @@
-"""What is generated: transformers' tokens, whatever the company and wherever the experts."""
+"""What is generated: transformers' tokens, whatever the batch and wherever the experts."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from controller.adapters.local_engine.engine import LocalEngine
-from controller.adapters.local_engine.memory import SEATS
-from controller.adapters.local_engine.model import expert, norm, product
-from tests.controller.local_engine.worlds import GOLDEN, MODEL, PROMPTS, generate
+from controller.local_engine.forward import expert, norm, product
+from controller.local_engine.local_engine import LocalEngine
+from controller.local_engine.shared_memory import SEATS
+from tests.controller.local_engine.tiny_engine import GOLDEN, MODEL, PROMPTS, generate
 
 TOKENS = 50
 

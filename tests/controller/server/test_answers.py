@@ -12,28 +12,29 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from controller.desk import BusyError
-from controller.fleet import FleetError, UnknownError
+from controller.changes.arbiter import BusyError
+from controller.fleet.workers import FleetError, UnknownError
+from controller.ledger.ledger import Conflict, LedgerError, LedgerFull, Record, Unreadable
 from controller.ports import EngineLostError
 from controller.server.answers import A_BUG, CODES
 from controller.server.callers import ForbiddenError
 from controller.server.security import Listening, SecurityError
 from controller.server.serve import SERVICES, start
-from controller.store import Conflict, LedgerError, LedgerFull, Record, Unreadable
 from placer.channel import Settings, open_aio_channel
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2, placement_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
-from tests.controller.server.worlds import (
+from tests.controller.server.tiny_server import (
     Setting,
     World,
     a_push,
     a_registration,
-    during,
+    a_world,
     refusal,
     until,
 )
-from tests.controller.tiny_service import AGENT, OPERATOR, TOKENS, WRONG, write
+from tests.controller.server.tiny_service import AGENT, OPERATOR, TOKENS, WRONG, write
+from tests.controller.tiny_pool import asynchronous
 
 Code = grpc.StatusCode
 
@@ -75,8 +76,9 @@ def with_token(tmp_path: Path, token: str) -> Setting:
     return Setting(tokens=write(tmp_path / "tokens.yaml", TOKENS), token=token)
 
 
-def test_an_agent_may_register_push_and_watch_and_nothing_else(tmp_path: Path) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_an_agent_may_register_push_and_watch_and_nothing_else(tmp_path: Path) -> None:
+    async with a_world(with_token(tmp_path, AGENT)) as world:
         assert await code(world.register()) is Code.OK
         assert await world.pushed(a_push()) == [(1, "")]
         own = placement_pb2.WatchRequest(pool="tiny", engine="engine-1")
@@ -91,23 +93,21 @@ def test_an_agent_may_register_push_and_watch_and_nothing_else(tmp_path: Path) -
         assert await health(world.channel) == health_pb2.HealthCheckResponse.SERVING
         assert set(SERVICES) < set(await services(world.channel))
 
-    during(work, with_token(tmp_path, AGENT))
 
-
-def test_an_operator_may_do_everything(tmp_path: Path) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_an_operator_may_do_everything(tmp_path: Path) -> None:
+    async with a_world(with_token(tmp_path, OPERATOR)) as world:
         await world.traffic()
         for service, method in [*OPERATORS, *LEDGER]:
             denied = (Code.PERMISSION_DENIED, Code.UNAUTHENTICATED)
             assert await code(unary(world, service, method)) not in denied, method
         assert await health(world.channel) == health_pb2.HealthCheckResponse.SERVING
 
-    during(work, with_token(tmp_path, OPERATOR))
-
 
 @pytest.mark.parametrize("token", ["", WRONG])
-def test_who_shows_no_known_token_is_nobody(tmp_path: Path, token: str) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_who_shows_no_known_token_is_nobody(tmp_path: Path, token: str) -> None:
+    async with a_world(with_token(tmp_path, token)) as world:
         for call in (
             world.register(),
             world.pushed(a_push()),
@@ -119,11 +119,10 @@ def test_who_shows_no_known_token_is_nobody(tmp_path: Path, token: str) -> None:
             assert found is Code.UNAUTHENTICATED
             assert "set PLACER_TOKEN or PLACER_TOKEN_FILE to one of the controller's" in told
 
-    during(work, with_token(tmp_path, token))
 
-
-def test_health_and_reflection_know_every_service() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_health_and_reflection_know_every_service() -> None:
+    async with a_world() as world:
         for name in ("", *SERVICES):
             assert await health(world.channel, name) == health_pb2.HealthCheckResponse.SERVING
         assert (await refusal(health(world.channel, "placer.v1.Nothing")))[0] is Code.NOT_FOUND
@@ -135,8 +134,6 @@ def test_health_and_reflection_know_every_service() -> None:
             "placer.v1.PlacementService",
             "placer.v1.ProfileService",
         }
-
-    during(work)
 
 
 RAISED: dict[type[PlacerError], tuple[PlacerError, str]] = {
@@ -158,35 +155,36 @@ def test_every_kind_of_error_is_raised_below() -> None:
 
 
 @pytest.mark.parametrize(("error", "name"), RAISED.values(), ids=[kind.__name__ for kind in RAISED])
-def test_an_error_has_its_code_and_its_remedy_on_one_line(
+@asynchronous
+async def test_an_error_has_its_code_and_its_remedy_on_one_line(
     error: PlacerError, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> Any:
         raise error
 
-    async def work(world: World) -> None:
-        monkeypatch.setattr(world.loop.desk, "scale", fail)
-        monkeypatch.setattr(world.loop.journal, "watch", fail)
+    async with a_world() as world:
+        monkeypatch.setattr(world.loop.arbiter, "scale", fail)
+        monkeypatch.setattr(world.loop.ledger, "watch", fail)
         expected = (Code[name], " ".join(str(error).split()))
         request = fleet_pb2.ScaleToRequest(pool="tiny")
         assert await refusal(world.fleet.ScaleTo(request)) == expected
         stream = world.placement.Watch(placement_pb2.WatchRequest())
         assert await refusal(stream.read()) == expected
 
-    during(work)
 
-
-def test_what_nobody_expected_is_told_to_the_log_alone(
+@asynchronous
+async def test_what_nobody_expected_is_told_to_the_log_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object, **__: object) -> Any:
         raise KeyError("a secret of the controller")
 
-    async def work(world: World) -> None:
+    caplog.set_level(logging.ERROR, logger="placer.controller")
+    async with a_world() as world:
         await world.register()
         for name in ("push", "register", "pool"):
             monkeypatch.setattr(world.loop.fleet, name, fail)
-        monkeypatch.setattr(world.loop.journal, "watch", fail)
+        monkeypatch.setattr(world.loop.ledger, "watch", fail)
         for call in (
             world.pushed(a_push()),
             world.fleet.Register(a_registration()),
@@ -195,8 +193,6 @@ def test_what_nobody_expected_is_told_to_the_log_alone(
         ):
             assert await refusal(call) == (Code.INTERNAL, A_BUG)
 
-    with caplog.at_level(logging.ERROR, logger="placer.controller"):
-        during(work)
     told = [record for record in caplog.records if record.name == "placer.controller"]
     assert sorted(record.getMessage() for record in told) == [
         f"placer: {method} failed" for method in ("Push", "Register", "Status", "Watch")
@@ -204,26 +200,26 @@ def test_what_nobody_expected_is_told_to_the_log_alone(
     assert all("a secret" in str(record.exc_info) for record in told)
 
 
-def test_a_full_disk_refuses_what_must_be_written_and_hears_agents_all_the_same(
+@asynchronous
+async def test_a_full_disk_refuses_what_must_be_written_and_hears_agents_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(*_: object) -> Any:
         raise LedgerFull(f"no space left ({errno.ENOSPC}): make room")
 
-    async def work(world: World) -> None:
+    async with a_world() as world:
         await world.traffic()
         with monkeypatch.context() as patch:
-            patch.setattr(world.loop.journal.ledger, "put_all", full)
+            patch.setattr(world.loop.ledger.records, "put_all", full)
             assert (await world.register(epoch=9, digest="sha256:ab")).sequence == 1
             assert await world.pushed(a_push(2)) == [(2, "")]
             assert (await refusal(world.proposed()))[0] is Code.RESOURCE_EXHAUSTED
         assert (await world.proposed()).id == "plan-1"
 
-    during(work)
 
-
-def test_calls_of_methods_and_messages_that_are_none_are_refused() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_calls_of_methods_and_messages_that_are_none_are_refused() -> None:
+    async with a_world() as world:
         nothing = world.channel.unary_unary("/placer.v1.FleetService/Nothing")(b"")
         assert (await refusal(nothing))[0] is Code.UNIMPLEMENTED
         garbage = world.channel.unary_unary("/placer.v1.FleetService/Register")(b"\xff\xff")
@@ -231,19 +227,18 @@ def test_calls_of_methods_and_messages_that_are_none_are_refused() -> None:
         empty = world.fleet.Register(fleet_pb2.RegisterRequest())
         assert (await refusal(empty))[0] is Code.INVALID_ARGUMENT
 
-    during(work)
 
-
-def test_a_second_controller_on_the_port_is_a_mistake_and_names_it() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_second_controller_on_the_port_is_a_mistake_and_names_it() -> None:
+    async with a_world() as world:
         with pytest.raises(SecurityError, match="is the port taken"):
             await start(world.loop, world.offers, Listening(world.address))
 
-    during(work)
 
+@asynchronous
+async def test_many_connections_at_once_are_answered() -> None:
+    async with a_world() as world:
 
-def test_many_connections_at_once_are_answered() -> None:
-    async def work(world: World) -> None:
         async def one(number: int) -> Any:
             own = [("grpc.use_local_subchannel_pool", 1)]
             async with open_aio_channel(world.address, Settings(), own) as channel:
@@ -253,5 +248,3 @@ def test_many_connections_at_once_are_answered() -> None:
 
         await asyncio.gather(*(one(number) for number in range(50)))
         assert len(world.loop.fleet.pool("tiny").engines) == 50
-
-    during(work)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.controller.tiny_service import AGENT, OPERATOR, TOKENS, Authority, write
+from tests.controller.server.tiny_service import AGENT, OPERATOR, TOKENS, Authority, write
 
 ROOT = Path(__file__).parents[3]
 DOC = (ROOT / "docs/api.md").read_text()

@@ -17,7 +17,8 @@ from placer.v1.fleet_pb2 import (
 )
 from placer.v1.placement_pb2 import ApplyRequest, GetRequest, ListRequest, ProposeRequest
 from tests.builders import a_model
-from tests.controller.server.worlds import World, a_push, during, refusal
+from tests.controller.server.tiny_server import a_push, a_world, refusal
+from tests.controller.tiny_pool import asynchronous
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_NOW = grpc.StatusCode.FAILED_PRECONDITION
@@ -60,13 +61,14 @@ SHAPES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("said", "why"), SHAPES.values(), ids=SHAPES)
-def test_a_registration_that_makes_no_sense_is_refused(said: dict[str, Any], why: str) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_registration_that_makes_no_sense_is_refused(
+    said: dict[str, Any], why: str
+) -> None:
+    async with a_world() as world:
         code, told = await refusal(world.register(**said))
         assert (code, why in told) == (INVALID, True), told
         assert not world.loop.fleet.pools
-
-    during(work)
 
 
 ABSURD = {
@@ -84,33 +86,31 @@ ABSURD = {
 
 @pytest.mark.parametrize("value", ABSURD.values(), ids=ABSURD)
 @pytest.mark.parametrize("key", ["layers", "experts", "top_k", "hidden", "moe_intermediate"])
-def test_no_size_of_a_model_is_absurd(key: str, value: str) -> None:
+@asynchronous
+async def test_no_size_of_a_model_is_absurd(key: str, value: str) -> None:
     sizes = {"layers": "2", "experts": "4", "top_k": "1", "hidden": "8", "moe_intermediate": "8"}
     text = ", ".join(f'"{name}": {size}' for name, size in {**sizes, key: value}.items())
 
-    async def work(world: World) -> None:
+    async with a_world() as world:
         code, told = await refusal(world.register(shape=f'{{"name": "tiny", {text}}}'))
         assert code is INVALID
         assert len(told) < 300
         assert not world.loop.fleet.pools
 
-    during(work)
-
 
 @pytest.mark.parametrize(
     ("name", "shown"), [(r"a\ud800b\u001b[31m", "a?b?[31m"), ("x" * 9000, "x" * 200)]
 )
-def test_a_models_name_is_cut_and_can_be_shown(name: str, shown: str) -> None:
+@asynchronous
+async def test_a_models_name_is_cut_and_can_be_shown(name: str, shown: str) -> None:
     text = json.dumps(asdict(a_model())).replace('"name": "tiny"', f'"name": "{name}"')
 
-    async def work(world: World) -> None:
+    async with a_world() as world:
         await world.register(shape=text)
         (pool,) = (await world.fleet.Status(StatusRequest())).pools
         assert pool.model == shown
         await world.loop.tick()
-        assert not world.loop.troubles
-
-    during(work)
+        assert not world.loop.conditions
 
 
 PLACES: dict[str, tuple[dict[str, Any], str]] = {
@@ -129,30 +129,29 @@ PLACES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("said", "why"), PLACES.values(), ids=PLACES)
-def test_a_worker_that_the_pool_has_no_place_for_is_told_why_and_leaves_no_trace(
+@asynchronous
+async def test_a_worker_that_the_pool_has_no_place_for_is_told_why_and_leaves_no_trace(
     said: dict[str, Any], why: str
 ) -> None:
-    async def work(world: World) -> None:
+    async with a_world() as world:
         await world.register()
         code, told = await refusal(world.register(refused_epoch=7, refused="no", **said))
         assert (code, why in told) == (NOT_NOW, True), told
         assert list(world.loop.fleet.pools) == ["tiny"]
-        assert not world.loop.journal.ledger.history()
-
-    during(work)
+        assert not world.loop.ledger.records.history()
 
 
-def test_a_worker_without_a_shape_is_known_by_its_sizes() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_worker_without_a_shape_is_known_by_its_sizes() -> None:
+    async with a_world() as world:
         await world.register(shape="", changes={"model": "somebody/a\n model"})
         (pool,) = (await world.fleet.Status(StatusRequest())).pools
         assert (pool.model, pool.ranks, pool.slots) == ("a model", 2, 4)
 
-    during(work)
 
-
-def test_status_says_how_engines_stand_and_what_they_lost() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_status_says_how_engines_stand_and_what_they_lost() -> None:
+    async with a_world() as world:
         await world.traffic()
         await world.pushed(a_push(4))  # 2 and 3 never came
         await world.register(engine="engine-2", worker="worker-1", epoch=9, digest="sha256:ab")
@@ -171,25 +170,23 @@ def test_status_says_how_engines_stand_and_what_they_lost() -> None:
         first, second = pool.engines
         assert (first.name, first.workers, first.dropped, first.digest) == ("engine-1", 1, 2, "")
         assert (second.workers, second.tokens, second.dropped, second.epoch) == (2, 70, 5, 9)
-        assert (second.digest, list(second.troubles)) == ("sha256:ab", ["stalled for long"])
+        assert (second.digest, list(second.conditions)) == ("sha256:ab", ["stalled for long"])
         assert 0 <= second.silent_s < 30
 
-    during(work)
 
-
-def test_status_adds_up_also_where_workers_lie() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_status_adds_up_also_where_workers_lie() -> None:
+    async with a_world() as world:
         for worker in ("worker-0", "worker-1"):
             await world.register(worker=worker, tokens=2**48, dropped=2**48)
             await world.pushed(a_push(1, worker=worker), a_push(2**48, worker=worker))
         ((engine,),) = [pool.engines for pool in (await world.fleet.Status(StatusRequest())).pools]
         assert (engine.tokens, engine.dropped) == (2**49, 2**49)
 
-    during(work)
 
-
-def test_status_tells_the_decision_the_plan_and_the_operation() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_status_tells_the_decision_the_plan_and_the_operation() -> None:
+    async with a_world() as world:
         await world.traffic()
         await world.loop.tick()
         world.engines.gate.clear()
@@ -203,36 +200,34 @@ def test_status_tells_the_decision_the_plan_and_the_operation() -> None:
         (pool,) = (await world.fleet.Status(StatusRequest())).pools
         assert (pool.operation.id, pool.operation.progress) == ("op-1", "engine-1: staging")
         world.engines.gate.set()
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         (pool,) = (await world.fleet.Status(StatusRequest())).pools
         assert (pool.proposed_plan, pool.applied_plan) == ("", "plan-1")
         assert not pool.HasField("operation")
 
-    during(work)
 
-
-def test_status_tells_what_keeps_the_controller_from_its_work() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_status_tells_what_keeps_the_controller_from_its_work() -> None:
+    async with a_world() as world:
         await world.traffic()
         for name in ("engine-1", "engine-2"):
             world.engines.engines["tiny", name].is_gone = True
         await world.loop.tick()
-        world.loop.troubles["ledger"] = "the disk is full"
+        world.loop.conditions["ledger"] = "the disk is full"
         found = await world.fleet.Status(StatusRequest())
-        assert list(found.troubles) == ["ledger: the disk is full"]
+        assert list(found.conditions) == ["ledger: the disk is full"]
         assert found.pools[0].outcome == "hold"
         assert "engine-2 of tiny is gone: start it again" in found.pools[0].reason
 
-    during(work)
 
-
-def test_what_cannot_be_read_is_named_and_only_who_needs_it_is_refused() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_what_cannot_be_read_is_named_and_only_who_needs_it_is_refused() -> None:
+    async with a_world() as world:
         await world.traffic()
         await world.proposed()
         kept = await world.proposed()
-        ledger = world.loop.journal.ledger
-        ledger._connection.execute("UPDATE records SET body = '{' WHERE id = 'plan-1'")
+        records = world.loop.ledger.records
+        records._connection.execute("UPDATE records SET body = '{' WHERE id = 'plan-1'")
         lost = GetRequest(plan_id="plan-1")
         for ask in (world.placement.Get(lost), world.ledger.Explain(ExplainRequest(id="plan-1"))):
             code, told = await refusal(ask)
@@ -243,25 +238,23 @@ def test_what_cannot_be_read_is_named_and_only_who_needs_it_is_refused() -> None
         records = (await world.ledger.History(HistoryRequest())).records
         assert [record.id for record in records] == ["plan-2"]
         found = await world.fleet.Status(StatusRequest())
-        assert list(found.troubles) == ["plan plan-1: is not JSON (version 2 of it): left out"]
-
-    during(work)
+        assert list(found.conditions) == ["plan plan-1: is not JSON (version 2 of it): left out"]
 
 
 @pytest.mark.parametrize("method", ["Status", "ScaleTo"])
-def test_a_pool_that_is_not_there_is_not_found(method: str) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_pool_that_is_not_there_is_not_found(method: str) -> None:
+    async with a_world() as world:
         request = getattr(fleet_pb2, f"{method}Request")(pool="other")
         assert await refusal(getattr(world.fleet, method)(request)) == (
             NOT_FOUND,
             "no pool 'other': there is none yet: does PLACER_AGENT name this address?",
         )
 
-    during(work)
 
-
-def test_another_width_is_refused_with_its_reason_once_for_each_key() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_another_width_is_refused_with_its_reason_once_for_each_key() -> None:
+    async with a_world() as world:
         await world.register()
         request = ScaleToRequest(pool="tiny", ranks=4, reason="more users", idempotency_key="mine")
         first = (await world.fleet.ScaleTo(request)).operation
@@ -271,13 +264,12 @@ def test_another_width_is_refused_with_its_reason_once_for_each_key() -> None:
         assert (await world.fleet.ScaleTo(request)).operation == first
         request.idempotency_key = "another"
         assert (await world.fleet.ScaleTo(request)).operation.id == "op-2"
-        assert world.loop.desk.last_changes("tiny") == (None, 0)  # it begins no cooldown
-
-    during(work)
+        assert world.loop.arbiter.history.last_changes("tiny") == (None, 0)  # it begins no cooldown
 
 
-def test_operations_are_listed_newest_first_or_one_by_its_id() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_operations_are_listed_newest_first_or_one_by_its_id() -> None:
+    async with a_world() as world:
         await world.register()
         for _ in range(3):
             await world.fleet.ScaleTo(ScaleToRequest(pool="tiny", ranks=4))
@@ -293,15 +285,14 @@ def test_operations_are_listed_newest_first_or_one_by_its_id() -> None:
         told = await refusal(ids(operation_id="op-9"))
         assert told == (NOT_FOUND, "no operation 'op-9': `placer history` lists them")
 
-    during(work)
 
-
-def test_history_tells_the_last_of_each_and_no_maps() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_history_tells_the_last_of_each_and_no_maps() -> None:
+    async with a_world() as world:
         await world.traffic()
         plan = await world.proposed()
         await world.placement.Apply(ApplyRequest(plan_id=plan.id, reason="now"))
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         await world.register(epoch=9, digest=plan.digest)
         records = (await world.ledger.History(HistoryRequest())).records
         assert [(record.kind, record.id) for record in records] == [
@@ -314,15 +305,14 @@ def test_history_tells_the_last_of_each_and_no_maps() -> None:
         assert len((await world.ledger.History(HistoryRequest(limit=2))).records) == 2
         assert not (await world.ledger.History(HistoryRequest(pool="other"))).records
 
-    during(work)
 
-
-def test_explain_tells_the_story_of_a_plan_and_its_operation() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_explain_tells_the_story_of_a_plan_and_its_operation() -> None:
+    async with a_world() as world:
         await world.traffic()
         plan = await world.proposed()
         await world.placement.Apply(ApplyRequest(plan_id=plan.id, reason="it is tested"))
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         found = await world.ledger.Explain(ExplainRequest(id=plan.id))
         told = [line[line.index("  ") + 2 :] if line[:2] == "20" else line for line in found.lines]
         assert told == [
@@ -343,5 +333,3 @@ def test_explain_tells_the_story_of_a_plan_and_its_operation() -> None:
             NOT_FOUND,
             "nothing is known of 'op-9': `placer history` lists what is",
         )
-
-    during(work)

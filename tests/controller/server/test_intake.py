@@ -12,14 +12,15 @@ from placer.errors import ModelError
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 from placer.v1.fleet_pb2 import ExplainRequest, HistoryRequest, StatusRequest
 from placer.v1.placement_pb2 import ApproveRequest, ListRequest, ProposeRequest, RollbackRequest
-from tests.controller.server.worlds import (
+from tests.controller.server.tiny_server import (
     World,
     a_count,
     a_file,
     a_push,
-    during,
+    a_world,
     refusal,
 )
+from tests.controller.tiny_pool import asynchronous
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -51,28 +52,27 @@ PUSHES = {
 
 
 @pytest.mark.parametrize(("data", "why"), PUSHES.values(), ids=PUSHES)
-def test_a_push_is_looked_at_before_objects_are_made_of_it(data: bytes, why: str) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_push_is_looked_at_before_objects_are_made_of_it(data: bytes, why: str) -> None:
+    async with a_world() as world:
         await world.register()
         code, told = await refusal(raw_push(world, data))
         assert (code, why in told) == (INVALID, True), told
         assert await world.pushed(a_push()) == [(1, "")]
 
-    during(work)
 
-
-def test_what_a_newer_agent_says_besides_is_passed_over() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_what_a_newer_agent_says_besides_is_passed_over() -> None:
+    async with a_world() as world:
         await world.register()
         data = a_push().SerializeToString() + b"\x78\x01\x7d\x00\x00\x00\x00"
         (answer,) = await raw_push(world, data)
         assert profile_pb2.PushResponse.FromString(answer).refused == ""
         assert world.loop.fleet.pool("tiny").tokens("decode") == 1200
 
-    during(work)
 
-
-def test_a_large_push_is_read_beside_the_loop_and_counted_all_the_same(
+@asynchronous
+async def test_a_large_push_is_read_beside_the_loop_and_counted_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("controller.server.services.LIGHT", 10)
@@ -85,18 +85,18 @@ def test_a_large_push_is_read_beside_the_loop_and_counted_all_the_same(
 
     monkeypatch.setattr(wire, "push", push)
 
-    async def work(world: World) -> None:
+    async with a_world() as world:
         await world.register()
         assert await world.pushed(a_push(1), a_push(2)) == [(1, ""), (2, "")]
         assert world.loop.fleet.pool("tiny").tokens("decode") == 2400
 
-    during(work)
     assert len(threads) == 2
     assert threading.main_thread() not in threads
 
 
-def test_a_push_has_one_part_of_each_phase() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_push_has_one_part_of_each_phase() -> None:
+    async with a_world() as world:
         await world.register()
         twice = a_push(1, [a_count(), a_count()])
         steps = a_push(2)
@@ -110,8 +110,6 @@ def test_a_push_has_one_part_of_each_phase() -> None:
         ]
         assert world.loop.fleet.pool("tiny").tokens("decode") == 1200
 
-    during(work)
-
 
 LONG = "x" * 1001
 TEXTS = {
@@ -124,28 +122,27 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(("method", "request_", "name"), TEXTS.values(), ids=TEXTS)
-def test_texts_are_as_long_as_people_write(method: str, request_: Any, name: str) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_texts_are_as_long_as_people_write(method: str, request_: Any, name: str) -> None:
+    async with a_world() as world:
         told = await refusal(getattr(world.placement, method)(request_))
         assert told == (INVALID, f"{name} has 1,001 characters: give 1,000 at most")
         watched = world.placement.Watch(placement_pb2.WatchRequest(pool=LONG)).read()
         assert (await refusal(watched))[0] is INVALID
 
-    during(work)
 
-
-def test_a_reason_that_is_not_too_long_is_kept_whole() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_reason_that_is_not_too_long_is_kept_whole() -> None:
+    async with a_world() as world:
         await world.traffic()
         plan = await world.proposed()
         request = ApproveRequest(plan_id=plan.id, reason="ä" * 1000)
         assert (await world.placement.Approve(request)).plan.reason == "ä" * 1000
 
-    during(work)
 
-
-def test_a_request_beyond_its_methods_size_is_not_read() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_request_beyond_its_methods_size_is_not_read() -> None:
+    async with a_world() as world:
         said = fleet_pb2.RegisterRequest(trouble="x" * intake.SMALL).SerializeToString()
         code, told = await refusal(raw(world, "FleetService/Register", said))
         assert code is INVALID
@@ -154,20 +151,22 @@ def test_a_request_beyond_its_methods_size_is_not_read() -> None:
         assert code is INVALID
         assert told.endswith("bytes that are no request: is it of this version's protos?")
 
-    during(work)
 
-
-def test_what_a_worker_says_of_its_troubles_is_cut_and_never_refused() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_what_a_worker_says_of_its_troubles_is_cut_and_never_refused() -> None:
+    async with a_world() as world:
         await world.register(trouble="x" * 5000, refused="y" * 5000, refused_epoch=3)
         (member,) = world.loop.fleet.engine("tiny", "engine-1")
-        assert (member.said.trouble, member.said.refused) == ("x" * 1000, "y" * 1000)
+        found = member.registration
+        assert (found.trouble, found.refused) == (
+            "x" * 1000,
+            "y" * 1000,
+        )
 
-    during(work)
 
-
-def test_of_very_many_pools_and_engines_an_answer_names_a_few() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_of_very_many_pools_and_engines_an_answer_names_a_few() -> None:
+    async with a_world() as world:
         for at in range(1500):
             await world.register(pool=f"pool-{at:04}")
         some = ", ".join(f"pool-{at:04}" for at in range(8)) + " and 1,492 more"
@@ -177,25 +176,23 @@ def test_of_very_many_pools_and_engines_an_answer_names_a_few() -> None:
         assert told == (NOT_FOUND, f"no pool '{'y' * 200}': there is {some}")
         found = await world.fleet.Status(StatusRequest())
         assert [pool.name for pool in found.pools] == [f"pool-{at:04}" for at in range(1500)]
-        assert not found.troubles
-
-    during(work)
+        assert not found.conditions
 
 
-def test_of_many_troubles_of_an_engine_a_few_are_told() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_of_many_troubles_of_an_engine_a_few_are_told() -> None:
+    async with a_world() as world:
         for rank in range(9):
             await world.register(worker=f"worker-{rank}", trouble=f"trouble {max(rank - 2, 0)}")
         ((engine,),) = [pool.engines for pool in (await world.fleet.Status(StatusRequest())).pools]
-        assert list(engine.troubles) == [*(f"trouble {at}" for at in range(4)), "and 3 more"]
-
-    during(work)
+        assert list(engine.conditions) == [*(f"trouble {at}" for at in range(4)), "and 3 more"]
 
 
-def test_an_answer_is_no_larger_than_a_client_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+@asynchronous
+async def test_an_answer_is_no_larger_than_a_client_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "ANSWER", 300)
 
-    async def work(world: World) -> None:
+    async with a_world() as world:
         for pool in ("tiny", "small"):
             for at in range(20):
                 await world.register(pool=pool, engine=f"engine-{at:02}")
@@ -207,7 +204,7 @@ def test_an_answer_is_no_larger_than_a_client_takes(monkeypatch: pytest.MonkeyPa
         found = await world.fleet.Status(StatusRequest())
         (pool,) = found.pools
         assert (pool.name, 1 < len(pool.engines) < 20) == ("small", True)
-        assert list(found.troubles) == [
+        assert list(found.conditions) == [
             f"status: only {len(pool.engines)} of 20 engines of small have room here",
             "status: only 1 of 2 pools have room here: ask for one by its name",
         ]
@@ -215,22 +212,23 @@ def test_an_answer_is_no_larger_than_a_client_takes(monkeypatch: pytest.MonkeyPa
         assert [record.version for record in explained.records] == [2]
         assert len(explained.lines) == 3
 
-    during(work)
 
-
-def test_the_controller_answers_while_its_history_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@asynchronous
+async def test_the_controller_answers_while_its_history_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     go_on = threading.Event()
 
-    async def work(world: World) -> None:
-        ledger, begun = world.loop.journal.ledger, threading.Event()
-        newest = ledger.newest_of_each
+    async with a_world() as world:
+        records, begun = world.loop.ledger.records, threading.Event()
+        newest = records.newest_of_each
 
         def slow(*args: Any, **kwargs: Any) -> Any:
             begun.set()
             go_on.wait(20)
             return newest(*args, **kwargs)
 
-        monkeypatch.setattr(ledger, "newest_of_each", slow)
+        monkeypatch.setattr(records, "newest_of_each", slow)
         await world.register(epoch=9, digest="sha256:ab")
         asked = world.ledger.History(HistoryRequest())
         while not begun.is_set():
@@ -239,15 +237,11 @@ def test_the_controller_answers_while_its_history_is_read(monkeypatch: pytest.Mo
         go_on.set()
         assert [record.kind for record in (await asked).records] == ["acknowledgement"]
 
-    try:
-        during(work)
-    finally:
-        go_on.set()
-
 
 @pytest.mark.parametrize("more", [b"0," * 20_000, b"0" * 500_000])
-def test_a_plan_file_says_no_more_than_a_plan_of_the_pool(more: bytes) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_plan_file_says_no_more_than_a_plan_of_the_pool(more: bytes) -> None:
+    async with a_world() as world:
         await world.register()
         file = a_file()[:-3] + b', "x": [' + more + b"0]}"
         told = await refusal(world.placement.Propose(ProposeRequest(pool="tiny", file=file)))
@@ -255,16 +249,15 @@ def test_a_plan_file_says_no_more_than_a_plan_of_the_pool(more: bytes) -> None:
         assert told == (INVALID, f"the proposed plan has {len(file):,} bytes, and {most}")
         assert (await world.proposed()).id == "plan-1"
 
-    during(work)
 
-
-def test_an_error_fits_into_a_header_whatever_it_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+@asynchronous
+async def test_an_error_fits_into_a_header_whatever_it_quotes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fail(*_: object, **__: object) -> Any:
         raise ModelError("\ud800" + "\U00010000" * 9000)
 
-    async def work(world: World) -> None:
-        monkeypatch.setattr(world.loop.desk, "scale", fail)
+    async with a_world() as world:
+        monkeypatch.setattr(world.loop.arbiter, "scale", fail)
         request = fleet_pb2.ScaleToRequest(pool="tiny")
         assert await refusal(world.fleet.ScaleTo(request)) == (INVALID, "?" + "\U00010000" * 499)
-
-    during(work)

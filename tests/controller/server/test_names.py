@@ -13,18 +13,19 @@ from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2 import WatchRequest
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
 from tests.builders import a_placement
-from tests.controller.server.worlds import (
+from tests.controller.server.tiny_server import (
     IN_ORDER,
     SWAPPED,
     Setting,
     World,
     a_push,
     a_registration,
-    during,
+    a_world,
     refusal,
     until,
 )
-from tests.controller.tiny_service import AGENT, OPERATOR, write
+from tests.controller.server.tiny_service import AGENT, OPERATOR, write
+from tests.controller.tiny_pool import asynchronous
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 OTHER = "others-secret-0001"
@@ -55,28 +56,26 @@ async def is_heard(call: Any) -> bool:
 
 
 @pytest.mark.parametrize("asked", [{}, {"pool": "tiny"}, {"engine": "engine-1"}])
-def test_an_agent_hears_no_records_and_must_say_whose_plans_it_wants(
+@asynchronous
+async def test_an_agent_hears_no_records_and_must_say_whose_plans_it_wants(
     tmp_path: Path, asked: dict[str, str]
 ) -> None:
-    async def work(world: World) -> None:
+    async with a_world(bound(tmp_path)) as world:
         await world.register()
         assert await refusal(watch(world, **asked)) == (DENIED, ALONE)
-        assert not world.loop.journal._watchers
-
-    during(work, bound(tmp_path))
+        assert not world.loop.ledger._watchers
 
 
-def test_an_operator_hears_everything(tmp_path: Path) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_an_operator_hears_everything(tmp_path: Path) -> None:
+    async with a_world(bound(tmp_path, token=OPERATOR)) as world:
         for asked in ({}, {"pool": "tiny"}):
             stream = world.placement.Watch(WatchRequest(**asked))
-            await until(lambda: world.loop.journal._watchers)
-            world.loop.journal.write("decision", f"decision-{asked}", "why", {}, pool="tiny")
+            await until(lambda: world.loop.ledger._watchers)
+            world.loop.ledger.write("decision", f"decision-{asked}", "why", {}, pool="tiny")
             assert (await stream.read()).record.reason == "why"
             stream.cancel()
-            await until(lambda: not world.loop.journal._watchers)
-
-    during(work, bound(tmp_path, token=OPERATOR))
+            await until(lambda: not world.loop.ledger._watchers)
 
 
 NAMES: dict[str, tuple[list[str], set[str]]] = {
@@ -94,8 +93,11 @@ NAMES: dict[str, tuple[list[str], set[str]]] = {
 
 
 @pytest.mark.parametrize(("names", "may"), NAMES.values(), ids=NAMES)
-def test_a_token_is_for_its_names_alone(tmp_path: Path, names: list[str], may: set[str]) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_token_is_for_its_names_alone(
+    tmp_path: Path, names: list[str], may: set[str]
+) -> None:
+    async with a_world(bound(tmp_path, *names)) as world:
         for who in sorted(NAMES["any"][1]):
             pool, engine, worker = who.split("/")
             own: dict[str, Any] = {"pool": pool, "engine": engine, "worker": worker}
@@ -109,11 +111,10 @@ def test_a_token_is_for_its_names_alone(tmp_path: Path, names: list[str], may: s
             for engine, worker in pool.members
         } == may
 
-    during(work, bound(tmp_path, *names))
 
-
-def test_who_is_turned_away_is_told_why_and_leaves_no_trace(tmp_path: Path) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_who_is_turned_away_is_told_why_and_leaves_no_trace(tmp_path: Path) -> None:
+    async with a_world(bound(tmp_path, "engine: engine-1")) as world:
         why = (
             "this token is not for worker-0 of engine-2 in tiny: see its names in the controller's "
             "tokens, and PLACER_POOL and PLACER_ENGINE"
@@ -122,13 +123,12 @@ def test_who_is_turned_away_is_told_why_and_leaves_no_trace(tmp_path: Path) -> N
         assert await refusal(watch(world, pool="tiny", engine="engine-2")) == (
             DENIED, why.replace("worker-0 of ", ""),
         )  # fmt: skip
-        assert (world.loop.fleet.pools, world.loop.journal.ledger.history()) == ({}, [])
-
-    during(work, bound(tmp_path, "engine: engine-1"))
+        assert (world.loop.fleet.pools, world.loop.ledger.records.history()) == ({}, [])
 
 
-def test_each_push_of_a_stream_is_looked_at(tmp_path: Path) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_each_push_of_a_stream_is_looked_at(tmp_path: Path) -> None:
+    async with a_world(bound(tmp_path, "engine: engine-1")) as world:
         await world.register()
         async with open_aio_channel(world.address, Settings(OPERATOR)) as channel:
             await FleetServiceStub(channel).Register(a_registration("engine-2"))
@@ -137,13 +137,12 @@ def test_each_push_of_a_stream_is_looked_at(tmp_path: Path) -> None:
         assert code is DENIED
         assert world.loop.fleet.pool("tiny").tokens("mixed") == 1200
 
-    during(work, bound(tmp_path, "engine: engine-1"))
 
-
-def test_calls_at_once_are_each_their_own_callers(tmp_path: Path) -> None:
+@asynchronous
+async def test_calls_at_once_are_each_their_own_callers(tmp_path: Path) -> None:
     """An agent's plans come though an operator's call begins and ends meanwhile."""
 
-    async def work(world: World) -> None:
+    async with a_world(bound(tmp_path, "pool: tiny, engine: engine-1")) as world:
         for rank in (0, 1):
             await world.register(worker=f"worker-{rank}", changes={"ep_rank": rank})
         own = world.placement.Watch(WatchRequest(pool="tiny", engine="engine-1"))
@@ -154,11 +153,9 @@ def test_calls_at_once_are_each_their_own_callers(tmp_path: Path) -> None:
             everything = PlacementServiceStub(operators).Watch(WatchRequest())
             nothing = PlacementServiceStub(others).Watch(WatchRequest())
             assert (await refusal(nothing.read()))[0] is DENIED
-            await until(lambda: len(world.loop.journal._watchers) == 1)
+            await until(lambda: len(world.loop.ledger._watchers) == 1)
             stage = Stage(5, a_placement(IN_ORDER), a_placement(SWAPPED))
             assert isinstance(await world.offers.carry_out("tiny", "engine-1", stage), Done)
             assert (await own.read()).epoch == 5
             await world.register(epoch=9, digest="sha256:ab")
             assert (await everything.read()).record.kind == "acknowledgement"
-
-    during(work, bound(tmp_path, "pool: tiny, engine: engine-1"))

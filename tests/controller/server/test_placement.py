@@ -18,16 +18,17 @@ from placer.v1.placement_pb2 import (
     ProposeRequest,
     RollbackRequest,
 )
-from tests.controller.server.worlds import (
+from tests.controller.server.tiny_server import (
     IN_ORDER,
     POLICY,
     SWAPPED,
     Setting,
     World,
     a_file,
-    during,
+    a_world,
     refusal,
 )
+from tests.controller.tiny_pool import asynchronous
 
 ABORTED = grpc.StatusCode.ABORTED
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -39,7 +40,7 @@ async def applied(world: World, plan: Any, **more: Any) -> Any:
     """The operation, at its end."""
     request = ApplyRequest(plan_id=plan.id, **more)
     operation = (await world.placement.Apply(request)).operation
-    await world.loop.desk.settle()
+    await world.loop.arbiter.settle()
     return await the_operation(world, operation.id)
 
 
@@ -54,41 +55,39 @@ async def state(world: World, plan: Any) -> str:
     return str(placement_pb2.PlanState.Name(found.state)).removeprefix("PLAN_STATE_")
 
 
-def test_what_if_says_all_and_changes_nothing() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_what_if_says_all_and_changes_nothing() -> None:
+    async with a_world() as world:
         await world.traffic()
-        before = world.loop.journal.ledger.history()
+        before = world.loop.ledger.records.history()
         found = await world.placement.Plan(PlanRequest(pool="tiny"))
         assert found.outcome == "plan"
         assert found.reason == "the MoE layers of a step take 40.0% less time for 4 moved slots"
         plan = parse_plan(found.file.decode(), "the answer")
         assert plan.fit is not None
         assert (plan.fit.before.balancedness, plan.fit.after.balancedness) == (0.6, 1.0)
-        assert world.loop.journal.ledger.history() == before
+        assert world.loop.ledger.records.history() == before
         assert world.stands() == IN_ORDER
 
-    during(work)
 
-
-def test_what_if_with_too_little_traffic_or_limits_that_clash_is_an_answer() -> None:
-    async def little(world: World) -> None:
+@asynchronous
+async def test_what_if_with_too_little_traffic_or_limits_that_clash_is_an_answer() -> None:
+    async with a_world() as world:
         await world.register()
         found = await world.placement.Plan(PlanRequest(pool="tiny"))
         assert (found.outcome, found.file) == ("hold", b"")
         assert found.reason.startswith("0 tokens of mixed traffic in 3600 s < 1,000 (least_tokens)")
 
-    async def clash(world: World) -> None:
+    async with a_world(Setting(replace(POLICY, survive_node=True))) as world:
         await world.traffic()
         found = await world.placement.Plan(PlanRequest(pool="tiny"))
         assert (found.outcome, found.file) == ("infeasible", b"")
         assert "surviving a node clashes with having one" in found.reason
 
-    during(little)
-    during(clash, Setting(replace(POLICY, survive_node=True)))
 
-
-def test_what_if_of_an_unknown_optimizer_or_pool_is_refused() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_what_if_of_an_unknown_optimizer_or_pool_is_refused() -> None:
+    async with a_world() as world:
         await world.traffic()
         optimizer = PlanRequest(pool="tiny", optimizer="jiont")
         assert await refusal(world.placement.Plan(optimizer)) == (
@@ -101,11 +100,10 @@ def test_what_if_of_an_unknown_optimizer_or_pool_is_refused() -> None:
             "no pool 'tini': there is tiny",
         )
 
-    during(work)
 
-
-def test_a_plan_made_now_is_proposed_approved_and_applied_to_both_engines() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_plan_made_now_is_proposed_approved_and_applied_to_both_engines() -> None:
+    async with a_world() as world:
         await world.traffic()
         found = await world.placement.Propose(ProposeRequest(pool="tiny"))
         plan = found.plan
@@ -121,18 +119,15 @@ def test_a_plan_made_now_is_proposed_approved_and_applied_to_both_engines() -> N
         assert await state(world, plan) == "APPLIED"
         assert world.stands("engine-1") == world.stands("engine-2") != IN_ORDER
 
-    during(work)
 
-
-def test_a_proposal_that_does_not_pay_is_an_answer_and_is_not_kept() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_proposal_that_does_not_pay_is_an_answer_and_is_not_kept() -> None:
+    async with a_world() as world:
         await world.traffic([[300, 300, 300, 300]] * 2)
         found = await world.placement.Propose(ProposeRequest(pool="tiny"))
         assert (found.outcome, found.HasField("plan")) == ("hold", False)
         assert "no expert would move" in found.reason
         assert not (await world.placement.List(ListRequest())).plans
-
-    during(work)
 
 
 DUPLICATE, LOST = [[0, 0, 1, 2, 1, 3], [0, 1, 1, 2, 2, 3]], [[0, 1, 2, 2], [0, 1, 2, 3]]
@@ -162,18 +157,20 @@ BAD = {
 
 
 @pytest.mark.parametrize(("file", "why"), BAD.values(), ids=BAD)
-def test_a_file_that_may_not_be_applied_is_refused_and_not_kept(file: bytes, why: str) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_file_that_may_not_be_applied_is_refused_and_not_kept(
+    file: bytes, why: str
+) -> None:
+    async with a_world() as world:
         await world.traffic()
         code, told = await refusal(world.placement.Propose(ProposeRequest(pool="tiny", file=file)))
         assert (code, why in told) == (INVALID, True), told
         assert not (await world.placement.List(ListRequest())).plans
 
-    during(work)
 
-
-def test_a_file_for_a_pool_that_cannot_apply_or_is_not_there_is_refused() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_file_for_a_pool_that_cannot_apply_or_is_not_there_is_refused() -> None:
+    async with a_world() as world:
         nobody = world.placement.Propose(ProposeRequest(pool="tiny", file=a_file()))
         assert await refusal(nobody) == (
             NOT_FOUND,
@@ -186,11 +183,10 @@ def test_a_file_for_a_pool_that_cannot_apply_or_is_not_there_is_refused() -> Non
             "the engine's expert load balancer is off: start it with --enable-eplb",
         )
 
-    during(work)
 
-
-def test_plans_are_listed_newest_first_and_got_with_their_file() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_plans_are_listed_newest_first_and_got_with_their_file() -> None:
+    async with a_world() as world:
         await world.traffic()
         first, second = await world.proposed(), await world.proposed(IN_ORDER)
         plans = (await world.placement.List(ListRequest(pool="tiny"))).plans
@@ -205,23 +201,21 @@ def test_plans_are_listed_newest_first_and_got_with_their_file() -> None:
         assert one.reason == f"{second.id} takes its place"
         assert parse_plan(one.file.decode(), "it").placement.digest == first.digest
 
-    during(work)
-
 
 @pytest.mark.parametrize("method", ["Get", "Approve", "Apply"])
-def test_a_plan_that_is_not_there_is_not_found(method: str) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_plan_that_is_not_there_is_not_found(method: str) -> None:
+    async with a_world() as world:
         request = getattr(placement_pb2, f"{method}Request")(plan_id="plan-7")
         assert await refusal(getattr(world.placement, method)(request)) == (
             NOT_FOUND,
             "no plan 'plan-7': `placer history` lists them",
         )
 
-    during(work)
 
-
-def test_whoever_saw_an_older_version_is_turned_away() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_whoever_saw_an_older_version_is_turned_away() -> None:
+    async with a_world() as world:
         await world.traffic()
         plan = await world.proposed()
         await world.placement.Approve(ApproveRequest(plan_id=plan.id, version=1))
@@ -241,11 +235,10 @@ def test_whoever_saw_an_older_version_is_turned_away() -> None:
             "plan-1 is superseded: only a proposed plan can be approved",
         )
 
-    during(work)
 
-
-def test_of_two_who_apply_at_once_one_wins_and_the_other_is_told_which_operation() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_of_two_who_apply_at_once_one_wins_and_the_other_is_told_which_operation() -> None:
+    async with a_world() as world:
         await world.traffic()
         plan = await world.proposed()
         world.engines.gate.clear()
@@ -263,15 +256,16 @@ def test_of_two_who_apply_at_once_one_wins_and_the_other_is_told_which_operation
             "op-1 is at work on tiny (engine-1: staging): wait for it, or placer rollback tiny",
         )
         world.engines.gate.set()
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         assert world.stands() == SWAPPED
         assert len((await world.fleet.Operations(fleet_pb2.OperationsRequest())).operations) == 1
 
-    during(work)
 
-
-def test_a_plan_that_came_while_another_was_applied_is_not_approved_by_being_refused() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_plan_that_came_while_another_was_applied_is_not_approved_by_being_refused() -> (
+    None
+):
+    async with a_world() as world:
         await world.traffic()
         world.engines.gate.clear()
         first = await world.proposed()
@@ -281,11 +275,10 @@ def test_a_plan_that_came_while_another_was_applied_is_not_approved_by_being_ref
         assert code is NOT_NOW
         assert await state(world, second) == "PROPOSED"
 
-    during(work)
 
-
-def test_the_same_key_is_the_same_operation() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_the_same_key_is_the_same_operation() -> None:
+    async with a_world() as world:
         await world.traffic()
         plan = await world.proposed()
         first = await applied(world, plan, idempotency_key="mine")
@@ -296,15 +289,14 @@ def test_the_same_key_is_the_same_operation() -> None:
         ids = []
         for _ in range(2):
             ids.append((await world.placement.Rollback(request)).operation.id)
-            await world.loop.desk.settle()
+            await world.loop.arbiter.settle()
         assert ids == ["op-2", "op-2"]
         assert world.stands() == IN_ORDER
 
-    during(work)
 
-
-def test_a_plan_that_starts_from_another_map_is_refused_and_superseded() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_plan_that_starts_from_another_map_is_refused_and_superseded() -> None:
+    async with a_world() as world:
         await world.traffic()
         made = (await world.placement.Propose(ProposeRequest(pool="tiny"))).plan
         for name in ("engine-1", "engine-2"):
@@ -319,11 +311,10 @@ def test_a_plan_that_starts_from_another_map_is_refused_and_superseded() -> None
         assert await state(world, made) == "SUPERSEDED"
         assert world.stands() == SWAPPED
 
-    during(work)
 
-
-def test_rollback_goes_to_where_the_pool_stood_before_and_there_and_back_again() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_rollback_goes_to_where_the_pool_stood_before_and_there_and_back_again() -> None:
+    async with a_world() as world:
         await world.traffic()
         never = await refusal(world.placement.Rollback(RollbackRequest(pool="tiny")))
         assert never == (
@@ -334,18 +325,17 @@ def test_rollback_goes_to_where_the_pool_stood_before_and_there_and_back_again()
         await applied(world, plan)
         request = RollbackRequest(pool="tiny", reason="slower")
         operation = (await world.placement.Rollback(request)).operation
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         operation = await the_operation(world, operation.id)
         assert (operation.kind, operation.plan_id) == ("rollback", "plan-1")
         assert operation.phase == fleet_pb2.OPERATION_PHASE_SUCCEEDED
         assert world.stands() == world.stands("engine-2") == IN_ORDER
         assert await state(world, plan) == "ROLLED_BACK"
 
-    during(work)
 
-
-def test_rollback_of_what_runs_takes_it_back_and_its_key_takes_nothing_more_back() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_rollback_of_what_runs_takes_it_back_and_its_key_takes_nothing_more_back() -> None:
+    async with a_world() as world:
         await world.traffic()
         await applied(world, await world.proposed())
         world.engines.gate.clear()
@@ -354,22 +344,21 @@ def test_rollback_of_what_runs_takes_it_back_and_its_key_takes_nothing_more_back
         request = RollbackRequest(pool="tiny", reason="a mistake", idempotency_key="back")
         assert (await world.placement.Rollback(request)).operation.id == running.id
         world.engines.gate.set()
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         ended = await the_operation(world, running.id)
         assert ended.phase == fleet_pb2.OPERATION_PHASE_ROLLED_BACK
         assert ended.reason == "a mistake"
         assert await state(world, plan) == "ROLLED_BACK"
         assert world.stands() == SWAPPED
         again = await world.placement.Rollback(request)  # its answer was lost
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         assert again.operation.id == running.id
         assert world.stands() == SWAPPED
 
-    during(work)
 
-
-def test_an_engine_that_is_gone_is_named() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_an_engine_that_is_gone_is_named() -> None:
+    async with a_world() as world:
         await world.traffic()
         plan = await world.proposed()
         for name in ("engine-1", "engine-2"):
@@ -379,5 +368,3 @@ def test_an_engine_that_is_gone_is_named() -> None:
             grpc.StatusCode.UNAVAILABLE,
             "engine-1 of tiny is gone: start it again",
         )
-
-    during(work)

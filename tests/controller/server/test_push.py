@@ -10,18 +10,19 @@ import pytest
 
 from controller.server import serve
 from placer.v1 import profile_pb2
-from tests.controller.server.worlds import (
+from tests.controller.server.tiny_server import (
     HOT,
     POLICY,
     Setting,
     World,
     a_count,
     a_push,
+    a_world,
     an_id,
-    during,
     refusal,
     until,
 )
+from tests.controller.tiny_pool import asynchronous
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 ONES = [[1, 1, 1, 1], [1, 1, 1, 1]]
@@ -30,22 +31,22 @@ ONES = [[1, 1, 1, 1], [1, 1, 1, 1]]
 def counted(world: World, phase: str = "decode") -> tuple[int, list[Any]]:
     """Tokens and load of the pool's window."""
     pool = world.loop.fleet.pool("tiny")
-    profile = pool.profile(phase, world.loop.journal.clock.now_s())
+    profile = pool.profile(phase, world.loop.ledger.clock.now_s())
     return (0, []) if profile is None else (int(profile.tokens), profile.load.tolist())
 
 
-def test_pushes_are_counted_exactly_and_acknowledged_by_number() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_pushes_are_counted_exactly_and_acknowledged_by_number() -> None:
+    async with a_world() as world:
         await world.register()
         pushes = [a_push(1), a_push(2, [a_count(ONES)]), a_push(3, [a_count(ONES)])]
         assert await world.pushed(*pushes) == [(1, ""), (2, ""), (3, "")]
         assert counted(world) == (1208, (np.array(HOT) + 2).tolist())
 
-    during(work)
 
-
-def test_counts_of_any_size_and_of_both_phases_are_kept_apart() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_counts_of_any_size_and_of_both_phases_are_kept_apart() -> None:
+    async with a_world() as world:
         await world.register()
         large = [[2**32 - 1, 2**32 - 1, 0, 1], [2**32 - 1, 0, 2**31, 2**31]]
         decode = a_count(large, tokens=2**34)
@@ -53,8 +54,6 @@ def test_counts_of_any_size_and_of_both_phases_are_kept_apart() -> None:
         assert await world.pushed(a_push(1, [decode, prefill])) == [(1, "")]
         assert counted(world, "decode") == (2**34, large)
         assert counted(world, "prefill") == (4, ONES)
-
-    during(work)
 
 
 SHORT = a_count(load=b"\0" * 31)
@@ -86,10 +85,11 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize(("count", "reason"), MALFORMED.values(), ids=MALFORMED)
-def test_a_push_that_makes_no_sense_is_refused_whole_and_the_stream_goes_on(
+@asynchronous
+async def test_a_push_that_makes_no_sense_is_refused_whole_and_the_stream_goes_on(
     count: Any, reason: str
 ) -> None:
-    async def work(world: World) -> None:
+    async with a_world() as world:
         await world.register()
         good, other = a_count(ONES), a_count(ONES, phase=profile_pb2.PHASE_PREFILL)
         (first, told), last = await world.pushed(a_push(1, [other, count]), a_push(2, [good]))
@@ -97,8 +97,6 @@ def test_a_push_that_makes_no_sense_is_refused_whole_and_the_stream_goes_on(
         assert reason in told
         assert "\n" not in told
         assert counted(world) == (4, ONES)
-
-    during(work)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +111,11 @@ def test_a_push_that_makes_no_sense_is_refused_whole_and_the_stream_goes_on(
         (1e300, {"phase": 2, "count": 1, "seconds": 1.0}, "window_s is 1e+300: at most"),
     ],
 )
-def test_steps_that_make_no_sense_are_refused_with_their_push(
+@asynchronous
+async def test_steps_that_make_no_sense_are_refused_with_their_push(
     window_s: float, steps: dict[str, Any], reason: str
 ) -> None:
-    async def work(world: World) -> None:
+    async with a_world() as world:
         await world.register()
         push = a_push(1, [a_count(ONES)])
         push.window_s = window_s
@@ -127,11 +126,10 @@ def test_steps_that_make_no_sense_are_refused_with_their_push(
         assert counted(world) == (4, ONES)
         assert world.loop.fleet.pool("tiny").pace("decode") is None
 
-    during(work)
 
-
-def test_numbers_that_come_again_or_late_are_acknowledged_and_not_counted() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_numbers_that_come_again_or_late_are_acknowledged_and_not_counted() -> None:
+    async with a_world() as world:
         await world.register()
         numbers = [1, 1, 3, 2, 3]  # 2 is late, and taken for lost
         answers = await world.pushed(*[a_push(number, [a_count(ONES)]) for number in numbers])
@@ -139,40 +137,37 @@ def test_numbers_that_come_again_or_late_are_acknowledged_and_not_counted() -> N
         assert counted(world)[0] == 8
         assert world.loop.fleet.pool("tiny").members["engine-1", "worker-0"].lost == 1
 
-    during(work)
-
 
 @pytest.mark.parametrize(
     ("number", "why"), [(0, "counted from 1"), (2**64 - 1, "sequence is 18446744073709551615")]
 )
-def test_a_number_that_cannot_be_is_refused(number: int, why: str) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_number_that_cannot_be_is_refused(number: int, why: str) -> None:
+    async with a_world() as world:
         await world.register()
         (answer,) = await world.pushed(a_push(number))
         assert (answer[0], why in answer[1]) == (number, True)
         assert await world.pushed(a_push(1)) == [(1, "")]
 
-    during(work)
-
 
 @pytest.mark.parametrize("push", [a_push(), a_push(counts=[SHORT])], ids=["good", "cut short"])
-def test_who_did_not_register_is_told_and_may_open_the_stream_again(push: Any) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_who_did_not_register_is_told_and_may_open_the_stream_again(push: Any) -> None:
+    async with a_world(Setting(replace(POLICY, dispatch="dedup"))) as world:
         told = await refusal(world.pushed(push))
         assert told == (NOT_FOUND, "worker-0 of engine-1 in tiny must register first")
         await world.register()
         assert await world.pushed(a_push()) == [(1, "")]
         assert counted(world)[0] == 1200
 
-    during(work, Setting(replace(POLICY, dispatch="dedup")))
 
-
-def test_a_push_beyond_the_limit_ends_its_own_stream_alone(
+@asynchronous
+async def test_a_push_beyond_the_limit_ends_its_own_stream_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(serve, "LARGEST_PLAIN", 4096)
 
-    async def work(world: World) -> None:
+    async with a_world() as world:
         await world.register()
         await world.register(engine="engine-2")
         other = world.profile.Push()
@@ -186,11 +181,10 @@ def test_a_push_beyond_the_limit_ends_its_own_stream_alone(
         assert await world.pushed(a_push(1)) == [(1, "")]
         assert counted(world)[0] == 3600
 
-    during(work)
 
-
-def test_a_worker_that_started_again_counts_from_1_and_its_old_self_is_not_heard() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_worker_that_started_again_counts_from_1_and_its_old_self_is_not_heard() -> None:
+    async with a_world() as world:
         await world.register()
         await world.pushed(a_push(1), a_push(2))
         assert (await world.register()).sequence == 2
@@ -204,22 +198,20 @@ def test_a_worker_that_started_again_counts_from_1_and_its_old_self_is_not_heard
         )
         assert counted(world)[0] == 3600
 
-    during(work)
 
-
-def test_two_streams_of_one_worker_count_each_number_once() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_two_streams_of_one_worker_count_each_number_once() -> None:
+    async with a_world() as world:
         await world.register()
         pushes = [a_push(number, [a_count(ONES)]) for number in range(1, 21)]
         for answers in await asyncio.gather(world.pushed(*pushes), world.pushed(*pushes)):
             assert answers == [(number, "") for number in range(1, 21)]
         assert counted(world)[0] == 80
 
-    during(work)
 
-
-def test_a_client_that_vanishes_between_pushes_leaves_what_was_counted() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_client_that_vanishes_between_pushes_leaves_what_was_counted() -> None:
+    async with a_world() as world:
         await world.register()
         stream = world.profile.Push()
         await stream.write(a_push(1))
@@ -228,16 +220,15 @@ def test_a_client_that_vanishes_between_pushes_leaves_what_was_counted() -> None
         assert await world.pushed(a_push(1), a_push(2)) == [(1, ""), (2, "")]
         assert counted(world)[0] == 2400
 
-    during(work)
-
 
 @pytest.mark.parametrize(
     ("dispatch", "asked"), [("allgather", [False, False]), ("dedup", [True, False])]
 )
-def test_affinity_is_asked_of_one_worker_where_tokens_travel_by_it(
+@asynchronous
+async def test_affinity_is_asked_of_one_worker_where_tokens_travel_by_it(
     dispatch: Any, asked: list[bool]
 ) -> None:
-    async def work(world: World) -> None:
+    async with a_world(Setting(replace(POLICY, dispatch=dispatch))) as world:
         told = []
         for engine in ("engine-1", "engine-2"):
             await world.register(engine=engine)
@@ -245,18 +236,15 @@ def test_affinity_is_asked_of_one_worker_where_tokens_travel_by_it(
             told += [answer.send_affinity async for answer in world.profile.Push(iter([request]))]
         assert told == asked
 
-    during(work, Setting(replace(POLICY, dispatch=dispatch)))
 
-
-def test_affinity_of_some_tokens_is_taken_for_that_of_all() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_affinity_of_some_tokens_is_taken_for_that_of_all() -> None:
+    async with a_world(Setting(replace(POLICY, dispatch="dedup"))) as world:
         await world.register()
         await world.pushed(a_push(1, [with_pairs()]), a_push(2, [a_count(ONES)]))
         transitions = counted_transitions(world)
         assert transitions is not None
         assert transitions.tolist() == [(2 * STAYS).tolist()]
-
-    during(work, Setting(replace(POLICY, dispatch="dedup")))
 
 
 STAYS, ALONE = np.eye(4), np.zeros((2, 4, 4))
@@ -269,19 +257,18 @@ def with_pairs(transitions: Any = STAYS, coactivation: Any = ALONE) -> Any:
 
 
 def counted_transitions(world: World) -> Any:
-    profile = world.loop.fleet.pool("tiny").profile("decode", world.loop.journal.clock.now_s())
+    profile = world.loop.fleet.pool("tiny").profile("decode", world.loop.ledger.clock.now_s())
     assert profile is not None
     return profile.transitions
 
 
-def test_affinity_that_nobody_asked_for_is_left_out() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_affinity_that_nobody_asked_for_is_left_out() -> None:
+    async with a_world() as world:
         await world.register()
         assert await world.pushed(a_push(1, [with_pairs()])) == [(1, "")]
         assert counted_transitions(world) is None
         assert counted(world) == (4, ONES)
-
-    during(work)
 
 
 @pytest.mark.parametrize(
@@ -295,19 +282,21 @@ def test_affinity_that_nobody_asked_for_is_left_out() -> None:
         (with_pairs(coactivation=np.ones(32)), "4 co-activations of expert 0 in layer 0, of which"),
     ],
 )
-def test_affinity_that_the_load_cannot_have_is_refused_as_loads_are(count: Any, why: str) -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_affinity_that_the_load_cannot_have_is_refused_as_loads_are(
+    count: Any, why: str
+) -> None:
+    async with a_world(Setting(replace(POLICY, dispatch="dedup"))) as world:
         await world.register()
         (_, told), last = await world.pushed(a_push(1, [count]), a_push(2, [with_pairs()]))
         assert why in told
         assert last == (2, "")
         assert counted_transitions(world).sum() == 4
 
-    during(work, Setting(replace(POLICY, dispatch="dedup")))
 
-
-def test_a_server_that_stops_ends_the_streams() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_server_that_stops_ends_the_streams() -> None:
+    async with a_world() as world:
         await world.register()
         stream = world.profile.Push()
         await stream.write(a_push(1))
@@ -315,5 +304,3 @@ def test_a_server_that_stops_ends_the_streams() -> None:
         await world.server.stop(grace=None)
         await until(stream.done)
         assert await stream.code() is grpc.StatusCode.UNAVAILABLE
-
-    during(work)

@@ -18,7 +18,7 @@ from placer.errors import PlacerError
 from placer.plan import Plan
 from tests.agent.builders import a_recording, a_status, a_worker
 from tests.builders import a_model, a_placement
-from tests.controller.server.worlds import IN_ORDER, SWAPPED, Setting, World, a_world
+from tests.controller.server.tiny_server import IN_ORDER, SWAPPED, Setting, World, a_world
 
 PROMPT = [[[0], [1]], [[0], [2]], [[3], [1]]]  # 3 tokens, 2 layers, top-1
 GENEROUS_S = 30.0

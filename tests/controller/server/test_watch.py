@@ -8,19 +8,20 @@ from typing import Any
 import grpc
 import pytest
 
-from controller import journal
+from controller.ledger import watched
 from controller.migration.commands import Done, Refused, Stage
 from placer.files.plans import parse_plan
 from placer.v1.placement_pb2 import ApplyRequest, WatchRequest
 from tests.builders import a_placement
-from tests.controller.server.worlds import (
+from tests.controller.server.tiny_server import (
     IN_ORDER,
     SWAPPED,
     World,
-    during,
+    a_world,
     refusal,
     until,
 )
+from tests.controller.tiny_pool import asynchronous
 
 BEFORE, AFTER = a_placement(IN_ORDER), a_placement(SWAPPED)
 
@@ -56,8 +57,9 @@ async def silent(stream: Any) -> bool:
     return True
 
 
-def test_an_engine_hears_what_it_should_apply_and_who_comes_late_does_at_once() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_an_engine_hears_what_it_should_apply_and_who_comes_late_does_at_once() -> None:
+    async with a_world() as world:
         await both_ranks(world)
         early = watch(world)
         assert isinstance(await offer(world, 5), Done)
@@ -68,11 +70,10 @@ def test_an_engine_hears_what_it_should_apply_and_who_comes_late_does_at_once() 
             assert parse_plan(found.file.decode(), "it").placement.digest == AFTER.digest
             assert not found.HasField("record")
 
-    during(work)
 
-
-def test_of_two_offers_who_comes_late_hears_the_newest_alone_and_only_later_epochs() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_of_two_offers_who_comes_late_hears_the_newest_alone_and_only_later_epochs() -> None:
+    async with a_world() as world:
         await both_ranks(world)
         await offer(world, 5)
         await offer(world, 6)
@@ -83,21 +84,19 @@ def test_of_two_offers_who_comes_late_hears_the_newest_alone_and_only_later_epoc
         assert (await knows.read()).epoch == 7
         assert await silent(watch(world, after_epoch=7))
 
-    during(work)
 
-
-def test_an_offer_is_one_engines_alone() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_an_offer_is_one_engines_alone() -> None:
+    async with a_world() as world:
         await both_ranks(world)
         other = watch(world, "engine-2")
         await offer(world, 5)
         assert await silent(other)
 
-    during(work)
 
-
-def test_a_plan_for_another_map_or_by_too_few_ranks_is_not_offered() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_plan_for_another_map_or_by_too_few_ranks_is_not_offered() -> None:
+    async with a_world() as world:
         await both_ranks(world)
         stream = watch(world)
         stale = await world.offers.carry_out("tiny", "engine-1", Stage(5, AFTER, BEFORE))
@@ -107,19 +106,18 @@ def test_a_plan_for_another_map_or_by_too_few_ranks_is_not_offered() -> None:
         assert few.reason == "1 of 2 ranks of engine-2 are heard"
         assert await silent(stream)
 
-    during(work)
 
-
-def test_an_operator_hears_of_every_record_but_maps() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_an_operator_hears_of_every_record_but_maps() -> None:
+    async with a_world() as world:
         await world.traffic()
         all_of_it = world.placement.Watch(WatchRequest())
         of_pool = world.placement.Watch(WatchRequest(pool="tiny"))
         of_other = world.placement.Watch(WatchRequest(pool="other"))
-        await until(lambda: len(world.loop.journal._watchers) == 3)
+        await until(lambda: len(world.loop.ledger._watchers) == 3)
         plan = await world.proposed()
         await world.placement.Apply(ApplyRequest(plan_id=plan.id))
-        await world.loop.desk.settle()
+        await world.loop.arbiter.settle()
         for stream in (all_of_it, of_pool):
             heard: list[Any] = []
             while not heard or heard[-1] != ("plan", "plan-1", 4):
@@ -129,19 +127,18 @@ def test_an_operator_hears_of_every_record_but_maps() -> None:
             assert {kind for kind, _, _ in heard} == {"plan", "operation"}
         assert await silent(of_other)
 
-    during(work)
 
-
-def test_a_watcher_that_does_not_read_is_told_that_it_missed_some(
+@asynchronous
+async def test_a_watcher_that_does_not_read_is_told_that_it_missed_some(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(journal, "BACKLOG", 3)
+    monkeypatch.setattr(watched, "BACKLOG", 3)
 
-    async def work(world: World) -> None:
+    async with a_world() as world:
         stream = world.placement.Watch(WatchRequest())
-        await until(lambda: world.loop.journal._watchers)
+        await until(lambda: world.loop.ledger._watchers)
         for number in range(5):  # without waiting, so that nothing is sent in between
-            world.loop.journal.write("decision", f"tiny@{number}", "why", {}, pool="tiny")
+            world.loop.ledger.write("decision", f"tiny@{number}", "why", {}, pool="tiny")
 
         async def read_on() -> None:
             async for _ in stream:
@@ -151,15 +148,14 @@ def test_a_watcher_that_does_not_read_is_told_that_it_missed_some(
             grpc.StatusCode.UNAVAILABLE,
             "3 changes were not read in time: watch again, or less",
         )
-        assert not world.loop.journal._watchers
-
-    during(work)
+        assert not world.loop.ledger._watchers
 
 
 @pytest.mark.parametrize("how", ["cancels", "closes its connection", "is killed"])
-def test_a_client_that_vanishes_leaves_no_watcher_behind(how: str) -> None:
-    async def work(world: World) -> None:
-        watchers = world.loop.journal._watchers
+@asynchronous
+async def test_a_client_that_vanishes_leaves_no_watcher_behind(how: str) -> None:
+    async with a_world() as world:
+        watchers = world.loop.ledger._watchers
         streams = [world.placement.Watch(WatchRequest()) for _ in range(5)]
         await until(lambda: len(watchers) == 5)
         if how == "is killed":
@@ -170,7 +166,7 @@ def test_a_client_that_vanishes_leaves_no_watcher_behind(how: str) -> None:
             await until(lambda: len(watchers) == 1)
             child.kill()
             await child.wait()
-        world.loop.journal.write("decision", "tiny@0", "why", {}, pool="tiny")
+        world.loop.ledger.write("decision", "tiny@0", "why", {}, pool="tiny")
         if how == "cancels":
             for stream in streams:
                 stream.cancel()
@@ -178,11 +174,10 @@ def test_a_client_that_vanishes_leaves_no_watcher_behind(how: str) -> None:
             await world.channel.close()
         await until(lambda: not watchers)
 
-    during(work)
 
-
-def test_engines_that_vanish_leave_nobody_waiting_for_offers() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_engines_that_vanish_leave_nobody_waiting_for_offers() -> None:
+    async with a_world() as world:
         streams = [watch(world) for _ in range(5)]
         waiting = world.offers._changed._waiters
         await until(lambda: len(waiting) == 5)
@@ -190,14 +185,11 @@ def test_engines_that_vanish_leave_nobody_waiting_for_offers() -> None:
             stream.cancel()
         await until(lambda: not waiting)
 
-    during(work)
 
-
-def test_a_deadline_ends_a_watch() -> None:
-    async def work(world: World) -> None:
+@asynchronous
+async def test_a_deadline_ends_a_watch() -> None:
+    async with a_world() as world:
         stream = world.placement.Watch(WatchRequest(), timeout=0.2)
         code, _ = await refusal(stream.read())
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: not world.loop.journal._watchers)
-
-    during(work)
+        await until(lambda: not world.loop.ledger._watchers)

@@ -1,1 +1,0 @@
-"""How the controller reaches engines: one adapter a kind of engine."""

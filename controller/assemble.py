@@ -1,0 +1,88 @@
+"""What puts a controller together out of its parts, wherever it is hosted: it knows ports only."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from controller import metrics
+from controller.clock import SystemClock
+from controller.config import Config
+from controller.engines.fleet_engines import FleetEngines
+from controller.engines.vllm_engines import VllmEngines
+from controller.fleet.workers import Fleet
+from controller.ledger.ledger import Ledger
+from controller.ledger.watched import WatchedLedger
+from controller.loop import Loop
+from controller.ports import Engines, Planner
+from controller.server.security import Listening
+from controller.server.serve import start
+
+GRACE_S = 1.0  # for calls that are being answered when a controller ends
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What `placer serve` was asked for. metrics: ``host:port`` for Prometheus, or empty"""
+
+    config: Config
+    listening: Listening = field(default_factory=lambda: Listening("127.0.0.1:7077"))
+    ledger: Path | None = None
+    metrics: str = ""
+    detail: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """One that listens. by_agent: the door to engines whose workers have agents"""
+
+    loop: Loop
+    by_agent: VllmEngines
+    server: Any
+    port: int
+
+
+@asynccontextmanager
+async def assembled(
+    config: Config,
+    listening: Listening,
+    ledger: WatchedLedger,
+    planner: Planner,
+    engines: Callable[[Fleet, VllmEngines], Engines],
+) -> AsyncIterator[Controller]:
+    """A controller that listens, whose loop is still to be run. ``engines``: the door to all of a
+    fleet's, of which some may be behind the one that is given."""
+    fleet = Fleet(lambda pool: config.of(pool).window_s)
+    by_agent = VllmEngines(fleet, ledger, config)
+    loop = Loop(config, ledger, fleet, engines(fleet, by_agent), planner)
+    server, port = await start(loop, by_agent, listening)
+    try:
+        yield Controller(loop, by_agent, server, port)
+    finally:
+        await server.stop(grace=GRACE_S)
+
+
+async def run(
+    setup: Setup,
+    planner: Planner,
+    by_actor: Callable[[Fleet], Engines],
+    ready: Callable[[int], None],
+) -> None:
+    """One controller, until cancelled.
+
+    by_actor: reaches the fleet's engines that registered with an actor's name
+    ready:    is told the port
+    """
+
+    def engines(fleet: Fleet, by_agent: VllmEngines) -> Engines:
+        return FleetEngines(fleet, by_actor(fleet), by_agent)
+
+    with closing(Ledger(setup.ledger)) as records:
+        ledger = WatchedLedger(records, SystemClock())
+        parts = setup.config, setup.listening, ledger, planner, engines
+        async with assembled(*parts) as controller:
+            if setup.metrics:
+                metrics.serve(controller.loop, setup.metrics, setup.detail)
+            ready(controller.port)
+            await controller.loop.run()

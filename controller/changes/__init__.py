@@ -1,0 +1,1 @@
+"""What is changed: plans, operations, and the arbiter between them."""

@@ -1,0 +1,81 @@
+"""What the ledger tells of operations that were."""
+
+from contextlib import suppress
+from itertools import takewhile
+
+from controller.changes.operations import Operation, Phase
+from controller.changes.plans import PlanState
+from controller.fleet.observed import same_experts
+from controller.fleet.workers import NAME, FleetError, UnknownError
+from controller.ledger.ledger import Record, Unreadable
+from controller.ledger.watched import WatchedLedger
+
+
+class History:
+    """Operations of all pools, as they were written down."""
+
+    def __init__(self, ledger: WatchedLedger) -> None:
+        self.ledger = ledger
+
+    def get(self, id: str) -> Record:
+        record = self.ledger.records.get("operation", id)
+        if record is None:
+            raise UnknownError(f"no operation {id[:NAME]!r}: `placer history` lists them")
+        return record
+
+    def known(self, key: str) -> Record | None:
+        """The operation that was begun, or told to go back, with this idempotency key."""
+        for record in self.ledger.records.newest("operation") if key else ():
+            if key in (record.body["key"], record.body.get("back_key")):
+                return record
+        return None
+
+    def last_change(self, pool: str) -> Record | None:
+        """The newest operation that left the pool elsewhere."""
+        for record in self.ledger.records.newest("operation", pool=pool, final=True):
+            if record.body["phase"] in (Phase.SUCCEEDED, Phase.HALTED):
+                return record
+        return None
+
+    def to_undo(self, pool: str) -> Operation:
+        """The last change. Raises FleetError if there is none, Unreadable if it cannot be read."""
+        last = self.last_change(pool)
+        number = 0 if last is None else last.number
+        for one in self.ledger.records.left_out():
+            if (one.kind, one.pool) == ("operation", pool) and one.number > number:
+                raise Unreadable(
+                    f"{one.id} cannot be read, so that it is not known where {pool} stood before: "
+                    "propose a plan instead"
+                )
+        if last is None:
+            raise FleetError(f"{pool} was never changed: there is nothing to roll back to")
+        return Operation.of(last)
+
+    def of_plan(self, plan: Record) -> Record | None:
+        """That applied it; None if it cannot be read."""
+        for record in self.ledger.records.newest("operation", pool=plan.pool):
+            if (record.body["kind"], record.body["plan_id"]) == ("apply", plan.id):
+                return record
+        return None
+
+    def last_changes(self, pool: str) -> tuple[float | None, int]:
+        """Unix time at which the pool's last operation ended, and how many in a row failed."""
+        ended = [
+            record
+            for record in self.ledger.records.newest("operation", pool=pool, final=True)
+            if record.body["phase"] != Phase.REFUSED
+        ]
+        failed = takewhile(lambda record: record.body["phase"] != Phase.SUCCEEDED, ended)
+        return ended[0].at_s if ended else None, sum(1 for _ in failed)
+
+    def plan_of(self, operation: Operation) -> Record | None:
+        """The newest of the last plans that leads where the operation led."""
+        for record in self.ledger.records.newest("plan", limit=20, pool=operation.pool):
+            with suppress(Unreadable):
+                goal, map_of_it = map(
+                    self.ledger.placement, (operation.goal, record.body["digest"])
+                )
+                ended = record.body["state"] in (PlanState.SUPERSEDED, PlanState.ROLLED_BACK)
+                if ended and same_experts(map_of_it, goal):
+                    return record
+        return None

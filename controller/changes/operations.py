@@ -1,0 +1,140 @@
+"""Operations: one change to a pool, engine after engine.
+
+The record says what is about to be asked of which engine, and is written before it is asked.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from pydantic import TypeAdapter
+
+from controller.ledger.ledger import Record
+from controller.migration.machine import FINAL, TRANSITIONS, Event, State
+
+
+class Phase(StrEnum):
+    RUNNING = "running"
+    RETURNING = "returning"
+    SUCCEEDED = "succeeded"
+    ROLLED_BACK = "rolled back"
+    HALTED = "halted"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """
+    key:    the caller's; the same again is the same operation
+    back_key: of whoever told it to go back
+    goal:   digest of the placement that all engines should have
+    rollback_targets: each engine's before, to go back to; engines are changed in this order
+    at, state, round, rounds: the engine, the machine's state, and its round
+    epoch:  of the attempt, unix milliseconds: grows even if a ledger is lost
+    tries:  of going back
+    why:    what made it go back, or ended it
+    moved:  slots that were given another expert, on the way back too
+    """
+
+    id: str
+    key: str
+    pool: str
+    kind: str
+    plan_id: str
+    goal: str
+    expert_bytes: int
+    begun_s: float
+    rollback_targets: Mapping[str, str] = field(default_factory=dict)
+    phase: Phase = Phase.RUNNING
+    at: int = 0
+    state: State = State.STAGING
+    round: int = 0
+    rounds: int = 0
+    epoch: int = 0
+    tries: int = 0
+    why: str = ""
+    back_key: str = ""
+    moved: int = 0
+    copied_bytes: int = 0
+    longest_pause_s: float = 0.0
+
+    @classmethod
+    def of(cls, record: Record) -> "Operation":
+        """Raises ValueError for a record that is none of an operation."""
+        body = {_FORMERLY.get(name, name): value for name, value in record.body.items()}
+        found = _OPERATION.validate_python(body)
+        if record.final != found.is_final or (found.state in FINAL and not record.final):
+            raise ValueError(f"is {found.phase} and {found.state}, but open or ended otherwise")
+        counts = (found.expert_bytes, found.round, found.rounds, found.epoch, found.tries)
+        if not all(0 <= one < 2**63 for one in (*counts, found.moved, found.copied_bytes)):
+            raise ValueError("counts what cannot be counted")
+        if found.phase is not Phase.REFUSED and not 0 <= found.at < len(found.rollback_targets):
+            raise ValueError(f"is at engine {found.at} of {len(found.rollback_targets)}")
+        return found
+
+    @property
+    def is_final(self) -> bool:
+        return self.phase not in (Phase.RUNNING, Phase.RETURNING)
+
+    @property
+    def engine(self) -> str:
+        return list(self.rollback_targets)[self.at]
+
+    @property
+    def target(self) -> str:
+        """Digest of the placement that the engine should get now."""
+        return self.rollback_targets[self.engine] if self.phase is Phase.RETURNING else self.goal
+
+    @property
+    def has_no_round_left(self) -> bool:
+        if self.state is State.AGREEING:
+            return self.rounds == 0
+        return self.state is State.COMMITTING and self.round + 1 == self.rounds
+
+    @property
+    def progress(self) -> str:
+        if self.is_final:
+            return self.phase
+        rounds = f", round {self.round + 1} of {self.rounds}" if self.rounds else ""
+        back = ", going back" if self.phase is Phase.RETURNING else ""
+        return f"{self.engine}: {self.state}{rounds}{back}"
+
+    @property
+    def course(self) -> str:
+        """Which plan it carries out, and how far it is."""
+        return f"{self.plan_id} on {self.progress}" if not self.is_final else self.plan_id
+
+    def after(self, event: Event, now_s: float) -> "Operation":
+        """What follows from an event: the machine's next state, or the next engine's first."""
+        state = TRANSITIONS[self.state, event]
+        phase, at_round, tries = self.phase, self.round, self.tries
+        if event in (Event.REFUSED, Event.LOST, Event.LATE, Event.ABORT):
+            tries += phase is Phase.RETURNING or self.state is State.DISCARDING
+            if self.state is not State.DISCARDING or event is Event.ABORT:
+                phase = Phase.RETURNING
+        if state is State.DROPPING:
+            at_round = 0 if self.state is State.AGREEING else at_round + 1
+        moved = replace(self, state=state, phase=phase, round=at_round, tries=tries)
+        if state is State.HALTED:
+            return replace(moved, phase=Phase.HALTED)
+        if state is State.SETTLED:
+            return moved._settled(now_s)
+        return moved._begun(now_s) if state is State.STAGING else moved
+
+    def _settled(self, now_s: float) -> "Operation":
+        going_back = self.phase is Phase.RETURNING
+        at = self.at - 1 if going_back else self.at + 1
+        if at < 0:
+            return replace(self, phase=Phase.ROLLED_BACK)
+        if at == len(self.rollback_targets):
+            return replace(self, phase=Phase.SUCCEEDED)
+        return replace(self, at=at, state=State.STAGING)._begun(now_s)
+
+    def _begun(self, now_s: float) -> "Operation":
+        epoch = max(self.epoch + 1, int(now_s * 1000))
+        return replace(self, epoch=epoch, round=0, rounds=0)
+
+
+_OPERATION = TypeAdapter(Operation)
+# What 0.1.0 wrote.
+_FORMERLY = {"homes": "rollback_targets", "turn": "round", "turns": "rounds"}

@@ -1,0 +1,116 @@
+"""Plans and their lives, in the ledger: proposed, approved, applying, applied, and how they end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+
+from controller.fleet.workers import NAME, FleetError, UnknownError
+from controller.ledger.ledger import Conflict, Record
+from controller.ledger.watched import WatchedLedger
+from placer.files.plans import plan_text
+from placer.plan import Plan
+
+
+class PlanState(StrEnum):
+    PROPOSED = "proposed"
+    APPROVED = "approved"
+    APPLYING = "applying"
+    APPLIED = "applied"
+    ROLLED_BACK = "rolled back"
+    SUPERSEDED = "superseded"
+    HALTED = "halted"
+
+
+OPEN = (PlanState.PROPOSED, PlanState.APPROVED, PlanState.APPLYING, PlanState.APPLIED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    """What a plan's record says. before: digest of the map that it starts from, "" for any"""
+
+    state: PlanState
+    digest: str
+    before: str
+    moved: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+    moved_bytes: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+    gain: Annotated[float, Field(strict=True)]
+    whole_gain: Annotated[float | None, Field(strict=True)] = None
+
+
+_BODY = TypeAdapter(_Body)
+
+
+def read(record: Record) -> None:
+    """Raises ValueError for a plan's record that is none."""
+    state = _BODY.validate_python(record.body).state
+    if record.final != (state not in OPEN):
+        raise ValueError(f"is {state}, but says otherwise where it should be open or ended")
+
+
+class Plans:
+    """The plans of all pools, and the only hand that changes their states."""
+
+    def __init__(self, ledger: WatchedLedger) -> None:
+        self.ledger = ledger
+
+    def get(self, id: str) -> Record:
+        record = self.ledger.records.get("plan", id)
+        if record is None:
+            raise UnknownError(f"no plan {id[:NAME]!r}: `placer history` lists them")
+        return record
+
+    def file(self, id: str) -> bytes:
+        return self.ledger.records.blob("plan", self.get(id).id) or b""
+
+    def in_state(self, pool: str, *states: PlanState) -> list[Record]:
+        """Newest first."""
+        found = self.ledger.open("plan", pool)
+        return [record for record in found if record.body["state"] in states]
+
+    def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record:
+        """Keep a plan that starts from the map with this digest; "" if it starts anywhere. It takes
+        the place of those that wait."""
+        cost = plan.move_cost
+        body = {
+            "state": PlanState.PROPOSED,
+            "digest": plan.placement.digest,
+            "before": before,
+            "moved": cost.moved if cost else 0,
+            "moved_bytes": cost.moved_bytes if cost else 0,
+            "gain": plan.gain or 0.0,  # 0: not known
+            "whole_gain": plan.whole_gain,
+        }
+        text = plan_text(plan).encode()
+        self.ledger.keep_placement(plan.placement)
+        waiting = self.in_state(pool, PlanState.PROPOSED, PlanState.APPROVED)
+        id = self.ledger.next_id("plan", "plan")
+        record = self.ledger.write("plan", id, reason, body, pool=pool, final=False, blob=text)
+        for one in waiting:
+            self.change_state(one, PlanState.SUPERSEDED, f"{record.id} takes its place")
+        return record
+
+    def approve(self, id: str, version: int, reason: str) -> Record:
+        """Raises Conflict unless ``version`` is the newest; 0 is whichever that is."""
+        record = self.get(id)
+        if version and version != record.version:
+            raise Conflict(replace(record, version=version + 1), record.version)
+        if record.body["state"] == PlanState.APPROVED:
+            return record
+        if record.body["state"] != PlanState.PROPOSED:
+            raise FleetError(
+                f"{id} is {record.body['state']}: only a proposed plan can be approved"
+            )
+        return self.change_state(record, PlanState.APPROVED, reason)
+
+    def change_state(self, record: Record, state: PlanState, reason: str) -> Record:
+        """Raises Conflict if somebody changed it since."""
+        return self.ledger.put(self.next_record(record, state, reason))
+
+    def next_record(self, record: Record, state: PlanState, reason: str) -> Record:
+        """What ``change_state`` writes down, to be put together with something else."""
+        body: Mapping[str, Any] = {**record.body, "state": state}
+        now_s = self.ledger.clock.now_s()
+        return record.next(now_s, reason, body=body, final=state not in OPEN)

@@ -1,0 +1,148 @@
+"""Carries operations out, each step written down before it is taken.
+
+The record says what is about to be asked of which engine. A controller that was killed finds it
+open, has the engine forget what was half done, and goes on from what stands. If an engine fails, it
+and those that were changed before it go back.
+"""
+
+import asyncio
+from dataclasses import asdict, replace
+
+from controller.changes.operations import Operation, Phase
+from controller.config import Config
+from controller.ledger.ledger import LedgerError, Record, Unreadable
+from controller.ledger.watched import WatchedLedger
+from controller.migration.commands import Command, Copy, Discard, Done, Lost, Outcome, Refused
+from controller.migration.machine import Attempt, Event, State
+from controller.ports import EngineLostError, Engines
+from placer.errors import PlacerError
+from placer.schedule import Budget, schedule
+
+DEADLINE_S = 60.0  # of a command
+ITSELF_S = 300.0  # an engine that moves by itself does at its next rebalancing step
+TRIES = 12  # of going back
+RETRY_S = 5.0
+
+
+class Runner:
+    """Carries one operation out at a time; who begins which is the loop's to say."""
+
+    def __init__(self, ledger: WatchedLedger, engines: Engines, config: Config) -> None:
+        self.ledger, self.engines, self.config = ledger, engines, config
+        self._abort = self._abort_key = ""
+
+    def abort(self, record: Record, reason: str, key: str = "") -> None:
+        """Have the operation that runs go back at its next step, also if this controller is killed
+        before that."""
+        if not self.ledger.records.version("abort", record.id):
+            self.ledger.write("abort", record.id, reason, {"key": key}, pool=record.pool)
+        self._abort, self._abort_key = reason, key
+
+    async def run(self, record: Record, is_restart: bool = False) -> Record:
+        """To its end. Raises LedgerError if a step cannot be written down: nothing moves then,
+        until it is run again."""
+        operation, attempt = Operation.of(record), None
+        event = Event.RESTART if is_restart else None
+        self._hear_abort(operation.id)
+        while True:
+            if event is not None:
+                operation = operation.after(event, self.ledger.clock.now_s())
+                if operation.phase in (Phase.RETURNING, Phase.ROLLED_BACK):
+                    operation = replace(operation, back_key=self._abort_key or operation.back_key)
+                if operation.state in (State.STAGING, State.DISCARDING):
+                    attempt = None
+                reason, body = operation.why or record.reason, asdict(operation)
+                record = self.ledger.follow(record, reason, body=body, final=operation.is_final)
+            if operation.is_final:
+                self._abort = self._abort_key = ""
+                return record
+            try:
+                if attempt is None and operation.state is not State.DISCARDING:
+                    attempt = await self._attempt(operation)
+                    operation = replace(operation, rounds=len(attempt.rounds))
+                outcome: Outcome | None = await self._ask(operation, attempt)
+            except Unreadable as error:
+                outcome = Refused(str(error))
+            except LedgerError:
+                raise
+            except EngineLostError as error:
+                outcome = Lost(str(error))
+            except PlacerError as error:
+                outcome = Refused(str(error))
+            event, operation = await self._judge(operation, attempt, outcome)
+
+    def _hear_abort(self, id: str) -> None:
+        """What was written down before the controller was killed."""
+        try:
+            if (told := self.ledger.records.get("abort", id)) is not None:
+                self._abort, self._abort_key = told.reason, told.body["key"]
+        except Unreadable as error:  # that there is one says enough
+            self._abort = f"an operator wanted it back: {error}"
+
+    async def _attempt(self, operation: Operation) -> Attempt:
+        """From what stands to the target, in rounds that keep to the pool's budget."""
+        pool, engine = operation.pool, operation.engine
+        before = await self.engines.stands(pool, engine)
+        goal = self.ledger.placement(operation.target)
+        if self.engines.moves_itself(pool, engine):
+            return Attempt(operation.epoch, before, goal, ())
+        policy = self.config.of(pool)
+        size = operation.expert_bytes
+        budget = Budget(max(policy.rank_bytes, size), scratch_slots=policy.scratch_slots)
+        found = schedule(before, goal, size, policy.hardware(before.gpus), budget)
+        if found.reason:
+            raise PlacerError(found.reason)
+        return Attempt(operation.epoch, before, found.after, found.rounds)
+
+    async def _ask(self, operation: Operation, attempt: Attempt | None) -> Outcome | None:
+        """Have the engine carry the state's command out; None if it does not answer in time."""
+        if self._abort and operation.phase is Phase.RUNNING:
+            return Refused(self._abort)
+        command: Command = Discard(operation.epoch)
+        if attempt is not None:
+            command = attempt.command(operation.state, operation.round)
+        itself = self.engines.moves_itself(operation.pool, operation.engine)
+        deadline_s = ITSELF_S if itself else DEADLINE_S
+        try:
+            async with asyncio.timeout(deadline_s):
+                outcome = await self.engines.carry_out(operation.pool, operation.engine, command)
+        except TimeoutError:
+            return None
+        if isinstance(command, Copy) and isinstance(outcome, Done):
+            await self._slow_down(operation.pool, outcome.copied_bytes)
+        return outcome
+
+    async def _judge(
+        self, operation: Operation, attempt: Attempt | None, outcome: Outcome | None
+    ) -> tuple[Event, Operation]:
+        """The machine's event, and what there is to remember of it."""
+        if isinstance(outcome, Done):
+            pause_s = max(operation.longest_pause_s, outcome.pause_s)
+            copied_bytes = operation.copied_bytes + outcome.copied_bytes
+            operation = replace(operation, copied_bytes=copied_bytes, longest_pause_s=pause_s)
+            if attempt is not None and operation.state is State.COMMITTING:
+                moved = operation.moved + len(attempt.rounds[operation.round].commits)
+                operation = replace(operation, moved=moved)
+            if self._abort and operation.phase is Phase.RUNNING:
+                return Event.ABORT, replace(operation, why=self._abort)
+            if operation.has_no_round_left:
+                return Event.LAST, operation
+            tired = operation.state is State.DISCARDING and operation.tries >= TRIES
+            return (Event.TIRED if tired else Event.DONE), operation
+        reason = outcome.reason if outcome else "no answer in time"
+        if not operation.why:
+            operation = replace(operation, why=f"{operation.progress}: {reason}")
+        if self._abort and operation.phase is Phase.RUNNING:
+            return Event.ABORT, replace(operation, why=self._abort)
+        discarding = operation.state is State.DISCARDING
+        if discarding and operation.tries >= TRIES:
+            return Event.TIRED, operation
+        if discarding or operation.phase is Phase.RETURNING:
+            await self.ledger.clock.sleep(RETRY_S)
+        return {Refused: Event.REFUSED, Lost: Event.LOST}.get(type(outcome), Event.LATE), operation
+
+    async def _slow_down(self, pool: str, copied_bytes: int) -> None:
+        """Spread copies over the time that the budget gives them."""
+        rate = self.config.of(pool).bytes_per_minute
+        if rate:
+            await self.ledger.clock.sleep(copied_bytes * 60 / rate)

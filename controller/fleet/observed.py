@@ -1,0 +1,33 @@
+"""Observed placements: where the engines of a pool stand, as they say."""
+
+from controller.fleet.workers import FleetError, Pool
+from controller.ports import EngineLostError, Engines
+from placer.placement import Placement
+
+
+async def observed_placements(engines: Engines, pool: Pool) -> list[tuple[str, Placement]]:
+    """Names and maps of the engines that answer. Raises EngineLostError if none does."""
+    found, why = [], "it has no engines"
+    for engine in pool.engines:
+        try:
+            found.append((engine, await engines.stands(pool.name, engine)))
+        except EngineLostError as error:
+            why = str(error)
+    if not found:
+        raise EngineLostError(f"{pool.name}: {why}")
+    return found
+
+
+def refuse_lost(engine: str, placement: Placement) -> None:
+    """Raises FleetError if an expert is on no rank: engines copy weights between ranks only."""
+    if lost := placement.lost:
+        layer, expert = lost[0]
+        raise FleetError(
+            f"no rank of {engine} holds expert {expert} of layer {layer} to copy it from: start "
+            "the engine again, so that it loads all experts from the checkpoint"
+        )
+
+
+def same_experts(one: Placement, other: Placement) -> bool:
+    """Whether all ranks hold the same experts, in whatever slots: digests tell slots apart."""
+    return one.shape == other.shape and bool((one.copies == other.copies).all())

@@ -1,0 +1,99 @@
+"""What a controller that was killed would like to know at once: who is there, up to which push, and
+the traffic that was counted. Written at every look; what came since is lost, and nothing twice."""
+
+from dataclasses import asdict
+from io import BytesIO
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from controller.fleet.windows import Delta, Window
+from controller.fleet.workers import Fleet, Member, Pool
+from controller.ledger.ledger import Record
+from controller.ledger.watched import WatchedLedger
+from placer.pace import Pace, of_meta
+
+_MEMBERS = TypeAdapter(list[Member])
+_FORMERLY = {"said": "registration", "heard_s": "last_seen_s"}  # what 0.1.0 wrote
+
+
+def take(ledger: WatchedLedger, pool: Pool) -> None:
+    """One record a pool, of which the ledger keeps the newest."""
+    parts = [
+        (phase, *part)
+        for phase, window in pool.windows.items()
+        for part in window.parts(phase, pool.model.top_k)
+    ]
+    body = {
+        "members": [
+            {
+                "registration": asdict(member.registration), "last_seen_s": member.last_seen_s,
+                "sequence": member.sequence, "lost": member.lost,
+            }
+            for member in pool.members.values()
+        ],
+        "windows": [
+            {
+                "phase": phase, "begun_s": begun_s,
+                "tokens": delta.tokens, "sequences": delta.sequences,
+                "pace": None if pace is None else asdict(pace),
+            }
+            for phase, begun_s, delta, pace in parts
+        ],
+    }  # fmt: skip
+    file = BytesIO()
+    np.savez(file, *(delta.load for _, _, delta, _ in parts))
+    blob, reason = file.getvalue(), f"{len(pool.members)} workers"
+    version = ledger.records.version("snapshot", pool.name) + 1  # whatever the last one holds
+    told = (ledger.clock.now_s(), reason, body, pool.name)
+    ledger.put(Record("snapshot", pool.name, version, *told, blob=blob))
+
+
+def recall(ledger: WatchedLedger, fleet: Fleet, window_s: Any) -> None:
+    """Fill a new fleet with what the last controller knew. A snapshot that cannot be read is left
+    out: agents say all but the traffic again. window_s: by pool, as the fleet's"""
+    for record in ledger.records.newest("snapshot"):
+        try:
+            blob = ledger.records.blob("snapshot", record.id) or b""
+            _recall(record, blob, fleet, window_s)
+        except Exception as error:  # whatever it holds, it must not keep a controller from starting
+            fleet.pools.pop(record.id, None)
+            ledger.records.leave_out(record, error)
+
+
+def _recall(record: Record, blob: bytes, fleet: Fleet, window_s: Any) -> None:
+    members = [
+        {_FORMERLY.get(name, name): value for name, value in member.items()}
+        for member in record.body["members"]
+    ]
+    for member in _MEMBERS.validate_python(members):
+        if member.registration.id.pool != record.id:
+            raise ValueError(f"has a worker of another pool, {member.registration.id.pool!r}")
+        fleet.register(member.registration, _finite(member.last_seen_s))
+        key = member.registration.id.engine, member.registration.id.worker
+        fleet.pools[record.id].members[key] = member
+    if record.id not in fleet.pools:
+        return
+    pool = fleet.pools[record.id]
+    parts: dict[str, list[tuple[float, Delta, Pace | None]]] = {}
+    with np.load(BytesIO(blob), allow_pickle=False) as arrays:
+        for at, kept in enumerate(record.body["windows"]):
+            load = arrays[f"arr_{at}"]
+            shape = pool.model.layers, pool.model.experts
+            if load.shape != shape or load.dtype.kind not in "iu" or load.min() < 0:
+                raise ValueError(f"counts {load.dtype}{list(load.shape)} and not {list(shape)}")
+            counted = (pool.model.top_k, int(kept["tokens"]), int(kept["sequences"]), load)
+            delta = Delta(str(kept["phase"]), *counted)
+            part = _finite(kept["begun_s"]), delta, of_meta(kept)
+            parts.setdefault(delta.phase, []).append(part)
+    for phase, halves in parts.items():
+        pool.windows[phase] = Window(window_s(record.id), halves[0][0])
+        pool.windows[phase].put_back(halves)
+
+
+def _finite(instant_s: float) -> float:
+    if not isfinite(instant_s):
+        raise ValueError(f"was taken at {instant_s}")
+    return instant_s

@@ -1,0 +1,272 @@
+"""The ledger: what was decided, why, and how far it came, in one SQLite file that survives kill -9.
+
+A record is never changed: its next version is added, by whoever saw the newest one. What was put is
+on the disk when ``put`` returns. One process writes; others may look with ``sqlite3 -readonly``.
+"""
+
+import json
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from controller.ledger.file import (
+    Claim,
+    LedgerError,
+    LedgerFull,
+    connect,
+    telling,
+    transaction,
+)
+from controller.ledger.records import (
+    WRITTEN,
+    Conflict,
+    LeftOut,
+    Record,
+    Unreadable,
+    fault,
+    read_row,
+    row_of,
+)
+from placer.errors import PlacerError
+
+__all__ = ["Conflict", "Ledger", "LedgerError", "LedgerFull", "LeftOut", "Record", "Unreadable"]
+
+LATEST_ONLY = ("snapshot", "ids")
+EARLIER = 20_000  # versions of a kind that later ones followed, at most, that are kept
+log = logging.getLogger("placer.controller")
+
+_READ = "kind, id, version, at_s, reason, body, pool, final, number"
+_NEWEST = "version = (SELECT max(version) FROM records WHERE kind = r.kind AND id = r.id)"
+_LAST_FIRST = "ORDER BY number DESC"
+_PRUNE = """
+DELETE FROM records WHERE kind = :kind AND id IN (
+    SELECT id FROM (
+        SELECT number, id, at_s, final, row_number() OVER (ORDER BY number DESC) AS place
+        FROM records JOIN (
+            SELECT kind, id, max(version) AS version FROM records WHERE kind = :kind GROUP BY id
+        ) USING (kind, id, version))
+    WHERE (final OR number IN (SELECT value FROM json_each(:left_out)))
+        AND (place > :keep OR at_s < :since_s)
+        AND id NOT IN (SELECT value FROM json_each(:needed)))
+"""
+# A plan's file came with its first version, and is its as long as it is there.
+_PRUNE_EARLIER = """
+DELETE FROM records WHERE number IN (
+    SELECT number FROM (
+        SELECT number, id, at_s, row_number() OVER (ORDER BY number DESC) AS place
+        FROM records WHERE kind = :kind AND blob IS NULL AND number NOT IN (
+            SELECT max(number) FROM records WHERE kind = :kind GROUP BY id)) AS earlier
+    WHERE place > :earlier OR at_s < :since_s AND (
+        SELECT final FROM records WHERE kind = :kind AND id = earlier.id
+        ORDER BY version DESC LIMIT 1))
+"""
+
+
+class Ledger:
+    """Calls are short and may come from any thread. A record that cannot be read is left out of
+    what is listed, and named in ``left_out``; who asks for it alone gets ``Unreadable``.
+
+    latest_only: kinds that are written all the time. The newest version of each id is kept alone,
+        and they stand in no history.
+    readers: by kind, what raises for a record that whoever needs it could not read
+    """
+
+    def __init__(self, path: Path | None, latest_only: Collection[str] = LATEST_ONLY) -> None:
+        """In memory without a path."""
+        if path is not None:
+            path = Path(os.path.realpath(path))  # SQLite's files stand beside what links lead to
+        self._name = "the ledger in memory" if path is None else str(path)
+        self._latest_only = tuple(latest_only)
+        self.readers: Mapping[str, Callable[[Record], object]] = {}
+        self._left_out: dict[int, LeftOut] = {}
+        self._guard = threading.Lock()
+        self._claim = None if path is None else Claim(path)
+        try:
+            with telling(self._name):
+                self._connection = connect(path, self._claim)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def put(self, record: Record) -> Record:
+        """As it stands in the ledger. Raises Conflict unless its version is the newest + 1."""
+        return self.put_all([record])[0]
+
+    def put_all(self, records: Iterable[Record]) -> tuple[Record, ...]:
+        """All of them or none; one may follow another of the same id."""
+        rows = [(record, row_of(record)) for record in records]
+        with self._writing() as connection:
+            return tuple(self._insert(connection, record, row) for record, row in rows)
+
+    def get(self, kind: str, id: str) -> Record | None:
+        """The newest version. Raises Unreadable."""
+        where = "kind = ? AND id = ? ORDER BY version DESC LIMIT 1"
+        rows = self._read(f"SELECT {_READ} FROM records WHERE {where}", kind, id)
+        return self._record(rows[0]) if rows else None
+
+    def version(self, kind: str, id: str) -> int:
+        """The newest's number, whether it can be read or not; 0 if there is none."""
+        query = "SELECT ifnull(max(version), 0) FROM records WHERE kind = ? AND id = ?"
+        return int(self._read(query, kind, id)[0][0])
+
+    def versions(self, kind: str, id: str) -> list[Record]:
+        """All that are kept, oldest first."""
+        return self._select("kind = ? AND id = ? ORDER BY version", kind, id)
+
+    def ids(self, kind: str) -> list[str]:
+        """All that are there, whether they can be read or not."""
+        rows = self._read("SELECT DISTINCT id FROM records WHERE kind = ?", kind)
+        return [str(id) for (id,) in rows]
+
+    def left_out(self) -> list[LeftOut]:
+        """Things whose newest version is there and could not be read when it was asked for."""
+        found = dict(self._left_out)
+        if not found:
+            return []
+        where = f"number IN (SELECT value FROM json_each(?)) AND {_NEWEST} ORDER BY number"
+        rows = self._read(f"SELECT number FROM records AS r WHERE {where}", json.dumps(list(found)))
+        return [found[number] for (number,) in rows]
+
+    def leave_out(self, record: Record, error: Exception) -> Unreadable:
+        """For whoever needs it and finds that it is not as it should be. Returns what to raise."""
+        told = (record.kind, record.id, record.version, record.pool, record.number)
+        return self._leave_out(LeftOut(*told, fault(error)))
+
+    def newest(
+        self,
+        kind: str,
+        limit: int | None = None,
+        pool: str | None = None,
+        final: bool | None = None,
+    ) -> list[Record]:
+        """The newest version of each id, last written first; of one pool, or final or open only."""
+        newest = "SELECT max(number) FROM records WHERE kind = ? GROUP BY id"  # asks an index alone
+        where = f"number IN ({newest}) AND pool = ifnull(?, pool) AND final = ifnull(?, final)"
+        return self._select(f"{where} {_LAST_FIRST}", kind, pool, final, limit=limit)
+
+    def newest_of_each(
+        self, limit: int, pool: str | None = None, but: Collection[str] = ()
+    ) -> list[Record]:
+        """The newest version of each id of each kind, last written first; of one pool only, and of
+        no ``latest_only`` kind nor of those in ``but``."""
+        others = (*self._latest_only, *but)
+        spots = ", ".join("?" * len(others))
+        newest = f"SELECT max(number) FROM records WHERE kind NOT IN ({spots}) GROUP BY kind, id"
+        where = f"number IN ({newest}) AND pool = ifnull(?, pool)"
+        return self._select(f"{where} {_LAST_FIRST}", *others, pool, limit=limit)
+
+    def history(
+        self, limit: int | None = None, pool: str | None = None, before: int | None = None
+    ) -> list[Record]:
+        """All versions of all kinds but the ``latest_only`` ones, last written first.
+
+        before: the ``number`` of the last one that was seen, to read on from there
+        """
+        spots = ", ".join("?" * len(self._latest_only))
+        where = f"kind NOT IN ({spots}) AND pool = ifnull(?, pool)"
+        values: tuple[Any, ...] = (*self._latest_only, pool)
+        if before is not None:
+            where, values = f"{where} AND number < ?", (*values, before)
+        return self._select(f"{where} {_LAST_FIRST}", *values, limit=limit)
+
+    def blob(self, kind: str, id: str, version: int | None = None) -> bytes | None:
+        """Of this version, or of the newest that has one: a plan's file comes with its first."""
+        where = "kind = ? AND id = ? AND version = ifnull(?, version) AND blob IS NOT NULL"
+        query = f"SELECT blob FROM records WHERE {where} ORDER BY version DESC LIMIT 1"
+        rows = self._read(query, kind, id, version)
+        return rows[0][0] if rows else None
+
+    def prune(self, kind: str, keep: int, since_s: float, needed: Collection[str] = ()) -> int:
+        """Forget final ids that are older than ``since_s`` or not among the ``keep`` last written,
+        but for those ``needed``. Of those that stay, forget versions that others followed: beyond
+        ``EARLIER``, and those older than ``since_s``, unless their story goes on; the newest and
+        what has a blob stay.
+
+        How many versions went; the file keeps their room for others.
+        """
+        values: dict[str, Any] = {"kind": kind, "keep": keep, "since_s": since_s}
+        values["earlier"] = EARLIER
+        values["needed"] = json.dumps(list(needed))
+        values["left_out"] = json.dumps([one.number for one in self.left_out()])
+        with self._writing() as connection:
+            statements = (_PRUNE, _PRUNE_EARLIER)
+            return sum(connection.execute(one, values).rowcount for one in statements)
+
+    def close(self) -> None:
+        with self._guard, telling(self._name):
+            self._connection.close()
+        self._let_go()
+
+    def _insert(self, connection: sqlite3.Connection, record: Record, row: Sequence[Any]) -> Record:
+        thing = (record.kind, record.id)
+        newest = "SELECT ifnull(max(version), 0) FROM records WHERE kind = ? AND id = ?"
+        (actual,) = connection.execute(newest, thing).fetchone()
+        if record.version != actual + 1:
+            raise Conflict(record, actual)
+        if record.kind in self._latest_only:
+            connection.execute("DELETE FROM records WHERE kind = ? AND id = ?", thing)
+        spots = ", ".join("?" * len(row))
+        inserted = connection.execute(f"INSERT INTO records ({WRITTEN}) VALUES ({spots})", row)
+        number, body = inserted.lastrowid or 0, json.loads(row[5])  # as it will be read
+        return replace(record, number=number, body=body, blob=b"")
+
+    def _select(self, where: str, *values: Any, limit: int | None = None) -> list[Record]:
+        """``limit`` that can be read."""
+        query = f"SELECT {_READ} FROM records AS r WHERE {where}"
+        found: list[Record] = []
+        with self._reading(query, values) as rows:
+            for row in rows:
+                if len(found) == limit:
+                    break
+                with suppress(Unreadable):  # it is named in left_out
+                    found.append(self._record(row))
+        return found
+
+    def _record(self, row: Sequence[Any]) -> Record:
+        told = dict(zip(_READ.split(", "), row, strict=True))
+        try:
+            found = read_row(told)
+            if (reader := self.readers.get(found.kind)) is not None:
+                reader(found)
+        except (ValueError, TypeError, KeyError, RecursionError, PlacerError) as error:
+            kind, id, pool = (str(told[name]) for name in ("kind", "id", "pool"))
+            where = (told["version"], pool, told["number"])
+            raise self._leave_out(LeftOut(kind, id, *where, fault(error))) from error
+        return found
+
+    def _leave_out(self, record: LeftOut) -> Unreadable:
+        what = f"{record.kind} {record.id}"
+        if self._left_out.setdefault(record.number, record) is record:
+            log.warning("placer: %s of %s is left out: it %s", what, self._name, record.why)
+        return Unreadable(
+            f"{self._name}: {what} {record.why} (version {record.version}): do without it, or put"
+            " a backup of the ledger in its place"
+        )
+
+    def _read(self, query: str, *values: Any) -> list[Any]:
+        with self._reading(query, values) as rows:
+            return rows.fetchall()
+
+    @contextmanager
+    def _reading(self, query: str, values: Sequence[Any]) -> Iterator[sqlite3.Cursor]:
+        with (
+            self._guard,
+            telling(self._name),
+            closing(self._connection.execute(query, values)) as rows,
+        ):
+            yield rows
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._guard, telling(self._name), transaction(self._connection):
+            yield self._connection
+
+    def _let_go(self) -> None:
+        if self._claim is not None:
+            self._claim.close()

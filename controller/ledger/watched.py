@@ -1,0 +1,138 @@
+"""The ledger with a clock and an audience: what is written down is what watchers see."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from controller.clock import Clock
+from controller.ledger.ledger import Ledger, LedgerError, Record, Unreadable
+from placer.errors import PlacementError
+from placer.placement import Placement
+
+OPEN = ("plan", "operation")  # kinds that are asked for by all who look
+BACKLOG = 1000  # records that a watcher may be behind; then it is told that it missed some
+
+
+class WatchedLedger:
+    """A ledger's records, and who on one event loop wants to know of new ones."""
+
+    def __init__(self, records: Ledger, clock: Clock) -> None:
+        self.records, self.clock = records, clock
+        self._watchers: set[asyncio.Queue[Record | None]] = set()
+        # What has not ended yet, by kind, pool and id. To find it the ledger reads all that has:
+        # once, when it is asked for first.
+        self._open: dict[str, dict[str, dict[str, Record]]] = {}
+
+    def write(
+        self,
+        kind: str,
+        id: str,
+        reason: str,
+        body: Mapping[str, Any],
+        **more: Any,
+    ) -> Record:
+        """The first version. ``more``: pool, final, blob. Raises LedgerError."""
+        return self.put(Record(kind, id, 1, self.clock.now_s(), reason, body, **more))
+
+    def follow(self, record: Record, reason: str, **changes: Any) -> Record:
+        """The version after ``record``. Raises Conflict if there is one already."""
+        return self.put(record.next(self.clock.now_s(), reason, **changes))
+
+    def put(self, *records: Record) -> Record:
+        """All or none; returns the first."""
+        written = self.records.put_all(records)
+        for record in written:
+            if record.kind in self._open:  # or it is found in the ledger, later
+                self._note(record)
+            for queue in self._watchers:
+                if queue.qsize() < BACKLOG:
+                    queue.put_nowait(record)
+                elif queue.qsize() == BACKLOG:
+                    queue.put_nowait(None)
+        return written[0]
+
+    def open(self, kind: str, pool: str | None = None) -> list[Record]:
+        """What has not ended yet, last written first; of one pool only. kind: of OPEN"""
+        if kind not in self._open:
+            found = self.records.newest(kind, final=False)
+            self._open[kind] = {}
+            for record in found:
+                self._note(record)
+        pools = self._open[kind]
+        those = pools.values() if pool is None else [pools.get(pool, {})]
+        listed = [record for records in those for record in records.values()]
+        return sorted(listed, key=lambda record: record.number, reverse=True)
+
+    def next_id(self, kind: str, prefix: str) -> str:
+        """``prefix-1``, ``prefix-2``, ...: each once, also when all that had one are forgotten."""
+        given = self.records.version("ids", kind)
+        last = given
+        with suppress(Unreadable):
+            if (record := self.records.get("ids", kind)) is not None:
+                last = record.body["last"]
+        # Of a ledger that was without this count, or of one in which it cannot be read.
+        numbers = (_number(id, prefix) for id in self.records.ids(kind))
+        last = max(last, *numbers, 0) + 1
+        now_s = self.clock.now_s()
+        self.records.put(Record("ids", kind, given + 1, now_s, "", {"last": last}))
+        return f"{prefix}-{last}"
+
+    async def watch(self) -> AsyncIterator[Record]:
+        """What is written from now on. Raises LedgerError for a watcher that is too slow."""
+        queue: asyncio.Queue[Record | None] = asyncio.Queue()
+        self._watchers.add(queue)
+        try:
+            while (record := await queue.get()) is not None:
+                yield record
+        finally:
+            self._watchers.discard(queue)
+        raise LedgerError(f"{BACKLOG} changes were not read in time: watch again, or less")
+
+    def _note(self, record: Record) -> None:
+        pools = self._open[record.kind]
+        records = pools.setdefault(record.pool, {})
+        records.pop(record.id, None)
+        if not record.final:
+            records[record.id] = record
+        elif not records:
+            del pools[record.pool]
+
+    def keep_placement(self, placement: Placement) -> str:
+        """Its digest, under which it is kept."""
+        digest = placement.digest
+        try:
+            self.placement(digest)
+        except Unreadable:  # or not there
+            table = placement.physical_to_logical
+            body = {
+                "shape": table.shape, "experts": placement.experts,
+                "gpus": placement.gpus, "nodes": placement.nodes,
+            }  # fmt: skip
+            version, now_s = self.records.version("placement", digest) + 1, self.clock.now_s()
+            told = (now_s, placement.shape, body)
+            self.put(Record("placement", digest, version, *told, blob=table.tobytes()))
+        return digest
+
+    def placement(self, digest: str) -> Placement:
+        """Raises Unreadable if it is not there as it was kept."""
+        record = self.records.get("placement", digest)
+        if record is None:
+            raise Unreadable(f"the ledger has no placement {digest:.19}...: plan again")
+        blob, body = self.records.blob("placement", digest), record.body
+        try:
+            table = np.frombuffer(blob or b"", dtype=np.int32).reshape(body["shape"])
+            found = Placement(table, body["experts"], body["gpus"], body["nodes"])
+            if found.digest != digest:
+                raise ValueError("is another map than it was")
+        except (KeyError, TypeError, ValueError, PlacementError) as error:
+            raise self.records.leave_out(record, error) from error
+        return found
+
+
+def _number(id: str, prefix: str) -> int:
+    found = re.fullmatch(rf"{prefix}-([0-9]{{1,15}})", id)
+    return int(found[1]) if found else 0

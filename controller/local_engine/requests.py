@@ -1,0 +1,178 @@
+"""Requests, and which of their tokens the ranks compute next."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from controller.local_engine.rank_messages import Piece, Stepped
+from controller.local_engine.shared_memory import CHUNK, SEATS
+from controller.local_engine.weights import Sizes
+from placer.errors import PlacerError
+
+
+class RequestError(PlacerError):
+    """A request that the engine cannot serve."""
+
+
+class Request:
+    """Iterating gives the tokens that are generated, as they come.
+
+    error: why it ended early; empty if it did not
+    longest_gap_s: between two of its tokens
+    """
+
+    def __init__(self, prompt: Sequence[int], max_tokens: int) -> None:
+        self.prompt, self.max_tokens = tuple(prompt), max_tokens
+        self.error = ""
+        self.longest_gap_s = 0.0
+        self._generated: list[int] = []
+        self._came_s = 0.0
+        self._news = threading.Condition()
+
+    def __iter__(self) -> Iterator[int]:
+        for at in count():
+            with self._news:
+                while len(self._generated) == at:
+                    if self.done:
+                        return
+                    self._news.wait()
+            yield self._generated[at]
+
+    def tokens(self) -> list[int]:
+        """All of them; waits for the last."""
+        return list(self)
+
+    @property
+    def done(self) -> bool:
+        return bool(self.error) or len(self._generated) == self.max_tokens
+
+    @property
+    def so_far(self) -> tuple[int, ...]:
+        """Prompt and tokens."""
+        return self.prompt + tuple(self._generated)
+
+    def add(self, token: int) -> None:
+        now_s = time.monotonic()
+        with self._news:
+            if self._generated:
+                self.longest_gap_s = max(self.longest_gap_s, now_s - self._came_s)
+            self._came_s = now_s
+            self._generated.append(token)
+            self._news.notify_all()
+
+    def fail(self, error: str) -> None:
+        with self._news:
+            self.error = error
+            self._news.notify_all()
+
+
+def checked(prompt: Sequence[int], max_tokens: int, sizes: Sizes) -> Request:
+    """Raises RequestError for what cannot be served."""
+    if max_tokens < 1:
+        raise RequestError(f"max_tokens is {max_tokens}: ask for 1 or more")
+    if len(prompt) == 0:
+        raise RequestError("the prompt has 0 tokens: give 1 or more")
+    for token in prompt:
+        if not 0 <= token < sizes.vocab:
+            raise RequestError(
+                f"token {token} is outside 0..{sizes.vocab - 1}: use the model's ids"
+            )
+    if len(prompt) + max_tokens > sizes.context:
+        raise RequestError(
+            f"{len(prompt)} prompt tokens and max_tokens {max_tokens} exceed the context of"
+            f" {sizes.context}: shorten one of them"
+        )
+    return Request(prompt, max_tokens)
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A request with a seat. ``computed``: its tokens whose keys and values are in the cache"""
+
+    name: str
+    request: Request
+    rank: int
+    seat: int
+    computed: int = 0
+
+    def piece(self, limit: int) -> Piece:
+        """Its next tokens, at most ``limit`` of them."""
+        tokens = self.request.so_far
+        end = min(self.computed + limit, len(tokens))
+        return Piece(self.seat, self.computed, tokens[self.computed : end], end == len(tokens))
+
+    @property
+    def decodes(self) -> bool:
+        return self.computed >= len(self.request.prompt)
+
+
+Plan = list[list[tuple[Running, Piece]]]
+
+
+class Batch:
+    """Continuous batching: requests sit down when there is a seat, and leave when they are done.
+
+    Each rank decodes one token of each of its requests in a step, and beside that computes CHUNK
+    tokens of prompts, first come first served.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        self.waiting: deque[Request] = deque()
+        self._running: list[list[Running]] = [[] for _ in range(ranks)]
+        self._names = count()
+
+    @property
+    def running(self) -> int:
+        return sum(map(len, self._running))
+
+    def admit(self) -> list[Running]:
+        """Who sits down now: each where the fewest are."""
+        admitted = []
+        while self.waiting:
+            rank = min(range(len(self._running)), key=lambda one: len(self._running[one]))
+            here = self._running[rank]
+            if len(here) == SEATS:
+                break
+            seat = min(set(range(SEATS)) - {one.seat for one in here})
+            admitted.append(Running(str(next(self._names)), self.waiting.popleft(), rank, seat))
+            here.append(admitted[-1])
+        return admitted
+
+    def plan(self) -> Plan:
+        """The next step of each rank. Nothing changes until ``advance``."""
+        step: Plan = []
+        for here in self._running:
+            left, pieces = CHUNK, []
+            for one in here:
+                if one.decodes:
+                    pieces.append((one, one.piece(1)))
+                elif left:
+                    piece = one.piece(left)
+                    pieces.append((one, piece))
+                    left -= len(piece.tokens)
+            step.append(pieces)
+        return step
+
+    def advance(self, step: Plan, answers: Sequence[Stepped]) -> list[Running]:
+        """Take in what a step computed. Returns those who are done."""
+        done = []
+        for rank, (pieces, answer) in enumerate(zip(step, answers, strict=True)):
+            new = iter(answer.next_tokens)
+            for one, piece in pieces:
+                one.computed += len(piece.tokens)
+                if piece.samples:
+                    one.request.add(next(new))
+                if one.request.done:
+                    self._running[rank].remove(one)
+                    done.append(one)
+        return done
+
+    def fail_all(self, error: str) -> None:
+        for request in (*self.waiting, *(one.request for here in self._running for one in here)):
+            request.fail(error)
+        self.waiting.clear()
+        for here in self._running:
+            here.clear()

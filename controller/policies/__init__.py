@@ -1,0 +1,1 @@
+"""Whether to change something: one policy a file, each a pure function."""

@@ -1,0 +1,196 @@
+"""The controller at work: two engines of two ranks serve the example model as its traffic changes.
+
+    python examples/tiny_moe/demo.py     # a minute and a half on 2 cores; `make demo` runs it
+
+Code is served first, then tables, whose experts are others. The controller sees what the routers
+choose, holds or plans, and moves experts between the processes while they serve. Every request's
+tokens are held against those that the idle engines gave before anything moved.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import grpc
+import numpy as np
+import ray
+from corpus import split
+from rich.console import Console
+from rich.table import Table
+
+from controller.assemble import Setup
+from controller.config import PoolPolicy, read_config
+from controller.engines.ray_actor import Serving, start_engine
+from controller.hosts.ray import end, launch
+from controller.server.security import Listening
+from placer.files.specs import read_topology
+from placer.parallel import connect
+from placer.v1.fleet_pb2 import HistoryRequest, OperationsRequest, StatusRequest
+from placer.v1.fleet_pb2_grpc import FleetServiceStub, LedgerServiceStub
+from placer.v1.placement_pb2 import WatchRequest
+from placer.v1.placement_pb2_grpc import PlacementServiceStub
+
+HERE = Path(__file__).parent
+RANKS, SLOTS, ENGINES, CLIENTS = 2, 20, 2, 8
+PROMPT, ANSWER, PROMPTS = 96, 48, 24
+PHASE_S = 32.0
+
+# Decisions every few seconds, on little traffic: fleets take minutes, and a demo has none.
+POLICY = PoolPolicy(
+    topology=read_topology(str(HERE / "cpus.yaml")),
+    mode="automatic",
+    window_s=12.0,
+    least_tokens=4_000,
+    cooldown_s=5.0,
+    max_moved=0.3,
+)
+EVERY_S = 3.0
+
+out = Console(highlight=False, soft_wrap=True)
+Answers = dict[tuple[int, ...], list[int]]
+
+
+class Traffic:
+    """Clients that ask engines in turn, one request after another."""
+
+    def __init__(self, engines: list[Any], answers: Answers) -> None:
+        self.engines, self.answers = engines, answers
+        self.domain: list[list[int]] = []
+        self.served = self.failed = self.different = 0
+        self.longest_gap_s = 0.0
+        self.is_over = False
+        self._threads = [threading.Thread(target=self._ask, args=(at,)) for at in range(CLIENTS)]
+
+    def start(self, domain: list[list[int]]) -> None:
+        self.domain = domain
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self.is_over = True
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, at: int) -> None:
+        for turn in itertools.count(at):
+            if self.is_over:
+                return
+            prompt = self.domain[turn * 7 % len(self.domain)]
+            try:
+                engine = self.engines[turn % ENGINES]
+                tokens, gap_s = ray.get(engine.generate.remote(prompt, ANSWER))
+            except Exception as error:
+                self.failed += 1
+                out.print(f"a request failed: {error}")
+                continue
+            self.served += 1
+            self.different += tokens != self.answers[tuple(prompt)]
+            self.longest_gap_s = max(self.longest_gap_s, gap_s)
+
+
+def prompts(domain: str) -> list[list[int]]:
+    """Held-out text, as byte ids."""
+    text = b"\n\n".join(split(domain)[1])
+    starts = np.linspace(0, len(text) - PROMPT, PROMPTS).astype(int)
+    return [list(text[start : start + PROMPT]) for start in starts]
+
+
+def tell(channel: grpc.Channel, begun_s: float) -> None:
+    """Print what the controller writes down, as it does."""
+    shown = ""
+    for change in PlacementServiceStub(channel).Watch(WatchRequest()):
+        record = change.record
+        if record.kind == "decision" and record.reason != shown:
+            shown = record.reason
+            out.print(f"[dim]{time.monotonic() - begun_s:5.1f} s[/]  {record.reason}")
+        if record.kind == "plan" and record.reason.startswith("op-"):
+            at_s = time.monotonic() - begun_s
+            out.print(f"[dim]{at_s:5.1f} s[/]  [bold]{record.id}: {record.reason}[/]")
+
+
+def watch(channel: grpc.Channel, seconds: float) -> Iterator[float]:
+    """Balancedness on today's traffic, a sample a second."""
+    until_s = time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        time.sleep(1)
+        (pool,) = FleetServiceStub(channel).Status(StatusRequest(), timeout=10).pools
+        if pool.balancedness:
+            yield pool.balancedness
+
+
+def main() -> None:
+    begun_s = time.monotonic()
+    connect("local", log_to_driver=False, object_store_memory=200 * 2**20)
+    with TemporaryDirectory() as folder:
+        config = replace(read_config(None), default=POLICY, every_s=EVERY_S)
+        listening = Listening("127.0.0.1:0")
+        handle, port = launch(Setup(config, listening, Path(folder) / "placer.db"))
+        address = f"127.0.0.1:{port}"
+        engines = [
+            start_engine(Serving("tiny", f"engine-{at}", HERE / "model", RANKS, SLOTS, address))
+            for at in range(ENGINES)
+        ]
+        out.print(
+            f"{ENGINES} engines of {RANKS} ranks serve the example model; the controller at "
+            f"{address} looks every {EVERY_S:g} s"
+        )
+        domains = {name: prompts(name) for name in ("code", "tables")}
+        answers = undisturbed(engines, [one for each in domains.values() for one in each])
+        channel = grpc.insecure_channel(address)
+        threading.Thread(target=_quietly, args=(tell, channel, begun_s), daemon=True).start()
+        traffic = Traffic(engines, answers)
+        rows = []
+        for name, domain in domains.items():
+            out.print(
+                f"[dim]{time.monotonic() - begun_s:5.1f} s[/]  [cyan]the traffic is {name} now[/]"
+            )
+            traffic.domain = domain
+            if not traffic.served:
+                traffic.start(domain)
+            rows.append((name, list(watch(channel, PHASE_S))))
+        traffic.stop()
+        report(channel, rows, traffic)
+        channel.close()
+        ray.get([engine.close.remote() for engine in engines])
+        end(handle)
+    out.print(f"took {time.monotonic() - begun_s:.0f} s")
+
+
+def undisturbed(engines: list[Any], asked: list[list[int]]) -> Answers:
+    """What idle engines answer before anything moves."""
+    refs = [engines[at % ENGINES].generate.remote(one, ANSWER) for at, one in enumerate(asked)]
+    found = ray.get(refs)
+    return {tuple(one): tokens for one, (tokens, _) in zip(asked, found, strict=True)}
+
+
+def report(channel: grpc.Channel, rows: list[tuple[str, list[float]]], traffic: Traffic) -> None:
+    table = Table("traffic", "balancedness before", "after", title="what the controller won")
+    for name, seen in rows:
+        table.add_row(name, f"{min(seen, default=0):.3f}", f"{seen[-1] if seen else 0:.3f}")
+    out.print(table)
+    operations = FleetServiceStub(channel).Operations(OperationsRequest()).operations
+    records = LedgerServiceStub(channel).History(HistoryRequest()).records
+    copied = sum(one.copied_bytes for one in operations)
+    out.print(
+        f"{len(operations)} operations copied {copied / 1e6:.1f} MB of experts between processes; "
+        f"{len(records)} records say why\n"
+        f"{traffic.served} requests served, {traffic.failed} failed, {traffic.different} with "
+        f"other tokens; longest pause between two tokens {traffic.longest_gap_s * 1e3:.0f} ms"
+    )
+    if traffic.failed or traffic.different:
+        raise SystemExit("a request failed or a token differed: this is a bug")
+
+
+def _quietly(what: Any, channel: grpc.Channel, begun_s: float) -> None:
+    with suppress(grpc.RpcError, ValueError):  # the demo is over
+        what(channel, begun_s)
+
+
+if __name__ == "__main__":
+    main()
