@@ -25,11 +25,11 @@ from controller.plans import Plans, PlanState
 from controller.ports import Engines
 from controller.standings import refuse_lost, same_experts, standings
 from controller.store import Conflict, Record, Unreadable
-from placer.agent.refusal import refusal
 from placer.checks import violations
 from placer.errors import PlacementError
 from placer.placement import Placement
 from placer.plan import Plan
+from placer.refusal import refusal
 
 log = logging.getLogger("placer.controller")
 

@@ -23,9 +23,9 @@ from controller.migration.commands import (
 from controller.plans import lean
 from controller.ports import EngineLostError
 from controller.store import LedgerError
-from placer.agent.refusal import refusal
 from placer.placement import Placement
 from placer.plan import Plan
+from placer.refusal import refusal
 
 LOOK_S = 0.2
 

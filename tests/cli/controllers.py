@@ -23,7 +23,7 @@ from controller.server.security import Listening
 from controller.server.serve import start
 from controller.store import Ledger
 from placer.placement import Placement
-from tests.agent.builders import IN_ORDER, a_worker
+from tests.agent.workers import IN_ORDER, a_worker
 from tests.builders import a_topology
 
 

@@ -14,7 +14,7 @@ from controller.journal import Journal
 from controller.store import Ledger
 from controller.windows import Delta
 from placer.pace import Pace
-from tests.agent.builders import a_worker
+from tests.agent.workers import a_worker
 
 SPAN_S = 100.0
 ID = WorkerId("pool", "engine", "worker-0", incarnation=7)

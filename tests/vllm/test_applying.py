@@ -7,10 +7,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-vllm installs it")
 
-from placer.agent.applying import Applying, Vote
-from placer.agent.status import Worker
+from placer.agent.vllm.applying import Applying, Vote
 from placer.placement import Placement
 from placer.plan import Plan
+from placer.worker import Worker
 
 # One layer, 2 ranks of 2 slots.
 OLD = torch.tensor([[0, 1, 2, 3]])
@@ -129,7 +129,7 @@ def test_while_the_width_changes_the_engine_decides(old: object) -> None:
 
 def test_a_rearrangement_that_does_not_finish_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     applying = with_twin()
-    monkeypatch.setattr("placer.agent.applying.STALLED_S", 0.0)
+    monkeypatch.setattr("placer.agent.vllm.applying.STALLED_S", 0.0)
     assert applying.stalled() == ""
     said = applying.rearranging(applying.stalled, is_profile=False)
     assert "a rebalance has not finished" in said

@@ -25,20 +25,20 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from placer.agent.applying import Applying, Vote
-from placer.agent.counters import Counters
-from placer.agent.courier import Courier, Sink
-from placer.agent.recorder import Batch, Recorder
-from placer.agent.status import Worker
+from placer.agent.reporter import Reporter
+from placer.agent.sinks import OpenSink
+from placer.agent.vllm.applying import Applying, Vote
+from placer.agent.vllm.counters import Counters
+from placer.agent.vllm.recorder import Batch, StepRecorder
 from placer.errors import ModelError
 from placer.files.configs import read_config
 from placer.model import ModelShape
+from placer.worker import Worker
 
 log = logging.getLogger("vllm.placer")
 
 NONE = np.zeros(0, dtype=np.int64)
 Capture = Callable[[torch.Tensor], None]
-OpenSink = Callable[[Worker, ModelShape | None], Sink]
 
 
 class Agent:
@@ -72,7 +72,7 @@ class Agent:
             eplb.policy = self.applying
             eplb.placer = self
         sink = open_sink(self.worker, _shape(config, self.worker))
-        self.courier = Courier(self.worker, sink, self.recorder, self.applying)
+        self.reporter = Reporter(self.worker, sink, self.recorder, self.applying)
         self._eplb = eplb
         does = ["records"] if self.worker.records else [f"records nothing ({reason})"]
         does.append(
@@ -82,10 +82,10 @@ class Agent:
         )
         log.info("placer: %s %s", self.worker.name, ", ".join(does))
         # Ends before the process does, unlike atexit in a process that multiprocessing began.
-        Finalize(None, self.courier.close, exitpriority=100)
-        self.courier.start()
+        Finalize(None, self.reporter.close, exitpriority=100)
+        self.reporter.start()
 
-    def _record(self, config: Any, routers: list[Any], device: torch.device) -> Recorder:
+    def _record(self, config: Any, routers: list[Any], device: torch.device) -> StepRecorder:
         worker, most = self.worker, config.scheduler_config.max_num_batched_tokens
         counters = Counters(worker.layers, worker.experts, worker.top_k, most, device)
         dp_rank = config.parallel_config.data_parallel_rank
@@ -94,16 +94,16 @@ class Agent:
             if config.parallel_config.data_parallel_size > 1:
                 capture = partial(_capture_own, self, capture, dp_rank)
             router.router.set_capture_fn(capture)
-        return Recorder(counters)
+        return StepRecorder(counters)
 
     def step(self, runner: Any, scheduled: Any, begun_s: float) -> None:
         """After each step."""
         if self.lost_rows and self.recorder is not None:
             log.warning("placer: records no more: it cannot tell this rank's tokens from others'")
-            self.recorder = self.courier.recorder = None
+            self.recorder = self.reporter.recorder = None
         if self.recorder is not None and (batch := _batch(runner, scheduled)) is not None:
             self.recorder.observe(batch, begun_s)
-            self.courier.tick()
+            self.reporter.tick()
         if self.applying is not None:
             self.applying.verify(self._read_map)
 

@@ -8,15 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from placer.agent.recording import PAUSE_S, Recording
-from placer.agent.status import Status, Worker
 from placer.errors import PlacerError
 from placer.plan import Plan
-
-if TYPE_CHECKING:  # it needs torch
-    from placer.agent.applying import Applying
+from placer.worker import Status, Worker
 
 EVERY_S = 5.0  # between statuses that say nothing new
 POLL_S = 1.0  # between looks for a plan
@@ -48,11 +45,24 @@ class Source(Protocol):
         """The same, if it is ready without the engine's thread."""
 
 
-class Courier:
+class Applier(Protocol):
+    """What applies plans. epoch, digest: of the one applied last"""
+
+    epoch: int
+    digest: str
+
+    def offer(self, epoch: int, plan: Plan) -> str:
+        """Apply ``plan`` when that can be, or say why not."""
+
+    def stalled(self) -> str:
+        """What keeps it from its work; empty if nothing does."""
+
+
+class Reporter:
     """Of one worker. ``tick`` runs on the engine's thread."""
 
     def __init__(
-        self, worker: Worker, sink: Sink, recorder: Source | None, applying: "Applying | None"
+        self, worker: Worker, sink: Sink, recorder: Source | None, applying: Applier | None
     ) -> None:
         self.sink, self.recorder, self.applying = sink, recorder, applying
         self.status = Status(worker)

@@ -1,7 +1,7 @@
 """A worker whose recorder, sink and policy are stand-ins, and whose clock is moved by hand.
 
-The courier's thread repeats ``_round`` and sleeps in between. Tests call ``_round`` themselves: the
-same work without the sleep, so that they say when it happens. The thread itself runs in tests/vllm.
+The reporter's thread repeats ``_round`` and sleeps in between. Tests call ``_round`` themselves:
+the same work without the sleep, so that they say when. The thread itself runs in tests/vllm.
 """
 
 import logging
@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import pytest
 
-from placer.agent.courier import EVERY_S, PATIENCE_S, POLL_S, QUEUE, Courier
 from placer.agent.recording import Recording
-from placer.agent.status import Status
+from placer.agent.reporter import EVERY_S, PATIENCE_S, POLL_S, QUEUE, Reporter
 from placer.errors import FileError, PlacerError
 from placer.plan import Plan
-from tests.agent.builders import a_plan, a_recording, a_worker
+from placer.worker import Status
+from tests.agent.workers import a_plan, a_recording, a_worker
 
 GENEROUS_S = 60.0  # a thread that has not come back by then never will
 
@@ -31,7 +31,7 @@ class Clock:
         return self.now_s
 
 
-class Recorder:
+class Counting:
     """Every time it is asked it has seen one token more than the time before."""
 
     def __init__(self) -> None:
@@ -93,12 +93,12 @@ class Sink:
 
 
 class World:
-    """A courier and all that it meets."""
+    """A reporter and all that it meets."""
 
     def __init__(self, clock: Clock, sink: Sink | None = None) -> None:
         self.clock, self.sink = clock, sink or Sink()
-        self.recorder, self.applying = Recorder(), Applying()
-        self.courier = Courier(
+        self.recorder, self.applying = Counting(), Applying()
+        self.reporter = Reporter(
             a_worker(), self.sink, cast(Any, self.recorder), cast(Any, self.applying)
         )
 
@@ -106,10 +106,10 @@ class World:
         """Steps of the engine, each when it is time to take what was recorded."""
         for _ in range(times):
             self.clock.now_s += EVERY_S
-            self.courier.tick()
+            self.reporter.tick()
 
     def round(self) -> None:
-        self.courier._round()
+        self.reporter._round()
 
     @property
     def said(self) -> Status:
@@ -120,7 +120,7 @@ class World:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr("placer.agent.courier.time", found)
+    monkeypatch.setattr("placer.agent.reporter.time", found)
     return found
 
 
@@ -131,10 +131,10 @@ def world(clock: Clock) -> World:
 
 def test_what_was_recorded_is_taken_when_it_is_time_and_not_after_every_step(world: World) -> None:
     for _ in range(3):
-        world.courier.tick()
+        world.reporter.tick()
     assert world.recorder.taken == []
     world.tick()
-    world.courier.tick()
+    world.reporter.tick()
     assert len(world.recorder.taken) == 1
 
 
@@ -253,13 +253,13 @@ def test_what_fails_alone_does_not_keep_the_rest_from_being_done(
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_no_exception_of_the_sink_leaves_the_courier(world: World, error: Exception) -> None:
+def test_no_exception_of_the_sink_leaves_the_reporter(world: World, error: Exception) -> None:
     world.sink.broken = error
     world.tick()
     world.round()
-    world.courier.close()
+    world.reporter.close()
     world.sink.broken = None
-    world.courier.close()
+    world.reporter.close()
     assert world.sink.pushed != []
     assert world.said.dropped == 0
 
@@ -344,10 +344,10 @@ def test_a_report_that_failed_is_made_again_though_nothing_changed(world: World)
 
 def test_a_worker_without_recorder_or_policy_reports_all_the_same(clock: Clock) -> None:
     sink = Sink()
-    courier = Courier(a_worker(), sink, None, None)
-    courier.tick()
-    courier._round()
-    courier.close()
+    reporter = Reporter(a_worker(), sink, None, None)
+    reporter.tick()
+    reporter._round()
+    reporter.close()
     assert sink.statuses == [Status(a_worker())]
     assert (sink.pushed, sink.asked) == ([], [])
 
@@ -357,7 +357,7 @@ def test_closing_pushes_the_rest_and_reports_even_during_a_pause(world: World) -
     world.tick()
     world.round()
     world.sink.broken = None
-    world.courier.close()
+    world.reporter.close()
     assert [recording for _, recording in world.sink.pushed] == world.recorder.taken
     assert len(world.recorder.taken) == 2
     assert world.said.tokens == 1 + 2

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from placer.agent.refusal import refusal
-from placer.agent.status import Worker
 from placer.arrays import IntArray
 from placer.placement import Placement
 from placer.plan import Plan
+from placer.refusal import refusal
+from placer.worker import Worker
 
 STALLED_S = 60.0  # a rearrangement that takes longer is reported
 VERIFY_EVERY_S = 1.0  # reading the map back makes a GPU wait
