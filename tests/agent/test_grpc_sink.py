@@ -260,6 +260,7 @@ def test_the_environment_names_pool_and_engine_or_else_model_and_host(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     sink = sinks.way_to("127.0.0.1:1")(a_worker(model="deepseek-ai/DeepSeek-V3"), None)
+    assert isinstance(sink, GrpcSink)
     assert (sink.identity.pool, sink.identity.engine) == expected
     sink.close()
 
