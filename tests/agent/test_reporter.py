@@ -49,15 +49,16 @@ class Counting:
 
 class Applying:
     def __init__(self) -> None:
-        self.epoch, self.digest, self.trouble, self.reason = 0, "", "", ""
+        self.worker, self.changes = a_worker(), 1
+        self.epoch, self.digest, self.said, self.reason = 0, "", "", ""
         self.offered: list[int] = []
 
     def offer(self, epoch: int, plan: Plan) -> str:
         self.offered.append(epoch)
         return self.reason
 
-    def stalled(self) -> str:
-        return self.trouble
+    def trouble(self) -> str:
+        return self.said
 
 
 class Sink:
@@ -317,11 +318,40 @@ def test_what_is_reported_as_applied_is_what_the_policy_read_back(world: World) 
     assert (world.said.epoch, world.said.digest) == (3, "sha256:ab")
 
 
+def test_after_a_change_of_width_a_worker_registers_anew_and_the_newest_plan_is_offered_again(
+    world: World,
+) -> None:
+    world.sink.found = (3, a_plan())
+    world.tick()
+    world.round()
+    world.applying.epoch, world.applying.digest = 3, "sha256:ab"
+    world.round()
+    wider = a_worker(slots=8, ep_size=4)
+    world.applying.epoch, world.applying.digest = 0, ""
+    world.applying.worker, world.applying.changes = wider, 2
+    world.applying.reason = "it is for 2 ranks"
+    world.round()
+    world.round()
+    assert world.applying.offered == [3, 3]
+    assert world.said == Status(wider, refused_epoch=3, refused="it is for 2 ranks", tokens=1)
+
+
+def test_a_plan_that_came_too_early_for_a_new_width_is_not_refused_for_ever(world: World) -> None:
+    world.sink.found, world.applying.reason = (3, a_plan()), "the engine has 2 ranks"
+    world.round()
+    world.round()
+    assert world.said.refused_epoch == 3
+    world.applying.reason, world.applying.changes = "", 2
+    world.round()
+    assert world.applying.offered == [3, 3]
+    assert world.said.refused_epoch == 0
+
+
 def test_a_rearrangement_that_stalls_is_reported_until_it_ends(world: World) -> None:
-    world.applying.trouble = "a rebalance has not finished"
+    world.applying.said = "a rebalance has not finished"
     world.round()
     assert world.said.trouble == "a rebalance has not finished"
-    world.applying.trouble = ""
+    world.applying.said = ""
     world.round()
     assert world.said.trouble == ""
 

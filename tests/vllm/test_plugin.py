@@ -73,7 +73,8 @@ def test_a_data_parallel_rank_keeps_its_own_rows(
     monkeypatch.setattr(hooks, "get_forward_context", lambda: context)
     agent = SimpleNamespace(lost_rows=False)
     seen: list[torch.Tensor] = []
-    hooks._capture_own(agent, seen.append, 1, torch.arange(rows))  # type: ignore[arg-type]
+    parallel = SimpleNamespace(data_parallel_rank=1)
+    hooks._capture_own(agent, seen.append, parallel, torch.arange(rows))  # type: ignore[arg-type]
     assert agent.lost_rows is lost
     if kept is not None:
         assert seen[0].tolist() == kept
