@@ -25,11 +25,11 @@ from controller.fleet.workers import (
 from controller.ledger.ledger import Conflict, Record, Unreadable
 from controller.ledger.watched import WatchedLedger
 from controller.ports import Engines
-from placer.agent.refusal import refusal
 from placer.checks import violations
 from placer.errors import PlacementError
 from placer.placement import Placement
 from placer.plan import Plan
+from placer.refusal import refusal
 
 log = logging.getLogger("placer.controller")
 

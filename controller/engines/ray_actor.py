@@ -11,11 +11,11 @@ import ray
 from controller.engines.ray_engines import NAMESPACE
 from controller.local_engine.local_engine import EngineStatus, LocalEngine
 from controller.migration.commands import Command, Outcome
-from placer.agent.courier import Courier
 from placer.agent.grpc_sink import GrpcSink
 from placer.agent.recording import PAUSE_S, Recording
-from placer.agent.status import Identity, Worker
+from placer.agent.reporter import Reporter
 from placer.placement import Placement
+from placer.worker import Identity, Worker
 
 CONCURRENCY = 128  # requests that an engine's callers may wait for at once
 
@@ -56,7 +56,7 @@ class EngineActor:
         )
         identity = Identity(serving.pool, serving.engine, serving.actor)
         sink = GrpcSink(serving.address, worker, identity, shape)
-        self._courier = Courier(worker, sink, Recorder(self.engine), None)
+        self._courier = Reporter(worker, sink, Recorder(self.engine), None)
         self._courier.start()
 
     def generate(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], float]:
@@ -82,7 +82,7 @@ class EngineActor:
 
 
 class Recorder:
-    """What a courier takes from, every few seconds."""
+    """What a reporter takes from, every few seconds."""
 
     def __init__(self, engine: LocalEngine) -> None:
         self._engine, self._due_s = engine, 0.0

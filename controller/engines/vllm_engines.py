@@ -21,10 +21,10 @@ from controller.migration.commands import (
     Verify,
 )
 from controller.ports import EngineLostError
-from placer.agent.refusal import refusal
 from placer.files.plans import plan_text
 from placer.placement import Placement, linear
 from placer.plan import Plan
+from placer.refusal import refusal
 
 LOOK_S = 0.2
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from controller.fleet.windows import Delta, Window
-from placer.agent.status import Worker
 from placer.errors import PlacerError, RoutingError
 from placer.model import ModelShape
 from placer.names import few
 from placer.pace import Pace, merged
 from placer.profile import Profile, merge
+from placer.worker import Worker
 
 SILENT_S = 60.0  # a worker that was not seen for so long is gone: agents pause up to 20 s
 FORGOTTEN_S = 3600.0

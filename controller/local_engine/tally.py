@@ -78,7 +78,7 @@ class Tally:
         layer = np.arange(self._sizes.layers)
         pairs = (phase[:, None, None, None], layer[:, None, None])
         np.add.at(self._coactivation, (*pairs, experts[:, :, :, None], experts[:, :, None]), 1)
-        # One pair that is drawn stands for all, as in placer.agent.counters.
+        # One pair that is drawn stands for all, as in placer.agent.vllm.counters.
         column = self._lots.integers(self._sizes.top_k, size=experts.shape[:2])
         one = np.take_along_axis(experts, column[:, :, None], axis=2)[:, :, 0]
         np.add.at(self._transitions, (phase[:, None], layer[:-1], one[:, :-1], one[:, 1:]), 1)

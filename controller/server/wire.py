@@ -13,7 +13,6 @@ from controller.fleet.windows import Delta
 from controller.fleet.workers import NAME, Registration, WorkerId
 from controller.ledger.ledger import Record
 from controller.server.intake import read_push
-from placer.agent.status import Worker
 from placer.arrays import IntArray
 from placer.bounds import MOST_EXPERTS, MOST_LAYERS, MOST_PAIRS, MOST_TOP_K
 from placer.errors import FileError, ModelError, RoutingError
@@ -26,6 +25,7 @@ from placer.placement import MOST_CELLS
 from placer.plan import Hold, Infeasible, Plan
 from placer.topology import MOST_GPUS
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
+from placer.worker import Worker
 
 PHASES = {profile_pb2.PHASE_PREFILL: "prefill", profile_pb2.PHASE_DECODE: "decode"}
 SLOTS = 2**20  # of all layers

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from placer.agent import folder
 from placer.agent.recording import Recording
-from placer.agent.status import Status, Worker
 from placer.errors import PlacerError
 from placer.files.atomic import make_folder
 from placer.files.plans import read_plan
@@ -16,6 +15,7 @@ from placer.pace import Pace, merged
 from placer.plan import Plan
 from placer.profile import Profile, merge
 from placer.trace import Trace, concatenate
+from placer.worker import Status, Worker
 
 TRACE_BYTES = 2**20  # of expert ids in one file, before the next is begun
 TRACES_KEPT = 64

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from placer.agent.status import Status
 from placer.errors import FileError
 from placer.files.atomic import read_text, write_text
 from placer.files.specs import first_fault
+from placer.worker import Status
 
 SILENT_S = 30.0  # a worker that has not written its status for so long is taken for gone
 LIMIT = 2**20

@@ -9,11 +9,11 @@ from typing import Any
 import grpc
 import numpy as np
 
-from placer.agent.courier import PATIENCE_S
 from placer.agent.recording import Recording
-from placer.agent.status import Identity, Status, Worker
-from placer.agent.streams import ControllerError, Pushes, Watch, failure
+from placer.agent.reporter import PATIENCE_S
+from placer.agent.streams import Pushes, Watch, failure
 from placer.channel import Settings, open_channel
+from placer.client import ControllerError
 from placer.errors import FileError, PlacerError
 from placer.files.plans import LIMIT, parse_plan
 from placer.model import ModelShape
@@ -25,12 +25,13 @@ from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2 import WatchRequest
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
 from placer.v1.profile_pb2_grpc import ProfileServiceStub
+from placer.worker import Identity, Status, Worker
 
 DEADLINE_S = 5.0
 OPTIONS = [
     ("grpc.max_receive_message_length", LIMIT),
     ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.enable_retries", 0),  # the courier tries again by itself
+    ("grpc.enable_retries", 0),  # the reporter tries again by itself
     # Connecting ends before a call does, and after long absence is tried again as often as pushes.
     ("grpc.min_reconnect_backoff_ms", 4_000),
     ("grpc.max_reconnect_backoff_ms", round(PATIENCE_S * 1000)),

@@ -8,17 +8,14 @@ from typing import Any
 
 import grpc
 
-from placer.agent.courier import PATIENCE_S, POLL_S
+from placer.agent.reporter import PATIENCE_S, POLL_S
 from placer.channel import Settings
+from placer.client import ControllerError
 from placer.errors import PlacerError
 from placer.probe import tls_fault
 
 BREATH_S = 0.01  # between plans, of which an honest controller has few
 _NO_TOKEN = "plugin failed with error: "  # gRPC's words before those of placer.channel
-
-
-class ControllerError(PlacerError):
-    """The controller is not there, too slow, or says what makes no sense."""
 
 
 class Pushes:

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from placer.agent import folder
-from placer.agent.refusal import refusal
-from placer.agent.status import Status
 from placer.cli import operations
-from placer.cli.client import is_address
 from placer.cli.console import BAD_INPUT, HOLD, out, progress, stop
+from placer.client import is_address
 from placer.errors import FileError, PlacementError
 from placer.files.atomic import make_folder
 from placer.files.plans import read_plan, write_plan
+from placer.refusal import refusal
+from placer.worker import Status
 
 WAIT_S = 60.0  # for the ranks of a directory
 

@@ -6,9 +6,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from placer.cli.client import ADDRESS, Json, To, as_dict, controller
+from placer.cli.client import Json, To, as_dict, controller
 from placer.cli.console import note, out, print_json
 from placer.cli.wording import moment, reason, state
+from placer.client import ADDRESS
 from placer.report.plain import plain
 from placer.v1.fleet_pb2 import ExplainRequest, HistoryRequest, StatusRequest
 from placer.v1.placement_pb2 import WatchRequest

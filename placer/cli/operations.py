@@ -8,21 +8,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.filesize import decimal
 
-from placer.cli.client import (
-    ADDRESS,
-    PLANNING_S,
-    Controller,
-    ControllerError,
-    Json,
-    NobodyError,
-    Reason,
-    To,
-    as_dict,
-    controller,
-    words,
-)
+from placer.cli.client import PLANNING_S, Json, Reason, To, as_dict, controller, words
 from placer.cli.console import HOLD, note, out, print_json, progress, stop
 from placer.cli.wording import span, state
+from placer.client import ADDRESS, Controller, ControllerError, NobodyError
 from placer.errors import PlacerError
 from placer.files.atomic import read_text
 from placer.files.plans import LIMIT, parse_plan

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from placer import parallel
-from placer.cli.client import ADDRESS
 from placer.cli.console import note, out, progress
+from placer.client import ADDRESS
 from placer.errors import PlacerError
 from placer.extras import MissingError
 

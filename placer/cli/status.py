@@ -7,9 +7,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from placer.cli.client import ADDRESS, Controller, Json, To, as_dict, controller
+from placer.cli.client import Json, To, as_dict, controller
 from placer.cli.console import out, print_json
 from placer.cli.wording import moment, moves, span
+from placer.client import ADDRESS, Controller
 from placer.report.plain import plain
 from placer.v1.fleet_pb2 import StatusRequest
 from placer.v1.placement_pb2 import PLAN_STATE_APPROVED, ListRequest

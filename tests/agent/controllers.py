@@ -10,7 +10,6 @@ import numpy as np
 
 from placer.agent.grpc_sink import GrpcSink
 from placer.agent.recording import Recording
-from placer.agent.status import Identity
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceServicer, add_FleetServiceServicer_to_server
 from placer.v1.placement_pb2_grpc import (
@@ -18,7 +17,8 @@ from placer.v1.placement_pb2_grpc import (
     add_PlacementServiceServicer_to_server,
 )
 from placer.v1.profile_pb2_grpc import ProfileServiceServicer, add_ProfileServiceServicer_to_server
-from tests.agent.builders import a_recording, a_sequence, a_status, a_worker
+from placer.worker import Identity
+from tests.agent.workers import a_recording, a_sequence, a_status, a_worker
 
 PROMPT = [[[0], [1]], [[0], [2]], [[3], [1]]]  # 3 tokens, 2 layers, top-1
 DECODED = [[[2], [2]]]

@@ -14,13 +14,13 @@ import pytest
 from placer.agent import file_sink, folder
 from placer.agent.file_sink import FileSink
 from placer.agent.recording import Recording
-from placer.agent.status import Status
 from placer.errors import FileError, PlacerError
 from placer.files.plans import write_plan
 from placer.files.routing import read_header, read_profile, read_trace
 from placer.pace import Pace
 from placer.profile import Profile, merge, of_trace
-from tests.agent.builders import a_plan, a_recording, a_sequence, a_status, a_worker
+from placer.worker import Status
+from tests.agent.workers import a_plan, a_recording, a_sequence, a_status, a_worker
 from tests.builders import a_model
 
 PROMPT = [[[0], [1]], [[0], [2]], [[3], [1]]]  # 3 tokens, 2 layers, top-1
@@ -285,7 +285,7 @@ import os
 import sys
 from pathlib import Path
 from placer.agent import file_sink
-from tests.agent.builders import a_recording, a_sequence, a_status, a_worker
+from tests.agent.workers import a_recording, a_sequence, a_status, a_worker
 
 file_sink.TRACE_BYTES = 4000
 tokens = [[[0], [1]], [[2], [3]]] * 50

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from placer import model
-from placer.agent import grpc_sink, plugin
+from placer.agent import grpc_sink, sinks
 from placer.agent.grpc_sink import GrpcSink
-from placer.agent.status import Identity, Status, Worker
 from placer.errors import PlacerError
 from placer.files.specs import shape_of
 from placer.pace import Pace
 from placer.v1 import profile_pb2
-from tests.agent.builders import a_recording, a_sequence, a_status, a_worker
+from placer.worker import Identity, Status, Worker
 from tests.agent.controllers import (
     CALLS,
     GENEROUS_S,
@@ -29,6 +28,7 @@ from tests.agent.controllers import (
     serve,
     until,
 )
+from tests.agent.workers import a_recording, a_sequence, a_status, a_worker
 
 pytestmark = pytest.mark.usefixtures("plainly")
 
@@ -259,7 +259,8 @@ def test_the_environment_names_pool_and_engine_or_else_model_and_host(
     monkeypatch.setattr("socket.gethostname", lambda: "this-host")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    sink = plugin._sink("127.0.0.1:1")(a_worker(model="deepseek-ai/DeepSeek-V3"), None)
+    sink = sinks.way_to("127.0.0.1:1")(a_worker(model="deepseek-ai/DeepSeek-V3"), None)
+    assert isinstance(sink, GrpcSink)
     assert (sink.identity.pool, sink.identity.engine) == expected
     sink.close()
 
@@ -269,7 +270,7 @@ def test_settings_that_cannot_be_end_the_agent_before_it_touches_the_engine(
 ) -> None:
     monkeypatch.setenv("PLACER_TLS_CA", "/no/such/authority.pem")
     with pytest.raises(PlacerError, match=r"authority\.pem"):
-        plugin._sink("127.0.0.1:1")
+        sinks.way_to("127.0.0.1:1")
 
 
 def test_every_call_shows_the_token(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

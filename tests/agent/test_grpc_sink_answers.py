@@ -13,7 +13,6 @@ from placer.agent.grpc_sink import GrpcSink
 from placer.errors import PlacerError
 from placer.files.plans import write_plan
 from placer.v1 import profile_pb2
-from tests.agent.builders import a_plan
 from tests.agent.controllers import (
     CALLS,
     Controller,
@@ -22,6 +21,7 @@ from tests.agent.controllers import (
     a_sink,
     until,
 )
+from tests.agent.workers import a_plan
 
 pytestmark = pytest.mark.usefixtures("plainly")
 

@@ -10,7 +10,7 @@ from placer.agent.recording import Counts, Recording
 from placer.agent.sampling import Sequence
 from placer.profile import of_trace
 from placer.trace import Trace
-from tests.agent.builders import a_recording, a_sequence
+from tests.agent.workers import a_recording, a_sequence
 
 COUNTS = Counts(
     load=np.array([[[2, 2, 0], [0, 2, 2]], [[1, 0, 1], [1, 1, 0]]], dtype=np.float32),

@@ -21,11 +21,11 @@ class Broken(grpc.RpcError):  # type: ignore[misc]
 
 
 class World:
-    """A watch and its clock. In every pause the courier asks for a plan; the last pause ends it."""
+    """A watch and its clock. In every pause a reporter asks for a plan; the last pause ends it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, waits: int) -> None:
         self.now_s, self.waited, self._left = 0.0, list[float](), waits
-        self.told: list[str] = []  # errors that the courier got
+        self.told: list[str] = []  # errors that the reporter got
         self.epochs: list[int] = []  # plans that it got
         self.watch = Watch("host:1", lambda _: self.stream())
         monkeypatch.setattr(streams, "time", self)

@@ -12,9 +12,9 @@ import pytest
 
 from placer.agent import folder
 from placer.agent.folder import SILENT_S
-from placer.agent.status import Status
 from placer.files.plans import read_plan, write_plan
-from tests.agent.builders import a_plan, a_status, a_worker
+from placer.worker import Status
+from tests.agent.workers import a_plan, a_status, a_worker
 from tests.cli.conftest import Placer
 
 AGENTS = Path("agents")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from placer.files.plans import write_plan
-from tests.agent.builders import a_plan
+from tests.agent.workers import a_plan
 from tests.cli.conftest import Placer
 from tests.cli.tiny_controller import Running, a_controller
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from controller.engines.in_memory import MemoryEngine
-from placer.cli.client import Controller, NobodyError
+from placer.client import Controller, NobodyError
 from placer.files.plans import write_plan
 from placer.v1.fleet_pb2 import OperationsRequest
-from tests.agent.builders import IN_ORDER, a_plan
+from tests.agent.workers import IN_ORDER, a_plan
 from tests.cli.conftest import Placer
 from tests.cli.tiny_controller import FullEngine, Running, a_controller
 

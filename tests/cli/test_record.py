@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from placer.agent.file_sink import FileSink
 from placer.model import ModelShape
-from tests.agent.builders import a_recording, a_sequence, a_status, a_worker
+from tests.agent.workers import a_recording, a_sequence, a_status, a_worker
 
 worker = a_worker(experts=16, top_k=2, slots=16, ep_size=8)
 sink = FileSink(Path(os.environ["PLACER_AGENT"]), worker, {MODEL!r})

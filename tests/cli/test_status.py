@@ -8,7 +8,7 @@ from placer.cost import Score
 from placer.files.plans import write_plan
 from placer.pace import Pace
 from placer.plan import Comparison, Plan
-from tests.agent.builders import a_plan
+from tests.agent.workers import a_plan
 from tests.cli.conftest import Placer
 from tests.cli.tiny_controller import Running, a_controller
 from tests.controller.server.tiny_service import Authority

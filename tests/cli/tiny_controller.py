@@ -22,7 +22,7 @@ from controller.loop import Loop
 from controller.migration.commands import Command, Copy, Outcome, Refused
 from controller.server.security import Listening
 from placer.placement import Placement
-from tests.agent.builders import IN_ORDER, a_worker
+from tests.agent.workers import IN_ORDER, a_worker
 from tests.builders import a_topology
 
 

@@ -17,10 +17,10 @@ from controller.ledger.ledger import Ledger, LedgerFull, Record
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.migration.commands import Command, Lost, Outcome, Refused
-from placer.agent.status import Worker
 from placer.cost.balance import rank_load
 from placer.placement import Placement
 from placer.plan import Plan
+from placer.worker import Worker
 from tests.builders import a_model, a_placement, by_hand
 
 POOL = "chat"

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from placer.agent import folder
-from placer.agent.status import Status
 from placer.files.plans import read_plan, write_plan
 from placer.files.routing import read_profile, read_trace
 from placer.placement import Placement
 from placer.plan import Plan
 from placer.profile import Profile
 from placer.trace import Trace
+from placer.worker import Status
 from tests.builders import a_model
 from tests.vllm.engines import ROOT, Engine, Generation
 

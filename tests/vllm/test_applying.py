@@ -1,16 +1,20 @@
-"""Ranks agree on a plan, or keep their map. The poll is a list of the others' votes."""
+"""Ranks agree on a plan, or keep their map. The others' votes are given; real groups have their
+own tests."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-vllm installs it")
 
-from placer.agent.applying import Applying, Vote
-from placer.agent.status import Worker
+from placer.agent.vllm.applying import Applying, Vote
+from placer.agent.vllm.verdict import Verdict
 from placer.placement import Placement
 from placer.plan import Plan
+from placer.worker import Worker
 
 # One layer, 2 ranks of 2 slots.
 OLD = torch.tensor([[0, 1, 2, 3]])
@@ -26,18 +30,39 @@ class Engines:
         return f"the engine's map of {num_replicas} slots"
 
 
-def asked(applying: Applying, slots: int = 4, old: object = OLD) -> object:
-    return applying.rebalance_experts(torch.ones(1, 4), slots, 1, 1, 2, old)
+class Group:
+    """This rank's, which is the first of two; how all vote follows from its own vote."""
+
+    rank, size = 0, 2
+
+    def __init__(self, votes: Callable[[Vote], list[Vote]]) -> None:
+        self.votes, self.store = votes, torch.distributed.HashStore()
+
+
+def a_rank(votes: Callable[[Vote], list[Vote]], worker: Worker = WORKER) -> Applying:
+    """One whose fellow has an agent, too, and signs with it."""
+    group = Group(votes)
+    fellow = Verdict(group.store, 1, 2, worker)
+    applying = Applying(lambda: (group, worker), Engines())
+    fellow.enter()
+    return applying
+
+
+def asked(applying: Applying, slots: int = 4, old: object = OLD, is_profile: bool = False) -> Any:
+    def ask() -> object:
+        return applying.rebalance_experts(torch.ones(1, 4), slots, 1, 1, 2, old)
+
+    return applying.rearranging(ask, is_profile)
 
 
 def alone(*others: Vote) -> Applying:
     """A rank whose fellows vote as given."""
-    return Applying(WORKER, lambda mine: [mine, *others], Engines())
+    return a_rank(lambda mine: [mine, *others])
 
 
 def with_twin() -> Applying:
     """A rank whose fellow votes as it does."""
-    return Applying(WORKER, lambda mine: [mine, mine], Engines())
+    return a_rank(lambda mine: [mine, mine])
 
 
 def test_without_a_plan_the_map_stays() -> None:
@@ -53,7 +78,7 @@ def test_the_plan_that_all_hold_is_returned() -> None:
 def test_the_map_has_the_type_that_the_engine_has() -> None:
     applying = with_twin()
     applying.offer(1, NEW)
-    assert asked(applying, old=OLD.to(torch.int32)).dtype == torch.int32  # type: ignore[attr-defined]
+    assert asked(applying, old=OLD.to(torch.int32)).dtype == torch.int32
 
 
 @pytest.mark.parametrize("other", [(0, 0), (2, 7), (1, 7)])
@@ -99,7 +124,7 @@ def test_a_refused_plan_gets_no_vote() -> None:
         votes.append(mine)
         return [mine]
 
-    applying = Applying(WORKER, poll, Engines())
+    applying = a_rank(poll)
     lost = Plan(Placement(np.array([[0, 2, 1, 1]]), experts=4, gpus=2))
     assert "no slot holds expert 3" in applying.offer(1, lost)
     assert asked(applying) is OLD
@@ -109,8 +134,8 @@ def test_a_refused_plan_gets_no_vote() -> None:
 def test_no_plan_is_applied_while_the_engine_measures_itself() -> None:
     applying = with_twin()
     applying.offer(1, NEW)
-    assert applying.rearranging(lambda: asked(applying), is_profile=True) is OLD
-    assert applying.rearranging(lambda: asked(applying), is_profile=False) is not OLD
+    assert asked(applying, is_profile=True) == "the engine's map of 4 slots"
+    np.testing.assert_array_equal(asked(applying), NEW.placement.physical_to_logical)
 
 
 def test_a_model_that_drafts_is_the_engines_own() -> None:
@@ -129,13 +154,44 @@ def test_while_the_width_changes_the_engine_decides(old: object) -> None:
 
 def test_a_rearrangement_that_does_not_finish_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     applying = with_twin()
-    monkeypatch.setattr("placer.agent.applying.STALLED_S", 0.0)
-    assert applying.stalled() == ""
-    said = applying.rearranging(applying.stalled, is_profile=False)
+    monkeypatch.setattr("placer.agent.vllm.applying.STALLED_S", 0.0)
+    assert applying.trouble() == ""
+    said = applying.rearranging(applying.trouble, is_profile=False)
     assert "a rebalance has not finished" in said
-    assert applying.stalled() == ""
+    assert asked(applying) is OLD
+    assert applying.trouble() == ""
 
 
 def test_an_engine_without_its_balancer_is_told_to_start_it() -> None:
-    applying = Applying(replace(WORKER, can_apply=False), lambda mine: [mine], Engines())
+    applying = a_rank(lambda mine: [mine], replace(WORKER, can_apply=False))
     assert "--enable-eplb" in applying.offer(1, NEW)
+
+
+def test_until_there_is_a_verdict_the_engine_decides_and_nobody_is_asked() -> None:
+    def never(mine: Vote) -> list[Vote]:
+        raise AssertionError("nobody else would vote")
+
+    group = Group(never)
+    applying = Applying(lambda: (group, WORKER), Engines())
+    applying.offer(1, NEW)
+    for _ in range(3):
+        assert asked(applying) == "the engine's map of 4 slots"
+    assert "no agent on rank 1: set PLACER_AGENT there" in applying.trouble()
+
+
+def test_a_store_that_fails_is_the_agents_trouble_and_not_the_engines() -> None:
+    group = Group(lambda mine: [mine, mine])
+    group.store = None
+    applying = Applying(lambda: (group, WORKER), Engines())
+    assert asked(applying) == "the engine's map of 4 slots"
+    assert "no plan is applied: the store of the engine's process group fails" in applying.trouble()
+
+
+def test_another_shape_is_another_worker_without_a_plan() -> None:
+    group, worker = Group(lambda mine: [mine, mine]), WORKER
+    applying = Applying(lambda: (group, worker), Engines())
+    assert (applying.offer(1, NEW), applying.changes) == ("", 1)
+    worker = replace(WORKER, slots=8)
+    applying.look()
+    assert (applying.worker.slots, applying.changes) == (8, 2)
+    assert "the engine 8" in applying.offer(1, NEW)

@@ -7,7 +7,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm instal
 
 from placer.cost.balance import rank_load
 from placer.profile import Profile, of_trace
-from tests.agent.builders import assert_drawn
+from tests.agent.workers import assert_drawn
 from tests.vllm.oracle import Oracle
 from tests.vllm.story import Story
 

@@ -10,7 +10,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm instal
 import torch
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from placer.agent import engine, plugin
+from placer.agent.vllm import hooks, plugin
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_model_without_experts_gets_one_line_and_nothing_else(
         raise AssertionError("nothing should be opened")
 
     runner = SimpleNamespace(model=torch.nn.Linear(2, 2))
-    engine._loaded(refuse, runner)  # type: ignore[arg-type]
+    hooks._loaded(refuse, runner)  # type: ignore[arg-type]
     assert [record.getMessage() for record in caplog.records] == [
         "placer: the model has no experts, nothing to do"
     ]
@@ -70,10 +70,11 @@ def test_a_data_parallel_rank_keeps_its_own_rows(
     padded = {"local_sizes": [4, 4]} if rows == 8 else {}
     across = SimpleNamespace(num_tokens_across_dp_cpu=torch.tensor([2, 3]), **padded)
     context = SimpleNamespace(dp_metadata=across)
-    monkeypatch.setattr(engine, "get_forward_context", lambda: context)
+    monkeypatch.setattr(hooks, "get_forward_context", lambda: context)
     agent = SimpleNamespace(lost_rows=False)
     seen: list[torch.Tensor] = []
-    engine._capture_own(agent, seen.append, 1, torch.arange(rows))  # type: ignore[arg-type]
+    parallel = SimpleNamespace(data_parallel_rank=1)
+    hooks._capture_own(agent, seen.append, parallel, torch.arange(rows))  # type: ignore[arg-type]
     assert agent.lost_rows is lost
     if kept is not None:
         assert seen[0].tolist() == kept
@@ -89,7 +90,7 @@ def test_an_agent_that_fails_ends_alone(caplog: pytest.LogCaptureFixture, said: 
     def fails(*_: object) -> None:
         raise ValueError("a bug")
 
-    engine._after(Runner, "execute_model", fails)
+    hooks._after(Runner, "execute_model", fails)
     runner = Runner()
     assert runner.execute_model() == "tokens"
     assert runner.placer is None

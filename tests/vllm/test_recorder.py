@@ -8,12 +8,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-vllm installs it")
 
-from placer.agent.counters import STAGED, Counters
-from placer.agent.recorder import Batch, Recorder
 from placer.agent.recording import Counts
+from placer.agent.vllm.counters import STAGED, Counters
+from placer.agent.vllm.recorder import Batch, StepRecorder
 from placer.profile import merge, of_trace
 from placer.trace import Trace
-from tests.agent.builders import assert_drawn
+from tests.agent.workers import assert_drawn
 from tests.builders import random_trace
 
 LAYERS, EXPERTS, TOP_K = 3, 8, 2
@@ -38,7 +38,7 @@ class Request:
 class World:
     """An engine of 6 slots whose router draws lots; padding follows every batch."""
 
-    recorder: Recorder
+    recorder: StepRecorder
     requests: dict[str, Request]
     rng: np.random.Generator
     chunk: int = 5  # prompt tokens a step
@@ -83,7 +83,7 @@ def a_world(seed: int, requests: int, longest: int, chunk: int = 5) -> World:
         f"r{at}": Request(prompt, prompt + int(rng.integers(1, longest)))
         for at, prompt in enumerate(rng.integers(1, longest, requests).tolist())
     }
-    return World(Recorder(counters), made, rng, chunk)
+    return World(StepRecorder(counters), made, rng, chunk)
 
 
 def true_trace(world: World, phase: str | None = None) -> Trace:
@@ -194,14 +194,14 @@ def test_sampled_requests_are_kept_token_by_token() -> None:
 
 
 def test_a_step_without_tokens_may_be_all_that_there_was() -> None:
-    recorder = Recorder(Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu")))
+    recorder = StepRecorder(Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu")))
     recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]), 0.0)
     assert recorder.take().profiles() == []
 
 
 def test_a_request_that_begins_again_after_preemption_leaves_no_broken_trace() -> None:
     counters = Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu"))
-    recorder = Recorder(counters)
+    recorder = StepRecorder(counters)
     for position in (0, 1, 0, 1, 2):  # preempted after two tokens
         new = ["r"] if recorder.take().counts.tokens.sum() == 0 and position == 0 else []
         token_ids = torch.zeros(1, dtype=torch.int64)
@@ -218,7 +218,7 @@ def test_an_idle_recorder_gives_the_rest_to_another_thread_and_then_nothing(
     world = a_world(7, 4, 10)
     world.run()
     assert world.recorder.take_idle() is None  # a step has only just run
-    monkeypatch.setattr("placer.agent.recorder.IDLE_S", 0.0)
+    monkeypatch.setattr("placer.agent.vllm.recorder.IDLE_S", 0.0)
     rest = world.recorder.take_idle()
     assert rest is not None
     assert rest.counts.tokens.sum() == sum(one.total for one in world.requests.values())
@@ -233,15 +233,15 @@ def test_steps_are_timed_by_phase_on_the_clock_that_the_engine_sees(
     counters = Counters(LAYERS, EXPERTS, TOP_K, 4, torch.device("cpu"))
     for layer in range(LAYERS):
         counters.capture(layer, torch.arange(TOP_K).repeat(4, 1))
-    recorder = Recorder(counters)
-    monkeypatch.setattr("placer.agent.recorder.time.monotonic", lambda: next(ended_s))
+    recorder = StepRecorder(counters)
+    monkeypatch.setattr("placer.agent.vllm.recorder.time.monotonic", lambda: next(ended_s))
     for begun_s, position, size in ((100.0, 0, 2), (100.03, 2, 1), (100.04, 3, 1)):
         batch = Batch(
             ["r"], {"r": size}, size, np.array([position]), np.array([2]), torch.zeros(4), (), ()
         )
         recorder.observe(batch, begun_s)
     recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]), 101.05)
-    monkeypatch.setattr("placer.agent.recorder.time.monotonic", lambda: 102.0)
+    monkeypatch.setattr("placer.agent.vllm.recorder.time.monotonic", lambda: 102.0)
     profiles = {one.phase: one for one in recorder.take().profiles()}
     prefill, decode = profiles["prefill"].pace, profiles["decode"].pace
     assert prefill is not None

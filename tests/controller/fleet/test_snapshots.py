@@ -14,7 +14,7 @@ from controller.fleet.workers import Fleet, Registration, WorkerId
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from placer.pace import Pace
-from tests.agent.builders import a_worker
+from tests.agent.workers import a_worker
 
 SPAN_S = 100.0
 ID = WorkerId("pool", "engine", "worker-0", incarnation=7)

@@ -9,7 +9,7 @@ from placer.agent.recording import Recording
 from placer.arrays import IntArray
 from placer.profile import of_trace
 from placer.trace import Trace
-from tests.agent.builders import assert_drawn
+from tests.agent.workers import assert_drawn
 from tests.controller.local_engine.plain import Plain
 from tests.controller.local_engine.tiny_engine import (
     EXPERTS,

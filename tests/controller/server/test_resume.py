@@ -13,10 +13,10 @@ import pytest
 from controller.migration.commands import Stage
 from placer.agent import streams
 from placer.agent.grpc_sink import GrpcSink
-from placer.agent.status import Identity
 from placer.errors import PlacerError
 from placer.plan import Plan
-from tests.agent.builders import a_recording, a_status, a_worker
+from placer.worker import Identity
+from tests.agent.workers import a_recording, a_status, a_worker
 from tests.builders import a_model, a_placement
 from tests.controller.server.tiny_server import IN_ORDER, SWAPPED, Setting, World, a_world
 

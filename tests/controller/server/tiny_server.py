@@ -29,7 +29,7 @@ from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub, LedgerServiceStub
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
 from placer.v1.profile_pb2_grpc import ProfileServiceStub
-from tests.agent.builders import a_worker
+from tests.agent.workers import a_worker
 from tests.builders import a_model, a_placement, by_hand
 
 IN_ORDER = [[0, 1, 2, 3], [0, 1, 2, 3]]

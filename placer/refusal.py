@@ -1,8 +1,8 @@
 """Whether a worker may apply a plan; asked before it is handed over, and by the worker again."""
 
-from placer.agent.status import Worker
 from placer.checks import violations
 from placer.plan import Plan
+from placer.worker import Worker
 
 
 def refusal(plan: Plan, worker: Worker) -> str:

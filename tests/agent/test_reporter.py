@@ -1,7 +1,7 @@
 """A worker whose recorder, sink and policy are stand-ins, and whose clock is moved by hand.
 
-The courier's thread repeats ``_round`` and sleeps in between. Tests call ``_round`` themselves: the
-same work without the sleep, so that they say when it happens. The thread itself runs in tests/vllm.
+The reporter's thread repeats ``_round`` and sleeps in between. Tests call ``_round`` themselves:
+the same work without the sleep, so that they say when. The thread itself runs in tests/vllm.
 """
 
 import logging
@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import pytest
 
-from placer.agent.courier import EVERY_S, PATIENCE_S, POLL_S, QUEUE, Courier
 from placer.agent.recording import Recording
-from placer.agent.status import Status
+from placer.agent.reporter import EVERY_S, PATIENCE_S, POLL_S, QUEUE, Reporter
 from placer.errors import FileError, PlacerError
 from placer.plan import Plan
-from tests.agent.builders import a_plan, a_recording, a_worker
+from placer.worker import Status
+from tests.agent.workers import a_plan, a_recording, a_worker
 
 GENEROUS_S = 60.0  # a thread that has not come back by then never will
 
@@ -31,7 +31,7 @@ class Clock:
         return self.now_s
 
 
-class Recorder:
+class Counting:
     """Every time it is asked it has seen one token more than the time before."""
 
     def __init__(self) -> None:
@@ -49,15 +49,16 @@ class Recorder:
 
 class Applying:
     def __init__(self) -> None:
-        self.epoch, self.digest, self.trouble, self.reason = 0, "", "", ""
+        self.worker, self.changes = a_worker(), 1
+        self.epoch, self.digest, self.said, self.reason = 0, "", "", ""
         self.offered: list[int] = []
 
     def offer(self, epoch: int, plan: Plan) -> str:
         self.offered.append(epoch)
         return self.reason
 
-    def stalled(self) -> str:
-        return self.trouble
+    def trouble(self) -> str:
+        return self.said
 
 
 class Sink:
@@ -93,12 +94,12 @@ class Sink:
 
 
 class World:
-    """A courier and all that it meets."""
+    """A reporter and all that it meets."""
 
     def __init__(self, clock: Clock, sink: Sink | None = None) -> None:
         self.clock, self.sink = clock, sink or Sink()
-        self.recorder, self.applying = Recorder(), Applying()
-        self.courier = Courier(
+        self.recorder, self.applying = Counting(), Applying()
+        self.reporter = Reporter(
             a_worker(), self.sink, cast(Any, self.recorder), cast(Any, self.applying)
         )
 
@@ -106,10 +107,10 @@ class World:
         """Steps of the engine, each when it is time to take what was recorded."""
         for _ in range(times):
             self.clock.now_s += EVERY_S
-            self.courier.tick()
+            self.reporter.tick()
 
     def round(self) -> None:
-        self.courier._round()
+        self.reporter._round()
 
     @property
     def said(self) -> Status:
@@ -120,7 +121,7 @@ class World:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr("placer.agent.courier.time", found)
+    monkeypatch.setattr("placer.agent.reporter.time", found)
     return found
 
 
@@ -131,10 +132,10 @@ def world(clock: Clock) -> World:
 
 def test_what_was_recorded_is_taken_when_it_is_time_and_not_after_every_step(world: World) -> None:
     for _ in range(3):
-        world.courier.tick()
+        world.reporter.tick()
     assert world.recorder.taken == []
     world.tick()
-    world.courier.tick()
+    world.reporter.tick()
     assert len(world.recorder.taken) == 1
 
 
@@ -253,13 +254,13 @@ def test_what_fails_alone_does_not_keep_the_rest_from_being_done(
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_no_exception_of_the_sink_leaves_the_courier(world: World, error: Exception) -> None:
+def test_no_exception_of_the_sink_leaves_the_reporter(world: World, error: Exception) -> None:
     world.sink.broken = error
     world.tick()
     world.round()
-    world.courier.close()
+    world.reporter.close()
     world.sink.broken = None
-    world.courier.close()
+    world.reporter.close()
     assert world.sink.pushed != []
     assert world.said.dropped == 0
 
@@ -317,11 +318,40 @@ def test_what_is_reported_as_applied_is_what_the_policy_read_back(world: World) 
     assert (world.said.epoch, world.said.digest) == (3, "sha256:ab")
 
 
+def test_after_a_change_of_width_a_worker_registers_anew_and_the_newest_plan_is_offered_again(
+    world: World,
+) -> None:
+    world.sink.found = (3, a_plan())
+    world.tick()
+    world.round()
+    world.applying.epoch, world.applying.digest = 3, "sha256:ab"
+    world.round()
+    wider = a_worker(slots=8, ep_size=4)
+    world.applying.epoch, world.applying.digest = 0, ""
+    world.applying.worker, world.applying.changes = wider, 2
+    world.applying.reason = "it is for 2 ranks"
+    world.round()
+    world.round()
+    assert world.applying.offered == [3, 3]
+    assert world.said == Status(wider, refused_epoch=3, refused="it is for 2 ranks", tokens=1)
+
+
+def test_a_plan_that_came_too_early_for_a_new_width_is_not_refused_for_ever(world: World) -> None:
+    world.sink.found, world.applying.reason = (3, a_plan()), "the engine has 2 ranks"
+    world.round()
+    world.round()
+    assert world.said.refused_epoch == 3
+    world.applying.reason, world.applying.changes = "", 2
+    world.round()
+    assert world.applying.offered == [3, 3]
+    assert world.said.refused_epoch == 0
+
+
 def test_a_rearrangement_that_stalls_is_reported_until_it_ends(world: World) -> None:
-    world.applying.trouble = "a rebalance has not finished"
+    world.applying.said = "a rebalance has not finished"
     world.round()
     assert world.said.trouble == "a rebalance has not finished"
-    world.applying.trouble = ""
+    world.applying.said = ""
     world.round()
     assert world.said.trouble == ""
 
@@ -344,10 +374,10 @@ def test_a_report_that_failed_is_made_again_though_nothing_changed(world: World)
 
 def test_a_worker_without_recorder_or_policy_reports_all_the_same(clock: Clock) -> None:
     sink = Sink()
-    courier = Courier(a_worker(), sink, None, None)
-    courier.tick()
-    courier._round()
-    courier.close()
+    reporter = Reporter(a_worker(), sink, None, None)
+    reporter.tick()
+    reporter._round()
+    reporter.close()
     assert sink.statuses == [Status(a_worker())]
     assert (sink.pushed, sink.asked) == ([], [])
 
@@ -357,7 +387,7 @@ def test_closing_pushes_the_rest_and_reports_even_during_a_pause(world: World) -
     world.tick()
     world.round()
     world.sink.broken = None
-    world.courier.close()
+    world.reporter.close()
     assert [recording for _, recording in world.sink.pushed] == world.recorder.taken
     assert len(world.recorder.taken) == 2
     assert world.said.tokens == 1 + 2

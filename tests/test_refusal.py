@@ -2,12 +2,12 @@
 
 import pytest
 
-from placer.agent.refusal import refusal
-from placer.agent.status import Worker
 from placer.objective import Objective
 from placer.placement import EMPTY
 from placer.plan import Plan
-from tests.agent.builders import a_plan, a_worker
+from placer.refusal import refusal
+from placer.worker import Worker
+from tests.agent.workers import a_plan, a_worker
 from tests.builders import a_model
 
 TWICE = [[0, 1, 2, 3, 0, 0], [0, 1, 2, 3, 0, 1]]  # the last rank holds 0 twice at layer 0

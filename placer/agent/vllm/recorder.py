@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from placer.agent.counters import STAGED, Counters, quick
 from placer.agent.recording import PHASES, Recording
 from placer.agent.sampling import Sampler
 from placer.agent.stopwatch import Stopwatch
+from placer.agent.vllm.counters import STAGED, Counters, quick
 from placer.arrays import IntArray
 
 SKIPPED: list[int] = []  # the rows of requests that are not sampled
@@ -50,7 +50,7 @@ class Batch(NamedTuple):
         return np.array([self.scheduled[name] for name in self.requests], dtype=np.int64)
 
 
-class Recorder:
+class StepRecorder:
     """Of one worker. ``observe`` runs on the engine's thread, ``take_idle`` on another.
 
     A step costs the engine a few copies; all else is done for some thousand tokens at once.

@@ -8,6 +8,7 @@ a hook is logged once and ends the agent's work, not the engine's.
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial, wraps
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm.distributed.eplb import policy as policies
 from vllm.distributed.eplb.eplb_state import EplbState
 from vllm.distributed.parallel_state import get_ep_group, get_eplb_group, get_tp_group
 from vllm.forward_context import get_forward_context
@@ -25,20 +25,21 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from placer.agent.applying import Applying, Vote
-from placer.agent.counters import Counters
-from placer.agent.courier import Courier, Sink
-from placer.agent.recorder import Batch, Recorder
-from placer.agent.status import Worker
+from placer.agent.reporter import Reporter
+from placer.agent.sinks import OpenSink
+from placer.agent.vllm.applying import Applying
+from placer.agent.vllm.counters import Counters
+from placer.agent.vllm.process_group import GroupRanks
+from placer.agent.vllm.recorder import Batch, StepRecorder
 from placer.errors import ModelError
 from placer.files.configs import read_config
 from placer.model import ModelShape
+from placer.worker import Worker
 
 log = logging.getLogger("vllm.placer")
 
 NONE = np.zeros(0, dtype=np.int64)
 Capture = Callable[[torch.Tensor], None]
-OpenSink = Callable[[Worker, ModelShape | None], Sink]
 
 
 class Agent:
@@ -49,7 +50,7 @@ class Agent:
         parallel, moe = config.parallel_config, routers[0].moe_config
         tp_rank = get_tp_group().rank_in_group
         rank = parallel.data_parallel_rank * parallel.tensor_parallel_size + tp_rank
-        eplb = runner.eplb_state
+        self._runner, self._eplb = runner, runner.eplb_state
         reason = _cannot_record(config, routers, is_first=tp_rank == 0)
         self.worker = Worker(
             name=f"worker-{rank}",
@@ -60,56 +61,73 @@ class Agent:
             slots=moe.num_experts,
             ep_rank=get_ep_group().rank_in_group if moe.moe_parallel_config.use_ep else 0,
             ep_size=moe.moe_parallel_config.ep_size,
-            can_apply=eplb is not None,
+            can_apply=self._eplb is not None,
             records=not reason,
         )
         self.recorder = self.applying = None
         self.lost_rows = False  # whether a layer's choices came in an order that is not known
         if self.worker.records:
             self.recorder = self._record(config, routers, runner.device)
-        if eplb is not None:
-            self.applying = Applying(self.worker, _poll, policies.DefaultEplbPolicy)
-            eplb.policy = self.applying
-            eplb.placer = self
         sink = open_sink(self.worker, _shape(config, self.worker))
-        self.courier = Courier(self.worker, sink, self.recorder, self.applying)
-        self._eplb = eplb
+        if self._eplb is not None:  # last: a rank that cannot start must not announce itself
+            self._ranks = GroupRanks(get_eplb_group().cpu_group)
+            self.applying = Applying(self._look, self._eplb.policy)
+            self.attach(self._eplb)
+        self.reporter = Reporter(self.worker, sink, self.recorder, self.applying)
         does = ["records"] if self.worker.records else [f"records nothing ({reason})"]
         does.append(
-            "applies plans; the engine no longer rebalances by itself"
-            if eplb is not None
+            "applies plans; the engine no longer rebalances by itself once all ranks have agents"
+            if self._eplb is not None
             else "applies nothing (start with --enable-eplb for that)"
         )
         log.info("placer: %s %s", self.worker.name, ", ".join(does))
         # Ends before the process does, unlike atexit in a process that multiprocessing began.
-        Finalize(None, self.courier.close, exitpriority=100)
-        self.courier.start()
+        Finalize(None, self.reporter.close, exitpriority=100)
+        self.reporter.start()
 
-    def _record(self, config: Any, routers: list[Any], device: torch.device) -> Recorder:
+    def attach(self, eplb: Any) -> None:
+        """To an EplbState that is new: elastic EP may build one."""
+        assert self.applying is not None
+        if eplb.policy is not self.applying:
+            self.applying.otherwise, eplb.policy = eplb.policy, self.applying
+            self._eplb, EplbState.placer = eplb, self
+
+    def _record(self, config: Any, routers: list[Any], device: torch.device) -> StepRecorder:
         worker, most = self.worker, config.scheduler_config.max_num_batched_tokens
         counters = Counters(worker.layers, worker.experts, worker.top_k, most, device)
-        dp_rank = config.parallel_config.data_parallel_rank
+        parallel = config.parallel_config
+        is_parallel = parallel.data_parallel_size > 1 or parallel.enable_elastic_ep
         for at, router in enumerate(routers):
             capture = partial(counters.capture, at)
-            if config.parallel_config.data_parallel_size > 1:
-                capture = partial(_capture_own, self, capture, dp_rank)
+            if is_parallel:
+                capture = partial(_capture_own, self, capture, parallel)
             router.router.set_capture_fn(capture)
-        return Recorder(counters)
+        return StepRecorder(counters)
 
     def step(self, runner: Any, scheduled: Any, begun_s: float) -> None:
         """After each step."""
         if self.lost_rows and self.recorder is not None:
             log.warning("placer: records no more: it cannot tell this rank's tokens from others'")
-            self.recorder = self.courier.recorder = None
+            self.recorder = self.reporter.recorder = None
         if self.recorder is not None and (batch := _batch(runner, scheduled)) is not None:
             self.recorder.observe(batch, begun_s)
-            self.courier.tick()
+            self.reporter.tick()
         if self.applying is not None:
-            self.applying.verify(self._read_map)
+            self.applying.look()
+            self.applying.verify(lambda: self._map().cpu().numpy())
 
-    def _read_map(self) -> Any:
+    def _map(self) -> Any:
+        """[layers, slots] of all ranks, as the engine has it."""
         state = next(iter(self._eplb.model_states.values()))  # one that drafts would come after
-        return state.physical_to_logical_map.cpu().numpy()
+        return state.physical_to_logical_map
+
+    def _look(self) -> tuple[GroupRanks, Worker]:
+        """The group as it is now, and what the worker is in it."""
+        group = get_eplb_group().cpu_group
+        if group is not self._ranks.group:
+            self._ranks = GroupRanks(group)
+        ranks, slots = self._ranks, int(self._map().shape[1])
+        return ranks, replace(self.worker, slots=slots, ep_rank=ranks.rank, ep_size=ranks.size)
 
 
 def install(open_sink: OpenSink) -> None:
@@ -130,7 +148,10 @@ def install(open_sink: OpenSink) -> None:
     def watched(self: Any, is_profile: bool = False, *args: Any, **kwargs: Any) -> Any:
         run = partial(rearrange, self, is_profile, *args, **kwargs)
         agent = getattr(self, "placer", None)
-        return run() if agent is None else agent.applying.rearranging(run, is_profile)
+        if agent is None:
+            return run()
+        agent.attach(self)
+        return agent.applying.rearranging(run, is_profile)
 
     EplbState.rearrange = watched
 
@@ -187,9 +208,9 @@ def _cannot_record(config: Any, routers: list[Any], is_first: bool) -> str:
     return ""
 
 
-def _capture_own(agent: Agent, capture: Capture, dp_rank: int, expert_ids: torch.Tensor) -> None:
+def _capture_own(agent: Agent, capture: Capture, parallel: Any, expert_ids: torch.Tensor) -> None:
     """Keep this rank's rows of a layer's choices; all ranks' may have been gathered before."""
-    data_parallel = get_forward_context().dp_metadata
+    data_parallel, dp_rank = get_forward_context().dp_metadata, parallel.data_parallel_rank
     if data_parallel is None:
         capture(expert_ids)
         return
@@ -235,15 +256,6 @@ def _batch(runner: Any, scheduled: Any) -> Batch | None:
         new=[request.req_id for request in scheduled.scheduled_new_reqs],
         finished=scheduled.finished_req_ids,
     )
-
-
-def _poll(mine: Vote) -> list[Vote]:
-    """All ranks' votes. The balancer's group: it is free wherever the policy is called."""
-    group = get_eplb_group().cpu_group
-    vote = torch.tensor(mine, dtype=torch.int64)
-    votes = [torch.empty_like(vote) for _ in range(group.size())]
-    torch.distributed.all_gather(votes, vote, group=group)
-    return [(int(epoch), int(digest)) for epoch, digest in votes]
 
 
 def _shape(config: Any, worker: Worker) -> ModelShape | None:

@@ -8,15 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from placer.agent.recording import PAUSE_S, Recording
-from placer.agent.status import Status, Worker
 from placer.errors import PlacerError
 from placer.plan import Plan
-
-if TYPE_CHECKING:  # it needs torch
-    from placer.agent.applying import Applying
+from placer.worker import Status, Worker
 
 EVERY_S = 5.0  # between statuses that say nothing new
 POLL_S = 1.0  # between looks for a plan
@@ -48,17 +45,38 @@ class Source(Protocol):
         """The same, if it is ready without the engine's thread."""
 
 
-class Courier:
+class Applier(Protocol):
+    """What applies plans.
+
+    worker:  what it is now; ``changes`` goes up when it, or the group that it is of, is another
+    epoch, digest: of the plan applied last
+    """
+
+    worker: Worker
+    changes: int
+    epoch: int
+    digest: str
+
+    def offer(self, epoch: int, plan: Plan) -> str:
+        """Apply ``plan`` when that can be, or say why not."""
+
+    def trouble(self) -> str:
+        """What keeps it from its work; empty if nothing does."""
+
+
+class Reporter:
     """Of one worker. ``tick`` runs on the engine's thread."""
 
     def __init__(
-        self, worker: Worker, sink: Sink, recorder: Source | None, applying: "Applying | None"
+        self, worker: Worker, sink: Sink, recorder: Source | None, applying: Applier | None
     ) -> None:
         self.sink, self.recorder, self.applying = sink, recorder, applying
         self.status = Status(worker)
         self.due_s = time.monotonic() + PAUSE_S
         self._waiting: deque[tuple[int, Recording]] = deque()
         self._dropped = self._sequence = self._epoch = 0
+        self._changes = 0 if applying is None else applying.changes
+        self._found: Plan | PlacerError | None = None  # last
         self._pause_s, self._resume_s = 0.0, 0.0
         self._reported: Status | None = None
         self._report_s = 0.0
@@ -107,6 +125,7 @@ class Courier:
 
     def _round(self) -> None:
         self._try(self._take_rest)
+        self._try(self._renew)
         if time.monotonic() < self._resume_s:
             return
         worked = self._try(self._report)  # first: a controller knows a worker by that
@@ -138,10 +157,26 @@ class Courier:
     def _fetch(self) -> None:
         if self.applying is None or (found := self.sink.plan(self._epoch)) is None:
             return
-        self._epoch, plan = found
-        reason = (
-            str(plan) if isinstance(plan, PlacerError) else self.applying.offer(self._epoch, plan)
+        self._epoch, self._found = found
+        self._offer(self.applying, self._found)
+
+    def _renew(self) -> None:
+        """Where the engine's width changed, the newest plan may be for the new one."""
+        if self.applying is None or self.applying.changes == self._changes:
+            return
+        self._changes = self.applying.changes
+        before = self.status
+        self.status = Status(
+            self.applying.worker,
+            tokens=before.tokens,
+            dropped=before.dropped,
+            trouble=before.trouble,
         )
+        if self._found is not None:
+            self._offer(self.applying, self._found)
+
+    def _offer(self, applying: Applier, plan: Plan | PlacerError) -> None:
+        reason = str(plan) if isinstance(plan, PlacerError) else applying.offer(self._epoch, plan)
         if reason:
             log.warning("placer: plan %d is refused, the map stays: %s", self._epoch, reason)
             self.status = replace(self.status, refused_epoch=self._epoch, refused=reason)
@@ -154,7 +189,7 @@ class Courier:
             self.status = replace(
                 self.status, epoch=self.applying.epoch, digest=self.applying.digest
             )
-            trouble = self.applying.stalled()
+            trouble = self.applying.trouble()
         if trouble and not self.status.trouble:
             log.error("placer: %s", trouble)
         self.status = replace(self.status, dropped=self._dropped, trouble=trouble)

@@ -8,12 +8,12 @@ import numpy as np
 
 from placer.agent.recording import Counts, Recording
 from placer.agent.sampling import Sequence
-from placer.agent.status import Status, Worker
 from placer.arrays import FloatArray, IntArray
 from placer.placement import Placement
 from placer.plan import Plan
 from placer.profile import Profile, of_trace
 from placer.trace import Trace
+from placer.worker import Status, Worker
 
 Tokens = Row[Row[Row[int]]]  # for each token, for each layer, its experts
 

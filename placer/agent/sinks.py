@@ -1,0 +1,33 @@
+"""Which way recordings leave and plans come in: what PLACER_AGENT names, a directory or a
+controller's address (``host:port``), to which PLACER_POOL and PLACER_ENGINE say whose worker it is.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from placer.agent.file_sink import FileSink
+from placer.agent.reporter import Sink
+from placer.model import ModelShape
+from placer.worker import Identity, Worker
+
+OpenSink = Callable[[Worker, ModelShape | None], Sink]
+
+
+def way_to(target: str) -> OpenSink:
+    """What opens it. Raises PlacerError if that cannot be with the settings that there are."""
+    if not re.fullmatch(r"[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+", target):
+        return partial(FileSink, Path(target).absolute())
+    from placer.agent.grpc_sink import GrpcSink
+    from placer.channel import Settings, open_channel
+
+    open_channel(target, Settings.of_environment()).close()
+    return lambda worker, model: GrpcSink(target, worker, _identity(worker.model), model)
+
+
+def _identity(model: str) -> Identity:
+    pool = os.environ.get("PLACER_POOL", "").strip() or Path(model).name
+    return Identity(pool, os.environ.get("PLACER_ENGINE", "").strip() or socket.gethostname())

@@ -1,0 +1,1 @@
+"""The agent in vLLM's workers. Nothing else knows vLLM or PyTorch."""
