@@ -22,7 +22,7 @@ CONDITIONS = 4  # of an engine's workers that are told
 # ruff: noqa: N802
 
 
-class FleetState(FleetServiceServicer):  # type: ignore[misc]
+class FleetState(FleetServiceServicer):
     def __init__(self, loop: Loop) -> None:
         self.loop, self.fleet, self.ledger = loop, loop.fleet, loop.ledger
         self._begun_s = self.ledger.clock.now_s()
@@ -117,7 +117,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
         return message
 
 
-def _pace(pool: Pool, phase: str) -> dict[str, float]:
+def _pace(pool: Pool, phase: str) -> dict[str, Any]:
     pace = pool.pace(phase)
     return {} if pace is None else {"step_s": pace.step_s or 0.0, "busy": pace.busy}
 
@@ -138,7 +138,7 @@ def _engine(name: str, members: list[Member], now_s: float) -> Any:
     )
 
 
-class Ledgers(LedgerServiceServicer):  # type: ignore[misc]
+class Ledgers(LedgerServiceServicer):
     """What was. The ledger is read on one thread, one question after another: it may be large."""
 
     def __init__(self, loop: Loop) -> None:
@@ -167,5 +167,5 @@ def _history(records: Ledger, limit: int, pool: str | None) -> Any:
 def _explain(records: Ledger, id: str) -> Any:
     """Of a story that is too long for an answer the last part."""
     found = explain.story(records, id, wire.MOST)
-    records = reversed(wire.listed(wire.record, found[::-1]))
-    return fleet_pb2.ExplainResponse(lines=explain.sentences(found), records=records)
+    latest = reversed(wire.listed(wire.record, found[::-1]))
+    return fleet_pb2.ExplainResponse(lines=explain.sentences(found), records=latest)
