@@ -30,6 +30,7 @@ from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.planning import answer
 from controller.fleet.windows import Delta, Window
 from controller.fleet.workers import Pool
+from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import Stage
@@ -161,7 +162,7 @@ async def _controller(
     engines = {(POOL, f"engine-{at}"): MemoryEngine(before) for at in range(ENGINES)}
     with (
         ProcessPoolExecutor(1, SPAWN) as pool,
-        closing(Ledger(folder / "ledger.db")) as records,
+        closing(Ledger(folder / "ledger.db", FORMS)) as records,
     ):
         ledger, planner = WatchedLedger(records, SystemClock()), ProcessPlanner(pool)
         listening = Listening("127.0.0.1:0")

@@ -4,20 +4,18 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from controller.changes.arbiter import Arbiter
-from controller.changes.forms import READERS, Acknowledgement
-from controller.changes.operations import Operation
 from controller.changes.plans import PlanState
 from controller.config import Config, PoolPolicy, told_in_settings
 from controller.fleet import snapshots
+from controller.fleet.acknowledgements import Acknowledgements
 from controller.fleet.workers import Fleet, Pool, Registration
-from controller.ledger.ledger import LedgerError, Record, Unreadable
+from controller.ledger.ledger import LedgerError, Unreadable
 from controller.ledger.watched import WatchedLedger
-from controller.policies.rebalance import Decision, Past, decide
+from controller.policies.rebalance import Decision, Kept, Past, decide
 from controller.ports import EngineLostError, Engines, Planner
 from placer.arrays import FloatArray
 from placer.cost import Score, score
@@ -78,8 +76,7 @@ class Loop:
         # Decisions in a row that wanted to move, since which change.
         self._streaks: dict[str, tuple[int, float | None]] = {}
         self._written: dict[str, View] = {}
-        self._acknowledged: dict[str, Acknowledgement] = {}
-        ledger.records.readers = READERS
+        self._acknowledgements = Acknowledgements(ledger)
         try:
             snapshots.recall(ledger, fleet, lambda pool: config.of(pool).window_s)
             for kind in (*KEPT, "ids"):  # so that what cannot be read is named from the start
@@ -120,28 +117,11 @@ class Loop:
 
     def acknowledge(self, registration: Registration) -> None:
         """Write down what a worker newly acknowledges or refuses."""
-        now, worker = registration, registration.id
-        news = Acknowledgement(now.epoch, now.digest, now.refused_epoch, now.refused)
-        names = (worker.pool, worker.engine, worker.worker)
-        id = "/".join(name.replace("%", "%25").replace("/", "%2F") for name in names)
-        body = asdict(news)
-        if not any(body.values()) or self._acknowledged.get(id) == news:
-            return
-        reason = now.refused if now.refused_epoch > now.epoch else ""
-        reason = reason or f"epoch {now.epoch} is applied"
         try:
-            last = None
-            with suppress(Unreadable):
-                last = self.ledger.records.get("acknowledgement", id)
-            if last is None or last.body != body:
-                version = self.ledger.records.version("acknowledgement", id) + 1
-                told = (self.ledger.clock.now_s(), reason, body, worker.pool)
-                self.ledger.put(Record("acknowledgement", id, version, *told))
+            if self._acknowledgements.hear(registration):
+                self.conditions.pop("acknowledgements", None)
         except LedgerError as error:  # the worker is served all the same
             self.conditions["acknowledgements"] = str(error)
-        else:
-            self._acknowledged[id] = news
-            self.conditions.pop("acknowledgements", None)
 
     async def _keep_house(self) -> None:
         since_s = self.ledger.clock.now_s() - self.config.retention_days * 86_400
@@ -158,7 +138,7 @@ class Loop:
         past = self._past(pool.name)
         running = self.arbiter.running
         if running is not None and running.pool == pool.name:  # what stands is in between
-            reason = f"{running.id} is at work: {Operation.of(running).progress}"
+            reason = f"{running.id} is at work: {running.value.progress}"
             decision = Decision("wait", reason, past.streak)
             last = self.views.get(pool.name, View(decision, now_s))
             self._decided(pool.name, replace(last, decision=decision, at_s=now_s))
@@ -210,8 +190,8 @@ class Loop:
         waiting = self.arbiter.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
         fresh_s = view.at_s - policy.window_s
         for record in waiting:
-            approved = record.body["state"] == PlanState.APPROVED
-            if record.body["before"] in ("", before) and (approved or record.at_s > fresh_s):
+            approved = record.value.state is PlanState.APPROVED
+            if record.value.before in ("", before) and (approved or record.at_s > fresh_s):
                 what = "its turn" if approved else "approval"
                 reason = f"{record.id} waits for {what}: {record.reason}"
                 return replace(view, decision=Decision("propose", reason, decision.streak))
@@ -238,16 +218,16 @@ class Loop:
     def _gains(self, problem: Problem, pool: Pool) -> tuple[float | None, float | None]:
         """Of the plan that is applied: as predicted, and on today's traffic."""
         applied = self.arbiter.plans.in_state(pool.name, PlanState.APPLIED)
-        if not applied or not applied[0].body["before"]:
+        if not applied or not applied[0].value.before:
             return None, None
         try:
-            before = self.ledger.placement(applied[0].body["before"])
+            before = self.ledger.placement(applied[0].value.before)
         except Unreadable:
             return None, None
         if before.shape != problem.start.shape or problem.start.lost:
             return None, None
         now = score(problem, problem.start).step_s / score(problem, before).step_s
-        return applied[0].body["gain"], 1 - now
+        return applied[0].value.gain, 1 - now
 
     def _decided(self, pool: str, view: View) -> None:
         """Remember, and write down what is new."""
@@ -257,11 +237,11 @@ class Loop:
         same = last is not None and last.decision.outcome == view.decision.outcome
         if last is not None and same and view.at_s - last.at_s < AGAIN_S:
             return
-        body: dict[str, Any] = {**asdict(view.decision)}
-        if view.score is not None:
-            body["balancedness"] = view.score.balancedness
+        decision, known = view.decision, view.score
+        kept = Kept(decision.outcome, decision.reason, decision.streak,
+                    known.balancedness if known else None)  # fmt: skip
         id = self.ledger.next_id("decision", "decision")
-        self.ledger.write("decision", id, view.decision.reason, body, pool=pool)
+        self.ledger.write("decision", id, decision.reason, kept, pool=pool)
         self._written[pool] = view
 
     async def _try(self, what: str, doing: Any) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from controller.config import PoolPolicy
+from controller.ledger.records import form_of
 from placer.plan import Hold, Infeasible, Plan
 
 DOUBLINGS = 6  # of the cooldown, at most
@@ -39,6 +40,22 @@ class Decision:
     outcome: Verdict
     reason: str
     streak: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A decision as it is written down; nothing of it is needed.
+
+    balancedness: of the traffic of then on the map of then, if both were known
+    """
+
+    outcome: str = ""
+    reason: str = ""
+    streak: int = 0
+    balancedness: float | None = None
+
+
+FORM = form_of(Kept)
 
 
 def decide(
