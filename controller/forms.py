@@ -4,14 +4,14 @@ from controller.changes import operations, plans, runner
 from controller.fleet import acknowledgements, snapshots
 from controller.ledger import watched
 from controller.ledger.records import Forms
-from controller.policies import rebalance
+from controller.policies import policy
 
 FORMS: Forms = {
     "plan": plans.FORM,
     "operation": operations.FORM,
     "abort": runner.ABORT,
     "acknowledgement": acknowledgements.FORM,
-    "decision": rebalance.FORM,
+    "decision": policy.FORM,
     "snapshot": snapshots.FORM,
     **watched.FORMS,
 }

@@ -6,13 +6,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from controller.changes.history import History
 from controller.changes.kinds import kinds as kinds_of_changes
 from controller.changes.operations import Apply, Change, Operation, Phase, Rollback, Scale
 from controller.changes.plans import Kept, Plans, PlanState
 from controller.changes.runner import Runner
-from controller.config import Config
+from controller.config import Config, told_in_settings
 from controller.fleet.observed import observed_placements, refuse_lost, same_experts
 from controller.fleet.workers import (
     FORGOTTEN_S,
@@ -24,6 +25,7 @@ from controller.fleet.workers import (
 )
 from controller.ledger.ledger import Conflict, Record, Unreadable
 from controller.ledger.watched import WatchedLedger
+from controller.policies.policy import Decision
 from controller.ports import Engines
 from placer.checks import violations
 from placer.errors import PlacementError
@@ -88,6 +90,23 @@ class Arbiter:
         if broken:
             raise PlacementError(broken[0])
         return self.plans.propose(pool, plan, before, reason)
+
+    def take(self, pool: str, decision: Decision, plan: Plan, before: str) -> Decision:
+        """Keep the plan that a policy decided on, unless an earlier one for this map waits:
+        approved, for its turn; or for approval, as long as it is not too old."""
+        now_s = self.ledger.clock.now_s()
+        fresh_s = now_s - self.config.of(pool).window_s
+        for record in self.plans.in_state(pool, PlanState.PROPOSED, PlanState.APPROVED):
+            approved = record.value.state is PlanState.APPROVED
+            if record.value.before in ("", before) and (approved or record.at_s > fresh_s):
+                what = "its turn" if approved else "approval"
+                reason = f"{record.id} waits for {what}: {record.reason}"
+                return replace(decision, outcome="propose", reason=reason)
+        with told_in_settings():
+            record = self.propose(pool, plan, before, plan.reason)
+        if decision.outcome == "act":
+            self.plans.approve(record.id, record.version, "mode is automatic")
+        return replace(decision, reason=f"{record.id}: {decision.reason}")
 
     async def begin(self, plan: Record[Kept], key: str, reason: str) -> Record[Operation]:
         """Begin to apply an approved plan; returns its operation."""

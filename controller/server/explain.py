@@ -9,7 +9,7 @@ from controller.changes import plans
 from controller.changes.operations import Operation
 from controller.fleet.workers import NAME, UnknownError
 from controller.ledger.ledger import Ledger, Record, Unreadable
-from controller.policies import rebalance
+from controller.policies import policy
 from placer.plan import saving
 
 KINDS = ("plan", "operation", "decision", "acknowledgement")
@@ -55,7 +55,7 @@ def _state(record: Record[Any]) -> str:
     match record.value:
         case plans.Kept(state=state):
             return state
-        case rebalance.Kept(outcome=outcome) if outcome:
+        case policy.Kept(outcome=outcome) if outcome:
             return outcome
         case Operation(kind=kind, phase=phase):
             return f"({kind}) {phase}"

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from controller.migration.commands import Done, Stage
-from controller.policies.rebalance import Kept
+from controller.policies.policy import Kept
 from placer.channel import Settings, open_aio_channel
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2 import WatchRequest

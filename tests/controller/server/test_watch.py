@@ -10,7 +10,7 @@ import pytest
 
 from controller.ledger import watched
 from controller.migration.commands import Done, Refused, Stage
-from controller.policies.rebalance import Kept
+from controller.policies.policy import Kept
 from placer.files.plans import parse_plan
 from placer.v1.placement_pb2 import ApplyRequest, WatchRequest
 from tests.builders import a_placement
