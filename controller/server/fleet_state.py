@@ -67,7 +67,7 @@ class FleetState(FleetServiceServicer):
         known = self.loop.arbiter.history.known(request.idempotency_key)
         if known is None:
             reason = request.reason or f"an operator wants {request.ranks} ranks"
-            known = self.loop.arbiter.scale(
+            known = await self.loop.arbiter.scale(
                 request.pool, request.ranks, request.idempotency_key, reason
             )
         return fleet_pb2.ScaleToResponse(operation=wire.operation(known))

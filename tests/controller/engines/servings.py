@@ -9,6 +9,7 @@ from controller.clock import ManualClock
 from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import SILENT_S, Fleet
+from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import (
@@ -58,7 +59,7 @@ class ByAgents:
     def __init__(self) -> None:
         self.clock = ManualClock(BEGIN_S)
         self.fleet = Fleet(lambda pool: 300.0)
-        self.ledger = WatchedLedger(Ledger(None), self.clock)
+        self.ledger = WatchedLedger(Ledger(None, FORMS), self.clock)
         self.engines = VllmEngines(self.fleet, self.ledger, a_config())
         self.offered: list[int] = []
         self.takes_up = True

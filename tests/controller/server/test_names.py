@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from controller.migration.commands import Done, Stage
+from controller.policies.policy import Kept
 from placer.channel import Settings, open_aio_channel
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2 import WatchRequest
@@ -72,7 +73,7 @@ async def test_an_operator_hears_everything(tmp_path: Path) -> None:
         for asked in (WatchRequest(), WatchRequest(pool="tiny")):
             stream = world.placement.Watch(asked)
             await until(lambda: world.loop.ledger._watchers)
-            world.loop.ledger.write("decision", f"decision-of-{asked.pool}", "why", {}, pool="tiny")
+            world.loop.ledger.write("decision", f"of-{asked.pool}", "why", Kept(), pool="tiny")
             assert (await stream.read()).record.reason == "why"
             stream.cancel()
             await until(lambda: not world.loop.ledger._watchers)
