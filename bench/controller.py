@@ -28,8 +28,8 @@ from controller.clock import SystemClock
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.planning import answer
+from controller.fleet.pools import Group
 from controller.fleet.windows import Delta, Window
-from controller.fleet.workers import Pool
 from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
@@ -173,7 +173,7 @@ async def _controller(
             ticking = asyncio.create_task(found.loop.run())
             pipe.send(found.port)
             await _obey(pipe, before, found)
-            if (view := found.loop.views.get(POOL)) is not None:
+            if (view := found.loop.views.get((POOL, RANKS))) is not None:
                 console.print(f"{POOL}: {view.decision.outcome}, {view.decision.reason}")
             for what, condition in found.loop.conditions.items():
                 console.print(f"condition: {what}: {condition}")
@@ -194,7 +194,8 @@ async def _obey(pipe: Connection, before: Placement, found: Controller) -> None:
             case ("size", _):
                 pipe.send(_resident_mb())
             case ("counted", _):
-                profile = found.loop.fleet.pool(POOL).profile("mixed", time.time())
+                group = found.loop.fleet.pool(POOL).group(RANKS)
+                profile = group.profile("mixed", time.time()) if group else None
                 assert profile is not None
                 pipe.send((int(profile.tokens), int(profile.load.sum())))
             case ("end", _):
@@ -328,7 +329,7 @@ def linear() -> Placement:
 def _decision(current: Placement) -> tuple[float, float, str]:
     """From a pool's windows, of two halves and two phases, to what is done: median ms, warm, by the
     clock and of the processor. A tenth of the traffic is another than ``current`` was made for."""
-    pool = Pool(POOL, model.preset("deepseek-v3"), RANKS, SLOTS)
+    pool = Group(POOL, model.preset("deepseek-v3"), RANKS, SLOTS, {"engine": []}, {})
     for phase in ("prefill", "decode"):
         window = pool.windows[phase] = Window(POLICY.window_s, 0.0)
         for at in range(40):

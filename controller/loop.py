@@ -12,7 +12,8 @@ from controller.changes.plans import PlanState
 from controller.config import Config, PoolPolicy, told_in_settings
 from controller.fleet import snapshots
 from controller.fleet.acknowledgements import Acknowledgements
-from controller.fleet.workers import Fleet, Pool, Registration
+from controller.fleet.pools import Group, Pool, Registration
+from controller.fleet.workers import Fleet
 from controller.ledger.ledger import LedgerError, Unreadable
 from controller.ledger.watched import WatchedLedger
 from controller.policies import POLICIES
@@ -32,6 +33,7 @@ KEPT = {
     "placement": 2000,  # besides those that are in use
 }  # fmt: skip
 WEIGHTS = ("hold", "infeasible", "wait", "propose", "act")
+Key = tuple[str, int]  # a pool's name, and the ranks of its engines that are meant
 YIELDS = 10  # to the event loop, in which calls are answered
 
 log = logging.getLogger("placer.controller")
@@ -79,13 +81,13 @@ class Loop:
         self.config, self.ledger, self.fleet = config, ledger, fleet
         self.engines, self.planner = engines, planner
         self.arbiter = Arbiter(config, ledger, fleet, engines)
-        self.views: dict[str, View] = {}
+        self.views: dict[Key, View] = {}
         self.conditions: dict[str, str] = {}
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
         self.counted: Counter[tuple[str, ...]] = Counter()  # decisions by pool and outcome
-        # Decisions in a row that wanted to move, by pool and policy, since which change.
-        self._streaks: dict[tuple[str, str], tuple[int, float | None]] = {}
-        self._written: dict[str, View] = {}
+        # Decisions in a row that wanted to move, by policy too, since which change.
+        self._streaks: dict[tuple[Key, str], tuple[int, float | None]] = {}
+        self._written: dict[Key, View] = {}
         self._acknowledgements = Acknowledgements(ledger)
         try:
             snapshots.recall(ledger, fleet, lambda pool: config.of(pool).window_s)
@@ -93,6 +95,11 @@ class Loop:
                 ledger.records.newest(kind)
         except LedgerError as error:
             self.conditions["ledger"] = str(error)
+
+    def view(self, pool: Pool) -> View | None:
+        """Of the width that most engines have."""
+        group = pool.group()
+        return self.views.get((group.pool, group.ranks)) if group else None
 
     def told(self) -> dict[str, str]:
         """Conditions, and what cannot be read in the ledger."""
@@ -118,9 +125,15 @@ class Loop:
         for what, look in self.looks.items():
             await self._try(what, look())
         pools = list(self.fleet.pools.values())
+        seen: set[Key] = set()
         async with asyncio.TaskGroup() as looks:
             async for pool in _in_turn(pools):
-                looks.create_task(self._try(pool.name, self._look(pool)))
+                groups = pool.groups.values()
+                for group in groups:
+                    what = pool.name if len(groups) == 1 else f"{pool.name} on {group.ranks} ranks"
+                    looks.create_task(self._try(what, self._look(group)))
+                    seen.add((pool.name, group.ranks))
+        self.views = {key: view for key, view in self.views.items() if key in seen}
         async for pool in _in_turn(pools):
             await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
@@ -142,64 +155,68 @@ class Loop:
     async def _snapshot(self, pool: Pool) -> None:
         snapshots.take(self.ledger, pool)
 
-    async def _look(self, pool: Pool) -> None:
-        """Observe one pool, and decide."""
-        now_s = self.ledger.clock.now_s()
+    async def _look(self, group: Group) -> None:
+        """Observe the engines of one pool and width, and decide."""
+        now_s, key = self.ledger.clock.now_s(), (group.pool, group.ranks)
         running = self.arbiter.running
-        if running is not None and running.pool == pool.name:  # what stands is in between
+        if (
+            running is not None
+            and running.pool == group.pool
+            and running.value.width in (0, group.ranks)
+        ):  # what stands is in between
             reason = f"{running.id} is at work: {running.value.progress}"
-            decision = Decision("wait", reason)
-            last = self.views.get(pool.name, View({}, now_s))
-            self._decided(pool.name, replace(last, decisions={"": decision}, at_s=now_s))
+            last, decisions = self.views.get(key, View({}, now_s)), {"": Decision("wait", reason)}
+            self._decided(key, replace(last, decisions=decisions, at_s=now_s))
             return
-        problem = await self.problem(pool)
+        problem = await self.problem(group)
         answer: Plan | Hold | Infeasible
         if isinstance(problem, Hold):
             answer, before, view = problem, "", View({}, now_s)
         else:
-            answer, before = await self._answer(pool, problem), problem.start.digest
-            view = self._view(pool, problem, now_s)
-        self._decided(pool.name, replace(view, decisions=self._ask(pool, answer, before, now_s)))
+            answer, before = await self._answer(group, problem), problem.start.digest
+            view = self._view(group, problem, now_s)
+        self._decided(key, replace(view, decisions=self._ask(group, answer, before, now_s)))
 
-    async def _answer(self, pool: Pool, problem: Problem) -> Plan | Hold | Infeasible:
-        optimizer = self.config.of(pool.name).optimizer
+    async def _answer(self, group: Group, problem: Problem) -> Plan | Hold | Infeasible:
+        optimizer = self.config.of(group.pool).optimizer
         answer = await self.planner.answer(problem, optimizer)
         if isinstance(answer, Hold) and (
-            drifted := await self.arbiter.drifted(pool, problem.start)
+            drifted := await self.arbiter.drifted(group, problem.start)
         ):
             # Started again, or changed by hand: where it is, nobody planned for.
             reason = f"{', '.join(drifted)} stands elsewhere than the rest of the pool: to join it"
             return Plan(problem.start, reason, problem.model, problem.topology)
         return answer
 
-    def _view(self, pool: Pool, problem: Problem, now_s: float) -> View:
+    def _view(self, group: Group, problem: Problem, now_s: float) -> View:
         stands = problem.start
         known = None if stands.lost else score(problem, stands)
-        return View({}, now_s, problem.profile.load, stands, known, *self._gains(problem, pool))
+        return View({}, now_s, problem.profile.load, stands, known, *self._gains(problem, group))
 
     def _ask(
-        self, pool: Pool, answer: Plan | Hold | Infeasible, before: str, now_s: float
+        self, group: Group, answer: Plan | Hold | Infeasible, before: str, now_s: float
     ) -> dict[str, Decision]:
         """What the policies say, in turn, up to the first that wants a change: the arbiter gets it.
         before: digest of the map that stands"""
-        found, settings = {}, self.config.of(pool.name)
-        changed_s, failures = self.arbiter.history.last_changes(pool.name)
+        found, settings, key = {}, self.config.of(group.pool), (group.pool, group.ranks)
+        changed_s, failures = self.arbiter.history.last_changes(group.pool, group.ranks)
         for name, policy in POLICIES.items():
             # What was wanted before the change is of no interest.
-            streak, since_s = self._streaks.get((pool.name, name), (0, changed_s))
+            streak, since_s = self._streaks.get((key, name), (0, changed_s))
             past = Past(streak if since_s == changed_s else 0, changed_s, failures)
             decision = policy(Seen(answer, past, settings, now_s))
-            self._streaks[pool.name, name] = decision.streak, changed_s
+            self._streaks[key, name] = decision.streak, changed_s
             found[name] = decision
             if decision.plan is not None:
-                found[name] = self.arbiter.take(pool.name, decision, decision.plan, before)
+                found[name] = self.arbiter.take(group, decision, decision.plan, before)
                 break
         return found
 
-    async def problem(self, pool: Pool) -> Problem | Hold:
-        """What an optimizer would be asked about a pool now; or why there is nothing to ask."""
-        now_s, policy = self.ledger.clock.now_s(), self.config.of(pool.name)
-        profile = pool.profile(policy.phase, now_s)
+    async def problem(self, group: Group) -> Problem | Hold:
+        """What an optimizer would be asked about these engines now; or why there is nothing to
+        ask."""
+        now_s, policy = self.ledger.clock.now_s(), self.config.of(group.pool)
+        profile = group.profile(policy.phase, now_s)
         tokens = profile.tokens if profile else 0
         if profile is None or tokens < policy.least_tokens:
             return Hold(
@@ -207,10 +224,10 @@ class Loop:
                 f"{policy.least_tokens:,} (least_tokens): too few to tell"
             )
         try:
-            current = await self.arbiter.stands(pool)
+            current = await self.arbiter.stands(group)
         except EngineLostError as error:
             return Hold(f"{error}: it is not known what stands")
-        return _problem(pool, policy, profile, current)
+        return _problem(group, policy, profile, current)
 
     async def _begin_approved(self, pool: Pool) -> None:
         for record in self.arbiter.plans.in_state(pool.name, PlanState.APPROVED):
@@ -219,9 +236,10 @@ class Loop:
                 return
             await self.arbiter.begin(record, key="", reason=record.reason)
 
-    def _gains(self, problem: Problem, pool: Pool) -> tuple[float | None, float | None]:
+    def _gains(self, problem: Problem, group: Group) -> tuple[float | None, float | None]:
         """Of the plan that is applied: as predicted, and on today's traffic."""
-        applied = self.arbiter.plans.in_state(pool.name, PlanState.APPLIED)
+        states, ranks = (PlanState.APPLIED,), group.ranks
+        applied = self.arbiter.plans.in_state(group.pool, *states, width=ranks)
         if not applied or not applied[0].value.before:
             return None, None
         try:
@@ -233,21 +251,22 @@ class Loop:
         now = score(problem, problem.start).step_s / score(problem, before).step_s
         return applied[0].value.gain, 1 - now
 
-    def _decided(self, pool: str, view: View) -> None:
+    def _decided(self, key: Key, view: View) -> None:
         """Remember, and write down what is new."""
-        self.views[pool] = view
+        pool, ranks = key
+        self.views[key] = view
         self.counted[pool, view.decision.outcome] += 1
-        last = self._written.get(pool)
+        last = self._written.get(key)
         if last is not None and view.at_s - last.at_s >= AGAIN_S:
             last = None
         balancedness = view.score.balancedness if view.score else None
         for policy, one in view.decisions.items():
             then = last.decisions.get(policy) if last is not None else None
             if then is None or then.outcome != one.outcome:
-                kept = Kept(one.outcome, one.reason, one.streak, balancedness, policy)
+                kept = Kept(one.outcome, one.reason, one.streak, balancedness, policy, ranks)
                 id = self.ledger.next_id("decision", "decision")
                 self.ledger.write("decision", id, one.reason, kept, pool=pool)
-                self._written[pool] = view
+                self._written[key] = view
 
     async def _try(self, what: str, doing: Any) -> None:
         try:
@@ -272,13 +291,13 @@ async def _in_turn(pools: Sequence[Pool]) -> AsyncIterator[Pool]:
         yield pool
 
 
-def _problem(pool: Pool, policy: PoolPolicy, profile: Any, current: Placement) -> Problem:
+def _problem(group: Group, policy: PoolPolicy, profile: Any, current: Placement) -> Problem:
     with told_in_settings():
         return Problem(
-            model=pool.model,
-            topology=policy.hardware(pool.ranks),
+            model=group.model,
+            topology=policy.hardware(group.ranks),
             profile=profile,
-            slots=pool.slots,
+            slots=group.slots,
             objective=policy.objective,
             current=current,
         )

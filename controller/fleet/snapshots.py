@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from controller.fleet.pools import Member, Pool
 from controller.fleet.windows import Delta, Window
-from controller.fleet.workers import Fleet, Member, Pool
+from controller.fleet.workers import Fleet
 from controller.ledger.ledger import Record
 from controller.ledger.records import Form, form_of
 from controller.ledger.watched import WatchedLedger
@@ -19,13 +20,14 @@ from placer.pace import Pace
 @dataclass(frozen=True, slots=True)
 class Half:
     """Of a window: what was counted since ``begun_s``; its load is an array of the record's blob,
-    in the order of halves."""
+    in the order of halves. ranks: of the engines that served it, 0 if 0.1.0 wrote it"""
 
     phase: str
     begun_s: float
     tokens: int
     sequences: int
     pace: Pace | None = None
+    ranks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +56,16 @@ FORM = Form(_read, _FORM.write)
 def take(ledger: WatchedLedger, pool: Pool) -> None:
     """One record a pool, of which the ledger keeps the newest."""
     parts = [
-        (phase, *part)
-        for phase, window in pool.windows.items()
+        (ranks, *part)
+        for ranks, windows in pool.windows.items()
+        for phase, window in windows.items()
         for part in window.parts(phase, pool.model.top_k)
     ]
     taken = Snapshot(
         tuple(replace(member) for member in pool.members.values()),
         tuple(
-            Half(phase, begun_s, delta.tokens, delta.sequences, pace)
-            for phase, begun_s, delta, pace in parts
+            Half(delta.phase, begun_s, delta.tokens, delta.sequences, pace, ranks)
+            for ranks, begun_s, delta, pace in parts
         ),
     )
     file = BytesIO()
@@ -95,7 +98,8 @@ def _recall(record: Record[Snapshot], blob: bytes, fleet: Fleet, window_s: Any) 
     if record.id not in fleet.pools:
         return
     pool = fleet.pools[record.id]
-    parts: dict[str, list[tuple[float, Delta, Pace | None]]] = {}
+    ranks = next(iter(pool.slots))
+    parts: dict[tuple[int, str], list[tuple[float, Delta, Pace | None]]] = {}
     with np.load(BytesIO(blob), allow_pickle=False) as arrays:
         for at, kept in enumerate(record.value.windows):
             load = arrays[f"arr_{at}"]
@@ -105,10 +109,12 @@ def _recall(record: Record[Snapshot], blob: bytes, fleet: Fleet, window_s: Any) 
             counted = (pool.model.top_k, kept.tokens, kept.sequences, load)
             delta = Delta(kept.phase, *counted)
             part = _finite(kept.begun_s), delta, kept.pace
-            parts.setdefault(delta.phase, []).append(part)
-    for phase, halves in parts.items():
-        pool.windows[phase] = Window(window_s(record.id), halves[0][0])
-        pool.windows[phase].put_back(halves)
+            parts.setdefault((kept.ranks or ranks, kept.phase), []).append(part)
+    for (ranks, phase), halves in parts.items():
+        windows = pool.windows.setdefault(ranks, {})
+        windows[phase] = Window(window_s(record.id), halves[0][0])
+        windows[phase].put_back(halves)
+    pool.forget_widths()
 
 
 def _finite(instant_s: float) -> float:

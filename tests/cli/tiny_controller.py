@@ -15,7 +15,7 @@ from controller.assemble import assembled
 from controller.clock import ManualClock
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
-from controller.fleet.workers import Registration, WorkerId
+from controller.fleet.pools import Registration, WorkerId
 from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger

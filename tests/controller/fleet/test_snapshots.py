@@ -10,13 +10,15 @@ import pytest
 
 from controller.clock import ManualClock
 from controller.fleet import snapshots
+from controller.fleet.pools import Registration, WorkerId
 from controller.fleet.windows import Delta
-from controller.fleet.workers import Fleet, Registration, WorkerId
+from controller.fleet.workers import Fleet
 from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from placer.pace import Pace
 from tests.agent.workers import a_worker
+from tests.controller.tiny_pool import only
 
 SPAN_S = 100.0
 ID = WorkerId("pool", "engine", "worker-0", incarnation=7)
@@ -55,8 +57,8 @@ def served() -> Fleet:
 
 def test_the_traffic_is_what_it_was() -> None:
     for now_s in (60.0, 105.0, 155.0):  # both halves, then the later one, then half of that
-        before = served().pool("pool").profile("mixed", now_s)
-        after = killed_and_back(served()).pool("pool").profile("mixed", now_s)
+        before = only(served().pool("pool")).profile("mixed", now_s)
+        after = only(killed_and_back(served()).pool("pool")).profile("mixed", now_s)
         assert before is not None
         assert after is not None
         assert before.load.tolist() == after.load.tolist()
@@ -68,7 +70,7 @@ def test_nothing_is_counted_twice() -> None:
     again = killed_and_back(served())
     again.push(ID, 2, [counts(hot=3)], now_s=61.0)  # whose acknowledgement was lost
     again.push(ID, 3, [counts(hot=3)], now_s=62.0)
-    profile = again.pool("pool").profile("decode", 62.0)
+    profile = only(again.pool("pool")).profile("decode", 62.0)
     assert profile is not None
     assert profile.load.tolist() == [[1, 0, 0, 2]] * 2
     assert again.member(ID).lost == 0
@@ -86,7 +88,7 @@ def test_a_pool_without_traffic_has_its_workers() -> None:
     fleet.register(Registration(ID, a_worker()), now_s=0.0)
     again = killed_and_back(fleet)
     assert list(again.pool("pool").engines) == ["engine"]
-    assert again.pool("pool").profile("mixed", 1.0) is None
+    assert only(again.pool("pool")).profile("mixed", 1.0) is None
 
 
 def whole(ledger: WatchedLedger, blob: bytes = b"", **body: Any) -> None:
