@@ -3,8 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from controller.changes.arbiter import Arbiter
@@ -19,8 +19,8 @@ from controller.ledger.watched import WatchedLedger
 from controller.policies import POLICIES
 from controller.policies.policy import Decision, Kept, Past, Seen
 from controller.ports import EngineLostError, Engines, Planner
-from placer.arrays import FloatArray
-from placer.cost import Score, score
+from controller.views import View
+from placer.cost import score
 from placer.errors import PlacerError
 from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
@@ -32,35 +32,10 @@ KEPT = {
     "snapshot": 20_000,
     "placement": 2000,  # besides those that are in use
 }  # fmt: skip
-WEIGHTS = ("hold", "infeasible", "wait", "propose", "act")
 Key = tuple[str, int]  # a pool's name, and the ranks of its engines that are meant
 YIELDS = 10  # to the event loop, in which calls are answered
 
 log = logging.getLogger("placer.controller")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """What was seen of a pool and decided. Gains are of the plan that is applied.
-
-    decisions: of the policies that were asked, in turn; under "" if none was
-    load: [layers, experts] tokens, on what stood: ``placement``
-    """
-
-    decisions: Mapping[str, Decision]
-    at_s: float
-    load: FloatArray | None = None
-    placement: Placement | None = None
-    score: Score | None = None
-    predicted_gain: float | None = None
-    measured_gain: float | None = None
-
-    @property
-    def decision(self) -> Decision:
-        """The weightiest, with what all say."""
-        found = max(self.decisions.values(), key=lambda one: WEIGHTS.index(one.outcome))
-        told = [f"{policy}: {one.reason}" for policy, one in self.decisions.items()]
-        return replace(found, reason="; ".join(told)) if len(told) > 1 else found
 
 
 class Loop:

@@ -23,6 +23,7 @@ from controller.loop import Loop
 from controller.migration.commands import Command, Copy, Outcome, Refused
 from controller.server.security import Listening
 from placer.placement import Placement
+from placer.worker import Worker
 from tests.agent.workers import IN_ORDER, a_worker
 from tests.builders import a_topology
 
@@ -55,8 +56,15 @@ class Running:
         self.hear(pool, engine)
         return found
 
-    def hear(self, pool: str = "tiny", engine: str = "engine-1", **more: Any) -> None:
-        registration = Registration(WorkerId(pool, engine, "worker-0", 1), a_worker(), **more)
+    def hear(
+        self,
+        pool: str = "tiny",
+        engine: str = "engine-1",
+        worker: Worker | None = None,
+        **more: Any,
+    ) -> None:
+        id = WorkerId(pool, engine, "worker-0", 1)
+        registration = Registration(id, worker or a_worker(), **more)
 
         async def register() -> None:
             self.loop.fleet.register(registration, self.loop.ledger.clock.now_s())
