@@ -22,7 +22,7 @@ CONDITIONS = 4  # of an engine's workers that are told
 # ruff: noqa: N802
 
 
-class FleetState(FleetServiceServicer):  # type: ignore[misc]
+class FleetState(FleetServiceServicer):
     def __init__(self, loop: Loop) -> None:
         self.loop, self.fleet, self.ledger = loop, loop.fleet, loop.ledger
         self._begun_s = self.ledger.clock.now_s()
@@ -150,7 +150,7 @@ def _engine(name: str, members: list[Member], now_s: float) -> Any:
     )
 
 
-class Ledgers(LedgerServiceServicer):  # type: ignore[misc]
+class Ledgers(LedgerServiceServicer):
     """What was. The ledger is read on one thread, one question after another: it may be large."""
 
     def __init__(self, loop: Loop) -> None:
@@ -179,5 +179,5 @@ def _history(records: Ledger, limit: int, pool: str | None) -> Any:
 def _explain(records: Ledger, id: str) -> Any:
     """Of a story that is too long for an answer the last part."""
     found = explain.story(records, id, wire.MOST)
-    records = reversed(wire.listed(wire.record, found[::-1]))
-    return fleet_pb2.ExplainResponse(lines=explain.sentences(found), records=records)
+    latest = reversed(wire.listed(wire.record, found[::-1]))
+    return fleet_pb2.ExplainResponse(lines=explain.sentences(found), records=latest)

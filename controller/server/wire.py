@@ -157,9 +157,10 @@ def _paces(message: Any) -> dict[str, Pace]:
 
 
 def _phase(value: int) -> str:
-    if value not in PHASES:
-        raise RoutingError(f"phase {value}: it is prefill or decode")
-    return PHASES[value]
+    for known, name in PHASES.items():
+        if value == known:
+            return name
+    raise RoutingError(f"phase {value}: it is prefill or decode")
 
 
 def _delta(counts: Any) -> Delta:

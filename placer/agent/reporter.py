@@ -65,12 +65,18 @@ class Applier(Protocol):
 
 
 class Reporter:
-    """Of one worker. ``tick`` runs on the engine's thread."""
+    """Of one worker. ``tick`` runs on the engine's thread. trouble: what never goes away"""
 
     def __init__(
-        self, worker: Worker, sink: Sink, recorder: Source | None, applying: Applier | None
+        self,
+        worker: Worker,
+        sink: Sink,
+        recorder: Source | None,
+        applying: Applier | None,
+        trouble: str = "",
     ) -> None:
         self.sink, self.recorder, self.applying = sink, recorder, applying
+        self._standing = trouble
         self.status = Status(worker)
         self.due_s = time.monotonic() + PAUSE_S
         self._waiting: deque[tuple[int, Recording]] = deque()
@@ -182,14 +188,14 @@ class Reporter:
             self.status = replace(self.status, refused_epoch=self._epoch, refused=reason)
 
     def _report(self) -> None:
-        trouble = ""
+        trouble = self._standing
         if self.applying is not None:
             if self.applying.epoch > self.status.epoch:
                 log.info("placer: plan %d is applied", self.applying.epoch)
             self.status = replace(
                 self.status, epoch=self.applying.epoch, digest=self.applying.digest
             )
-            trouble = self.applying.trouble()
+            trouble = self.applying.trouble() or trouble
         if trouble and not self.status.trouble:
             log.error("placer: %s", trouble)
         self.status = replace(self.status, dropped=self._dropped, trouble=trouble)

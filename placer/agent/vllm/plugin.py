@@ -8,7 +8,10 @@ import os
 from functools import cache, wraps
 from typing import Any
 
+from placer.errors import PlacerError
+
 SUPPORTED = ("0.32", "0.33")
+RECORD = ("never", "sampled", "always")
 
 log = logging.getLogger("vllm.placer")
 
@@ -59,6 +62,14 @@ def _hook(target: str) -> None:
         from placer.agent.vllm.hooks import install
 
         # Settings that cannot be end the agent here, before it touches the engine.
-        install(way_to(target))
+        install(way_to(target), _record())
     except Exception:
         log.exception("placer: the agent cannot start, serving goes on without it")
+
+
+def _record() -> str:
+    """How much of the traffic is recorded."""
+    said = os.environ.get("PLACER_RECORD", "").strip() or RECORD[-1]
+    if said not in RECORD:
+        raise PlacerError(f"PLACER_RECORD is {said!r}: use one of {', '.join(RECORD)}")
+    return said
