@@ -24,7 +24,6 @@ from rich.table import Table
 from bench.replan import chances, planned, problem
 from bench.timing import console
 from controller.assemble import Controller, assembled
-from controller.clock import SystemClock
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.planning import answer
@@ -37,6 +36,7 @@ from controller.policies.rebalance import Past, decide
 from controller.server.security import Listening
 from placer import model, topology
 from placer.channel import Settings, open_aio_channel
+from placer.clock import SystemClock
 from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from controller import metrics
-from controller.clock import SystemClock
 from controller.config import Config
 from controller.engines.fleet_engines import FleetEngines
 from controller.engines.vllm_engines import VllmEngines
@@ -18,6 +17,7 @@ from controller.loop import Loop
 from controller.ports import Engines, Planner
 from controller.server.security import Listening
 from controller.server.serve import start
+from placer.clock import SystemClock
 
 GRACE_S = 1.0  # for calls that are being answered when a controller ends
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from controller.clock import Clock
 from controller.ledger.ledger import Ledger, LedgerError, Record, Unreadable
+from placer.clock import Clock
 from placer.errors import PlacementError
 from placer.placement import Placement
 

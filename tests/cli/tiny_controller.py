@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from controller.assemble import assembled
-from controller.clock import ManualClock
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
 from controller.fleet.workers import Registration, WorkerId
@@ -21,6 +20,7 @@ from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.migration.commands import Command, Copy, Outcome, Refused
 from controller.server.security import Listening
+from placer.clock import ManualClock
 from placer.placement import Placement
 from tests.agent.workers import IN_ORDER, a_worker
 from tests.builders import a_topology

@@ -8,7 +8,6 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
-from controller.clock import ManualClock
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
 from controller.fleet.windows import Delta
@@ -17,6 +16,7 @@ from controller.ledger.ledger import Ledger, LedgerFull, Record
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.migration.commands import Command, Lost, Outcome, Refused
+from placer.clock import ManualClock
 from placer.cost.balance import rank_load
 from placer.placement import Placement
 from placer.plan import Plan

@@ -14,7 +14,6 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm installs it")
 
-from controller.clock import SystemClock
 from controller.config import Config, PoolPolicy
 from controller.engines.fleet_engines import FleetEngines
 from controller.engines.in_memory import MemoryEngines, MemoryPlanner
@@ -25,6 +24,7 @@ from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.server.security import Listening
 from controller.server.serve import start
+from placer.clock import SystemClock
 from placer.files.specs import read_topology
 from placer.v1 import fleet_pb2, placement_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from controller.changes import runner
 from controller.changes.operations import Operation, Phase
 from controller.changes.runner import RETRY_S, TRIES, Runner
-from controller.clock import ManualClock
 from controller.engines.in_memory import MemoryEngine
 from controller.ledger.ledger import LedgerFull, Record
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import Command, Discard, Done, Outcome, Refused, Stage
 from controller.migration.machine import State
+from placer.clock import ManualClock
 from placer.placement import Placement
 from tests.controller.tiny_pool import (
     BEGIN_S,

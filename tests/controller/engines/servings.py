@@ -5,7 +5,6 @@ from uuid import uuid4
 
 import pytest
 
-from controller.clock import ManualClock
 from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import SILENT_S, Fleet
@@ -16,6 +15,7 @@ from controller.migration.commands import (
     Outcome,
 )
 from controller.ports import Engines
+from placer.clock import ManualClock
 from placer.files.plans import parse_plan
 from placer.parallel import connect
 from placer.placement import Placement

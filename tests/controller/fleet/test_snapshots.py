@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.clock import ManualClock
 from controller.fleet import snapshots
 from controller.fleet.windows import Delta
 from controller.fleet.workers import Fleet, Registration, WorkerId
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
+from placer.clock import ManualClock
 from placer.pace import Pace
 from tests.agent.workers import a_worker
 

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.clock import ManualClock
 from controller.ledger.ledger import Ledger, Record
 from controller.ledger.watched import OPEN, WatchedLedger
+from placer.clock import ManualClock
 
 STEPS = st.lists(st.tuples(st.sampled_from(["plan", "operation", "decision"]),
                            st.sampled_from("ab"), st.sampled_from("123"), st.booleans()),

@@ -13,7 +13,6 @@ import grpc.aio
 import numpy as np
 
 from controller.assemble import assembled
-from controller.clock import SystemClock
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
 from controller.engines.vllm_engines import VllmEngines
@@ -23,6 +22,7 @@ from controller.loop import Loop
 from controller.migration.commands import Command, Outcome, Stage
 from controller.server.security import Listening
 from placer.channel import Settings, open_aio_channel
+from placer.clock import SystemClock
 from placer.files.plans import plan_text
 from placer.plan import Plan
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
