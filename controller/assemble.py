@@ -53,7 +53,7 @@ async def assembled(
 ) -> AsyncIterator[Controller]:
     """A controller that listens, whose loop is still to be run. ``engines``: the door to all of a
     fleet's, of which some may be behind the one that is given."""
-    fleet = Fleet(lambda pool: config.of(pool).window_s)
+    fleet = Fleet(lambda pool: config.of(pool).window_s, ledger.clock)
     by_agent = VllmEngines(fleet, ledger, config)
     loop = Loop(config, ledger, fleet, engines(fleet, by_agent), planner)
     server, port = await start(loop, by_agent, listening)

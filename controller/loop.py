@@ -41,6 +41,7 @@ log = logging.getLogger("placer.controller")
 class View:
     """What was seen of a pool and decided. Gains are of the plan that is applied.
 
+    at_s: unix seconds
     load: [layers, experts] tokens, on what stood: ``placement``
     """
 
@@ -76,8 +77,8 @@ class Loop:
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
         self.counted: Counter[tuple[str, ...]] = Counter()  # decisions by pool and outcome
         # Decisions in a row that wanted to move, since which change.
-        self._streaks: dict[str, tuple[int, float | None]] = {}
-        self._written: dict[str, View] = {}
+        self._streaks: dict[str, tuple[int, str]] = {}
+        self._written: dict[str, tuple[str, float]] = {}  # outcome, and when
         self._acknowledged: dict[str, Acknowledgement] = {}
         ledger.records.readers = READERS
         try:
@@ -104,17 +105,16 @@ class Loop:
     async def tick(self) -> None:
         """Look at every pool, and begin what is approved. What goes wrong with one is a condition,
         never the end."""
-        now_s = self.ledger.clock.now_s()
-        self.fleet.forget(now_s)
+        self.fleet.forget()
         await self._try("ledger", self._keep_house())
         await self._try("operations", self.arbiter.resume())
         for what, look in self.looks.items():
             await self._try(what, look())
         pools = list(self.fleet.pools.values())
         async with asyncio.TaskGroup() as looks:
-            async for pool in _in_turn(pools):
+            async for pool in self._in_turn(pools):
                 looks.create_task(self._try(pool.name, self._look(pool)))
-        async for pool in _in_turn(pools):
+        async for pool in self._in_turn(pools):
             await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
 
@@ -135,7 +135,7 @@ class Loop:
                 last = self.ledger.records.get("acknowledgement", id)
             if last is None or last.body != body:
                 version = self.ledger.records.version("acknowledgement", id) + 1
-                told = (self.ledger.clock.now_s(), reason, body, worker.pool)
+                told = (self.ledger.clock.now(), reason, body, worker.pool)
                 self.ledger.put(Record("acknowledgement", id, version, *told))
         except LedgerError as error:  # the worker is served all the same
             self.conditions["acknowledgements"] = str(error)
@@ -144,29 +144,29 @@ class Loop:
             self.conditions.pop("acknowledgements", None)
 
     async def _keep_house(self) -> None:
-        since_s = self.ledger.clock.now_s() - self.config.retention_days * 86_400
+        retention_s = self.config.retention_days * 86_400
         for kind, keep in KEPT.items():
             needed = self.arbiter.placements_in_use() if kind == "placement" else ()
-            self.ledger.records.prune(kind, keep, since_s, needed)
+            self.ledger.prune(kind, keep, retention_s, needed)
 
     async def _snapshot(self, pool: Pool) -> None:
         snapshots.take(self.ledger, pool)
 
     async def _look(self, pool: Pool) -> None:
         """Observe one pool, and decide."""
-        now_s, policy = self.ledger.clock.now_s(), self.config.of(pool.name)
-        past = self._past(pool.name)
+        now, policy = self.ledger.clock.now(), self.config.of(pool.name)
+        past, change = self._past(pool.name)
         running = self.arbiter.running
         if running is not None and running.pool == pool.name:  # what stands is in between
             reason = f"{running.id} is at work: {Operation.of(running).progress}"
             decision = Decision("wait", reason, past.streak)
-            last = self.views.get(pool.name, View(decision, now_s))
-            self._decided(pool.name, replace(last, decision=decision, at_s=now_s))
+            last = self.views.get(pool.name, View(decision, now))
+            self._decided(pool.name, replace(last, decision=decision, at_s=now))
             return
         problem = await self.problem(pool)
         if isinstance(problem, Hold):
-            self._streaks[pool.name] = 0, past.changed_s
-            self._decided(pool.name, View(Decision("hold", problem.reason), now_s))
+            self._streaks[pool.name] = 0, change
+            self._decided(pool.name, View(Decision("hold", problem.reason), now))
             return
         answer = await self.planner.answer(problem, policy.optimizer)
         if isinstance(answer, Hold) and (
@@ -175,21 +175,21 @@ class Loop:
             # Started again, or changed by hand: where it is, nobody planned for.
             reason = f"{', '.join(drifted)} stands elsewhere than the rest of the pool: to join it"
             answer = Plan(problem.start, reason, problem.model, problem.topology)
-        decision = decide(answer, past, policy, now_s)
-        self._streaks[pool.name] = decision.streak, past.changed_s
+        decision = decide(answer, past, policy, now)
+        self._streaks[pool.name] = decision.streak, change
         predicted, measured = self._gains(problem, pool)
         stands = problem.start
         known = None if stands.lost else score(problem, stands)
         load = problem.profile.load
-        view = View(decision, now_s, load, stands, known, predicted, measured)
+        view = View(decision, now, load, stands, known, predicted, measured)
         if decision.outcome in ("propose", "act") and isinstance(answer, Plan):
             view = self._propose(pool, problem, answer, view)
         self._decided(pool.name, view)
 
     async def problem(self, pool: Pool) -> Problem | Hold:
         """What an optimizer would be asked about a pool now; or why there is nothing to ask."""
-        now_s, policy = self.ledger.clock.now_s(), self.config.of(pool.name)
-        profile = pool.profile(policy.phase, now_s)
+        policy = self.config.of(pool.name)
+        profile = pool.profile(policy.phase, self.ledger.clock.monotonic())
         tokens = profile.tokens if profile else 0
         if profile is None or tokens < policy.least_tokens:
             return Hold(
@@ -208,10 +208,10 @@ class Loop:
         before = problem.start.digest
         policy, decision = self.config.of(pool.name), view.decision
         waiting = self.arbiter.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
-        fresh_s = view.at_s - policy.window_s
         for record in waiting:
             approved = record.body["state"] == PlanState.APPROVED
-            if record.body["before"] in ("", before) and (approved or record.at_s > fresh_s):
+            fresh = self.ledger.age_s(record) < policy.window_s
+            if record.body["before"] in ("", before) and (approved or fresh):
                 what = "its turn" if approved else "approval"
                 reason = f"{record.id} waits for {what}: {record.reason}"
                 return replace(view, decision=Decision("propose", reason, decision.streak))
@@ -224,16 +224,19 @@ class Loop:
 
     async def _begin_approved(self, pool: Pool) -> None:
         for record in self.arbiter.plans.in_state(pool.name, PlanState.APPROVED):
-            closed = self.config.of(pool.name).closed(self.ledger.clock.now_s())
+            closed = self.config.of(pool.name).closed(self.ledger.clock.now())
             if self.arbiter.running is not None or closed:
                 return
             await self.arbiter.begin(record, key="", reason=record.reason)
 
-    def _past(self, pool: str) -> Past:
-        changed_s, failures = self.arbiter.history.last_changes(pool)
-        streak = self._streaks.get(pool, (0, changed_s))
+    def _past(self, pool: str) -> tuple[Past, str]:
+        """And the last change's id; empty if there was none."""
+        last, failures = self.arbiter.history.last_changes(pool)
+        change = last.id if last else ""
+        streak, since = self._streaks.get(pool, (0, change))
         # What was wanted before the change is of no interest.
-        return Past(streak[0] if streak[1] == changed_s else 0, changed_s, failures)
+        streak = streak if since == change else 0
+        return Past(streak, self.ledger.age_s(last) if last else None, failures), change
 
     def _gains(self, problem: Problem, pool: Pool) -> tuple[float | None, float | None]:
         """Of the plan that is applied: as predicted, and on today's traffic."""
@@ -253,16 +256,16 @@ class Loop:
         """Remember, and write down what is new."""
         self.views[pool] = view
         self.counted[pool, view.decision.outcome] += 1
-        last = self._written.get(pool)
-        same = last is not None and last.decision.outcome == view.decision.outcome
-        if last is not None and same and view.at_s - last.at_s < AGAIN_S:
+        now_s = self.ledger.clock.monotonic()
+        outcome, written_s = self._written.get(pool, ("", now_s))
+        if outcome == view.decision.outcome and now_s - written_s < AGAIN_S:
             return
         body: dict[str, Any] = {**asdict(view.decision)}
         if view.score is not None:
             body["balancedness"] = view.score.balancedness
         id = self.ledger.next_id("decision", "decision")
         self.ledger.write("decision", id, view.decision.reason, body, pool=pool)
-        self._written[pool] = view
+        self._written[pool] = view.decision.outcome, now_s
 
     async def _try(self, what: str, doing: Any) -> None:
         try:
@@ -277,14 +280,13 @@ class Loop:
         else:
             self.conditions.pop(what, None)
 
-
-async def _in_turn(pools: Sequence[Pool]) -> AsyncIterator[Pool]:
-    """Agents are answered between two of a thousand pools."""
-    for pool in pools:
-        if pool is not pools[0]:
-            for _ in range(YIELDS):
-                await asyncio.sleep(0)
-        yield pool
+    async def _in_turn(self, pools: Sequence[Pool]) -> AsyncIterator[Pool]:
+        """Agents are answered between two of a thousand pools."""
+        for pool in pools:
+            if pool is not pools[0]:
+                for _ in range(YIELDS):
+                    await self.ledger.clock.sleep(0)
+            yield pool
 
 
 def _problem(pool: Pool, policy: PoolPolicy, profile: Any, current: Placement) -> Problem:

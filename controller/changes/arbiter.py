@@ -15,7 +15,6 @@ from controller.config import Config
 from controller.fleet.observed import observed_placements, refuse_lost, same_experts
 from controller.fleet.workers import (
     FORGOTTEN_S,
-    SILENT_S,
     Fleet,
     FleetError,
     Pool,
@@ -142,7 +141,7 @@ class Arbiter:
         )
         operation = Operation(
             self._next_id(), key, pool_name, "scale", "", "", pool.model.expert_bytes,
-            self.ledger.clock.now_s(), phase=Phase.REFUSED, why=why,
+            self.ledger.clock.now(), phase=Phase.REFUSED, why=why,
         )  # fmt: skip
         return self.ledger.write(
             "operation", operation.id, reason, asdict(operation), pool=pool_name
@@ -156,7 +155,7 @@ class Arbiter:
             self._task = None
             raise error
         if (record := self.running) is not None:
-            silent_s = self.ledger.clock.now_s() - record.at_s
+            silent_s = self.ledger.age_s(record)
             # Its agents may still be to register; or they are gone, and others wait for its end.
             if record.pool in self.fleet.pools or silent_s > FORGOTTEN_S:
                 self._task = asyncio.create_task(self._run(record, is_restart=True))
@@ -200,11 +199,10 @@ class Arbiter:
     async def _rollback_targets(self, pool: Pool) -> dict[str, str]:
         """Each engine's digest, whose placement is kept to go back to. Engines that are gone are
         left out, and brought to the rest if they come back."""
-        now_s = self.ledger.clock.now_s()
         seen = [
             engine
             for engine, members in pool.engines.items()
-            if any(now_s - member.last_seen_s < SILENT_S for member in members)
+            if any(map(self.fleet.is_heard, members))
         ]
         targets = {}
         for engine in seen or pool.engines:
@@ -218,7 +216,7 @@ class Arbiter:
         reason: str, *beside: Record,
     ) -> Record:  # fmt: skip
         """Written down together with what is ``beside``, or not at all."""
-        now_s = self.ledger.clock.now_s()
+        now_s = self.ledger.clock.now()
         operation = Operation(
             self._next_id(), key, pool.name, kind, plan, goal, pool.model.expert_bytes, now_s,
             targets, epoch=max(int(now_s * 1000), self._newest_epoch(pool) + 1),
@@ -270,6 +268,9 @@ class Arbiter:
                 plans.change_state(record, ENDS[operation.phase], reason)
 
     def _newest_epoch(self, pool: Pool) -> int:
-        """What agents have applied or refused last: they only listen to later ones."""
+        """What agents have applied or refused last, or were offered: they only listen to later
+        ones, also if the wall clock was put back."""
         registrations = [member.registration for member in pool.members.values()]
-        return max((max(one.epoch, one.refused_epoch) for one in registrations), default=0)
+        told = [max(one.epoch, one.refused_epoch) for one in registrations]
+        operations = map(Operation.of, self.ledger.records.newest("operation", pool=pool.name))
+        return max((*told, *(one.epoch for one in operations)), default=0)

@@ -58,15 +58,15 @@ class History:
                 return record
         return None
 
-    def last_changes(self, pool: str) -> tuple[float | None, int]:
-        """Unix time at which the pool's last operation ended, and how many in a row failed."""
+    def last_changes(self, pool: str) -> tuple[Record | None, int]:
+        """The pool's last operation that has ended, and how many in a row failed."""
         ended = [
             record
             for record in self.ledger.records.newest("operation", pool=pool, final=True)
             if record.body["phase"] != Phase.REFUSED
         ]
         failed = takewhile(lambda record: record.body["phase"] != Phase.SUCCEEDED, ended)
-        return ended[0].at_s if ended else None, sum(1 for _ in failed)
+        return ended[0] if ended else None, sum(1 for _ in failed)
 
     def plan_of(self, operation: Operation) -> Record | None:
         """The newest of the last plans that leads where the operation led."""

@@ -112,5 +112,5 @@ class Plans:
     def next_record(self, record: Record, state: PlanState, reason: str) -> Record:
         """What ``change_state`` writes down, to be put together with something else."""
         body: Mapping[str, Any] = {**record.body, "state": state}
-        now_s = self.ledger.clock.now_s()
+        now_s = self.ledger.clock.now()
         return record.next(now_s, reason, body=body, final=state not in OPEN)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from controller.config import Config
-from controller.fleet.workers import SILENT_S, Fleet, FleetError, Member, kinds
+from controller.fleet.workers import Fleet, FleetError, Member, kinds
 from controller.ledger.ledger import LedgerError
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import (
@@ -121,8 +121,8 @@ class VllmEngines:
             members = self.fleet.engine(pool, engine)
         except FleetError as error:
             raise EngineLostError(str(error)) from error
-        now_s, width = self.ledger.clock.now_s(), self.fleet.pool(pool).ranks
-        there = [member for member in members if now_s - member.last_seen_s < SILENT_S]
+        width = self.fleet.pool(pool).ranks
+        there = list(filter(self.fleet.is_heard, members))
         if len(there) < width:
             raise EngineLostError(f"{len(there)} of {width} ranks of {engine} are heard")
         return there

@@ -1,5 +1,9 @@
 """What a controller that was killed would like to know at once: who is there, up to which push, and
-the traffic that was counted. Written at every look; what came since is lost, and nothing twice."""
+the traffic that was counted. Written at every look; what came since is lost, and nothing twice.
+
+What is written down are instants; who reads them takes none of them to be in the future, nor longer
+ago than matters.
+"""
 
 from dataclasses import asdict
 from io import BytesIO
@@ -10,9 +14,10 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from controller.fleet.windows import Delta, Window
-from controller.fleet.workers import Fleet, Member, Pool
+from controller.fleet.workers import FORGOTTEN_S, Fleet, Member, Pool
 from controller.ledger.ledger import Record
 from controller.ledger.watched import WatchedLedger
+from placer.clock import age
 from placer.pace import Pace, of_meta
 
 _MEMBERS = TypeAdapter(list[Member])
@@ -21,6 +26,8 @@ _FORMERLY = {"said": "registration", "heard_s": "last_seen_s"}  # what 0.1.0 wro
 
 def take(ledger: WatchedLedger, pool: Pool) -> None:
     """One record a pool, of which the ledger keeps the newest."""
+    now = ledger.clock.now()
+    ahead = now - ledger.clock.monotonic()
     parts = [
         (phase, *part)
         for phase, window in pool.windows.items()
@@ -29,14 +36,15 @@ def take(ledger: WatchedLedger, pool: Pool) -> None:
     body = {
         "members": [
             {
-                "registration": asdict(member.registration), "last_seen_s": member.last_seen_s,
+                "registration": asdict(member.registration),
+                "last_seen_s": member.last_seen_s + ahead,
                 "sequence": member.sequence, "lost": member.lost,
             }
             for member in pool.members.values()
         ],
         "windows": [
             {
-                "phase": phase, "begun_s": begun_s,
+                "phase": phase, "begun_s": begun_s + ahead,
                 "tokens": delta.tokens, "sequences": delta.sequences,
                 "pace": None if pace is None else asdict(pace),
             }
@@ -47,7 +55,7 @@ def take(ledger: WatchedLedger, pool: Pool) -> None:
     np.savez(file, *(delta.load for _, _, delta, _ in parts))
     blob, reason = file.getvalue(), f"{len(pool.members)} workers"
     version = ledger.records.version("snapshot", pool.name) + 1  # whatever the last one holds
-    told = (ledger.clock.now_s(), reason, body, pool.name)
+    told = (now, reason, body, pool.name)
     ledger.put(Record("snapshot", pool.name, version, *told, blob=blob))
 
 
@@ -71,8 +79,9 @@ def _recall(record: Record, blob: bytes, fleet: Fleet, window_s: Any) -> None:
     for member in _MEMBERS.validate_python(members):
         if member.registration.id.pool != record.id:
             raise ValueError(f"has a worker of another pool, {member.registration.id.pool!r}")
-        fleet.register(member.registration, _finite(member.last_seen_s))
+        fleet.register(member.registration)
         key = member.registration.id.engine, member.registration.id.worker
+        member.last_seen_s = _moment(fleet, member.last_seen_s, FORGOTTEN_S)
         fleet.pools[record.id].members[key] = member
     if record.id not in fleet.pools:
         return
@@ -86,14 +95,16 @@ def _recall(record: Record, blob: bytes, fleet: Fleet, window_s: Any) -> None:
                 raise ValueError(f"counts {load.dtype}{list(load.shape)} and not {list(shape)}")
             counted = (pool.model.top_k, int(kept["tokens"]), int(kept["sequences"]), load)
             delta = Delta(str(kept["phase"]), *counted)
-            part = _finite(kept["begun_s"]), delta, of_meta(kept)
+            begun_s = _moment(fleet, kept["begun_s"], window_s(record.id))
+            part = begun_s, delta, of_meta(kept)
             parts.setdefault(delta.phase, []).append(part)
     for phase, halves in parts.items():
         pool.windows[phase] = Window(window_s(record.id), halves[0][0])
         pool.windows[phase].put_back(halves)
 
 
-def _finite(instant_s: float) -> float:
-    if not isfinite(instant_s):
-        raise ValueError(f"was taken at {instant_s}")
-    return instant_s
+def _moment(fleet: Fleet, instant: float, longest_s: float) -> float:
+    """By the fleet's monotonic clock."""
+    if not isfinite(instant):
+        raise ValueError(f"was taken at {instant}")
+    return fleet.clock.monotonic() - age(fleet.clock, instant, longest_s)

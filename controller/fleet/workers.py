@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from controller.fleet.windows import Delta, Window
+from placer.clock import Clock
 from placer.errors import PlacerError, RoutingError
 from placer.model import ModelShape
 from placer.names import few
@@ -68,7 +69,11 @@ class Registration:
 
 @dataclass(slots=True)
 class Member:
-    """One worker, as seen last. sequence: of its newest push; lost: pushes that never came"""
+    """One worker, as seen last.
+
+    last_seen_s: by the fleet's monotonic clock
+    sequence: of its newest push; lost: pushes that never came
+    """
 
     registration: Registration
     last_seen_s: float
@@ -132,9 +137,9 @@ class Pool:
 class Fleet:
     """The pools that are there, by their workers. window_s: of a pool"""
 
-    def __init__(self, window_s: Callable[[str], float]) -> None:
+    def __init__(self, window_s: Callable[[str], float], clock: Clock) -> None:
         self.pools: dict[str, Pool] = {}
-        self._window_s = window_s
+        self.clock, self._window_s = clock, window_s
 
     def pool(self, name: str) -> Pool:
         if name not in self.pools:
@@ -149,16 +154,24 @@ class Fleet:
             raise UnknownError(f"no engine {engine[:NAME]!r} in {pool}: there is {few(found)}")
         return found[engine]
 
-    def register(self, registration: Registration, now_s: float) -> int:
+    def silent_s(self, member: Member) -> float:
+        """Since it was seen."""
+        return self.clock.monotonic() - member.last_seen_s
+
+    def is_heard(self, member: Member) -> bool:
+        return self.silent_s(member) < SILENT_S
+
+    def register(self, registration: Registration) -> int:
         """The newest push of this incarnation. Raises FleetError for whom the pool has no place."""
         key = registration.id.engine, registration.id.worker
         known = self.pools.get(registration.id.pool)
         if (known is None or key not in known.members) and self._workers >= WORKERS:
             raise FleetError(f"{WORKERS} workers are registered: no place for more")
-        pool = self._place(registration, now_s)
+        pool, now_s = self._place(registration), self.clock.monotonic()
         member = pool.members.setdefault(key, Member(registration, now_s))
         if registration.id.incarnation != member.registration.id.incarnation:
-            _check_later(registration.id, member, now_s)
+            if self.is_heard(member):
+                _check_later(registration.id, member, self.clock.now())
             member.sequence = 0
         member.registration, member.last_seen_s = registration, now_s
         return member.sequence
@@ -168,7 +181,6 @@ class Fleet:
         id: WorkerId,
         sequence: int,
         deltas: Sequence[Delta],
-        now_s: float,
         paces: Mapping[str, Pace] | None = None,
     ) -> None:
         """Count a push, once. Raises FleetError for a worker that must register first, and
@@ -182,7 +194,7 @@ class Fleet:
         model = pool.model
         for delta in deltas:
             delta.check(model.layers, model.experts, model.top_k)
-        paces = paces or {}
+        paces, now_s = paces or {}, self.clock.monotonic()
         for phase in (*(delta.phase for delta in deltas), *paces):
             if phase not in pool.windows:
                 pool.windows[phase] = Window(self._window_s(pool.name), now_s)
@@ -203,11 +215,11 @@ class Fleet:
             raise UnknownError(f"{who} must register first")
         return member
 
-    def forget(self, now_s: float) -> None:
+    def forget(self) -> None:
         """Workers and pools that were not seen for long."""
         for pool in list(self.pools.values()):
             for key, member in list(pool.members.items()):
-                if now_s - member.last_seen_s > FORGOTTEN_S:
+                if self.silent_s(member) >= FORGOTTEN_S:
                     del pool.members[key]
             if not pool.members:
                 del self.pools[pool.name]
@@ -216,7 +228,7 @@ class Fleet:
     def _workers(self) -> int:
         return sum(len(pool.members) for pool in self.pools.values())
 
-    def _place(self, registration: Registration, now_s: float) -> Pool:
+    def _place(self, registration: Registration) -> Pool:
         """Its pool, which the first one defines, as long as one of them is there."""
         worker, id, model = registration.worker, registration.id, registration.model
         for what, text in (("pool", id.pool), ("engine", id.engine), ("worker", id.worker)):
@@ -239,7 +251,7 @@ class Fleet:
             here = (there.layers, there.experts, there.top_k, pool.ranks, pool.slots)
             if asked == here:
                 return pool
-            if any(now_s - member.last_seen_s < SILENT_S for member in pool.members.values()):
+            if any(map(self.is_heard, pool.members.values())):
                 words = "{} layers x {} experts, top-{}, on {} ranks in {} slots"
                 raise FleetError(
                     f"pool {id.pool} has {words.format(*here)} and {id.worker} of "
@@ -249,15 +261,13 @@ class Fleet:
         return self.pools[id.pool]
 
 
-def _check_later(id: WorkerId, member: Member, now_s: float) -> None:
-    """Raises FleetError for a life of a worker that is not later than the one that is known.
+def _check_later(id: WorkerId, member: Member, now: float) -> None:
+    """Raises FleetError for a life of a worker that is not later than the one that is heard.
 
-    Workers' clocks say which is, and some are wrong. So who is silent makes room for anybody, and
-    who says to have begun in the future is later than nobody who did not.
+    Workers' clocks say which is, and some are wrong. So who says to have begun in the future is
+    later than nobody who did not. now: unix seconds
     """
-    if now_s - member.last_seen_s >= SILENT_S:
-        return
-    latest = (now_s + AHEAD_S) * 1e9
+    latest = (now + AHEAD_S) * 1e9
     new, known = (
         (one <= latest, one) for one in (id.incarnation, member.registration.id.incarnation)
     )
@@ -266,6 +276,6 @@ def _check_later(id: WorkerId, member: Member, now_s: float) -> None:
     if new[0] or not known[0]:
         raise FleetError(f"{id.worker} of {id.engine} was started again since")
     raise FleetError(
-        f"{id.worker} of {id.engine} began {id.incarnation / 1e9 - now_s:,.0f} s from now, as it "
+        f"{id.worker} of {id.engine} began {id.incarnation / 1e9 - now:,.0f} s from now, as it "
         "says, and another of that name is heard: set its host's clock"
     )

@@ -2,12 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from controller.ledger.ages import Ages
 from controller.ledger.ledger import Ledger, LedgerError, Record, Unreadable
 from placer.clock import Clock
 from placer.errors import PlacementError
@@ -18,10 +19,10 @@ BACKLOG = 1000  # records that a watcher may be behind; then it is told that it 
 
 
 class WatchedLedger:
-    """A ledger's records, and who on one event loop wants to know of new ones."""
+    """A ledger's records, how old they are, and who on one event loop wants to know of new ones."""
 
     def __init__(self, records: Ledger, clock: Clock) -> None:
-        self.records, self.clock = records, clock
+        self.records, self.clock, self._ages = records, clock, Ages(clock)
         self._watchers: set[asyncio.Queue[Record | None]] = set()
         # What has not ended yet, by kind, pool and id. To find it the ledger reads all that has:
         # once, when it is asked for first.
@@ -36,16 +37,17 @@ class WatchedLedger:
         **more: Any,
     ) -> Record:
         """The first version. ``more``: pool, final, blob. Raises LedgerError."""
-        return self.put(Record(kind, id, 1, self.clock.now_s(), reason, body, **more))
+        return self.put(Record(kind, id, 1, self.clock.now(), reason, body, **more))
 
     def follow(self, record: Record, reason: str, **changes: Any) -> Record:
         """The version after ``record``. Raises Conflict if there is one already."""
-        return self.put(record.next(self.clock.now_s(), reason, **changes))
+        return self.put(record.next(self.clock.now(), reason, **changes))
 
     def put(self, *records: Record) -> Record:
         """All or none; returns the first."""
         written = self.records.put_all(records)
         for record in written:
+            self._ages.note(record)
             if record.kind in self._open:  # or it is found in the ledger, later
                 self._note(record)
             for queue in self._watchers:
@@ -54,6 +56,15 @@ class WatchedLedger:
                 elif queue.qsize() == BACKLOG:
                     queue.put_nowait(None)
         return written[0]
+
+    def age_s(self, record: Record) -> float:
+        """Since it was written."""
+        return self._ages.of(record)
+
+    def prune(self, kind: str, keep: int, retention_s: float, needed: Collection[str] = ()) -> None:
+        """As ``Ledger.prune``. What a wall clock says that was put on ages no record."""
+        since_s = min(self.clock.now(), self._ages.now()) - retention_s
+        self.records.prune(kind, keep, since_s, needed)
 
     def open(self, kind: str, pool: str | None = None) -> list[Record]:
         """What has not ended yet, last written first; of one pool only. kind: of OPEN"""
@@ -77,7 +88,7 @@ class WatchedLedger:
         # Of a ledger that was without this count, or of one in which it cannot be read.
         numbers = (_number(id, prefix) for id in self.records.ids(kind))
         last = max(last, *numbers, 0) + 1
-        now_s = self.clock.now_s()
+        now_s = self.clock.now()
         self.records.put(Record("ids", kind, given + 1, now_s, "", {"last": last}))
         return f"{prefix}-{last}"
 
@@ -112,7 +123,7 @@ class WatchedLedger:
                 "shape": table.shape, "experts": placement.experts,
                 "gpus": placement.gpus, "nodes": placement.nodes,
             }  # fmt: skip
-            version, now_s = self.records.version("placement", digest) + 1, self.clock.now_s()
+            version, now_s = self.records.version("placement", digest) + 1, self.clock.now()
             told = (now_s, placement.shape, body)
             self.put(Record("placement", digest, version, *told, blob=table.tobytes()))
         return digest

@@ -21,13 +21,13 @@ Verdict = Literal["hold", "infeasible", "wait", "propose", "act"]
 @dataclass(frozen=True, slots=True)
 class Past:
     """
-    streak:    decisions in a row that wanted to move
-    changed_s: unix time of the last change
-    failures:  changes in a row, up to that one, that were taken back
+    streak:   decisions in a row that wanted to move
+    rested_s: since the last change; None if there was none
+    failures: changes in a row, up to that one, that were taken back
     """
 
     streak: int = 0
-    changed_s: float | None = None
+    rested_s: float | None = None
     failures: int = 0
 
 
@@ -42,9 +42,9 @@ class Decision:
 
 
 def decide(
-    answer: Plan | Hold | Infeasible, past: Past, policy: PoolPolicy, now_s: float
+    answer: Plan | Hold | Infeasible, past: Past, policy: PoolPolicy, now: float
 ) -> Decision:
-    """What to do with the optimizer's answer on the traffic of now."""
+    """What to do with the optimizer's answer on the traffic of now, in unix seconds."""
     if isinstance(answer, Infeasible):
         return Decision("infeasible", answer.reason)
     if isinstance(answer, Hold):
@@ -54,12 +54,12 @@ def decide(
         seen = f"{streak} of {policy.confirmations} decisions in a row that want it"
         return Decision("wait", f"{answer.reason}: {seen}", streak)
     cooldown_s = policy.cooldown_s * 2 ** min(past.failures, DOUBLINGS)
-    if past.changed_s is not None and (left_s := past.changed_s + cooldown_s - now_s) > 0:
+    if past.rested_s is not None and (left_s := cooldown_s - past.rested_s) > 0:
         failed = f" and {past.failures} in a row failed" if past.failures else ""
         why = f"the last change is too fresh{failed}, {left_s:.0f} s of cooldown_s are left"
         return Decision("wait", f"{answer.reason}: {why}", streak)
     if policy.mode == "advisory":
         return Decision("propose", f"{answer.reason}: advisory, waits for approval", streak)
-    if reason := policy.closed(now_s):
+    if reason := policy.closed(now):
         return Decision("wait", f"{answer.reason}: {reason}", streak)
     return Decision("act", answer.reason, streak)

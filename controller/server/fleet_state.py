@@ -25,14 +25,14 @@ CONDITIONS = 4  # of an engine's workers that are told
 class FleetState(FleetServiceServicer):  # type: ignore[misc]
     def __init__(self, loop: Loop) -> None:
         self.loop, self.fleet, self.ledger = loop, loop.fleet, loop.ledger
-        self._begun_s = self.ledger.clock.now_s()
+        self._begun_s = self.ledger.clock.monotonic()
 
     @answering
     async def Register(self, request: Any) -> Any:
         id = wire.worker_id(request.id)
         CALLER.get().check(id.pool, id.engine, id.worker)
         registration = wire.registration(request)
-        sequence = self.fleet.register(registration, self.ledger.clock.now_s())
+        sequence = self.fleet.register(registration)
         self.loop.acknowledge(registration)
         return fleet_pb2.RegisterResponse(sequence=sequence)
 
@@ -49,7 +49,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
             room -= message.ByteSize()
             if room <= 0:
                 break
-            await asyncio.sleep(0)  # others are answered between two of a thousand pools
+            await self.ledger.clock.sleep(0)  # others are answered between two of a thousand pools
         if len(told) < len(pools):
             shares = f"{len(told):,} of {len(pools):,}"
             conditions.append(
@@ -57,7 +57,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
             )
         return fleet_pb2.StatusResponse(
             version=version("moe-placer"),
-            uptime_s=self.ledger.clock.now_s() - self._begun_s,
+            uptime_s=self.ledger.clock.monotonic() - self._begun_s,
             pools=told,
             conditions=conditions,
         )
@@ -89,12 +89,11 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
             self.loop.views.get(pool.name),
             self.loop.config.of,
         )
-        now_s = self.ledger.clock.now_s()
         applied = arbiter.plans.in_state(pool.name, PlanState.APPLIED)
         proposed = arbiter.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
         running = arbiter.running
         engines = pool.engines
-        told = wire.fitting((_engine(name, them, now_s) for name, them in engines.items()), room)
+        told = wire.fitting((self._engine(name, them) for name, them in engines.items()), room)
         if len(told) < len(engines):
             shares = f"{len(told):,} of {len(engines):,}"
             conditions.append(f"status: only {shares} engines of {pool.name} have room here")
@@ -116,26 +115,25 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
             message.operation.CopyFrom(wire.operation(running))
         return message
 
+    def _engine(self, name: str, members: list[Member]) -> Any:
+        registrations = [member.registration for member in members]
+        conditions = list(dict.fromkeys(one.trouble for one in registrations if one.trouble))
+        more = [f"and {len(conditions) - CONDITIONS} more"] if len(conditions) > CONDITIONS else []
+        return fleet_pb2.Engine(
+            name=name,
+            digest=registrations[0].digest,
+            epoch=max(one.epoch for one in registrations),
+            workers=len(members),
+            silent_s=max(map(self.fleet.silent_s, members)),
+            tokens=sum(one.tokens for one in registrations),
+            dropped=sum(max(member.registration.dropped, member.lost) for member in members),
+            conditions=[*conditions[:CONDITIONS], *more],
+        )
+
 
 def _pace(pool: Pool, phase: str) -> dict[str, float]:
     pace = pool.pace(phase)
     return {} if pace is None else {"step_s": pace.step_s or 0.0, "busy": pace.busy}
-
-
-def _engine(name: str, members: list[Member], now_s: float) -> Any:
-    registrations = [member.registration for member in members]
-    conditions = list(dict.fromkeys(one.trouble for one in registrations if one.trouble))
-    more = [f"and {len(conditions) - CONDITIONS} more"] if len(conditions) > CONDITIONS else []
-    return fleet_pb2.Engine(
-        name=name,
-        digest=registrations[0].digest,
-        epoch=max(one.epoch for one in registrations),
-        workers=len(members),
-        silent_s=now_s - min(member.last_seen_s for member in members),
-        tokens=sum(one.tokens for one in registrations),
-        dropped=sum(max(member.registration.dropped, member.lost) for member in members),
-        conditions=[*conditions[:CONDITIONS], *more],
-    )
 
 
 class Ledgers(LedgerServiceServicer):  # type: ignore[misc]

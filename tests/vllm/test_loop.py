@@ -61,11 +61,12 @@ def controller() -> Iterator[tuple[str, Loop]]:
 
     async def run() -> None:
         config = Config(POLICY, every_s=1.0)
-        ledger = WatchedLedger(Ledger(None), SystemClock())
-        fleet = Fleet(lambda _: POLICY.window_s)
+        clock = SystemClock()
+        ledger = WatchedLedger(Ledger(None), clock)
+        fleet = Fleet(lambda _: POLICY.window_s, clock)
         by_agent = VllmEngines(fleet, ledger, config)
         engines = FleetEngines(fleet, MemoryEngines({}), by_agent)
-        ready.loop = Loop(config, ledger, fleet, engines, MemoryPlanner())
+        ready.loop = Loop(config, ledger, fleet, engines, MemoryPlanner(clock))
         server, ready.port = await start(ready.loop, by_agent, Listening("127.0.0.1:0"))
         ready.task = asyncio.create_task(ready.loop.run())
         ready.events = asyncio.get_running_loop()

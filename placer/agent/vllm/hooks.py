@@ -6,7 +6,6 @@ a hook is logged once and ends the agent's work, not the engine's.
 """
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial, wraps
@@ -31,6 +30,7 @@ from placer.agent.vllm.applying import Applying
 from placer.agent.vllm.counters import Counters
 from placer.agent.vllm.process_group import GroupRanks
 from placer.agent.vllm.recorder import Batch, StepRecorder
+from placer.clock import SystemClock
 from placer.errors import ModelError
 from placer.files.configs import read_config
 from placer.model import ModelShape
@@ -38,6 +38,7 @@ from placer.worker import Worker
 
 log = logging.getLogger("vllm.placer")
 
+CLOCK = SystemClock()
 NONE = np.zeros(0, dtype=np.int64)
 Capture = Callable[[torch.Tensor], None]
 
@@ -71,9 +72,9 @@ class Agent:
         sink = open_sink(self.worker, _shape(config, self.worker))
         if self._eplb is not None:  # last: a rank that cannot start must not announce itself
             self._ranks = GroupRanks(get_eplb_group().cpu_group)
-            self.applying = Applying(self._look, self._eplb.policy)
+            self.applying = Applying(self._look, self._eplb.policy, CLOCK)
             self.attach(self._eplb)
-        self.reporter = Reporter(self.worker, sink, self.recorder, self.applying)
+        self.reporter = Reporter(self.worker, sink, self.recorder, self.applying, CLOCK)
         does = ["records"] if self.worker.records else [f"records nothing ({reason})"]
         does.append(
             "applies plans; the engine no longer rebalances by itself once all ranks have agents"
@@ -102,7 +103,7 @@ class Agent:
             if is_parallel:
                 capture = partial(_capture_own, self, capture, parallel)
             router.router.set_capture_fn(capture)
-        return StepRecorder(counters)
+        return StepRecorder(counters, CLOCK)
 
     def step(self, runner: Any, scheduled: Any, begun_s: float) -> None:
         """After each step."""
@@ -163,7 +164,7 @@ def _after(owner: type, name: str, then: Callable[..., None]) -> None:
 
     @wraps(method)
     def extended(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun_s = time.monotonic()
+        begun_s = CLOCK.monotonic()
         result = method(self, *args, **kwargs)
         try:
             then(self, *args, begun_s=begun_s, **kwargs)

@@ -56,9 +56,9 @@ def _install(target: str) -> None:
 def _hook(target: str) -> None:
     try:
         from placer.agent.sinks import way_to
-        from placer.agent.vllm.hooks import install
+        from placer.agent.vllm.hooks import CLOCK, install
 
         # Settings that cannot be end the agent here, before it touches the engine.
-        install(way_to(target))
+        install(way_to(target, CLOCK))
     except Exception:
         log.exception("placer: the agent cannot start, serving goes on without it")

@@ -22,7 +22,7 @@ from tests.controller.tiny_pool import (
     POOL,
     World,
     a_registration,
-    asynchronous,
+    in_virtual_time,
 )
 
 
@@ -35,7 +35,7 @@ def reasons(world: World, id: str) -> list[tuple[str, str]]:
     return [(one.body["state"], one.reason) for one in world.disk.versions("plan", id)]
 
 
-@asynchronous
+@in_virtual_time
 async def test_the_life_of_a_plan() -> None:
     world = World()
     plan = propose(world)
@@ -111,7 +111,7 @@ def test_numbers_go_on_where_nothing_counted_them(count: str) -> None:
     assert propose(world).id == "plan-13"
 
 
-@asynchronous
+@in_virtual_time
 async def test_decisions_of_one_moment_are_several() -> None:
     """Also when the clock is set back to it."""
     world = World()
@@ -173,14 +173,14 @@ def test_a_plan_that_must_not_be_applied_is_not_even_proposed(
 def test_two_copies_on_one_rank_are_refused() -> None:
     world = World([a_placement([[0, 1, 2, 0, 3, 1]] * 2)])
     world.fleet.pools.clear()
-    world.fleet.register(a_registration(slots=6), BEGIN_S)
+    world.fleet.register(a_registration(slots=6))
     with pytest.raises(PlacementError, match="layer 0: GPU 0 holds expert 0 2 times"):
         propose(world, a_placement([[0, 0, 1, 1, 2, 3]] * 2))
 
 
 def test_an_engine_whose_balancer_is_off_takes_no_plan() -> None:
     world = World()
-    world.fleet.register(a_registration("e1", can_apply=False), BEGIN_S)
+    world.fleet.register(a_registration("e1", can_apply=False))
     with pytest.raises(PlacementError, match="load balancer is off"):
         propose(world)
 
@@ -190,7 +190,7 @@ def test_a_plan_for_a_pool_that_is_not_there_is_refused() -> None:
         World().arbiter.propose("code", Plan(GOAL), "", "why not")
 
 
-@asynchronous
+@in_virtual_time
 async def test_one_operation_at_a_time() -> None:
     world = World()
     await world.apply(GOAL)
@@ -205,7 +205,7 @@ async def test_one_operation_at_a_time() -> None:
     assert world.stand_at(OTHER)
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_plan_from_a_map_that_stands_no_longer_is_refused() -> None:
     world = World()
     stale = propose(world, GOAL, before=OTHER.digest)
@@ -218,7 +218,7 @@ async def test_a_plan_from_a_map_that_stands_no_longer_is_refused() -> None:
     assert world.stand_at(GOAL)
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_operation_that_fails_takes_its_plan_back() -> None:
     world = World()
     world.engines.moods = {4: "refused"}
@@ -229,7 +229,7 @@ async def test_an_operation_that_fails_takes_its_plan_back() -> None:
     assert (world.stand_at(HOME), world.arbiter.ended) == (True, {(POOL, "rolled back"): 1})
 
 
-@asynchronous
+@in_virtual_time
 async def test_the_plan_of_a_halted_operation_is_halted() -> None:
     world = World()
     await world.apply(GOAL)
@@ -242,7 +242,7 @@ async def test_the_plan_of_a_halted_operation_is_halted() -> None:
     assert world.stand_at(HOME)
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_rollback_ends_the_operation_that_runs() -> None:
     world = World(bytes_per_minute=BYTES)
     begun = await world.apply(GOAL)
@@ -260,7 +260,7 @@ async def test_a_rollback_ends_the_operation_that_runs() -> None:
     assert world.stand_at(GOAL)
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_rollback_brings_the_pool_to_where_it_was_before_its_last_plan() -> None:
     world = World()
     for placement in (OTHER, GOAL):
@@ -273,7 +273,7 @@ async def test_a_rollback_brings_the_pool_to_where_it_was_before_its_last_plan()
     assert world.states() == {"plan-1": "applied", "plan-2": "rolled back"}
 
 
-@asynchronous
+@in_virtual_time
 async def test_what_was_never_changed_cannot_be_rolled_back() -> None:
     world = World()
     world.engines.moods = {0: "refused"}
@@ -283,7 +283,7 @@ async def test_what_was_never_changed_cannot_be_rolled_back() -> None:
         await world.arbiter.rollback(POOL, "", "why not")
 
 
-@asynchronous
+@in_virtual_time
 async def test_the_same_key_is_the_same_operation() -> None:
     world = World()
     first = await world.apply(GOAL, key="ann-7")
@@ -298,7 +298,7 @@ async def test_the_same_key_is_the_same_operation() -> None:
     assert world.stand_at(HOME)
 
 
-@asynchronous
+@in_virtual_time
 async def test_of_two_who_begin_at_once_one_does() -> None:
     world = World()
     plan = world.arbiter.plans.approve(propose(world).id, 0, "go")
@@ -308,7 +308,7 @@ async def test_of_two_who_begin_at_once_one_does() -> None:
     assert len(world.disk.newest("operation")) == 1
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_change_is_dated_by_the_end_of_its_operation() -> None:
     world = World(bytes_per_minute=2 * BYTES)  # four rounds of a minute
     assert world.arbiter.history.last_changes(POOL) == (None, 0)
@@ -317,11 +317,13 @@ async def test_a_change_is_dated_by_the_end_of_its_operation() -> None:
     await world.arbiter.settle()
     await world.clock.sleep(5.0)
     world.arbiter.scale(POOL, 4, "", "more")
-    assert world.arbiter.history.last_changes(POOL) == (BEGIN_S + 240, 0)
+    last, failures = world.arbiter.history.last_changes(POOL)
+    assert last is not None
+    assert (last.at_s, world.ledger.age_s(last), failures) == (BEGIN_S + 240, 5.0, 0)
     assert world.arbiter.history.last_changes("code") == (None, 0)
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_width_cannot_be_changed_and_that_is_written_down() -> None:
     world = World()
     record = world.arbiter.scale(POOL, 4, "key-1", "ann wants 4")

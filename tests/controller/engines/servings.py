@@ -15,7 +15,7 @@ from controller.migration.commands import (
     Outcome,
 )
 from controller.ports import Engines
-from placer.clock import ManualClock
+from placer.clock import SystemClock
 from placer.files.plans import parse_plan
 from placer.parallel import connect
 from placer.placement import Placement
@@ -24,6 +24,7 @@ from tests.controller.tiny_pool import (
     BYTES,
     HOME,
     POOL,
+    a_clock,
     a_config,
     a_registration,
 )
@@ -56,8 +57,8 @@ class ByAgents:
     """vLLM's side: two ranks that register, and take up what is offered at their next step."""
 
     def __init__(self) -> None:
-        self.clock = ManualClock(BEGIN_S)
-        self.fleet = Fleet(lambda pool: 300.0)
+        self.clock = a_clock(BEGIN_S)
+        self.fleet = Fleet(lambda pool: 300.0, self.clock)
         self.ledger = WatchedLedger(Ledger(None), self.clock)
         self.engines = VllmEngines(self.fleet, self.ledger, a_config())
         self.offered: list[int] = []
@@ -68,7 +69,7 @@ class ByAgents:
         """Some ranks, else both, say how they stand."""
         for rank in ranks or (0, 1):
             told = a_registration("e0", f"w{rank}", rank=rank, **said)
-            self.fleet.register(told, self.clock.now_s())
+            self.fleet.register(told)
 
     def go_away(self) -> None:
         self.fleet.pools[POOL].members["e0", "w1"].last_seen_s -= SILENT_S
@@ -106,8 +107,8 @@ class ThroughRay:
         name = f"engine/{uuid4()}"
         actor = ray.remote(Remote).options(name=name, namespace=NAMESPACE, num_cpus=0)
         self.engine, self.kill = actor.remote(), ray.kill
-        fleet = Fleet(lambda pool: 300.0)
-        fleet.register(a_registration("e0", "w0", actor=name), BEGIN_S)
+        fleet = Fleet(lambda pool: 300.0, SystemClock())
+        fleet.register(a_registration("e0", "w0", actor=name))
         self.engines = RayEngines(fleet)
 
     def go_away(self) -> None:

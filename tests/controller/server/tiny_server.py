@@ -118,8 +118,9 @@ async def a_world(setting: Setting | None = None) -> AsyncIterator[World]:
     engines = Gated(setting.engines)
     listening = Listening(setting.address, tokens=setting.tokens)
     with closing(Ledger(setting.ledger)) as records:
-        ledger = WatchedLedger(records, SystemClock())
-        parts = Config(setting.policy), listening, ledger, MemoryPlanner(), lambda *_: engines
+        clock = SystemClock()
+        ledger, planner = WatchedLedger(records, clock), MemoryPlanner(clock)
+        parts = Config(setting.policy), listening, ledger, planner, lambda *_: engines
         async with assembled(*parts) as found:
             address = f"127.0.0.1:{found.port}"
             async with open_aio_channel(address, Settings(setting.token)) as channel:
