@@ -34,10 +34,10 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/pytest -m "not slow"
 
-# Python from protos/, which is committed.
+# Python and its types from protos/, which are committed.
 proto: setup
-	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --grpc_python_out=. \
-		protos/placer/v1/*.proto
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=. \
+		--grpc_python_out=. --mypy_out=. --mypy_grpc_out=. protos/placer/v1/*.proto
 
 bench: setup
 	$(BIN)/python -m bench

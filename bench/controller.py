@@ -29,10 +29,12 @@ from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.planning import answer
 from controller.fleet.windows import Delta, Window
 from controller.fleet.workers import Pool
+from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import Stage
-from controller.policies.rebalance import Past, decide
+from controller.policies import policy
+from controller.policies.rebalance import rebalance
 from controller.server.security import Listening
 from placer import model, topology
 from placer.channel import Settings, open_aio_channel
@@ -161,7 +163,7 @@ async def _controller(
     engines = {(POOL, f"engine-{at}"): MemoryEngine(before) for at in range(ENGINES)}
     with (
         ProcessPoolExecutor(1, SPAWN) as pool,
-        closing(Ledger(folder / "ledger.db")) as records,
+        closing(Ledger(folder / "ledger.db", FORMS)) as records,
     ):
         ledger, planner = WatchedLedger(records, SystemClock()), ProcessPlanner(pool)
         listening = Listening("127.0.0.1:0")
@@ -341,7 +343,8 @@ def _decision(current: Placement) -> tuple[float, float, str]:
         task = Problem(
             pool.model, POLICY.hardware(RANKS), profile, SLOTS, POLICY.objective, current
         )
-        decided = decide(answer(task, POLICY.optimizer), Past(), POLICY, 0.0)
+        found = answer(task, POLICY.optimizer)
+        decided = rebalance(policy.Seen(found, policy.Past(), POLICY, 0.0))
         times.append((time.perf_counter() - begun) * 1e3)
         works.append((time.process_time() - worked) * 1e3)
     return median(times[1:]), median(works[1:]), f"{decided.outcome}: {decided.reason}"

@@ -11,6 +11,7 @@ from controller.config import Config
 from controller.engines.fleet_engines import FleetEngines
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import Fleet
+from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
@@ -78,7 +79,7 @@ async def run(
     def engines(fleet: Fleet, by_agent: VllmEngines) -> Engines:
         return FleetEngines(fleet, by_actor(fleet), by_agent)
 
-    with closing(Ledger(setup.ledger)) as records:
+    with closing(Ledger(setup.ledger, FORMS)) as records:
         ledger = WatchedLedger(records, SystemClock())
         parts = setup.config, setup.listening, ledger, planner, engines
         async with assembled(*parts) as controller:

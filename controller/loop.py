@@ -3,27 +3,26 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from controller.changes.arbiter import Arbiter
-from controller.changes.forms import READERS, Acknowledgement
-from controller.changes.operations import Operation
 from controller.changes.plans import PlanState
 from controller.config import Config, PoolPolicy, told_in_settings
 from controller.fleet import snapshots
+from controller.fleet.acknowledgements import Acknowledgements
 from controller.fleet.workers import Fleet, Pool, Registration
-from controller.ledger.ledger import LedgerError, Record, Unreadable
+from controller.ledger.ledger import LedgerError, Unreadable
 from controller.ledger.watched import WatchedLedger
-from controller.policies.rebalance import Decision, Past, decide
+from controller.policies import POLICIES
+from controller.policies.policy import Decision, Kept, Past, Seen
 from controller.ports import EngineLostError, Engines, Planner
 from placer.arrays import FloatArray
 from placer.cost import Score, score
 from placer.errors import PlacerError
 from placer.placement import Placement
-from placer.plan import Hold, Plan
+from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 
 AGAIN_S = 600.0  # a decision that stays the same is written down this often
@@ -32,6 +31,7 @@ KEPT = {
     "snapshot": 20_000,
     "placement": 2000,  # besides those that are in use
 }  # fmt: skip
+WEIGHTS = ("hold", "infeasible", "wait", "propose", "act")
 YIELDS = 10  # to the event loop, in which calls are answered
 
 log = logging.getLogger("placer.controller")
@@ -41,17 +41,25 @@ log = logging.getLogger("placer.controller")
 class View:
     """What was seen of a pool and decided. Gains are of the plan that is applied.
 
+    decisions: of the policies that were asked, in turn; under "" if none was
     at_s: unix seconds
     load: [layers, experts] tokens, on what stood: ``placement``
     """
 
-    decision: Decision
+    decisions: Mapping[str, Decision]
     at_s: float
     load: FloatArray | None = None
     placement: Placement | None = None
     score: Score | None = None
     predicted_gain: float | None = None
     measured_gain: float | None = None
+
+    @property
+    def decision(self) -> Decision:
+        """The weightiest, with what all say."""
+        found = max(self.decisions.values(), key=lambda one: WEIGHTS.index(one.outcome))
+        told = [f"{policy}: {one.reason}" for policy, one in self.decisions.items()]
+        return replace(found, reason="; ".join(told)) if len(told) > 1 else found
 
 
 class Loop:
@@ -76,11 +84,10 @@ class Loop:
         self.conditions: dict[str, str] = {}
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
         self.counted: Counter[tuple[str, ...]] = Counter()  # decisions by pool and outcome
-        # Decisions in a row that wanted to move, since which change.
-        self._streaks: dict[str, tuple[int, str]] = {}
-        self._written: dict[str, tuple[str, float]] = {}  # outcome, and when
-        self._acknowledged: dict[str, Acknowledgement] = {}
-        ledger.records.readers = READERS
+        # Decisions in a row that wanted to move, by pool and policy, since which change.
+        self._streaks: dict[tuple[str, str], tuple[int, str]] = {}
+        self._written: dict[str, tuple[View, float]] = {}  # and when
+        self._acknowledgements = Acknowledgements(ledger)
         try:
             snapshots.recall(ledger, fleet, lambda pool: config.of(pool).window_s)
             for kind in (*KEPT, "ids"):  # so that what cannot be read is named from the start
@@ -120,28 +127,11 @@ class Loop:
 
     def acknowledge(self, registration: Registration) -> None:
         """Write down what a worker newly acknowledges or refuses."""
-        now, worker = registration, registration.id
-        news = Acknowledgement(now.epoch, now.digest, now.refused_epoch, now.refused)
-        names = (worker.pool, worker.engine, worker.worker)
-        id = "/".join(name.replace("%", "%25").replace("/", "%2F") for name in names)
-        body = asdict(news)
-        if not any(body.values()) or self._acknowledged.get(id) == news:
-            return
-        reason = now.refused if now.refused_epoch > now.epoch else ""
-        reason = reason or f"epoch {now.epoch} is applied"
         try:
-            last = None
-            with suppress(Unreadable):
-                last = self.ledger.records.get("acknowledgement", id)
-            if last is None or last.body != body:
-                version = self.ledger.records.version("acknowledgement", id) + 1
-                told = (self.ledger.clock.now(), reason, body, worker.pool)
-                self.ledger.put(Record("acknowledgement", id, version, *told))
+            if self._acknowledgements.hear(registration):
+                self.conditions.pop("acknowledgements", None)
         except LedgerError as error:  # the worker is served all the same
             self.conditions["acknowledgements"] = str(error)
-        else:
-            self._acknowledged[id] = news
-            self.conditions.pop("acknowledgements", None)
 
     async def _keep_house(self) -> None:
         retention_s = self.config.retention_days * 86_400
@@ -154,37 +144,58 @@ class Loop:
 
     async def _look(self, pool: Pool) -> None:
         """Observe one pool, and decide."""
-        now, policy = self.ledger.clock.now(), self.config.of(pool.name)
-        past, change = self._past(pool.name)
+        now = self.ledger.clock.now()
         running = self.arbiter.running
         if running is not None and running.pool == pool.name:  # what stands is in between
-            reason = f"{running.id} is at work: {Operation.of(running).progress}"
-            decision = Decision("wait", reason, past.streak)
-            last = self.views.get(pool.name, View(decision, now))
-            self._decided(pool.name, replace(last, decision=decision, at_s=now))
+            reason = f"{running.id} is at work: {running.value.progress}"
+            decision = Decision("wait", reason)
+            last = self.views.get(pool.name, View({}, now))
+            self._decided(pool.name, replace(last, decisions={"": decision}, at_s=now))
             return
         problem = await self.problem(pool)
+        answer: Plan | Hold | Infeasible
         if isinstance(problem, Hold):
-            self._streaks[pool.name] = 0, change
-            self._decided(pool.name, View(Decision("hold", problem.reason), now))
-            return
-        answer = await self.planner.answer(problem, policy.optimizer)
+            answer, before, view = problem, "", View({}, now)
+        else:
+            answer, before = await self._answer(pool, problem), problem.start.digest
+            view = self._view(pool, problem, now)
+        self._decided(pool.name, replace(view, decisions=self._ask(pool, answer, before, now)))
+
+    async def _answer(self, pool: Pool, problem: Problem) -> Plan | Hold | Infeasible:
+        optimizer = self.config.of(pool.name).optimizer
+        answer = await self.planner.answer(problem, optimizer)
         if isinstance(answer, Hold) and (
             drifted := await self.arbiter.drifted(pool, problem.start)
         ):
             # Started again, or changed by hand: where it is, nobody planned for.
             reason = f"{', '.join(drifted)} stands elsewhere than the rest of the pool: to join it"
-            answer = Plan(problem.start, reason, problem.model, problem.topology)
-        decision = decide(answer, past, policy, now)
-        self._streaks[pool.name] = decision.streak, change
-        predicted, measured = self._gains(problem, pool)
+            return Plan(problem.start, reason, problem.model, problem.topology)
+        return answer
+
+    def _view(self, pool: Pool, problem: Problem, now: float) -> View:
         stands = problem.start
         known = None if stands.lost else score(problem, stands)
-        load = problem.profile.load
-        view = View(decision, now, load, stands, known, predicted, measured)
-        if decision.outcome in ("propose", "act") and isinstance(answer, Plan):
-            view = self._propose(pool, problem, answer, view)
-        self._decided(pool.name, view)
+        return View({}, now, problem.profile.load, stands, known, *self._gains(problem, pool))
+
+    def _ask(
+        self, pool: Pool, answer: Plan | Hold | Infeasible, before: str, now: float
+    ) -> dict[str, Decision]:
+        """What the policies say, in turn, up to the first that wants a change: the arbiter gets it.
+        before: digest of the map that stands"""
+        found, settings = {}, self.config.of(pool.name)
+        last, failures = self.arbiter.history.last_changes(pool.name)
+        change, rested_s = (last.id, self.ledger.age_s(last)) if last else ("", None)
+        for name, policy in POLICIES.items():
+            # What was wanted before the change is of no interest.
+            streak, since = self._streaks.get((pool.name, name), (0, change))
+            past = Past(streak if since == change else 0, rested_s, failures)
+            decision = policy(Seen(answer, past, settings, now))
+            self._streaks[pool.name, name] = decision.streak, change
+            found[name] = decision
+            if decision.plan is not None:
+                found[name] = self.arbiter.take(pool.name, decision, decision.plan, before)
+                break
+        return found
 
     async def problem(self, pool: Pool) -> Problem | Hold:
         """What an optimizer would be asked about a pool now; or why there is nothing to ask."""
@@ -202,26 +213,6 @@ class Loop:
             return Hold(f"{error}: it is not known what stands")
         return _problem(pool, policy, profile, current)
 
-    def _propose(self, pool: Pool, problem: Problem, plan: Plan, view: View) -> View:
-        """Keep the plan, unless an earlier one for this map waits: approved, for its turn; or for
-        approval, as long as it is not too old."""
-        before = problem.start.digest
-        policy, decision = self.config.of(pool.name), view.decision
-        waiting = self.arbiter.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
-        for record in waiting:
-            approved = record.body["state"] == PlanState.APPROVED
-            fresh = self.ledger.age_s(record) < policy.window_s
-            if record.body["before"] in ("", before) and (approved or fresh):
-                what = "its turn" if approved else "approval"
-                reason = f"{record.id} waits for {what}: {record.reason}"
-                return replace(view, decision=Decision("propose", reason, decision.streak))
-        with told_in_settings():
-            record = self.arbiter.propose(pool.name, plan, before, plan.reason)
-        if decision.outcome == "act":
-            record = self.arbiter.plans.approve(record.id, record.version, "mode is automatic")
-        reason = f"{record.id}: {decision.reason}"
-        return replace(view, decision=replace(decision, reason=reason))
-
     async def _begin_approved(self, pool: Pool) -> None:
         for record in self.arbiter.plans.in_state(pool.name, PlanState.APPROVED):
             closed = self.config.of(pool.name).closed(self.ledger.clock.now())
@@ -229,43 +220,36 @@ class Loop:
                 return
             await self.arbiter.begin(record, key="", reason=record.reason)
 
-    def _past(self, pool: str) -> tuple[Past, str]:
-        """And the last change's id; empty if there was none."""
-        last, failures = self.arbiter.history.last_changes(pool)
-        change = last.id if last else ""
-        streak, since = self._streaks.get(pool, (0, change))
-        # What was wanted before the change is of no interest.
-        streak = streak if since == change else 0
-        return Past(streak, self.ledger.age_s(last) if last else None, failures), change
-
     def _gains(self, problem: Problem, pool: Pool) -> tuple[float | None, float | None]:
         """Of the plan that is applied: as predicted, and on today's traffic."""
         applied = self.arbiter.plans.in_state(pool.name, PlanState.APPLIED)
-        if not applied or not applied[0].body["before"]:
+        if not applied or not applied[0].value.before:
             return None, None
         try:
-            before = self.ledger.placement(applied[0].body["before"])
+            before = self.ledger.placement(applied[0].value.before)
         except Unreadable:
             return None, None
         if before.shape != problem.start.shape or problem.start.lost:
             return None, None
         now = score(problem, problem.start).step_s / score(problem, before).step_s
-        return applied[0].body["gain"], 1 - now
+        return applied[0].value.gain, 1 - now
 
     def _decided(self, pool: str, view: View) -> None:
         """Remember, and write down what is new."""
         self.views[pool] = view
         self.counted[pool, view.decision.outcome] += 1
         now_s = self.ledger.clock.monotonic()
-        outcome, written_s = self._written.get(pool, ("", now_s))
-        if outcome == view.decision.outcome and now_s - written_s < AGAIN_S:
-            return
-        body: dict[str, Any] = {**asdict(view.decision)}
-        if view.score is not None:
-            body["balancedness"] = view.score.balancedness
-        id = self.ledger.next_id("decision", "decision")
-        self.ledger.write("decision", id, view.decision.reason, body, pool=pool)
-        self._written[pool] = view.decision.outcome, now_s
+        last, written_s = self._written.get(pool, (None, now_s))
+        if now_s - written_s >= AGAIN_S:
+            last = None
+        balancedness = view.score.balancedness if view.score else None
+        for policy, one in view.decisions.items():
+            then = last.decisions.get(policy) if last is not None else None
+            if then is None or then.outcome != one.outcome:
+                kept = Kept(one.outcome, one.reason, one.streak, balancedness, policy)
+                id = self.ledger.next_id("decision", "decision")
+                self.ledger.write("decision", id, one.reason, kept, pool=pool)
+                self._written[pool] = view, now_s
 
     async def _try(self, what: str, doing: Any) -> None:
         try:

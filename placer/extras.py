@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from placer.errors import PlacerError
 
 PACKAGE = "moe-placer"
+NAMES = ("plan", "controller", "ray")  # of extras that users ask for, the smaller ones first
 
 
 class MissingError(PlacerError):
@@ -19,10 +20,32 @@ class MissingError(PlacerError):
 
 def command(extra: str) -> str:
     """Installs what this extra needs beside placer, wherever placer itself was installed from."""
+    return f"pip install {shlex.join(_needed(extra) or [f'.[{extra}]'])}"
+
+
+def of(module: str) -> str | None:
+    """The extra that brings a library, by the name that it is imported by; None if none does."""
+    return next((extra for extra in NAMES if _brings(extra, module)), None)
+
+
+def _brings(extra: str, module: str) -> bool:
+    library = module.partition(".")[0]
+    return any(re.fullmatch(rf"{library}\b.*", one) for one in _needed(extra))
+
+
+def _needed(extra: str) -> list[str]:
+    """Its requirements, those of another extra of placer's spelled out."""
     try:
         every = requires(PACKAGE) or []
     except PackageNotFoundError:  # run from its sources
         every = []
     mine = re.compile(rf"(.*?)\s*;.*extra == ['\"]{extra}['\"]")
-    needed = [found[1] for one in every if (found := mine.fullmatch(one))]
-    return f"pip install {shlex.join(needed or [f'.[{extra}]'])}"
+    found = [match[1] for one in every if (match := mine.fullmatch(one))]
+    inner = re.compile(rf"{PACKAGE}\[(.*)\]")
+    needed: list[str] = []
+    for one in found:
+        parts = inner.fullmatch(one)
+        for more in parts[1].split(",") if parts else ():
+            needed += _needed(more)
+        needed += [] if parts else [one]
+    return needed

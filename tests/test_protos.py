@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROTOS = sorted((ROOT / "protos").rglob("*.proto"))
+TYPES = ("mypy", "mypy_grpc")  # generators of typed stubs
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("grpc_tools") is None, reason="grpcio-tools is not installed here"
@@ -20,7 +21,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def protoc(*options: str) -> None:
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", *options]
+    plugins = (f"--plugin={Path(sys.executable).parent / f'protoc-gen-{one}'}" for one in TYPES)
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", *plugins, *options]
     names = [str(path.relative_to(ROOT)) for path in PROTOS]
     subprocess.run([*command, *names], cwd=ROOT, check=True)
 
@@ -37,9 +39,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 def test_the_committed_code_is_what_protoc_makes_of_the_protos_today(tmp_path: Path) -> None:
-    protoc(f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}")
-    made = {path.relative_to(tmp_path): path for path in tmp_path.rglob("*.py")}
-    committed = {path.relative_to(ROOT) for path in (ROOT / "placer" / "v1").glob("*_pb2*.py")}
+    kinds = ("python", "grpc_python", *TYPES)
+    protoc(*(f"--{kind}_out={tmp_path}" for kind in kinds))
+    made = {path.relative_to(tmp_path): path for path in tmp_path.rglob("*.py*")}
+    committed = {path.relative_to(ROOT) for path in (ROOT / "placer" / "v1").glob("*_pb2*.py*")}
     assert set(made) == committed
     for name, path in made.items():
         assert path.read_bytes() == (ROOT / name).read_bytes(), f"{name}: run make proto"

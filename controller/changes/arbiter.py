@@ -4,25 +4,27 @@ at a time, over all pools."""
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import replace
 
 from controller.changes.history import History
-from controller.changes.operations import Operation, Phase
-from controller.changes.plans import Plans, PlanState
+from controller.changes.kinds import kinds as kinds_of_changes
+from controller.changes.operations import Apply, Change, Operation, Phase, Rollback, Scale
+from controller.changes.plans import Kept, Plans, PlanState
 from controller.changes.runner import Runner
-from controller.config import Config
+from controller.config import Config, told_in_settings
 from controller.fleet.observed import observed_placements, refuse_lost, same_experts
 from controller.fleet.workers import (
     FORGOTTEN_S,
     Fleet,
     FleetError,
     Pool,
-    UnknownError,
     kinds,
 )
 from controller.ledger.ledger import Conflict, Record, Unreadable
 from controller.ledger.watched import WatchedLedger
+from controller.policies.policy import Decision
 from controller.ports import Engines
 from placer.checks import violations
 from placer.errors import PlacementError
@@ -31,12 +33,6 @@ from placer.plan import Plan
 from placer.refusal import refusal
 
 log = logging.getLogger("placer.controller")
-
-ENDS = {
-    Phase.SUCCEEDED: PlanState.APPLIED,
-    Phase.ROLLED_BACK: PlanState.ROLLED_BACK,
-    Phase.HALTED: PlanState.HALTED,
-}
 
 
 class BusyError(FleetError):
@@ -52,6 +48,7 @@ class Arbiter:
         self.config, self.ledger, self.fleet, self.engines = config, ledger, fleet, engines
         self.plans = Plans(ledger)
         self.history, self.runner = History(ledger), Runner(ledger, engines, config)
+        self.kinds = kinds_of_changes(self.plans, self.history, self.runner)
         # Of operations that ended, by pool.
         self.ended: Counter[tuple[str, ...]] = Counter()
         self.copied_bytes: Counter[tuple[str, ...]] = Counter()
@@ -61,7 +58,7 @@ class Arbiter:
         self._begun = asyncio.Lock()  # between looking whether somebody is at work, and being it
 
     @property
-    def running(self) -> Record | None:
+    def running(self) -> Record[Operation] | None:
         """The operation that is not at its end yet."""
         return next(iter(self.ledger.open("operation")), None)
 
@@ -70,9 +67,9 @@ class Arbiter:
         answers. Raises EngineLostError if none does."""
         there = await observed_placements(self.engines, pool)
         last = self.history.last_change(pool.name)
-        if last is not None and Operation.of(last).phase is Phase.SUCCEEDED:
+        if last is not None and last.value.phase is Phase.SUCCEEDED:
             with suppress(Unreadable):
-                goal = self.ledger.placement(last.body["goal"])
+                goal = self.ledger.placement(last.value.goal)
                 there.sort(key=lambda one: not same_experts(one[1], goal))
         return there[0][1]
 
@@ -81,7 +78,7 @@ class Arbiter:
         there = await observed_placements(self.engines, pool)
         return [engine for engine, stands in there if not same_experts(stands, placement)]
 
-    def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record:
+    def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record[Kept]:
         """Keep a plan for approval. Raises PlacementError if it may not be applied."""
         policy, known = self.config.of(pool), self.fleet.pool(pool)
         for member in kinds(known.members.values()):
@@ -93,59 +90,45 @@ class Arbiter:
             raise PlacementError(broken[0])
         return self.plans.propose(pool, plan, before, reason)
 
-    async def begin(self, plan: Record, key: str, reason: str) -> Record:
-        """Begin to apply an approved plan; returns its operation."""
-        async with self._begun:
-            if (known := self.history.known(key)) is not None:
-                return known
-            self.refuse_if_busy()
-            pool = self.fleet.pool(plan.pool)
-            targets = await self._rollback_targets(pool)
-            before, goal = plan.body["before"], plan.body["digest"]
-            why = ""
-            if before and before not in targets.values():
-                why = f"{plan.id} starts from another map than the pool's now: propose again"
-            try:
-                self.ledger.placement(goal)
-            except Unreadable as error:
-                why = f"{plan.id} cannot be applied: {error}"
-            if why:
-                self.plans.change_state(plan, PlanState.SUPERSEDED, why)
-                raise FleetError(why)
-            applying = self.plans.next_record(plan, PlanState.APPLYING, reason)
-            return self._start("apply", pool, plan.id, goal, targets, key, reason, applying)
+    def take(self, pool: str, decision: Decision, plan: Plan, before: str) -> Decision:
+        """Keep the plan that a policy decided on, unless an earlier one for this map waits:
+        approved, for its turn; or for approval, as long as it is not too old."""
+        window_s = self.config.of(pool).window_s
+        for record in self.plans.in_state(pool, PlanState.PROPOSED, PlanState.APPROVED):
+            approved = record.value.state is PlanState.APPROVED
+            fresh = self.ledger.age_s(record) < window_s
+            if record.value.before in ("", before) and (approved or fresh):
+                what = "its turn" if approved else "approval"
+                reason = f"{record.id} waits for {what}: {record.reason}"
+                return replace(decision, outcome="propose", reason=reason)
+        with told_in_settings():
+            record = self.propose(pool, plan, before, plan.reason)
+        if decision.outcome == "act":
+            self.plans.approve(record.id, record.version, "mode is automatic")
+        return replace(decision, reason=f"{record.id}: {decision.reason}")
 
-    async def rollback(self, pool_name: str, key: str, reason: str) -> Record:
+    async def begin(self, plan: Record[Kept], key: str, reason: str) -> Record[Operation]:
+        """Begin to apply an approved plan; returns its operation."""
+        change = Apply(plan.id, plan.value.digest)
+        return await self._begin(plan.pool, lambda: change, key, reason)
+
+    async def rollback(self, pool: str, key: str, reason: str) -> Record[Operation]:
         """Have the pool's operation go back, or the pool to where it was before the last one."""
         running = self.running
-        if running is not None and running.pool == pool_name:
-            self.runner.abort(running, reason or "an operator wants it back", key)
+        if running is not None and running.pool == pool:
+            kind = self.kinds[type(running.value.change)]
+            kind.abort(running, reason or "an operator wants it back", key)
             return running
-        async with self._begun:
-            if (known := self.history.known(key)) is not None:
-                return known
-            self.refuse_if_busy()
-            pool = self.fleet.pool(pool_name)
-            change = self.history.to_undo(pool_name)
-            goal = next(iter(change.rollback_targets.values()))
-            self.ledger.placement(goal)
-            targets = await self._rollback_targets(pool)
-            return self._start("rollback", pool, change.plan_id, goal, targets, key, reason)
 
-    def scale(self, pool_name: str, ranks: int, key: str, reason: str) -> Record:
-        """Write down that this cannot be done yet."""
-        pool = self.fleet.pool(pool_name)
-        why = (
-            f"{pool_name} stays at {pool.ranks} ranks: its engines cannot change their width to "
-            f"{ranks} while they serve"
-        )
-        operation = Operation(
-            self._next_id(), key, pool_name, "scale", "", "", pool.model.expert_bytes,
-            self.ledger.clock.now(), phase=Phase.REFUSED, why=why,
-        )  # fmt: skip
-        return self.ledger.write(
-            "operation", operation.id, reason, asdict(operation), pool=pool_name
-        )
+        def change() -> Rollback:
+            undone = self.history.to_undo(pool)
+            return Rollback(undone.plan_id, next(iter(undone.rollback_targets.values())))
+
+        return await self._begin(pool, change, key, reason)
+
+    async def scale(self, pool: str, ranks: int, key: str, reason: str) -> Record[Operation]:
+        """Give the pool's engines another width."""
+        return await self._begin(pool, lambda: Scale(ranks), key, reason)
 
     async def resume(self) -> None:
         """Go on with what a killed controller left, or a full disk held up."""
@@ -161,24 +144,25 @@ class Arbiter:
                 self._task = asyncio.create_task(self._run(record, is_restart=True))
             return
         for plan in self.ledger.open("plan"):  # killed before it was told
-            if plan.body["state"] == PlanState.APPLYING:
+            state = plan.value.state
+            if state is PlanState.APPLYING:
                 if (operation := self.history.of_plan(plan)) is not None:
-                    self._close(Operation.of(operation))
+                    self._close(operation.value)
                 else:
                     why = "its operation cannot be read: it is not known how far it came"
                     self.plans.change_state(plan, PlanState.HALTED, why)
-            elif plan.body["state"] == PlanState.APPLIED:
+            elif state is PlanState.APPLIED:
                 last = self.history.last_change(plan.pool)
-                if last and last.body["kind"] == "rollback" and last.number > plan.number:
-                    self._close(Operation.of(last))
+                if last is not None and last.number > plan.number:
+                    self._close(last.value)
 
     def placements_in_use(self) -> set[str]:
         """Digests that a plan, an operation or a worker still speaks of."""
         records = self.ledger.records
         plans, operations = records.newest("plan"), records.newest("operation")
-        found = {record.body[end] for record in plans for end in ("digest", "before")}
-        for operation in map(Operation.of, operations):
-            found |= {operation.goal, *operation.rollback_targets.values()}
+        found = {end for plan in plans for end in (plan.value.digest, plan.value.before)}
+        for one in operations:
+            found |= {one.value.goal, *one.value.rollback_targets.values()}
         pools = self.fleet.pools.values()
         return found | {one.registration.digest for pool in pools for one in pool.members.values()}
 
@@ -190,10 +174,9 @@ class Arbiter:
     def refuse_if_busy(self) -> None:
         """Raises BusyError, which names the operation that is at work."""
         if (running := self.running) is not None:
-            at = Operation.of(running)
+            at, pool = running.value.progress, running.pool
             raise BusyError(
-                f"{running.id} is at work on {running.pool} ({at.progress}): wait for it, or "
-                f"placer rollback {running.pool}"
+                f"{running.id} is at work on {pool} ({at}): wait for it, or placer rollback {pool}"
             )
 
     async def _rollback_targets(self, pool: Pool) -> dict[str, str]:
@@ -211,35 +194,46 @@ class Arbiter:
             targets[engine] = self.ledger.keep_placement(placement)
         return targets
 
-    def _start(
-        self, kind: str, pool: Pool, plan: str, goal: str, targets: dict[str, str], key: str,
-        reason: str, *beside: Record,
-    ) -> Record:  # fmt: skip
-        """Written down together with what is ``beside``, or not at all."""
-        now_s = self.ledger.clock.now()
-        operation = Operation(
-            self._next_id(), key, pool.name, kind, plan, goal, pool.model.expert_bytes, now_s,
-            targets, epoch=max(int(now_s * 1000), self._newest_epoch(pool) + 1),
-        )  # fmt: skip
-        body = asdict(operation)
-        first = Record("operation", operation.id, 1, now_s, reason, body, pool.name, final=False)
-        record = self.ledger.put(first, *beside)
-        self._task = asyncio.create_task(self._run(record))
-        return record
+    async def _begin(
+        self, pool_name: str, what: Callable[[], Change], key: str, reason: str
+    ) -> Record[Operation]:
+        """Written down together with what belongs to it, or not at all."""
+        async with self._begun:
+            if (known := self.history.known(key)) is not None:
+                return known
+            pool, change = self.fleet.pool(pool_name), what()
+            kind, size = self.kinds[type(change)], pool.model.expert_bytes
+            if why := kind.refusal(pool, change):
+                now_s = self.ledger.clock.now()
+                id = self._next_id()
+                refused = Operation(id, key, pool.name, change, size, now_s,
+                                    phase=Phase.REFUSED, why=why)  # fmt: skip
+                return self.ledger.write("operation", id, reason, refused, pool=pool.name)
+            self.refuse_if_busy()
+            targets = await self._rollback_targets(pool)
+            beside = kind.begin(change, targets, reason)
+            now_s = self.ledger.clock.now()
+            id, epoch = self._next_id(), max(int(now_s * 1000), self._newest_epoch(pool) + 1)
+            operation = Operation(id, key, pool.name, change, size, now_s, targets, epoch=epoch)
+            first = Record("operation", id, 1, now_s, reason, operation, pool.name, final=False)
+            record: Record[Operation] = self.ledger.put(first, *beside)
+            self._task = asyncio.create_task(self._run(record))
+            return record
 
     def _next_id(self) -> str:
         return self.ledger.next_id("operation", "op")
 
-    async def _run(self, record: Record, is_restart: bool = False) -> None:
+    async def _run(self, record: Record[Operation], is_restart: bool = False) -> None:
+        kind = self.kinds[type(record.value.change)]
         try:
-            ended = await self.runner.run(record, is_restart)
+            ended = await kind.run(record, is_restart)
         except Conflict:
             log.exception("placer: %s is run by somebody else, too", record.id)
             raise
-        operation = Operation.of(ended)
+        operation = ended.value
         log.info("placer: %s %s %s", operation.id, operation.phase, operation.why)
         self._count(operation)
-        self._close(operation)
+        kind.close(operation)
 
     def _count(self, operation: Operation) -> None:
         pool = operation.pool
@@ -249,28 +243,12 @@ class Arbiter:
         self.longest_pause_s[pool] = operation.longest_pause_s
 
     def _close(self, operation: Operation) -> None:
-        """Tell the plans how it ended."""
-        plans, reason = self.plans, operation.why or f"{operation.id} {operation.phase}"
-        applied = plans.in_state(operation.pool, PlanState.APPLIED)
-        if operation.kind == "rollback":
-            if operation.phase is Phase.SUCCEEDED:
-                for record in applied:
-                    plans.change_state(record, PlanState.ROLLED_BACK, reason)
-                if (again := self.history.plan_of(operation)) is not None:
-                    plans.change_state(again, PlanState.APPLIED, f"{operation.id} went back to it")
-            return
-        if operation.phase is Phase.SUCCEEDED:
-            for record in applied:
-                plans.change_state(record, PlanState.SUPERSEDED, f"{operation.plan_id} is applied")
-        with suppress(Unreadable, UnknownError):  # then nobody is to be told
-            record = plans.get(operation.plan_id)
-            if record.body["state"] == PlanState.APPLYING:
-                plans.change_state(record, ENDS[operation.phase], reason)
+        self.kinds[type(operation.change)].close(operation)
 
     def _newest_epoch(self, pool: Pool) -> int:
         """What agents have applied or refused last, or were offered: they only listen to later
         ones, also if the wall clock was put back."""
         registrations = [member.registration for member in pool.members.values()]
         told = [max(one.epoch, one.refused_epoch) for one in registrations]
-        operations = map(Operation.of, self.ledger.records.newest("operation", pool=pool.name))
-        return max((*told, *(one.epoch for one in operations)), default=0)
+        operations = self.ledger.records.newest("operation", pool=pool.name)
+        return max((*told, *(record.value.epoch for record in operations)), default=0)

@@ -3,8 +3,8 @@
 from contextlib import suppress
 from itertools import takewhile
 
-from controller.changes.operations import Operation, Phase
-from controller.changes.plans import PlanState
+from controller.changes.operations import Apply, Operation, Phase
+from controller.changes.plans import Kept, PlanState
 from controller.fleet.observed import same_experts
 from controller.fleet.workers import NAME, FleetError, UnknownError
 from controller.ledger.ledger import Record, Unreadable
@@ -17,23 +17,23 @@ class History:
     def __init__(self, ledger: WatchedLedger) -> None:
         self.ledger = ledger
 
-    def get(self, id: str) -> Record:
+    def get(self, id: str) -> Record[Operation]:
         record = self.ledger.records.get("operation", id)
         if record is None:
             raise UnknownError(f"no operation {id[:NAME]!r}: `placer history` lists them")
         return record
 
-    def known(self, key: str) -> Record | None:
+    def known(self, key: str) -> Record[Operation] | None:
         """The operation that was begun, or told to go back, with this idempotency key."""
         for record in self.ledger.records.newest("operation") if key else ():
-            if key in (record.body["key"], record.body.get("back_key")):
+            if key in (record.value.key, record.value.back_key):
                 return record
         return None
 
-    def last_change(self, pool: str) -> Record | None:
+    def last_change(self, pool: str) -> Record[Operation] | None:
         """The newest operation that left the pool elsewhere."""
         for record in self.ledger.records.newest("operation", pool=pool, final=True):
-            if record.body["phase"] in (Phase.SUCCEEDED, Phase.HALTED):
+            if record.value.phase in (Phase.SUCCEEDED, Phase.HALTED):
                 return record
         return None
 
@@ -49,33 +49,32 @@ class History:
                 )
         if last is None:
             raise FleetError(f"{pool} was never changed: there is nothing to roll back to")
-        return Operation.of(last)
+        undone: Operation = last.value
+        return undone
 
-    def of_plan(self, plan: Record) -> Record | None:
+    def of_plan(self, plan: Record[Kept]) -> Record[Operation] | None:
         """That applied it; None if it cannot be read."""
         for record in self.ledger.records.newest("operation", pool=plan.pool):
-            if (record.body["kind"], record.body["plan_id"]) == ("apply", plan.id):
+            if record.value.change == Apply(plan.id, plan.value.digest):
                 return record
         return None
 
-    def last_changes(self, pool: str) -> tuple[Record | None, int]:
+    def last_changes(self, pool: str) -> tuple[Record[Operation] | None, int]:
         """The pool's last operation that has ended, and how many in a row failed."""
         ended = [
             record
             for record in self.ledger.records.newest("operation", pool=pool, final=True)
-            if record.body["phase"] != Phase.REFUSED
+            if record.value.phase != Phase.REFUSED
         ]
-        failed = takewhile(lambda record: record.body["phase"] != Phase.SUCCEEDED, ended)
+        failed = takewhile(lambda record: record.value.phase != Phase.SUCCEEDED, ended)
         return ended[0] if ended else None, sum(1 for _ in failed)
 
-    def plan_of(self, operation: Operation) -> Record | None:
+    def plan_of(self, operation: Operation) -> Record[Kept] | None:
         """The newest of the last plans that leads where the operation led."""
         for record in self.ledger.records.newest("plan", limit=20, pool=operation.pool):
             with suppress(Unreadable):
-                goal, map_of_it = map(
-                    self.ledger.placement, (operation.goal, record.body["digest"])
-                )
-                ended = record.body["state"] in (PlanState.SUPERSEDED, PlanState.ROLLED_BACK)
+                goal, map_of_it = map(self.ledger.placement, (operation.goal, record.value.digest))
+                ended = record.value.state in (PlanState.SUPERSEDED, PlanState.ROLLED_BACK)
                 if ended and same_experts(map_of_it, goal):
                     return record
         return None

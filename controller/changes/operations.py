@@ -4,12 +4,13 @@ The record says what is about to be asked of which engine, and is written before
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from typing import Any, ClassVar, TypeAlias
 
 from pydantic import TypeAdapter
 
-from controller.ledger.ledger import Record
+from controller.ledger.records import Form, Record
 from controller.migration.machine import FINAL, TRANSITIONS, Event, State
 
 
@@ -23,11 +24,45 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Apply:
+    """Bring engines to a plan's placement. goal: its digest"""
+
+    kind: ClassVar[str] = "apply"
+    is_possible: ClassVar[bool] = True
+    plan_id: str
+    goal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Bring engines back to where they stood before the change that carried ``plan_id`` out."""
+
+    kind: ClassVar[str] = "rollback"
+    is_possible: ClassVar[bool] = True
+    plan_id: str
+    goal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Give engines another width. ranks: that they should have, 0 if 0.1.0 wrote it"""
+
+    kind: ClassVar[str] = "scale"
+    is_possible: ClassVar[bool] = False
+    plan_id: ClassVar[str] = ""
+    goal: ClassVar[str] = ""
+    ranks: int = 0
+
+
+Change: TypeAlias = Apply | Rollback | Scale
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
-    """
+    """The envelope of a change: what all kinds have.
+
     key:    the caller's; the same again is the same operation
     back_key: of whoever told it to go back
-    goal:   digest of the placement that all engines should have
     rollback_targets: each engine's before, to go back to; engines are changed in this order
     at, state, round, rounds: the engine, the machine's state, and its round
     epoch:  of the attempt, unix milliseconds: grows even if a ledger is lost
@@ -39,9 +74,7 @@ class Operation:
     id: str
     key: str
     pool: str
-    kind: str
-    plan_id: str
-    goal: str
+    change: Change
     expert_bytes: int
     begun_s: float
     rollback_targets: Mapping[str, str] = field(default_factory=dict)
@@ -58,19 +91,19 @@ class Operation:
     copied_bytes: int = 0
     longest_pause_s: float = 0.0
 
-    @classmethod
-    def of(cls, record: Record) -> "Operation":
-        """Raises ValueError for a record that is none of an operation."""
-        body = {_FORMERLY.get(name, name): value for name, value in record.body.items()}
-        found = _OPERATION.validate_python(body)
-        if record.final != found.is_final or (found.state in FINAL and not record.final):
-            raise ValueError(f"is {found.phase} and {found.state}, but open or ended otherwise")
-        counts = (found.expert_bytes, found.round, found.rounds, found.epoch, found.tries)
-        if not all(0 <= one < 2**63 for one in (*counts, found.moved, found.copied_bytes)):
-            raise ValueError("counts what cannot be counted")
-        if found.phase is not Phase.REFUSED and not 0 <= found.at < len(found.rollback_targets):
-            raise ValueError(f"is at engine {found.at} of {len(found.rollback_targets)}")
-        return found
+    @property
+    def kind(self) -> str:
+        return self.change.kind
+
+    @property
+    def plan_id(self) -> str:
+        """Empty if it is of none."""
+        return self.change.plan_id
+
+    @property
+    def goal(self) -> str:
+        """Digest of the placement that all engines should have; empty if it is about none."""
+        return self.change.goal
 
     @property
     def is_final(self) -> bool:
@@ -136,5 +169,38 @@ class Operation:
 
 
 _OPERATION = TypeAdapter(Operation)
+_CHANGES: dict[str, TypeAdapter[Change]] = {
+    one.kind: TypeAdapter(one) for one in (Apply, Rollback, Scale)
+}
 # What 0.1.0 wrote.
 _FORMERLY = {"homes": "rollback_targets", "turn": "round", "turns": "rounds"}
+
+
+def _read(row: dict[str, Any]) -> Operation:
+    """The change stands among the envelope's fields, under its kind."""
+    told = {_FORMERLY.get(name, name): value for name, value in row.items()}
+    if (change := _CHANGES.get(told["kind"])) is None:
+        raise ValueError(f"is of kind {told['kind']!r:.40}, which this version does not know")
+    return _OPERATION.validate_python({**told, "change": change.validate_python(told)})
+
+
+def _write(operation: Operation) -> dict[str, Any]:
+    row = asdict(operation)
+    change = {"kind": operation.kind, "plan_id": operation.plan_id, "goal": operation.goal}
+    return {**change, **row.pop("change"), **row}
+
+
+def _check(record: Record[Operation]) -> None:
+    found = record.value
+    if not found.change.is_possible and found.phase is not Phase.REFUSED:
+        raise ValueError(f"is a {found.kind} that is {found.phase}, which this version cannot do")
+    if record.final != found.is_final or (found.state in FINAL and not record.final):
+        raise ValueError(f"is {found.phase} and {found.state}, but open or ended otherwise")
+    counts = (found.expert_bytes, found.round, found.rounds, found.epoch, found.tries)
+    if not all(0 <= one < 2**63 for one in (*counts, found.moved, found.copied_bytes)):
+        raise ValueError("counts what cannot be counted")
+    if found.phase is not Phase.REFUSED and not 0 <= found.at < len(found.rollback_targets):
+        raise ValueError(f"is at engine {found.at} of {len(found.rollback_targets)}")
+
+
+FORM = Form(_read, _write, _check)

@@ -1,14 +1,14 @@
 """Plans and their lives, in the ledger: proposed, approved, applying, applied, and how they end."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from controller.fleet.workers import NAME, FleetError, UnknownError
 from controller.ledger.ledger import Conflict, Record
+from controller.ledger.records import form_of
 from controller.ledger.watched import WatchedLedger
 from placer.files.plans import plan_text
 from placer.plan import Plan
@@ -28,8 +28,11 @@ OPEN = (PlanState.PROPOSED, PlanState.APPROVED, PlanState.APPLYING, PlanState.AP
 
 
 @dataclass(frozen=True, slots=True)
-class _Body:
-    """What a plan's record says. before: digest of the map that it starts from, "" for any"""
+class Kept:
+    """A plan where it is in its life; its file is the first record's blob.
+
+    before: digest of the map that it starts from, "" for any; gain: 0 if it is not known
+    """
 
     state: PlanState
     digest: str
@@ -40,14 +43,13 @@ class _Body:
     whole_gain: Annotated[float | None, Field(strict=True)] = None
 
 
-_BODY = TypeAdapter(_Body)
-
-
-def read(record: Record) -> None:
-    """Raises ValueError for a plan's record that is none."""
-    state = _BODY.validate_python(record.body).state
+def _check(record: Record[Kept]) -> None:
+    state = record.value.state
     if record.final != (state not in OPEN):
         raise ValueError(f"is {state}, but says otherwise where it should be open or ended")
+
+
+FORM = form_of(Kept, _check)
 
 
 class Plans:
@@ -56,7 +58,7 @@ class Plans:
     def __init__(self, ledger: WatchedLedger) -> None:
         self.ledger = ledger
 
-    def get(self, id: str) -> Record:
+    def get(self, id: str) -> Record[Kept]:
         record = self.ledger.records.get("plan", id)
         if record is None:
             raise UnknownError(f"no plan {id[:NAME]!r}: `placer history` lists them")
@@ -65,52 +67,49 @@ class Plans:
     def file(self, id: str) -> bytes:
         return self.ledger.records.blob("plan", self.get(id).id) or b""
 
-    def in_state(self, pool: str, *states: PlanState) -> list[Record]:
+    def in_state(self, pool: str, *states: PlanState) -> list[Record[Kept]]:
         """Newest first."""
         found = self.ledger.open("plan", pool)
-        return [record for record in found if record.body["state"] in states]
+        return [record for record in found if record.value.state in states]
 
-    def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record:
+    def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record[Kept]:
         """Keep a plan that starts from the map with this digest; "" if it starts anywhere. It takes
         the place of those that wait."""
         cost = plan.move_cost
-        body = {
-            "state": PlanState.PROPOSED,
-            "digest": plan.placement.digest,
-            "before": before,
-            "moved": cost.moved if cost else 0,
-            "moved_bytes": cost.moved_bytes if cost else 0,
-            "gain": plan.gain or 0.0,  # 0: not known
-            "whole_gain": plan.whole_gain,
-        }
+        kept = Kept(
+            PlanState.PROPOSED,
+            digest=plan.placement.digest,
+            before=before,
+            moved=cost.moved if cost else 0,
+            moved_bytes=cost.moved_bytes if cost else 0,
+            gain=plan.gain or 0.0,
+            whole_gain=plan.whole_gain,
+        )
         text = plan_text(plan).encode()
         self.ledger.keep_placement(plan.placement)
         waiting = self.in_state(pool, PlanState.PROPOSED, PlanState.APPROVED)
         id = self.ledger.next_id("plan", "plan")
-        record = self.ledger.write("plan", id, reason, body, pool=pool, final=False, blob=text)
+        record = self.ledger.write("plan", id, reason, kept, pool=pool, final=False, blob=text)
         for one in waiting:
             self.change_state(one, PlanState.SUPERSEDED, f"{record.id} takes its place")
         return record
 
-    def approve(self, id: str, version: int, reason: str) -> Record:
+    def approve(self, id: str, version: int, reason: str) -> Record[Kept]:
         """Raises Conflict unless ``version`` is the newest; 0 is whichever that is."""
         record = self.get(id)
         if version and version != record.version:
             raise Conflict(replace(record, version=version + 1), record.version)
-        if record.body["state"] == PlanState.APPROVED:
+        if record.value.state is PlanState.APPROVED:
             return record
-        if record.body["state"] != PlanState.PROPOSED:
-            raise FleetError(
-                f"{id} is {record.body['state']}: only a proposed plan can be approved"
-            )
+        if record.value.state is not PlanState.PROPOSED:
+            raise FleetError(f"{id} is {record.value.state}: only a proposed plan can be approved")
         return self.change_state(record, PlanState.APPROVED, reason)
 
-    def change_state(self, record: Record, state: PlanState, reason: str) -> Record:
+    def change_state(self, record: Record[Kept], state: PlanState, reason: str) -> Record[Kept]:
         """Raises Conflict if somebody changed it since."""
         return self.ledger.put(self.next_record(record, state, reason))
 
-    def next_record(self, record: Record, state: PlanState, reason: str) -> Record:
+    def next_record(self, record: Record[Kept], state: PlanState, reason: str) -> Record[Kept]:
         """What ``change_state`` writes down, to be put together with something else."""
-        body: Mapping[str, Any] = {**record.body, "state": state}
-        now_s = self.ledger.clock.now()
-        return record.next(now_s, reason, body=body, final=state not in OPEN)
+        kept, now_s = replace(record.value, state=state), self.ledger.clock.now()
+        return record.next(now_s, reason, value=kept, final=state not in OPEN)

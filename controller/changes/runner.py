@@ -5,11 +5,12 @@ open, has the engine forget what was half done, and goes on from what stands. If
 and those that were changed before it go back.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 
 from controller.changes.operations import Operation, Phase
 from controller.config import Config
 from controller.ledger.ledger import LedgerError, Record, Unreadable
+from controller.ledger.records import form_of
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import Command, Copy, Discard, Done, Lost, Outcome, Refused
 from controller.migration.machine import Attempt, Event, State
@@ -23,6 +24,16 @@ TRIES = 12  # of going back
 RETRY_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """That an operation should go back. key: of whoever wants it"""
+
+    key: str
+
+
+ABORT = form_of(Abort)
+
+
 class Runner:
     """Carries one operation out at a time; who begins which is the loop's to say."""
 
@@ -30,17 +41,17 @@ class Runner:
         self.ledger, self.engines, self.config = ledger, engines, config
         self._abort = self._abort_key = ""
 
-    def abort(self, record: Record, reason: str, key: str = "") -> None:
+    def abort(self, record: Record[Operation], reason: str, key: str = "") -> None:
         """Have the operation that runs go back at its next step, also if this controller is killed
         before that."""
         if not self.ledger.records.version("abort", record.id):
-            self.ledger.write("abort", record.id, reason, {"key": key}, pool=record.pool)
+            self.ledger.write("abort", record.id, reason, Abort(key), pool=record.pool)
         self._abort, self._abort_key = reason, key
 
-    async def run(self, record: Record, is_restart: bool = False) -> Record:
+    async def run(self, record: Record[Operation], is_restart: bool = False) -> Record[Operation]:
         """To its end. Raises LedgerError if a step cannot be written down: nothing moves then,
         until it is run again."""
-        operation, attempt = Operation.of(record), None
+        operation, attempt = record.value, None
         event = Event.RESTART if is_restart else None
         self._hear_abort(operation.id)
         while True:
@@ -50,8 +61,8 @@ class Runner:
                     operation = replace(operation, back_key=self._abort_key or operation.back_key)
                 if operation.state in (State.STAGING, State.DISCARDING):
                     attempt = None
-                reason, body = operation.why or record.reason, asdict(operation)
-                record = self.ledger.follow(record, reason, body=body, final=operation.is_final)
+                reason, is_final = operation.why or record.reason, operation.is_final
+                record = self.ledger.follow(record, reason, value=operation, final=is_final)
             if operation.is_final:
                 self._abort = self._abort_key = ""
                 return record
@@ -74,7 +85,7 @@ class Runner:
         """What was written down before the controller was killed."""
         try:
             if (told := self.ledger.records.get("abort", id)) is not None:
-                self._abort, self._abort_key = told.reason, told.body["key"]
+                self._abort, self._abort_key = told.reason, told.value.key
         except Unreadable as error:  # that there is one says enough
             self._abort = f"an operator wanted it back: {error}"
 

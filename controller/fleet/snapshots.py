@@ -5,23 +5,55 @@ What is written down are instants; who reads them takes none of them to be in th
 ago than matters.
 """
 
-from dataclasses import asdict
+from dataclasses import dataclass, replace
 from io import BytesIO
 from math import isfinite
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from controller.fleet.windows import Delta, Window
 from controller.fleet.workers import FORGOTTEN_S, Fleet, Member, Pool
 from controller.ledger.ledger import Record
+from controller.ledger.records import Form, form_of
 from controller.ledger.watched import WatchedLedger
 from placer.clock import age
-from placer.pace import Pace, of_meta
+from placer.pace import Pace
 
-_MEMBERS = TypeAdapter(list[Member])
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """Of a window: what was counted since ``begun_s``; its load is an array of the record's blob,
+    in the order of halves."""
+
+    phase: str
+    begun_s: float
+    tokens: int
+    sequences: int
+    pace: Pace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A pool."""
+
+    members: tuple[Member, ...]
+    windows: tuple[Half, ...]
+
+
+_FORM = form_of(Snapshot)
 _FORMERLY = {"said": "registration", "heard_s": "last_seen_s"}  # what 0.1.0 wrote
+
+
+def _read(row: dict[str, Any]) -> Snapshot:
+    members = [
+        {_FORMERLY.get(name, name): value for name, value in member.items()}
+        for member in row["members"]
+    ]
+    return _FORM.read({**row, "members": members})
+
+
+FORM = Form(_read, _FORM.write)
 
 
 def take(ledger: WatchedLedger, pool: Pool) -> None:
@@ -33,29 +65,21 @@ def take(ledger: WatchedLedger, pool: Pool) -> None:
         for phase, window in pool.windows.items()
         for part in window.parts(phase, pool.model.top_k)
     ]
-    body = {
-        "members": [
-            {
-                "registration": asdict(member.registration),
-                "last_seen_s": member.last_seen_s + ahead,
-                "sequence": member.sequence, "lost": member.lost,
-            }
+    taken = Snapshot(
+        tuple(
+            replace(member, last_seen_s=member.last_seen_s + ahead)
             for member in pool.members.values()
-        ],
-        "windows": [
-            {
-                "phase": phase, "begun_s": begun_s + ahead,
-                "tokens": delta.tokens, "sequences": delta.sequences,
-                "pace": None if pace is None else asdict(pace),
-            }
+        ),
+        tuple(
+            Half(phase, begun_s + ahead, delta.tokens, delta.sequences, pace)
             for phase, begun_s, delta, pace in parts
-        ],
-    }  # fmt: skip
+        ),
+    )
     file = BytesIO()
     np.savez(file, *(delta.load for _, _, delta, _ in parts))
     blob, reason = file.getvalue(), f"{len(pool.members)} workers"
     version = ledger.records.version("snapshot", pool.name) + 1  # whatever the last one holds
-    told = (now, reason, body, pool.name)
+    told = (now, reason, taken, pool.name)
     ledger.put(Record("snapshot", pool.name, version, *told, blob=blob))
 
 
@@ -71,32 +95,28 @@ def recall(ledger: WatchedLedger, fleet: Fleet, window_s: Any) -> None:
             ledger.records.leave_out(record, error)
 
 
-def _recall(record: Record, blob: bytes, fleet: Fleet, window_s: Any) -> None:
-    members = [
-        {_FORMERLY.get(name, name): value for name, value in member.items()}
-        for member in record.body["members"]
-    ]
-    for member in _MEMBERS.validate_python(members):
+def _recall(record: Record[Snapshot], blob: bytes, fleet: Fleet, window_s: Any) -> None:
+    for member in record.value.members:
         if member.registration.id.pool != record.id:
             raise ValueError(f"has a worker of another pool, {member.registration.id.pool!r}")
         fleet.register(member.registration)
         key = member.registration.id.engine, member.registration.id.worker
-        member.last_seen_s = _moment(fleet, member.last_seen_s, FORGOTTEN_S)
-        fleet.pools[record.id].members[key] = member
+        last_seen_s = _moment(fleet, member.last_seen_s, FORGOTTEN_S)
+        fleet.pools[record.id].members[key] = replace(member, last_seen_s=last_seen_s)
     if record.id not in fleet.pools:
         return
     pool = fleet.pools[record.id]
     parts: dict[str, list[tuple[float, Delta, Pace | None]]] = {}
     with np.load(BytesIO(blob), allow_pickle=False) as arrays:
-        for at, kept in enumerate(record.body["windows"]):
+        for at, kept in enumerate(record.value.windows):
             load = arrays[f"arr_{at}"]
             shape = pool.model.layers, pool.model.experts
             if load.shape != shape or load.dtype.kind not in "iu" or load.min() < 0:
                 raise ValueError(f"counts {load.dtype}{list(load.shape)} and not {list(shape)}")
-            counted = (pool.model.top_k, int(kept["tokens"]), int(kept["sequences"]), load)
-            delta = Delta(str(kept["phase"]), *counted)
-            begun_s = _moment(fleet, kept["begun_s"], window_s(record.id))
-            part = begun_s, delta, of_meta(kept)
+            counted = (pool.model.top_k, kept.tokens, kept.sequences, load)
+            delta = Delta(kept.phase, *counted)
+            begun_s = _moment(fleet, kept.begun_s, window_s(record.id))
+            part = begun_s, delta, kept.pace
             parts.setdefault(delta.phase, []).append(part)
     for phase, halves in parts.items():
         pool.windows[phase] = Window(window_s(record.id), halves[0][0])

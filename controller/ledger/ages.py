@@ -2,6 +2,7 @@
 
 from bisect import bisect
 from math import inf
+from typing import Any
 
 from controller.ledger.records import Record
 from placer.clock import Clock
@@ -20,7 +21,7 @@ class Ages:
         # Records from a number on, and how far ahead the wall clock was when they were written.
         self._numbers, self._ahead = [0], [clock.now() - self._begun_s]
 
-    def note(self, record: Record) -> None:
+    def note(self, record: Record[Any]) -> None:
         """It was written just now."""
         self._first = min(self._first, record.number)
         ahead = record.at_s - self._clock.monotonic()
@@ -28,7 +29,7 @@ class Ages:
             self._ahead.append(ahead)
             self._numbers.append(record.number)  # last: other threads ask meanwhile
 
-    def of(self, record: Record) -> float:
+    def of(self, record: Record[Any]) -> float:
         """Seconds."""
         written_s = record.at_s - self._ahead[bisect(self._numbers, record.number) - 1]
         if record.number < self._first:

@@ -9,10 +9,11 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from controller.ledger.file import (
@@ -26,6 +27,7 @@ from controller.ledger.file import (
 from controller.ledger.records import (
     WRITTEN,
     Conflict,
+    Forms,
     LeftOut,
     Record,
     Unreadable,
@@ -33,7 +35,6 @@ from controller.ledger.records import (
     read_row,
     row_of,
 )
-from placer.errors import PlacerError
 
 __all__ = ["Conflict", "Ledger", "LedgerError", "LedgerFull", "LeftOut", "Record", "Unreadable"]
 
@@ -74,16 +75,21 @@ class Ledger:
 
     latest_only: kinds that are written all the time. The newest version of each id is kept alone,
         and they stand in no history.
-    readers: by kind, what raises for a record that whoever needs it could not read
+    forms: of values, by kind; those of other kinds are plain JSON
     """
 
-    def __init__(self, path: Path | None, latest_only: Collection[str] = LATEST_ONLY) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        forms: Forms = MappingProxyType({}),
+        latest_only: Collection[str] = LATEST_ONLY,
+    ) -> None:
         """In memory without a path."""
         if path is not None:
             path = Path(os.path.realpath(path))  # SQLite's files stand beside what links lead to
         self._name = "the ledger in memory" if path is None else str(path)
         self._latest_only = tuple(latest_only)
-        self.readers: Mapping[str, Callable[[Record], object]] = {}
+        self._forms = forms
         self._left_out: dict[int, LeftOut] = {}
         self._guard = threading.Lock()
         self._claim = None if path is None else Claim(path)
@@ -94,17 +100,17 @@ class Ledger:
             self._let_go()
             raise
 
-    def put(self, record: Record) -> Record:
+    def put(self, record: Record[Any]) -> Record[Any]:
         """As it stands in the ledger. Raises Conflict unless its version is the newest + 1."""
         return self.put_all([record])[0]
 
-    def put_all(self, records: Iterable[Record]) -> tuple[Record, ...]:
+    def put_all(self, records: Iterable[Record[Any]]) -> tuple[Record[Any], ...]:
         """All of them or none; one may follow another of the same id."""
-        rows = [(record, row_of(record)) for record in records]
+        rows = [(record, row_of(record, self._forms)) for record in records]
         with self._writing() as connection:
             return tuple(self._insert(connection, record, row) for record, row in rows)
 
-    def get(self, kind: str, id: str) -> Record | None:
+    def get(self, kind: str, id: str) -> Record[Any] | None:
         """The newest version. Raises Unreadable."""
         where = "kind = ? AND id = ? ORDER BY version DESC LIMIT 1"
         rows = self._read(f"SELECT {_READ} FROM records WHERE {where}", kind, id)
@@ -115,7 +121,7 @@ class Ledger:
         query = "SELECT ifnull(max(version), 0) FROM records WHERE kind = ? AND id = ?"
         return int(self._read(query, kind, id)[0][0])
 
-    def versions(self, kind: str, id: str) -> list[Record]:
+    def versions(self, kind: str, id: str) -> list[Record[Any]]:
         """All that are kept, oldest first."""
         return self._select("kind = ? AND id = ? ORDER BY version", kind, id)
 
@@ -133,7 +139,7 @@ class Ledger:
         rows = self._read(f"SELECT number FROM records AS r WHERE {where}", json.dumps(list(found)))
         return [found[number] for (number,) in rows]
 
-    def leave_out(self, record: Record, error: Exception) -> Unreadable:
+    def leave_out(self, record: Record[Any], error: Exception) -> Unreadable:
         """For whoever needs it and finds that it is not as it should be. Returns what to raise."""
         told = (record.kind, record.id, record.version, record.pool, record.number)
         return self._leave_out(LeftOut(*told, fault(error)))
@@ -144,7 +150,7 @@ class Ledger:
         limit: int | None = None,
         pool: str | None = None,
         final: bool | None = None,
-    ) -> list[Record]:
+    ) -> list[Record[Any]]:
         """The newest version of each id, last written first; of one pool, or final or open only."""
         newest = "SELECT max(number) FROM records WHERE kind = ? GROUP BY id"  # asks an index alone
         where = f"number IN ({newest}) AND pool = ifnull(?, pool) AND final = ifnull(?, final)"
@@ -152,7 +158,7 @@ class Ledger:
 
     def newest_of_each(
         self, limit: int, pool: str | None = None, but: Collection[str] = ()
-    ) -> list[Record]:
+    ) -> list[Record[Any]]:
         """The newest version of each id of each kind, last written first; of one pool only, and of
         no ``latest_only`` kind nor of those in ``but``."""
         others = (*self._latest_only, *but)
@@ -163,7 +169,7 @@ class Ledger:
 
     def history(
         self, limit: int | None = None, pool: str | None = None, before: int | None = None
-    ) -> list[Record]:
+    ) -> list[Record[Any]]:
         """All versions of all kinds but the ``latest_only`` ones, last written first.
 
         before: the ``number`` of the last one that was seen, to read on from there
@@ -203,7 +209,9 @@ class Ledger:
             self._connection.close()
         self._let_go()
 
-    def _insert(self, connection: sqlite3.Connection, record: Record, row: Sequence[Any]) -> Record:
+    def _insert(
+        self, connection: sqlite3.Connection, record: Record[Any], row: Sequence[Any]
+    ) -> Record[Any]:
         thing = (record.kind, record.id)
         newest = "SELECT ifnull(max(version), 0) FROM records WHERE kind = ? AND id = ?"
         (actual,) = connection.execute(newest, thing).fetchone()
@@ -213,13 +221,12 @@ class Ledger:
             connection.execute("DELETE FROM records WHERE kind = ? AND id = ?", thing)
         spots = ", ".join("?" * len(row))
         inserted = connection.execute(f"INSERT INTO records ({WRITTEN}) VALUES ({spots})", row)
-        number, body = inserted.lastrowid or 0, json.loads(row[5])  # as it will be read
-        return replace(record, number=number, body=body, blob=b"")
+        return replace(record, number=inserted.lastrowid or 0, blob=b"", text=row[5])
 
-    def _select(self, where: str, *values: Any, limit: int | None = None) -> list[Record]:
+    def _select(self, where: str, *values: Any, limit: int | None = None) -> list[Record[Any]]:
         """``limit`` that can be read."""
         query = f"SELECT {_READ} FROM records AS r WHERE {where}"
-        found: list[Record] = []
+        found: list[Record[Any]] = []
         with self._reading(query, values) as rows:
             for row in rows:
                 if len(found) == limit:
@@ -228,17 +235,14 @@ class Ledger:
                     found.append(self._record(row))
         return found
 
-    def _record(self, row: Sequence[Any]) -> Record:
+    def _record(self, row: Sequence[Any]) -> Record[Any]:
         told = dict(zip(_READ.split(", "), row, strict=True))
         try:
-            found = read_row(told)
-            if (reader := self.readers.get(found.kind)) is not None:
-                reader(found)
-        except (ValueError, TypeError, KeyError, RecursionError, PlacerError) as error:
+            return read_row(told, self._forms)
+        except Exception as error:  # whatever it holds, it keeps no controller from starting
             kind, id, pool = (str(told[name]) for name in ("kind", "id", "pool"))
             where = (told["version"], pool, told["number"])
             raise self._leave_out(LeftOut(kind, id, *where, fault(error))) from error
-        return found
 
     def _leave_out(self, record: LeftOut) -> Unreadable:
         what = f"{record.kind} {record.id}"

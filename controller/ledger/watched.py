@@ -2,14 +2,16 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from controller.ledger.ages import Ages
 from controller.ledger.ledger import Ledger, LedgerError, Record, Unreadable
+from controller.ledger.records import Forms, form_of
 from placer.clock import Clock
 from placer.errors import PlacementError
 from placer.placement import Placement
@@ -18,32 +20,52 @@ OPEN = ("plan", "operation")  # kinds that are asked for by all who look
 BACKLOG = 1000  # records that a watcher may be behind; then it is told that it missed some
 
 
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """last: the largest number that was given to a thing of this kind"""
+
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """The sizes of a placement whose table is its record's blob. shape: layers and slots"""
+
+    shape: tuple[int, int]
+    experts: int
+    gpus: int
+    nodes: int
+
+
+FORMS: Forms = {"ids": form_of(Ids), "placement": form_of(Map)}
+
+
 class WatchedLedger:
     """A ledger's records, how old they are, and who on one event loop wants to know of new ones."""
 
     def __init__(self, records: Ledger, clock: Clock) -> None:
         self.records, self.clock, self._ages = records, clock, Ages(clock)
-        self._watchers: set[asyncio.Queue[Record | None]] = set()
+        self._watchers: set[asyncio.Queue[Record[Any] | None]] = set()
         # What has not ended yet, by kind, pool and id. To find it the ledger reads all that has:
         # once, when it is asked for first.
-        self._open: dict[str, dict[str, dict[str, Record]]] = {}
+        self._open: dict[str, dict[str, dict[str, Record[Any]]]] = {}
 
     def write(
         self,
         kind: str,
         id: str,
         reason: str,
-        body: Mapping[str, Any],
+        value: Any,
         **more: Any,
-    ) -> Record:
+    ) -> Record[Any]:
         """The first version. ``more``: pool, final, blob. Raises LedgerError."""
-        return self.put(Record(kind, id, 1, self.clock.now(), reason, body, **more))
+        return self.put(Record(kind, id, 1, self.clock.now(), reason, value, **more))
 
-    def follow(self, record: Record, reason: str, **changes: Any) -> Record:
+    def follow(self, record: Record[Any], reason: str, **changes: Any) -> Record[Any]:
         """The version after ``record``. Raises Conflict if there is one already."""
         return self.put(record.next(self.clock.now(), reason, **changes))
 
-    def put(self, *records: Record) -> Record:
+    def put(self, *records: Record[Any]) -> Record[Any]:
         """All or none; returns the first."""
         written = self.records.put_all(records)
         for record in written:
@@ -57,7 +79,7 @@ class WatchedLedger:
                     queue.put_nowait(None)
         return written[0]
 
-    def age_s(self, record: Record) -> float:
+    def age_s(self, record: Record[Any]) -> float:
         """Since it was written."""
         return self._ages.of(record)
 
@@ -66,7 +88,7 @@ class WatchedLedger:
         since_s = min(self.clock.now(), self._ages.now()) - retention_s
         self.records.prune(kind, keep, since_s, needed)
 
-    def open(self, kind: str, pool: str | None = None) -> list[Record]:
+    def open(self, kind: str, pool: str | None = None) -> list[Record[Any]]:
         """What has not ended yet, last written first; of one pool only. kind: of OPEN"""
         if kind not in self._open:
             found = self.records.newest(kind, final=False)
@@ -84,17 +106,17 @@ class WatchedLedger:
         last = given
         with suppress(Unreadable):
             if (record := self.records.get("ids", kind)) is not None:
-                last = record.body["last"]
+                last = record.value.last
         # Of a ledger that was without this count, or of one in which it cannot be read.
         numbers = (_number(id, prefix) for id in self.records.ids(kind))
         last = max(last, *numbers, 0) + 1
         now_s = self.clock.now()
-        self.records.put(Record("ids", kind, given + 1, now_s, "", {"last": last}))
+        self.records.put(Record("ids", kind, given + 1, now_s, "", Ids(last)))
         return f"{prefix}-{last}"
 
-    async def watch(self) -> AsyncIterator[Record]:
+    async def watch(self) -> AsyncIterator[Record[Any]]:
         """What is written from now on. Raises LedgerError for a watcher that is too slow."""
-        queue: asyncio.Queue[Record | None] = asyncio.Queue()
+        queue: asyncio.Queue[Record[Any] | None] = asyncio.Queue()
         self._watchers.add(queue)
         try:
             while (record := await queue.get()) is not None:
@@ -103,7 +125,7 @@ class WatchedLedger:
             self._watchers.discard(queue)
         raise LedgerError(f"{BACKLOG} changes were not read in time: watch again, or less")
 
-    def _note(self, record: Record) -> None:
+    def _note(self, record: Record[Any]) -> None:
         pools = self._open[record.kind]
         records = pools.setdefault(record.pool, {})
         records.pop(record.id, None)
@@ -119,12 +141,10 @@ class WatchedLedger:
             self.placement(digest)
         except Unreadable:  # or not there
             table = placement.physical_to_logical
-            body = {
-                "shape": table.shape, "experts": placement.experts,
-                "gpus": placement.gpus, "nodes": placement.nodes,
-            }  # fmt: skip
+            layers, slots = table.shape
+            kept = Map((layers, slots), placement.experts, placement.gpus, placement.nodes)
             version, now_s = self.records.version("placement", digest) + 1, self.clock.now()
-            told = (now_s, placement.shape, body)
+            told = (now_s, placement.shape, kept)
             self.put(Record("placement", digest, version, *told, blob=table.tobytes()))
         return digest
 
@@ -133,13 +153,13 @@ class WatchedLedger:
         record = self.records.get("placement", digest)
         if record is None:
             raise Unreadable(f"the ledger has no placement {digest:.19}...: plan again")
-        blob, body = self.records.blob("placement", digest), record.body
+        blob, kept = self.records.blob("placement", digest), record.value
         try:
-            table = np.frombuffer(blob or b"", dtype=np.int32).reshape(body["shape"])
-            found = Placement(table, body["experts"], body["gpus"], body["nodes"])
+            table = np.frombuffer(blob or b"", dtype=np.int32).reshape(kept.shape)
+            found = Placement(table, kept.experts, kept.gpus, kept.nodes)
             if found.digest != digest:
                 raise ValueError("is another map than it was")
-        except (KeyError, TypeError, ValueError, PlacementError) as error:
+        except (ValueError, PlacementError) as error:
             raise self.records.leave_out(record, error) from error
         return found
 

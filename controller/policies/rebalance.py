@@ -1,4 +1,4 @@
-"""Whether to move now: pure. Every answer says why, with numbers.
+"""Whether to move experts now. Every answer says why, with numbers.
 
 That a plan pays (over its noise, and over the price of its moves) was asked when it was made; a
 Hold says why not. Here it is asked whether it keeps on paying: ``confirmations`` decisions in a row
@@ -7,59 +7,31 @@ change must be ``cooldown_s`` ago, twice as long for each one in a row that fail
 be closed.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
-from controller.config import PoolPolicy
-from placer.plan import Hold, Infeasible, Plan
+from controller.policies.policy import Decision, Seen
+from placer.plan import Hold, Infeasible
 
 DOUBLINGS = 6  # of the cooldown, at most
 
-Verdict = Literal["hold", "infeasible", "wait", "propose", "act"]
 
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """
-    streak:   decisions in a row that wanted to move
-    rested_s: since the last change; None if there was none
-    failures: changes in a row, up to that one, that were taken back
-    """
-
-    streak: int = 0
-    rested_s: float | None = None
-    failures: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """outcome: ``hold`` does not pay, ``infeasible`` cannot, ``wait`` would pay but not yet,
-    ``propose`` is for an operator to approve, ``act`` begins."""
-
-    outcome: Verdict
-    reason: str
-    streak: int = 0
-
-
-def decide(
-    answer: Plan | Hold | Infeasible, past: Past, policy: PoolPolicy, now: float
-) -> Decision:
-    """What to do with the optimizer's answer on the traffic of now, in unix seconds."""
-    if isinstance(answer, Infeasible):
-        return Decision("infeasible", answer.reason)
-    if isinstance(answer, Hold):
-        return Decision("hold", answer.reason)
+def rebalance(seen: Seen) -> Decision:
+    """What to do with the optimizer's answer on the traffic of now."""
+    plan, past, settings = seen.answer, seen.past, seen.settings
+    if isinstance(plan, Infeasible):
+        return Decision("infeasible", plan.reason)
+    if isinstance(plan, Hold):
+        return Decision("hold", plan.reason)
     streak = past.streak + 1
-    if streak < policy.confirmations and not answer.mends:
-        seen = f"{streak} of {policy.confirmations} decisions in a row that want it"
-        return Decision("wait", f"{answer.reason}: {seen}", streak)
-    cooldown_s = policy.cooldown_s * 2 ** min(past.failures, DOUBLINGS)
+    if streak < settings.confirmations and not plan.mends:
+        wanted = f"{streak} of {settings.confirmations} decisions in a row that want it"
+        return Decision("wait", f"{plan.reason}: {wanted}", streak)
+    cooldown_s = settings.cooldown_s * 2 ** min(past.failures, DOUBLINGS)
     if past.rested_s is not None and (left_s := cooldown_s - past.rested_s) > 0:
         failed = f" and {past.failures} in a row failed" if past.failures else ""
         why = f"the last change is too fresh{failed}, {left_s:.0f} s of cooldown_s are left"
-        return Decision("wait", f"{answer.reason}: {why}", streak)
-    if policy.mode == "advisory":
-        return Decision("propose", f"{answer.reason}: advisory, waits for approval", streak)
-    if reason := policy.closed(now):
-        return Decision("wait", f"{answer.reason}: {reason}", streak)
-    return Decision("act", answer.reason, streak)
+        return Decision("wait", f"{plan.reason}: {why}", streak)
+    if settings.mode == "advisory":
+        reason = f"{plan.reason}: advisory, waits for approval"
+        return Decision("propose", reason, streak, plan)
+    if reason := settings.closed(seen.now):
+        return Decision("wait", f"{plan.reason}: {reason}", streak)
+    return Decision("act", plan.reason, streak, plan)

@@ -22,7 +22,7 @@ CONDITIONS = 4  # of an engine's workers that are told
 # ruff: noqa: N802
 
 
-class FleetState(FleetServiceServicer):  # type: ignore[misc]
+class FleetState(FleetServiceServicer):
     def __init__(self, loop: Loop) -> None:
         self.loop, self.fleet, self.ledger = loop, loop.fleet, loop.ledger
         self._begun_s = self.ledger.clock.monotonic()
@@ -67,7 +67,7 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
         known = self.loop.arbiter.history.known(request.idempotency_key)
         if known is None:
             reason = request.reason or f"an operator wants {request.ranks} ranks"
-            known = self.loop.arbiter.scale(
+            known = await self.loop.arbiter.scale(
                 request.pool, request.ranks, request.idempotency_key, reason
             )
         return fleet_pb2.ScaleToResponse(operation=wire.operation(known))
@@ -131,12 +131,12 @@ class FleetState(FleetServiceServicer):  # type: ignore[misc]
         )
 
 
-def _pace(pool: Pool, phase: str) -> dict[str, float]:
+def _pace(pool: Pool, phase: str) -> dict[str, Any]:
     pace = pool.pace(phase)
     return {} if pace is None else {"step_s": pace.step_s or 0.0, "busy": pace.busy}
 
 
-class Ledgers(LedgerServiceServicer):  # type: ignore[misc]
+class Ledgers(LedgerServiceServicer):
     """What was. The ledger is read on one thread, one question after another: it may be large."""
 
     def __init__(self, loop: Loop) -> None:
@@ -165,5 +165,5 @@ def _history(records: Ledger, limit: int, pool: str | None) -> Any:
 def _explain(records: Ledger, id: str) -> Any:
     """Of a story that is too long for an answer the last part."""
     found = explain.story(records, id, wire.MOST)
-    records = reversed(wire.listed(wire.record, found[::-1]))
-    return fleet_pb2.ExplainResponse(lines=explain.sentences(found), records=records)
+    latest = reversed(wire.listed(wire.record, found[::-1]))
+    return fleet_pb2.ExplainResponse(lines=explain.sentences(found), records=latest)

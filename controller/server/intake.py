@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message
 
 from placer.errors import PlacerError
 from placer.files.plans import LIMIT

@@ -27,7 +27,7 @@ VALUE = 40  # bytes of each, in the mean; without a reason it is five
 # ruff: noqa: N802
 
 
-class Profiles(ProfileServiceServicer):  # type: ignore[misc]
+class Profiles(ProfileServiceServicer):
     def __init__(self, loop: Loop) -> None:
         self.fleet, self.config = loop.fleet, loop.config
         self._beside = ThreadPoolExecutor(1, "push")
@@ -68,7 +68,7 @@ class Profiles(ProfileServiceServicer):  # type: ignore[misc]
         return (id.engine, id.worker) == min(recording, default=None)
 
 
-class Placements(PlacementServiceServicer):  # type: ignore[misc]
+class Placements(PlacementServiceServicer):
     def __init__(self, loop: Loop, offers: VllmEngines) -> None:
         self.loop, self.arbiter, self.offers = loop, loop.arbiter, offers
         self._beside = ThreadPoolExecutor(1, "plans")

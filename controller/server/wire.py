@@ -1,6 +1,5 @@
 """Messages <-> values. What comes in is checked here: nobody is trusted."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -9,6 +8,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from controller.changes.operations import Operation
+from controller.changes.plans import Kept
 from controller.fleet.windows import Delta
 from controller.fleet.workers import NAME, Registration, WorkerId
 from controller.ledger.ledger import Record
@@ -156,9 +156,10 @@ def _paces(message: Any) -> dict[str, Pace]:
 
 
 def _phase(value: int) -> str:
-    if value not in PHASES:
-        raise RoutingError(f"phase {value}: it is prefill or decode")
-    return PHASES[value]
+    for known, name in PHASES.items():
+        if value == known:
+            return name
+    raise RoutingError(f"phase {value}: it is prefill or decode")
 
 
 def _delta(counts: Any) -> Delta:
@@ -202,24 +203,24 @@ def fitting(messages: Iterable[Any], room: int) -> list[Any]:
     return found
 
 
-def listed(message: Callable[[Record], Any], records: Sequence[Record]) -> list[Any]:
+def listed(message: Callable[[Record[Any]], Any], records: Sequence[Record[Any]]) -> list[Any]:
     """As many as an answer holds."""
     return fitting(map(message, records), ANSWER)
 
 
-def plan(record: Record, file: bytes = b"") -> Any:
-    body = record.body
-    state = placement_pb2.PlanState.Value(f"PLAN_STATE_{_upper(body['state'])}")
-    told = {name: body[name] for name in ("digest", "before", "moved", "moved_bytes", "gain")}
-    told["whole_gain"] = body.get("whole_gain")
+def plan(record: Record[Kept], file: bytes = b"") -> Any:
+    kept = record.value
     return placement_pb2.Plan(
-        id=record.id, pool=record.pool, state=state, version=record.version,
-        reason=record.reason, at_s=record.at_s, file=file, **told,
+        id=record.id, pool=record.pool, version=record.version,
+        state=placement_pb2.PlanState.Value(f"PLAN_STATE_{_upper(kept.state)}"),
+        reason=record.reason, digest=kept.digest, before=kept.before, moved=kept.moved,
+        moved_bytes=kept.moved_bytes, gain=kept.gain, at_s=record.at_s, file=file,
+        whole_gain=kept.whole_gain,
     )  # fmt: skip
 
 
-def operation(record: Record) -> Any:
-    found = Operation.of(record)
+def operation(record: Record[Operation]) -> Any:
+    found = record.value
     phase = fleet_pb2.OperationPhase.Value(f"OPERATION_PHASE_{_upper(found.phase)}")
     return fleet_pb2.Operation(
         id=found.id, idempotency_key=found.key, pool=found.pool, kind=found.kind, phase=phase,
@@ -229,13 +230,13 @@ def operation(record: Record) -> Any:
     )  # fmt: skip
 
 
-def record(found: Record) -> Any:
+def record(found: Record[Any]) -> Any:
     reason = found.reason
-    if not reason and found.kind == "operation":
-        reason = Operation.of(found).course
+    if not reason and isinstance(found.value, Operation):
+        reason = found.value.course
     return fleet_pb2.Record(
         kind=found.kind, id=found.id, version=found.version, pool=found.pool, at_s=found.at_s,
-        reason=reason, body=json.dumps(dict(found.body)),
+        reason=reason, body=found.text,
     )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ class Applier(Protocol):
 
 
 class Reporter:
-    """Of one worker. ``tick`` runs on the engine's thread."""
+    """Of one worker. ``tick`` runs on the engine's thread. trouble: what never goes away"""
 
     def __init__(
         self,
@@ -74,9 +74,11 @@ class Reporter:
         recorder: Source | None,
         applying: Applier | None,
         clock: ThreadClock,
+        trouble: str = "",
     ) -> None:
         self.sink, self.recorder, self.applying = sink, recorder, applying
-        self.status, self._clock = Status(worker), clock
+        self._standing, self._clock = trouble, clock
+        self.status = Status(worker)
         self.due_s = clock.monotonic() + PAUSE_S
         self._waiting: deque[tuple[int, Recording]] = deque()
         self._dropped = self._sequence = self._epoch = 0
@@ -189,14 +191,14 @@ class Reporter:
             self.status = replace(self.status, refused_epoch=self._epoch, refused=reason)
 
     def _report(self) -> None:
-        trouble = ""
+        trouble = self._standing
         if self.applying is not None:
             if self.applying.epoch > self.status.epoch:
                 log.info("placer: plan %d is applied", self.applying.epoch)
             self.status = replace(
                 self.status, epoch=self.applying.epoch, digest=self.applying.digest
             )
-            trouble = self.applying.trouble()
+            trouble = self.applying.trouble() or trouble
         if trouble and not self.status.trouble:
             log.error("placer: %s", trouble)
         self.status = replace(self.status, dropped=self._dropped, trouble=trouble)

@@ -1,26 +1,14 @@
 """placer: the command line."""
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from placer.cli import (
-    apply,
-    check,
-    exchange,
-    ledger,
-    operations,
-    plan,
-    profile,
-    record,
-    score,
-    serve,
-    show,
-    status,
-    whatif,
-)
+from placer import extras
 from placer.cli.console import BAD_INPUT, print_json, tell
 from placer.errors import PlacerError
 from placer.report.figures import NO_ANSWER
@@ -49,23 +37,58 @@ def placer(
         typer.echo(context.get_help())
 
 
-app.command()(profile.profile)
-app.command()(show.show)
-app.command()(plan.plan)
-app.command()(score.score)
-app.command()(whatif.whatif)
-app.command()(record.record)
-app.command()(apply.apply)
-app.command()(check.check)
-app.command()(serve.serve)
-app.command()(status.status)
-app.command()(ledger.watch)
-app.command()(ledger.history)
-app.command()(ledger.explain)
-app.command()(operations.approve)
-app.command()(operations.rollback)
-app.command("export")(exchange.export_plan)
-app.command("import")(exchange.import_plan)
+# Each verb and the module that has it, in the order of the help.
+VERBS = {
+    "profile": "profile",
+    "show": "show",
+    "plan": "plan",
+    "score": "score",
+    "whatif": "whatif",
+    "record": "record",
+    "apply": "apply",
+    "check": "check",
+    "serve": "serve",
+    "status": "status",
+    "watch": "ledger",
+    "history": "ledger",
+    "explain": "ledger",
+    "approve": "operations",
+    "rollback": "operations",
+    "export": "exchange",
+    "import": "exchange",
+}
+
+
+def _add(verb: str, module: str) -> None:
+    """The verb, or if a library that it needs is not installed, one that says so."""
+    try:
+        found = import_module(f"placer.cli.{module}")
+    except ModuleNotFoundError as error:
+        anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+        app.command(verb, context_settings=anything, help=_missing(verb, error))(_raising(error))
+        return
+    name = f"{verb}_plan" if module == "exchange" else verb
+    app.command(verb)(getattr(found, name))
+
+
+def _raising(error: ModuleNotFoundError) -> Callable[[], None]:
+    def needs_more() -> None:
+        raise error
+
+    return needs_more
+
+
+def _missing(verb: str, error: ModuleNotFoundError) -> str:
+    """What to install. Raises the error itself if that is nothing that placer knows."""
+    library = error.name or ""
+    extra = extras.of(library)
+    if extra is None:
+        raise error
+    return str(extras.MissingError(f"placer {verb}", extra, library))
+
+
+for _verb, _module in VERBS.items():
+    _add(_verb, _module)
 
 
 def run() -> None:
@@ -77,6 +100,9 @@ def run() -> None:
         _refuse(f"{error.format_message().rstrip('.')}: see {where} --help")
     except PlacerError as error:
         _refuse(str(error))
+    except ModuleNotFoundError as error:
+        verb = next((word for word in sys.argv[1:] if word in VERBS), "")
+        _refuse(_missing(verb, error))
 
 
 def _refuse(reason: str) -> NoReturn:

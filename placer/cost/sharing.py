@@ -49,7 +49,7 @@ def away(replicas: IntArray, places: int, dispatch: Dispatch) -> tuple[FloatArra
 
     A token at home in another replica's place stays there. Of the others' replicas each further one
     is co-located itself a quarter of the time (measured on recordings of three models, each apart:
-    fan-out within 2%).
+    fan-out within 0.5% for placements that know no traffic, 2.6% for those made for it).
     """
     r = np.maximum(replicas, 1).astype(np.float64)
     if dispatch == "allgather":

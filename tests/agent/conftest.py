@@ -19,7 +19,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def controller() -> Controller:
-    return Controller()
+    return Controller()  # type: ignore[abstract]
 
 
 @pytest.fixture

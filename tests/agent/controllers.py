@@ -28,7 +28,7 @@ GENEROUS_S = 60.0  # what has not happened by then never will
 Plans = Iterator[tuple[int, bytes]]
 
 
-class Controller(ProfileServiceServicer, PlacementServiceServicer, FleetServiceServicer):  # type: ignore[misc]
+class Controller(ProfileServiceServicer, PlacementServiceServicer, FleetServiceServicer):
     """Acknowledges every push, has no plan, and keeps what it is sent."""
 
     def __init__(self) -> None:

@@ -147,7 +147,7 @@ def test_a_controller_that_ends_the_stream_instead_of_answering_is_an_error(
 
 
 def test_a_controller_that_started_again_gets_the_next_push_without_an_error() -> None:
-    first = Controller()
+    first = Controller()  # type: ignore[abstract]
     server, address = serve(first)
     sink = a_sink(address)
     sink.push(1, a_full_recording())
@@ -155,7 +155,7 @@ def test_a_controller_that_started_again_gets_the_next_push_without_an_error() -
     assert sink._pushes is not None
     pushes = sink._pushes
     until(lambda: not pushes.is_open)
-    second = Controller()
+    second = Controller()  # type: ignore[abstract]
     server, _ = serve(second, address)
     sink.push(2, a_full_recording())
     assert [[one.sequence for one in each.requests] for each in (first, second)] == [[1], [2]]
@@ -280,7 +280,7 @@ def test_settings_that_cannot_be_end_the_agent_before_it_touches_the_engine(
 
 def test_every_call_shows_the_token(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLACER_TOKEN", "hush")
-    controller = Controller()
+    controller = Controller()  # type: ignore[abstract]
     server, address = serve(controller)
     sink = a_sink(address)
     sink.report(a_status())

@@ -356,6 +356,20 @@ def test_a_rearrangement_that_stalls_is_reported_until_it_ends(world: World) -> 
     assert world.said.trouble == ""
 
 
+def test_what_never_goes_away_is_told_where_nothing_worse_is(clock: Clock) -> None:
+    sink, applying = Sink(), Applying()
+    reporter = Reporter(
+        a_worker(), sink, None, cast(Any, applying), clock, "its experts are not seen"
+    )
+    for applying.said in ("", "a rebalance has not finished", ""):
+        reporter._round()
+    assert [status.trouble for status in sink.statuses] == [
+        "its experts are not seen",
+        "a rebalance has not finished",
+        "its experts are not seen",
+    ]
+
+
 def test_a_status_that_stays_the_same_is_repeated_with_every_push_interval(world: World) -> None:
     for _ in range(2 * int(EVERY_S)):
         world.round()

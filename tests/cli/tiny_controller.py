@@ -15,6 +15,7 @@ from controller.assemble import assembled
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
 from controller.fleet.workers import Registration, WorkerId
+from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
@@ -81,7 +82,7 @@ def a_controller(tokens: Path | None = None, **tls: Any) -> Iterator[Running]:
     stack, engines = AsyncExitStack(), MemoryEngines({})
 
     async def begin() -> Running:
-        records = stack.enter_context(closing(Ledger(None)))
+        records = stack.enter_context(closing(Ledger(None, FORMS)))
         ledger = WatchedLedger(records, clock)
         listening = Listening("127.0.0.1:0", tokens=tokens, **tls)
         parts = (

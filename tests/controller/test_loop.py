@@ -82,8 +82,8 @@ async def test_an_advisor_waits_proposes_and_moves_nothing_until_it_is_approved(
     )
     assert (world.states(), world.engines.asked) == ({"plan-1": "proposed"}, [])
     plan = world.arbiter.plans.get("plan-1")
-    assert (plan.body["gain"], plan.body["moved"]) == (pytest.approx(0.375), 4)
-    assert plan.body["before"] == HOME.digest
+    assert (plan.value.gain, plan.value.moved) == pytest.approx((0.375, 4))
+    assert plan.value.before == HOME.digest
     world.arbiter.plans.approve("plan-1", plan.version, "ann looked at it")
     await world.tick(TICK_S)
     assert (world.states(), is_even(world)) == ({"plan-1": "applied"}, True)

@@ -11,6 +11,7 @@ from controller.assemble import assembled
 from controller.changes.operations import Operation
 from controller.config import Config
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
+from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import Command, Copy, Outcome
@@ -127,10 +128,10 @@ def test_two_days_pass_in_seconds_and_twice_alike_however_fast_the_machine() -> 
     """Traffic changes at 6 h, and the second engine hangs: each command that it does not answer
     takes its minute, then both go back, and twice the cool-down begins. At 25 h traffic is as it
     was, within a cool-down that a restart does not shorten."""
-    with closing(Ledger(None)) as once, closing(Ledger(None)) as again:
+    with closing(Ledger(None, FORMS)) as once, closing(Ledger(None, FORMS)) as again:
         assert two_days(once) == two_days(again, pause_s=0.003)
         ended = once.newest("operation")[::-1]
-    operations = [Operation.of(record) for record in ended]
+    operations: list[Operation] = [record.value for record in ended]
     phases = [one.phase for one in operations]
     assert phases == ["succeeded", "rolled back", "succeeded", "succeeded", "succeeded"]
     assert operations[1].why == "engine-2: staging, round 1 of 2: no answer in time"

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from controller.changes.operations import Operation
 from controller.fleet.workers import FORGOTTEN_S, SILENT_S
 from tests.controller.tiny_pool import (
     BYTES,
@@ -107,7 +106,7 @@ async def test_an_engine_that_does_not_answer_is_waited_for_until_its_deadline(
     begun_s = world.clock.monotonic()
     await world.arbiter.settle()
     assert world.clock.monotonic() - begun_s == 60.0
-    assert "no answer in time" in world.disk.newest("operation")[0].body["why"]
+    assert "no answer in time" in world.disk.newest("operation")[0].value.why
 
 
 @jumps
@@ -171,5 +170,5 @@ async def test_agents_hear_of_plans_though_the_clock_is_put_back() -> None:
         world.clock.jump(jump_s)
         await world.apply(goal)
         await world.arbiter.settle()
-        epochs.append(Operation.of(world.disk.newest("operation")[0]).epoch)
+        epochs.append(world.disk.newest("operation")[0].value.epoch)
     assert epochs == sorted(set(epochs))

@@ -13,6 +13,7 @@ from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
 from controller.fleet.windows import Delta
 from controller.fleet.workers import Fleet, Registration, WorkerId
+from controller.forms import FORMS
 from controller.ledger.ledger import Ledger, LedgerFull, Record
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
@@ -137,7 +138,10 @@ class Disk(Ledger):
     is_full = False
     is_full_for = ""  # records of this kind
 
-    def put_all(self, records: Iterable[Record]) -> tuple[Record, ...]:
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(path, FORMS)
+
+    def put_all(self, records: Iterable[Record[Any]]) -> tuple[Record[Any], ...]:
         records = list(records)
         self._look(*(record.kind for record in records))
         return super().put_all(records)
@@ -238,7 +242,7 @@ class World:
         await self.loop.tick()
         await self.arbiter.settle()
 
-    async def apply(self, placement: Placement, key: str = "") -> Record:
+    async def apply(self, placement: Placement, key: str = "") -> Record[Any]:
         """Proposed, approved, begun."""
         plan = self.arbiter.propose(POOL, Plan(placement), "", "an operator's plan")
         plan = self.arbiter.plans.approve(plan.id, plan.version, "go")
@@ -247,7 +251,7 @@ class World:
     def states(self) -> dict[str, str]:
         """Of all plans."""
         records = self.disk.newest("plan")
-        return {record.id: record.body["state"] for record in sorted(records, key=lambda r: r.id)}
+        return {record.id: record.value.state for record in sorted(records, key=lambda r: r.id)}
 
     def stand_at(self, placement: Placement) -> bool:
         """Whether all engines do; where on a rank an expert stands is of no consequence."""

@@ -8,7 +8,7 @@ import multiprocessing
 import multiprocessing.connection
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any
 
 GENEROUS_S = 60.0  # what has not come back by then waits for ever
 EXPERTS, SLOTS = 4, 2  # of all ranks; of each
@@ -41,15 +41,22 @@ class Four:
         self.store = torch.distributed.TCPStore(
             "127.0.0.1", 0, is_master=True, wait_for_workers=False
         )
-        spawn = multiprocessing.get_context("spawn")
-        self._pipes, self._processes = [], []
-        for _ in range(4):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(theirs, self.store.port), daemon=True)
-            process.start()
-            self._pipes.append(ours)
-            self._processes.append(process)
-        self._groups = 0
+        self._pipes: list[Any] = []
+        self._processes: list[Any] = []
+        self._groups = self._stories = 0
+
+    def begin_anew(self) -> None:
+        """As if they had just started, and the store were empty."""
+        self._stories += 1
+        if not self._processes:
+            spawn = multiprocessing.get_context("spawn")
+            for _ in range(4):
+                ours, theirs = spawn.Pipe()
+                process = spawn.Process(target=_serve, args=(theirs, self.store.port), daemon=True)
+                process.start()
+                self._pipes.append(ours)
+                self._processes.append(process)
+        self.do([0, 1, 2, 3], "begin_anew")
 
     def begin(self, members: list[int], *words: Any) -> None:
         for rank in members:
@@ -59,6 +66,7 @@ class Four:
         found = []
         for rank in members:
             if not self._pipes[rank].poll(GENEROUS_S):
+                self.close()  # they never will, so others are started
                 raise HangError(f"rank {rank} does not come back")
             answer = self._pipes[rank].recv()
             if isinstance(answer, Exception):
@@ -73,7 +81,7 @@ class Four:
     def join(self, members: list[int], keys: str = "") -> None:
         """Make a group of ``members``. keys: the agents' part of its store, of its own if empty"""
         self._groups += 1
-        names = f"group-{self._groups}", keys or f"own-{self._groups}"
+        names = f"group-{self._groups}", f"{self._stories}-{keys or self._groups}"
         for rank in members:
             self.begin([rank], "join", members, *names, rank)
         self.end(members)
@@ -85,14 +93,12 @@ class Four:
         assert len({one.voted for one in told if one.changes}) <= 1
         return told
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         for process in self._processes:
             process.kill()
         for process in self._processes:
             process.join()
+        self._pipes, self._processes = [], []
 
 
 class Own:
@@ -112,6 +118,11 @@ class Rank:
         import torch.distributed
 
         self.base = torch.distributed.TCPStore("127.0.0.1", port, is_master=False)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        import torch
+
         self.group: Any = None
         self.ranks: Any = None
         self.map = torch.arange(2 * SLOTS)[None] % EXPERTS

@@ -35,7 +35,7 @@ LIE = (
 
 
 @dataclass
-class Controller(ProfileServiceServicer, PlacementServiceServicer, FleetServiceServicer):  # type: ignore[misc]
+class Controller(ProfileServiceServicer, PlacementServiceServicer, FleetServiceServicer):
     """What it answers is its mood's."""
 
     mood: str = "slow"
@@ -90,7 +90,7 @@ class Outcome:
 @pytest.fixture(scope="module")
 def outcome(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     place = tmp_path_factory.mktemp("controller")
-    controller, tokens = Controller(), {}
+    controller, tokens = Controller(), {}  # type: ignore[abstract]
     server = grpc.server(futures.ThreadPoolExecutor(16))
     add_ProfileServiceServicer_to_server(controller, server)
     add_PlacementServiceServicer_to_server(controller, server)

@@ -19,6 +19,7 @@ from controller.engines.fleet_engines import FleetEngines
 from controller.engines.in_memory import MemoryEngines, MemoryPlanner
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import Fleet
+from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
@@ -62,7 +63,7 @@ def controller() -> Iterator[tuple[str, Loop]]:
     async def run() -> None:
         config = Config(POLICY, every_s=1.0)
         clock = SystemClock()
-        ledger = WatchedLedger(Ledger(None), clock)
+        ledger = WatchedLedger(Ledger(None, FORMS), clock)
         fleet = Fleet(lambda _: POLICY.window_s, clock)
         by_agent = VllmEngines(fleet, ledger, config)
         engines = FleetEngines(fleet, MemoryEngines({}), by_agent)
@@ -163,7 +164,7 @@ def test_no_token_differs(outcome: Outcome, when: str) -> None:
 
 def _digests(loop: Loop) -> list[str]:
     records = loop.ledger.records.newest("acknowledgement")
-    return [record.body["digest"] for record in records]
+    return [record.value.digest for record in records]
 
 
 def _until(true: Callable[[], bool]) -> None:

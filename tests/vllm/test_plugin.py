@@ -2,6 +2,7 @@
 
 import logging
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm instal
 import torch
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from placer.agent.vllm import hooks, plugin
+from placer.agent.vllm import batches, hooks, plugin
+from placer.errors import PlacerError
 
 
 @pytest.fixture
@@ -41,18 +43,40 @@ def test_an_unknown_vllm_is_left_alone_with_one_line(
     assert "0.32 or 0.33" in line
 
 
+def refuse(*_: object) -> Any:
+    raise AssertionError("nothing should be opened")
+
+
+def a_runner(model: torch.nn.Module, **config: object) -> Any:
+    """One that has just loaded a model with such a config.json."""
+    hf_config = SimpleNamespace(to_dict=lambda: config)
+    model_config = SimpleNamespace(model="tiny", hf_config=hf_config)
+    return SimpleNamespace(model=model, vllm_config=SimpleNamespace(model_config=model_config))
+
+
 def test_a_model_without_experts_gets_one_line_and_nothing_else(
     said: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("nothing should be opened")
+    runner = a_runner(torch.nn.Linear(2, 2), hidden_size=2, num_hidden_layers=1)
+    hooks._loaded(refuse, "always", runner)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("placer: the model has no experts")
+    assert runner.placer is None
 
-    runner = SimpleNamespace(model=torch.nn.Linear(2, 2))
-    hooks._loaded(refuse, runner)  # type: ignore[arg-type]
-    assert [record.getMessage() for record in caplog.records] == [
-        "placer: the model has no experts, nothing to do"
-    ]
-    assert not hasattr(runner, "placer")
+
+@pytest.mark.parametrize("value", ["sometimes", "1", "Always"])
+def test_how_much_is_recorded_is_one_of_three(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("PLACER_RECORD", value)
+    with pytest.raises(PlacerError, match=f"'{value}': use one of never, sampled, always"):
+        plugin._record()
+
+
+@pytest.mark.parametrize(("value", "meant"), [("never", "never"), ("", "always")])
+def test_without_a_word_all_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, value: str, meant: str
+) -> None:
+    monkeypatch.setenv("PLACER_RECORD", value)
+    assert plugin._record() == meant
 
 
 @pytest.mark.parametrize(
@@ -70,12 +94,12 @@ def test_a_data_parallel_rank_keeps_its_own_rows(
     padded = {"local_sizes": [4, 4]} if rows == 8 else {}
     across = SimpleNamespace(num_tokens_across_dp_cpu=torch.tensor([2, 3]), **padded)
     context = SimpleNamespace(dp_metadata=across)
-    monkeypatch.setattr(hooks, "get_forward_context", lambda: context)
-    agent = SimpleNamespace(lost_rows=False)
+    monkeypatch.setattr(batches, "get_forward_context", lambda: context)
+    told: list[bool] = []
     seen: list[torch.Tensor] = []
     parallel = SimpleNamespace(data_parallel_rank=1)
-    hooks._capture_own(agent, seen.append, parallel, torch.arange(rows))  # type: ignore[arg-type]
-    assert agent.lost_rows is lost
+    batches.capture_own(told.append, seen.append, parallel, torch.arange(rows))
+    assert told == [lost]
     if kept is not None:
         assert seen[0].tolist() == kept
 

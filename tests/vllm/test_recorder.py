@@ -253,3 +253,51 @@ def test_steps_are_timed_by_phase_on_the_clock_that_the_engine_sees(
     # The last lasts until its own end.
     assert prefill.busy_s == pytest.approx(0.03)
     assert decode.busy_s == pytest.approx(0.015)
+
+
+def test_time_in_which_no_step_is_seen_is_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps are seen, of 10 ms each, half a second apart, and one in between is not."""
+    now_s = [100.0]
+    clock = SystemClock()
+    monkeypatch.setattr(clock, "monotonic", lambda: now_s[0])
+    counters = Counters(LAYERS, EXPERTS, TOP_K, 4, torch.device("cpu"))
+    recorder = StepRecorder(counters, clock)
+
+    def step(begun_s: float, position: int, is_seen: bool = True) -> None:
+        for layer in range(LAYERS):
+            counters.capture(layer, torch.arange(TOP_K).repeat(4, 1))
+        now_s[0] = begun_s + 0.01
+        new = ["r"] if position == 0 else []
+        batch = Batch(
+            ["r"], {"r": 1}, 1, np.array([position]), np.array([0]), torch.zeros(4), new, ()
+        )
+        (recorder.observe if is_seen else recorder.skip)(batch, begun_s)
+
+    step(100.0, 0)
+    step(100.01, 1, is_seen=False)
+    step(100.51, 2)
+    recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]), 100.52)
+    now_s[0] = 100.52
+    recording = recorder.take()
+    (profile,) = recording.profiles()
+    assert profile.tokens == 2
+    assert recording.window_s == pytest.approx(0.02)
+    assert profile.pace is not None
+    assert profile.pace.steps == 2
+    assert profile.pace.busy_s == pytest.approx(0.02)
+    assert recording.trace() is None  # a token of it is missing
+
+
+def test_a_window_may_end_while_no_step_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    clock = SystemClock()
+    monkeypatch.setattr(clock, "monotonic", lambda: now_s[0])
+    recorder = StepRecorder(Counters(LAYERS, EXPERTS, TOP_K, 4, torch.device("cpu")), clock)
+    empty = Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ())
+    recorder.observe(empty, 100.0)
+    recorder.skip(empty, 101.0)
+    now_s[0] = 104.0
+    assert recorder.take().window_s == pytest.approx(1.0)
+    recorder.observe(empty, 106.0)
+    now_s[0] = 107.0
+    assert recorder.take().window_s == pytest.approx(1.0)

@@ -16,10 +16,17 @@ TWO, ALL = [0, 1], [0, 1, 2, 3]
 FOR_TWO, AGAIN_FOR_TWO, FOR_FOUR = [3, 2, 1, 0], [0, 3, 1, 2], [0, 1, 2, 3, 3, 2, 1, 0]
 
 
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Four]:
+    found = Four()
+    yield found
+    found.close()
+
+
 @pytest.fixture
-def four() -> Iterator[Four]:
-    with Four() as processes:
-        yield processes
+def four(processes: Four) -> Four:
+    processes.begin_anew()
+    return processes
 
 
 def two_with_agents(four: Four) -> None:

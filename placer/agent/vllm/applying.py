@@ -173,7 +173,10 @@ class Applying:
     def rearranging(self, run: Callable[[], Any], is_profile: bool) -> Any:
         """Run one rearrangement of the engine's, under watch."""
         if not is_profile:
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                log.exception("placer: cannot see whether the group of ranks changed")
             self._turn += 1
             self._ask(Verdict.enter)
         self._profiling, self._entered_s = is_profile, self._clock.monotonic()

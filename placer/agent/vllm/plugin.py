@@ -8,7 +8,10 @@ import os
 from functools import cache, wraps
 from typing import Any
 
+from placer.errors import PlacerError
+
 SUPPORTED = ("0.32", "0.33")
+RECORD = ("never", "sampled", "always")
 
 log = logging.getLogger("vllm.placer")
 
@@ -56,9 +59,18 @@ def _install(target: str) -> None:
 def _hook(target: str) -> None:
     try:
         from placer.agent.sinks import way_to
-        from placer.agent.vllm.hooks import CLOCK, install
+        from placer.agent.vllm.hooks import install
+        from placer.agent.vllm.worker_agent import CLOCK
 
         # Settings that cannot be end the agent here, before it touches the engine.
-        install(way_to(target, CLOCK))
+        install(way_to(target, CLOCK), _record())
     except Exception:
         log.exception("placer: the agent cannot start, serving goes on without it")
+
+
+def _record() -> str:
+    """How much of the traffic is recorded."""
+    said = os.environ.get("PLACER_RECORD", "").strip() or RECORD[-1]
+    if said not in RECORD:
+        raise PlacerError(f"PLACER_RECORD is {said!r}: use one of {', '.join(RECORD)}")
+    return said

@@ -67,6 +67,7 @@ class StepRecorder:
         self._at = 0  # staged tokens
         self._requests = np.zeros(2, dtype=np.int64)
         self._since_s: float | None = None  # the first step, or the last recording
+        self._away_s: float | None = None  # since when no step was seen
         self._stepped_s = now_s
         self._lock = threading.Lock()
 
@@ -76,6 +77,9 @@ class StepRecorder:
             self._stepped_s = self._clock.monotonic()
             if self._since_s is None:
                 self._since_s = begun_s
+            if self._away_s is not None:
+                self._since_s += begun_s - self._away_s
+                self._away_s = None
             self.stopwatch.begin(begun_s, batch.scheduled)
             total, row = batch.total, 0
             if total:
@@ -92,6 +96,18 @@ class StepRecorder:
                 self._at, row = self._at + size, row + size
                 if self._at == STAGED:
                     self._fold()
+
+    def skip(self, batch: Batch, begun_s: float) -> None:
+        """A step that ran since ``begun_s`` and was not seen: as if there had been no time."""
+        with self._lock:
+            self._stepped_s = self._clock.monotonic()
+            if self._since_s is None:
+                return
+            self.stopwatch.begin(begun_s, ())
+            if self._away_s is None:
+                self._away_s = begun_s
+            # Requests that end have no more to come.
+            self._batches.append((self._stepped_s, _ending(batch)))
 
     def take(self) -> Recording:
         """What was recorded since the last time; on the engine's thread."""
@@ -113,8 +129,11 @@ class StepRecorder:
     def _take(self) -> Recording:
         self._fold()
         now_s = self._clock.monotonic()
-        window_s = 0.0 if self._since_s is None else now_s - self._since_s
+        end_s = now_s if self._away_s is None else self._away_s
+        window_s = 0.0 if self._since_s is None else end_s - self._since_s
         self._since_s = now_s
+        if self._away_s is not None:
+            self._away_s = now_s
         requests, self._requests = self._requests, np.zeros(2, dtype=np.int64)
         paces = self.stopwatch.take(window_s)
         return Recording(self.counters.take(), self.sampler.take(), requests, window_s, paces)
@@ -185,3 +204,9 @@ def _cut(batch: Batch, row: int, size: int) -> Batch:
         ],
         finished=() if row else batch.finished,
     )
+
+
+def _ending(batch: Batch) -> Batch:
+    """Only which requests ended before it."""
+    none = np.zeros(0, dtype=np.int64)
+    return Batch([], {}, 0, none, none, batch.token_ids, (), batch.finished)

@@ -55,11 +55,14 @@ def rules(problem: Problem) -> Rules:
 
 
 def _most_owned(problem: Problem) -> float:
-    """Tokens of the GPU that owns most, over the mean; 1 where that is not known: without a trace,
-    or if it has no request for some GPU. ``coherent`` tokens have other owners after every layer.
+    """Tokens of the GPU that owns most, over the mean, as the score has it; 1 where that is not
+    known: without a trace, if it has no request for some GPU, of traffic to come. ``coherent``
+    tokens have other owners after every layer.
     """
     trace, gpus = problem.trace, problem.topology.gpus
-    if not trace or not trace.tokens or len(trace.seq_lens) < gpus or is_coherent(problem):
+    if trace is None or len(trace.seq_lens) < gpus or not trace.tokens:
+        return 1.0
+    if is_coherent(problem) or problem.profile.unknown is not None:
         return 1.0
     owned = np.bincount(homes(trace.seq_lens, gpus), trace.seq_lens, gpus)
     return float(owned.max() / owned.mean())

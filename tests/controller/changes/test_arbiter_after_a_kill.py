@@ -68,7 +68,7 @@ async def test_killed_before_the_plan_was_told_it_is_told_later(phase: str) -> N
     world.disk.is_full_for = "plan"
     with pytest.raises(LedgerFull):
         await world.arbiter.settle()
-    assert world.arbiter.history.get("op-2").body["phase"] == phase
+    assert world.arbiter.history.get("op-2").value.phase == phase
     assert world.states() == {"plan-1": "applied", "plan-2": "applying"}
     world.disk.is_full_for = ""
     world.start()

@@ -7,7 +7,8 @@ import pytest
 from controller.config import Hours
 from controller.engines.in_memory import MemoryEngine
 from controller.fleet.workers import FleetError
-from controller.policies.rebalance import Past, decide
+from controller.policies.policy import Past, Seen
+from controller.policies.rebalance import rebalance
 from placer.checks import violations
 from placer.objective import Objective
 from placer.plan import Plan
@@ -92,7 +93,7 @@ def test_mending_needs_no_confirmation_but_keeps_to_the_hours() -> None:
         GOAL, "mends: expert 3 of layer 0 was lost", mends=("expert 3 of layer 0 was lost",)
     )
     policy = a_policy(mode="automatic", confirmations=5)
-    assert decide(plan, Past(), policy, 0.0).outcome == "act"
-    assert decide(plan, Past(rested_s=1.0), policy, 1.0).outcome == "wait"
+    assert rebalance(Seen(plan, Past(), policy, 0.0)).outcome == "act"
+    assert rebalance(Seen(plan, Past(rested_s=1.0), policy, 1.0)).outcome == "wait"
     closed = replace(policy, hours=(Hours(60, 120),))
-    assert decide(plan, Past(), closed, 0.0).outcome == "wait"
+    assert rebalance(Seen(plan, Past(), closed, 0.0)).outcome == "wait"

@@ -1,5 +1,6 @@
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,23 +27,23 @@ from tests.controller.tiny_pool import (
 )
 
 
-def propose(world: World, placement: Placement = GOAL, before: str = "") -> Record:
+def propose(world: World, placement: Placement = GOAL, before: str = "") -> Record[Any]:
     return world.arbiter.propose(POOL, Plan(placement), before, "an operator's plan")
 
 
 def reasons(world: World, id: str) -> list[tuple[str, str]]:
     """The plan's life: states, and why it came to each."""
-    return [(one.body["state"], one.reason) for one in world.disk.versions("plan", id)]
+    return [(one.value.state, one.reason) for one in world.disk.versions("plan", id)]
 
 
 @in_virtual_time
 async def test_the_life_of_a_plan() -> None:
     world = World()
     plan = propose(world)
-    assert (plan.id, plan.body["digest"], plan.body["before"]) == ("plan-1", GOAL.digest, "")
+    assert (plan.id, plan.value.digest, plan.value.before) == ("plan-1", GOAL.digest, "")
     plan = world.arbiter.plans.approve("plan-1", plan.version, "ann looked at it")
     operation = await world.arbiter.begin(plan, "", "it is time")
-    assert (operation.id, operation.body["kind"], world.states()) == (
+    assert (operation.id, operation.value.kind, world.states()) == (
         "op-1", "apply", {"plan-1": "applying"},
     )  # fmt: skip
     await world.arbiter.settle()
@@ -75,25 +76,27 @@ def test_agents_get_a_plan_without_what_only_people_read() -> None:
     assert plan.gain is None
 
 
-def test_numbers_go_on_whichever_was_written_last() -> None:
+@in_virtual_time
+async def test_numbers_go_on_whichever_was_written_last() -> None:
     world = World()
     for number in (1, 2, 3):
         assert propose(world).id == f"plan-{number}"
-        assert world.arbiter.scale(POOL, 4, "", "more").id == f"op-{number}"
+        assert (await world.arbiter.scale(POOL, 4, "", "more")).id == f"op-{number}"
 
 
-def test_no_number_is_given_twice_also_when_all_that_had_one_is_forgotten() -> None:
+@in_virtual_time
+async def test_no_number_is_given_twice_also_when_all_that_had_one_is_forgotten() -> None:
     world = World()
     for _ in range(3):
         propose(world)
-        world.arbiter.scale(POOL, 4, "", "more")
+        await world.arbiter.scale(POOL, 4, "", "more")
     for kind in ("plan", "operation"):
         world.disk.prune(kind, 0, 2 * BEGIN_S)
     world.disk._connection.execute("DELETE FROM records WHERE kind = 'plan'")
     for _ in range(2):
         world.start()
         world.disk.prune("operation", 0, 2 * BEGIN_S)
-        ids = propose(world).id, world.arbiter.scale(POOL, 4, "", "more").id
+        ids = propose(world).id, (await world.arbiter.scale(POOL, 4, "", "more")).id
         world.disk._connection.execute("DELETE FROM records WHERE kind = 'plan'")
     assert ids == ("plan-5", "op-5")
 
@@ -121,7 +124,7 @@ async def test_decisions_of_one_moment_are_several() -> None:
         world.count([[400, 400, 100, 100]] * 2)
         world.homes["e0"].is_gone = is_gone
         await world.tick()
-    told = [(record.id, record.body["outcome"]) for record in world.disk.newest("decision")]
+    told = [(record.id, record.value.outcome) for record in world.disk.newest("decision")]
     assert told == [("decision-2", "wait"), ("decision-1", "hold")]
     assert world.loop.conditions == {}
 
@@ -254,7 +257,7 @@ async def test_a_rollback_ends_the_operation_that_runs() -> None:
     assert reasons(world, "plan-1")[-1] == ("rolled back", "ann wants it back")
     assert world.stand_at(HOME)
     again = await world.arbiter.rollback(POOL, "key-1", "ann did not hear the answer")
-    assert (again.id, again.body["phase"]) == ("op-1", "rolled back")
+    assert (again.id, again.value.phase) == ("op-1", "rolled back")
     await world.apply(GOAL)  # what was said of the one is not said of the next
     await world.arbiter.settle()
     assert world.stand_at(GOAL)
@@ -268,7 +271,7 @@ async def test_a_rollback_brings_the_pool_to_where_it_was_before_its_last_plan()
         await world.arbiter.settle()
     operation = await world.arbiter.rollback(POOL, "", "it is slower")
     await world.arbiter.settle()
-    assert (operation.body["kind"], operation.body["plan_id"]) == ("rollback", "plan-2")
+    assert (operation.value.kind, operation.value.plan_id) == ("rollback", "plan-2")
     assert world.stand_at(OTHER)
     assert world.states() == {"plan-1": "applied", "plan-2": "rolled back"}
 
@@ -290,7 +293,7 @@ async def test_the_same_key_is_the_same_operation() -> None:
     plan = world.arbiter.plans.get("plan-1")
     assert (await world.arbiter.begin(plan, "ann-7", "again")).id == first.id
     await world.arbiter.settle()
-    assert (await world.arbiter.begin(plan, "ann-7", "and again")).body["phase"] == "succeeded"
+    assert (await world.arbiter.begin(plan, "ann-7", "and again")).value.phase == "succeeded"
     back = await world.arbiter.rollback(POOL, "ann-8", "back")
     await world.arbiter.settle()
     assert (await world.arbiter.rollback(POOL, "ann-8", "again")).id == back.id == "op-2"
@@ -316,7 +319,7 @@ async def test_a_change_is_dated_by_the_end_of_its_operation() -> None:
     assert world.arbiter.history.last_changes(POOL) == (None, 0)
     await world.arbiter.settle()
     await world.clock.sleep(5.0)
-    world.arbiter.scale(POOL, 4, "", "more")
+    await world.arbiter.scale(POOL, 4, "", "more")
     last, failures = world.arbiter.history.last_changes(POOL)
     assert last is not None
     assert (last.at_s, world.ledger.age_s(last), failures) == (BEGIN_S + 240, 5.0, 0)
@@ -326,9 +329,9 @@ async def test_a_change_is_dated_by_the_end_of_its_operation() -> None:
 @in_virtual_time
 async def test_a_width_cannot_be_changed_and_that_is_written_down() -> None:
     world = World()
-    record = world.arbiter.scale(POOL, 4, "key-1", "ann wants 4")
-    assert (record.final, record.body["phase"]) == (True, "refused")
-    assert record.body["why"].startswith("chat stays at 2 ranks: its engines cannot change")
+    record = await world.arbiter.scale(POOL, 4, "key-1", "ann wants 4")
+    assert (record.final, record.value.phase) == (True, "refused")
+    assert record.value.why.startswith("chat stays at 2 ranks: its engines cannot change")
     assert (bool(world.arbiter.running), world.arbiter.history.known("key-1")) == (False, record)
     assert world.arbiter.history.get("op-1") == record
     with pytest.raises(UnknownError, match="no operation 'op-2'"):

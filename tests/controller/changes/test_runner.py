@@ -1,4 +1,3 @@
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -7,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from controller.changes import runner
-from controller.changes.operations import Operation, Phase
+from controller.changes.operations import Apply, Operation, Phase
 from controller.changes.runner import RETRY_S, TRIES, Runner
 from controller.engines.in_memory import MemoryEngine
 from controller.ledger.ledger import LedgerFull, Record
@@ -61,8 +60,8 @@ class Story:
         self.start()
         digests = [self.ledger.keep_placement(one) for one in (goal, *homes)]
         kept = dict(zip(("e0", "e1"), digests[1:], strict=True))
-        began = Operation("op-1", "", POOL, "apply", "plan-1", digests[0], BYTES, BEGIN_S, kept)
-        self.ledger.write("operation", "op-1", "go", asdict(began), pool=POOL, final=False)
+        began = Operation("op-1", "", POOL, Apply("plan-1", digests[0]), BYTES, BEGIN_S, kept)
+        self.ledger.write("operation", "op-1", "go", began, pool=POOL, final=False)
 
     def start(self) -> None:
         """Another controller, that knows what was written down."""
@@ -70,7 +69,7 @@ class Story:
         self.runner = Runner(self.ledger, self.engines, self.config)
 
     @property
-    def record(self) -> Record:
+    def record(self) -> Record[Any]:
         found = self.disk.get("operation", "op-1")
         assert found is not None
         return found
@@ -79,7 +78,7 @@ class Story:
         """To its end, however often the controller is killed."""
         while True:
             try:
-                return Operation.of(await self.runner.run(self.record, is_restart))
+                return (await self.runner.run(self.record, is_restart)).value
             except KilledError:
                 self.start()
                 is_restart = True
@@ -93,7 +92,7 @@ class Story:
     @property
     def is_where_it_says(self) -> bool:
         ends = {Phase.SUCCEEDED: (self.goal, self.goal), Phase.ROLLED_BACK: self.homes}
-        return self.stand_at(*ends[Operation.of(self.record).phase])
+        return self.stand_at(*ends[self.record.value.phase])
 
 
 @in_virtual_time
@@ -112,7 +111,7 @@ async def test_what_is_about_to_be_asked_is_written_down_before() -> None:
     story.engines.moods = {4: "refused"}  # so that it goes back, too
 
     def look(number: int) -> None:
-        written, (engine, command) = Operation.of(story.record), story.engines.asked[number]
+        written, (engine, command) = story.record.value, story.engines.asked[number]
         assert (written.engine, ASKS[written.state]) == (engine, type(command).__name__)
         assert (written.epoch, story.record.version) == (command.epoch, number + 1)
 

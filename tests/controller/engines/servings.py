@@ -8,6 +8,7 @@ import pytest
 from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import SILENT_S, Fleet
+from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import (
@@ -59,7 +60,7 @@ class ByAgents:
     def __init__(self) -> None:
         self.clock = a_clock(BEGIN_S)
         self.fleet = Fleet(lambda pool: 300.0, self.clock)
-        self.ledger = WatchedLedger(Ledger(None), self.clock)
+        self.ledger = WatchedLedger(Ledger(None, FORMS), self.clock)
         self.engines = VllmEngines(self.fleet, self.ledger, a_config())
         self.offered: list[int] = []
         self.takes_up = True

@@ -1,5 +1,6 @@
 """A controller that was killed knows again who was there and what was counted, once."""
 
+import json
 from dataclasses import asdict, replace
 from io import BytesIO
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from controller.fleet import snapshots
 from controller.fleet.windows import Delta
 from controller.fleet.workers import Fleet, Registration, WorkerId
+from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from placer.pace import Pace
@@ -36,7 +38,7 @@ def counts(hot: int) -> Delta:
 
 def killed_and_back(fleet: Fleet, offline_s: float = 0.0) -> Fleet:
     clock = fleet.clock
-    ledger = WatchedLedger(Ledger(None), clock)
+    ledger = WatchedLedger(Ledger(None, FORMS), clock)
     for pool in fleet.pools.values():
         snapshots.take(ledger, pool)
         snapshots.take(ledger, pool)  # as every look does
@@ -102,7 +104,10 @@ def whole(ledger: WatchedLedger, blob: bytes = b"", **body: Any) -> None:
     last, kept = ledger.records.get("snapshot", "pool"), ledger.records.blob("snapshot", "pool")
     assert last is not None
     assert kept is not None
-    ledger.follow(last, "changed", body={**last.body, **body}, blob=blob or kept)
+    text = json.dumps({**json.loads(last.text), **body})
+    ledger.records._connection.execute(
+        "UPDATE records SET body = ?, blob = ?", (text, blob or kept)
+    )
 
 
 def a_file(load: Any) -> bytes:
@@ -135,7 +140,7 @@ def test_a_snapshot_that_cannot_be_read_is_left_out_and_written_over(
     broken: dict[str, Any],
 ) -> None:
     """The others are read, and of this one nothing is."""
-    ledger = WatchedLedger(Ledger(None), VirtualClock(NOW))
+    ledger = WatchedLedger(Ledger(None, FORMS), VirtualClock(NOW))
     whole(ledger, **broken)
     other = a_fleet()
     other.register(Registration(replace(ID, pool="another"), a_worker()))
@@ -152,7 +157,7 @@ def test_a_snapshot_that_cannot_be_read_is_left_out_and_written_over(
 
 
 def test_a_snapshot_with_another_pools_worker_is_left_out() -> None:
-    ledger = WatchedLedger(Ledger(None), VirtualClock(NOW))
+    ledger = WatchedLedger(Ledger(None, FORMS), VirtualClock(NOW))
     registration = asdict(Registration(replace(ID, pool="another"), a_worker()))
     whole(ledger, members=[{**MEMBER, "registration": registration}])
     again = a_fleet()

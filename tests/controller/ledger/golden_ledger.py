@@ -47,7 +47,7 @@ async def _live(world: World) -> None:
     await world.arbiter.settle()
     await world.arbiter.rollback(POOL, "back", "latency is worse")
     await world.arbiter.settle()
-    world.arbiter.scale(POOL, 4, "wide", "more users")
+    await world.arbiter.scale(POOL, 4, "wide", "more users")
 
     def end(number: int) -> None:
         if number == begun + 3:

@@ -166,7 +166,7 @@ async def test_an_operation_whose_goal_cannot_be_read_goes_back(change: str) -> 
     await world.tick()
     assert (world.states(), world.stand_at(HOME)) == ({"plan-1": "rolled back"}, True)
     assert named(world) == [f"placement {GOAL.digest}"]
-    why = world.arbiter.history.get("op-1").body["why"]
+    why = world.arbiter.history.get("op-1").value.why
     assert "placement sha256:" in why
     await world.apply(GOAL)  # which keeps it anew
     await world.arbiter.settle()
@@ -179,7 +179,7 @@ async def test_an_approved_plan_whose_map_cannot_be_read_makes_room_for_another(
     world.count(SKEWED)
     await world.tick()
     world.arbiter.plans.approve("plan-1", 0, "go")
-    damage(world, "blob = x'00'", "placement", world.arbiter.plans.get("plan-1").body["digest"])
+    damage(world, "blob = x'00'", "placement", world.arbiter.plans.get("plan-1").value.digest)
     await world.tick(TICK_S)
     assert world.states() == {"plan-1": "superseded"}
     assert (

@@ -412,8 +412,8 @@ def test_what_was_acknowledged_outlives_kill_9_at_any_moment(tmp_path: Path) -> 
             blobs = [ledger.blob("plan", "count", n) for n in range(1, len(counts) + 1)][-20:]
             assert ledger._connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         numbers = list(range(1, len(counts) + 1))
-        assert [record.body["number"] for record in counts] == numbers
-        assert [record.body["number"] for record in marks] == numbers
+        assert [record.value["number"] for record in counts] == numbers
+        assert [record.value["number"] for record in marks] == numbers
         assert blobs == [bytes([number % 256]) * 9_000 for number in numbers][-20:]
         assert acknowledged <= len(counts) <= acknowledged + 1
         acknowledged = len(counts)  # what was found once must not go away either

@@ -20,14 +20,15 @@ from controller.ledger.ledger import (
     Record,
     Unreadable,
 )
+from controller.ledger.records import Form
 
 
-def a_plan(version: int = 1, id: str = "p1", **changes: Any) -> Record:
+def a_plan(version: int = 1, id: str = "p1", **changes: Any) -> Record[Any]:
     plan = Record("plan", id, version, 1_000.0 + version, "load moved", {"epoch": 7}, "pool-a")
     return replace(plan, **changes)
 
 
-def a_snapshot(version: int, **changes: Any) -> Record:
+def a_snapshot(version: int, **changes: Any) -> Record[Any]:
     return Record("snapshot", "worker-0", version, 1_000.0, "pushed", {}, **changes)
 
 
@@ -38,17 +39,16 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     found.close()
 
 
-def keys(records: list[Record]) -> list[tuple[str, int]]:
+def keys(records: list[Record[Any]]) -> list[tuple[str, int]]:
     return [(record.id, record.version) for record in records]
 
 
 def test_what_is_put_is_read_back(ledger: Ledger) -> None:
-    body = {"shape": (2, 3), "by": "ann"}
-    written = ledger.put(a_plan(reason="ä 'quoted'", body=body, final=False, blob=b"\0\xff"))
+    value = {"shape": [2, 3], "by": "ann"}
+    written = ledger.put(a_plan(reason="ä 'quoted'", value=value, final=False, blob=b"\0\xff"))
     read = ledger.get("plan", "p1")
-    assert (
-        read == written == a_plan(reason="ä 'quoted'", body={**body, "shape": [2, 3]}, final=False)
-    )
+    assert read == written == a_plan(reason="ä 'quoted'", value=value, final=False)
+    assert read.text == written.text == '{"shape": [2, 3], "by": "ann"}'
     assert (read.number, read.blob, ledger.blob("plan", "p1")) == (1, b"", b"\0\xff")
 
 
@@ -62,7 +62,7 @@ def test_what_was_never_put_is_none(ledger: Ledger) -> None:
 
 def test_a_plan_keeps_its_blob_while_its_state_changes(ledger: Ledger) -> None:
     first = ledger.put(a_plan(blob=b"one"))
-    second = ledger.put(first.next(1_010.0, "approved by ann", body={"state": "approved"}))
+    second = ledger.put(first.next(1_010.0, "approved by ann", value={"state": "approved"}))
     ledger.put(second.next(1_020.0, "replaced", blob=b"three"))
     assert [ledger.blob("plan", "p1", version) for version in (1, 2, 3)] == [b"one", None, b"three"]
     assert ledger.blob("plan", "p1") == b"three"
@@ -98,7 +98,7 @@ def test_a_batch_is_written_whole_or_not_at_all(ledger: Ledger) -> None:
 
 
 def test_threads_that_count_together_lose_no_count(ledger: Ledger) -> None:
-    ledger.put(a_plan(body={"count": 0}))
+    ledger.put(a_plan(value={"count": 0}))
 
     def add_25() -> None:
         added = 0
@@ -106,7 +106,7 @@ def test_threads_that_count_together_lose_no_count(ledger: Ledger) -> None:
             seen = ledger.get("plan", "p1")
             assert seen is not None
             try:
-                ledger.put(seen.next(0.0, "one more", body={"count": seen.body["count"] + 1}))
+                ledger.put(seen.next(0.0, "one more", value={"count": seen.value["count"] + 1}))
                 added += 1
             except Conflict:
                 continue
@@ -116,7 +116,7 @@ def test_threads_that_count_together_lose_no_count(ledger: Ledger) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [record.body["count"] for record in ledger.versions("plan", "p1")] == list(range(101))
+    assert [record.value["count"] for record in ledger.versions("plan", "p1")] == list(range(101))
 
 
 def test_newest_are_the_last_written_of_a_kind(ledger: Ledger) -> None:
@@ -224,7 +224,7 @@ def test_there_are_only_so_many_earlier_versions_of_a_kind(
 def test_pruning_is_what_a_plain_reading_says(
     puts: list[tuple[str, bool, int, bool]], keep: int, since_s: int, most: int
 ) -> None:
-    versions: dict[str, list[tuple[Record, bool]]] = {}
+    versions: dict[str, list[tuple[Record[Any], bool]]] = {}
     with closing(Ledger(None)) as ledger, pytest.MonkeyPatch.context() as patched:
         patched.setattr(ledger_module, "EARLIER", most)
         for name, final, at_s, has_blob in puts:
@@ -269,7 +269,7 @@ def test_pruning_is_what_a_plain_reading_says(
 def test_the_newest_of_each_is_what_a_plain_reading_says(
     puts: list[tuple[str, str, str]], limit: int
 ) -> None:
-    last: dict[tuple[str, str], Record] = {}
+    last: dict[tuple[str, str], Record[Any]] = {}
     with closing(Ledger(None)) as ledger:
         for kind, id, pool in puts:
             version = ledger.version(kind, id) + 1
@@ -309,7 +309,7 @@ DAMAGES = {
 def test_a_record_that_cannot_be_read_is_left_out_and_named(
     ledger: Ledger, change: str, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ledger.readers = {"plan": lambda record: record.body["epoch"]}
+    ledger._forms = {"plan": Form(lambda row: {"epoch": row["epoch"]}, dict)}
     ledger.put_all([a_plan(id="a"), a_plan(id="b"), a_plan(id="c")])
     tamper(ledger, change, "id = 'b'")
     for _ in range(2):
@@ -344,7 +344,7 @@ def test_what_cannot_be_read_is_named_until_something_follows_or_it_goes(ledger:
 @pytest.mark.parametrize("body", [{"x": float("nan")}, {"x": object()}])
 def test_a_body_that_is_not_json_is_refused(ledger: Ledger, body: dict[str, Any]) -> None:
     with pytest.raises(LedgerError, match=r"plan p1 cannot be put: .*: records are JSON"):
-        ledger.put(a_plan(body=body))
+        ledger.put(a_plan(value=body))
     assert ledger.history() == []
 
 

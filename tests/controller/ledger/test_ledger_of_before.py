@@ -29,7 +29,7 @@ def test_all_that_was_written_down_is_there(world: World) -> None:
         "plan-1": "superseded", "plan-2": "applied", "plan-3": "rolled back",
         "plan-4": "rolled back", "plan-5": "applying",
     }  # fmt: skip
-    phases = {record.id: record.body["phase"] for record in world.disk.newest("operation")}
+    phases = {record.id: record.value.phase for record in world.disk.newest("operation")}
     assert phases == {**ENDS, "op-4": "refused", "op-6": "running"}
     maps = [world.ledger.placement(one.digest).digest for one in (HOME, GOAL, OTHER)]
     assert maps == [HOME.digest, GOAL.digest, OTHER.digest]

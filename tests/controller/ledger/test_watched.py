@@ -1,5 +1,7 @@
 """What is open is known without reading what has ended."""
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ def test_what_is_open_is_what_the_ledger_says(
     def write(ledger: WatchedLedger, kind: str, pool: str, number: str, final: bool) -> None:
         id = f"{pool}-{number}"
         last = records.get(kind, id)
-        first = Record(kind, id, 1, 0.0, "", {}, pool, final)
+        first: Record[Any] = Record(kind, id, 1, 0.0, "", {}, pool, final)
         ledger.put(first if last is None else last.next(0.0, "", final=final))
 
     for steps in (before, after):

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from controller.config import Hours, Mode, PoolPolicy
-from controller.policies.rebalance import Decision, Past, decide
+from controller.policies.policy import Decision, Past, Seen
+from controller.policies.rebalance import rebalance
 from placer.plan import Hold, Infeasible, Plan
 from tests.controller.tiny_pool import GOAL, a_policy
 
@@ -34,17 +35,18 @@ NIGHT = (Hours(22 * 60, 6 * 60),)
     ],
 )
 def test_a_plan_that_pays(past: Past, policy: PoolPolicy, outcome: str, reason: str) -> None:
-    decision = decide(PLAN, past, policy, NOON_S)
+    decision = rebalance(Seen(PLAN, past, policy, NOON_S))
     assert decision.outcome == outcome
     assert decision.reason.startswith("the MoE layers of a step take 37.5% less time")
     assert reason in decision.reason
     assert decision.streak == past.streak + 1
+    assert (decision.plan is PLAN) == (outcome in ("act", "propose"))
 
 
 @pytest.mark.parametrize("mode", ["advisory", "automatic"])
 def test_no_is_no_whatever_was_before(mode: Mode) -> None:
     policy = replace(POLICY, mode=mode)
-    held = decide(Hold("gain 0.10% < noise 0.30%"), Past(9), policy, NOON_S)
+    held = rebalance(Seen(Hold("gain 0.10% < noise 0.30%"), Past(9), policy, NOON_S))
     assert held == Decision("hold", "gain 0.10% < noise 0.30%", streak=0)
-    clash = decide(Infeasible("5 slots clash with 2 GPUs"), Past(9), policy, NOON_S)
+    clash = rebalance(Seen(Infeasible("5 slots clash with 2 GPUs"), Past(9), policy, NOON_S))
     assert clash == Decision("infeasible", "5 slots clash with 2 GPUs", streak=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf import (  # type: ignore[import-untyped]
+from google.protobuf import (
     descriptor_pb2,
     descriptor_pool,
     json_format,

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from controller.migration.commands import Done, Stage
+from controller.policies.policy import Kept
 from placer.channel import Settings, open_aio_channel
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2 import WatchRequest
@@ -69,10 +70,10 @@ async def test_an_agent_hears_no_records_and_must_say_whose_plans_it_wants(
 @asynchronous
 async def test_an_operator_hears_everything(tmp_path: Path) -> None:
     async with a_world(bound(tmp_path, token=OPERATOR)) as world:
-        for asked in ({}, {"pool": "tiny"}):
-            stream = world.placement.Watch(WatchRequest(**asked))
+        for asked in (WatchRequest(), WatchRequest(pool="tiny")):
+            stream = world.placement.Watch(asked)
             await until(lambda: world.loop.ledger._watchers)
-            world.loop.ledger.write("decision", f"decision-{asked}", "why", {}, pool="tiny")
+            world.loop.ledger.write("decision", f"of-{asked.pool}", "why", Kept(), pool="tiny")
             assert (await stream.read()).record.reason == "why"
             stream.cancel()
             await until(lambda: not world.loop.ledger._watchers)

@@ -10,6 +10,7 @@ import pytest
 
 from controller.ledger import watched
 from controller.migration.commands import Done, Refused, Stage
+from controller.policies.policy import Kept
 from placer.files.plans import parse_plan
 from placer.v1.placement_pb2 import ApplyRequest, WatchRequest
 from tests.builders import a_placement
@@ -138,7 +139,7 @@ async def test_a_watcher_that_does_not_read_is_told_that_it_missed_some(
         stream = world.placement.Watch(WatchRequest())
         await until(lambda: world.loop.ledger._watchers)
         for number in range(5):  # without waiting, so that nothing is sent in between
-            world.loop.ledger.write("decision", f"tiny@{number}", "why", {}, pool="tiny")
+            world.loop.ledger.write("decision", f"tiny@{number}", "why", Kept(), pool="tiny")
 
         async def read_on() -> None:
             async for _ in stream:
@@ -166,7 +167,7 @@ async def test_a_client_that_vanishes_leaves_no_watcher_behind(how: str) -> None
             await until(lambda: len(watchers) == 1)
             child.kill()
             await child.wait()
-        world.loop.ledger.write("decision", "tiny@0", "why", {}, pool="tiny")
+        world.loop.ledger.write("decision", "tiny@0", "why", Kept(), pool="tiny")
         if how == "cancels":
             for stream in streams:
                 stream.cancel()

@@ -16,6 +16,7 @@ from controller.assemble import assembled
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
 from controller.engines.vllm_engines import VllmEngines
+from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
@@ -117,7 +118,7 @@ async def a_world(setting: Setting | None = None) -> AsyncIterator[World]:
     setting = setting or Setting()
     engines = Gated(setting.engines)
     listening = Listening(setting.address, tokens=setting.tokens)
-    with closing(Ledger(setting.ledger)) as records:
+    with closing(Ledger(setting.ledger, FORMS)) as records:
         clock = SystemClock()
         ledger, planner = WatchedLedger(records, clock), MemoryPlanner(clock)
         parts = Config(setting.policy), listening, ledger, planner, lambda *_: engines

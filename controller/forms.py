@@ -1,0 +1,17 @@
+"""The forms of all that the ledger keeps, by kind: what is of none of them is left out."""
+
+from controller.changes import operations, plans, runner
+from controller.fleet import acknowledgements, snapshots
+from controller.ledger import watched
+from controller.ledger.records import Forms
+from controller.policies import policy
+
+FORMS: Forms = {
+    "plan": plans.FORM,
+    "operation": operations.FORM,
+    "abort": runner.ABORT,
+    "acknowledgement": acknowledgements.FORM,
+    "decision": policy.FORM,
+    "snapshot": snapshots.FORM,
+    **watched.FORMS,
+}
