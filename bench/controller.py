@@ -22,7 +22,6 @@ from rich.table import Table
 from bench.replan import chances, planned, problem
 from bench.timing import console
 from controller.assemble import Controller, assembled
-from controller.clock import SystemClock
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.planning import answer
@@ -38,6 +37,7 @@ from controller.policies.rebalance import rebalance
 from controller.server.security import Listening
 from placer import model, topology
 from placer.channel import Settings, open_aio_channel
+from placer.clock import SystemClock
 from placer.placement import Placement
 from placer.problem import Problem
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2

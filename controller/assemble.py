@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from controller import metrics
-from controller.clock import SystemClock
 from controller.config import Config
 from controller.engines.fleet_engines import FleetEngines
 from controller.engines.vllm_engines import VllmEngines
@@ -19,6 +18,7 @@ from controller.loop import Loop
 from controller.ports import Engines, Planner
 from controller.server.security import Listening
 from controller.server.serve import start
+from placer.clock import SystemClock
 
 GRACE_S = 1.0  # for calls that are being answered when a controller ends
 
@@ -54,7 +54,7 @@ async def assembled(
 ) -> AsyncIterator[Controller]:
     """A controller that listens, whose loop is still to be run. ``engines``: the door to all of a
     fleet's, of which some may be behind the one that is given."""
-    fleet = Fleet(lambda pool: config.of(pool).window_s)
+    fleet = Fleet(lambda pool: config.of(pool).window_s, ledger.clock)
     by_agent = VllmEngines(fleet, ledger, config)
     loop = Loop(config, ledger, fleet, engines(fleet, by_agent), planner)
     server, port = await start(loop, by_agent, listening)

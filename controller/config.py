@@ -29,8 +29,8 @@ class Hours:
     begin_minute: int
     end_minute: int
 
-    def contain(self, now_s: float) -> bool:
-        at = datetime.fromtimestamp(now_s, UTC)
+    def contain(self, now: float) -> bool:
+        at = datetime.fromtimestamp(now, UTC)
         minute = at.hour * 60 + at.minute
         if self.begin_minute <= self.end_minute:
             return self.begin_minute <= minute < self.end_minute
@@ -101,11 +101,11 @@ class PoolPolicy:
         """Whether it matters which experts tokens use together: how they travel says."""
         return self.dispatch != "allgather"
 
-    def closed(self, now_s: float) -> str:
-        """Why no change may begin now; empty if one may."""
+    def closed(self, now: float) -> str:
+        """Why no change may begin now, in unix seconds; empty if one may."""
         if self.bytes_per_minute == 0:
             return "bytes_per_minute is 0: frozen"
-        if self.hours and not any(hours.contain(now_s) for hours in self.hours):
+        if self.hours and not any(hours.contain(now) for hours in self.hours):
             return f"outside the hours of change, {', '.join(map(str, self.hours))} UTC"
         return ""
 

@@ -61,8 +61,8 @@ class Loop:
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
         self.counted: Counter[tuple[str, ...]] = Counter()  # decisions by pool and outcome
         # Decisions in a row that wanted to move, by policy too, since which change.
-        self._streaks: dict[tuple[Key, str], tuple[int, float | None]] = {}
-        self._written: dict[Key, View] = {}
+        self._streaks: dict[tuple[Key, str], tuple[int, str]] = {}
+        self._written: dict[Key, tuple[View, float]] = {}  # and when
         self._acknowledgements = Acknowledgements(ledger)
         try:
             snapshots.recall(ledger, fleet, lambda pool: config.of(pool).window_s)
@@ -93,8 +93,7 @@ class Loop:
     async def tick(self) -> None:
         """Look at every pool, and begin what is approved. What goes wrong with one is a condition,
         never the end."""
-        now_s = self.ledger.clock.now_s()
-        self.fleet.forget(now_s)
+        self.fleet.forget()
         await self._try("ledger", self._keep_house())
         await self._try("operations", self.arbiter.resume())
         for what, look in self.looks.items():
@@ -102,14 +101,14 @@ class Loop:
         pools = list(self.fleet.pools.values())
         seen: set[Key] = set()
         async with asyncio.TaskGroup() as looks:
-            async for pool in _in_turn(pools):
+            async for pool in self._in_turn(pools):
                 groups = pool.groups.values()
                 for group in groups:
                     what = pool.name if len(groups) == 1 else f"{pool.name} on {group.ranks} ranks"
                     looks.create_task(self._try(what, self._look(group)))
                     seen.add((pool.name, group.ranks))
         self.views = {key: view for key, view in self.views.items() if key in seen}
-        async for pool in _in_turn(pools):
+        async for pool in self._in_turn(pools):
             await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
 
@@ -122,17 +121,17 @@ class Loop:
             self.conditions["acknowledgements"] = str(error)
 
     async def _keep_house(self) -> None:
-        since_s = self.ledger.clock.now_s() - self.config.retention_days * 86_400
+        retention_s = self.config.retention_days * 86_400
         for kind, keep in KEPT.items():
             needed = self.arbiter.placements_in_use() if kind == "placement" else ()
-            self.ledger.records.prune(kind, keep, since_s, needed)
+            self.ledger.prune(kind, keep, retention_s, needed)
 
     async def _snapshot(self, pool: Pool) -> None:
         snapshots.take(self.ledger, pool)
 
     async def _look(self, group: Group) -> None:
         """Observe the engines of one pool and width, and decide."""
-        now_s, key = self.ledger.clock.now_s(), (group.pool, group.ranks)
+        now, key = self.ledger.clock.now(), (group.pool, group.ranks)
         running = self.arbiter.running
         if (
             running is not None
@@ -140,17 +139,17 @@ class Loop:
             and running.value.width in (0, group.ranks)
         ):  # what stands is in between
             reason = f"{running.id} is at work: {running.value.progress}"
-            last, decisions = self.views.get(key, View({}, now_s)), {"": Decision("wait", reason)}
-            self._decided(key, replace(last, decisions=decisions, at_s=now_s))
+            last, decisions = self.views.get(key, View({}, now)), {"": Decision("wait", reason)}
+            self._decided(key, replace(last, decisions=decisions, at_s=now))
             return
         problem = await self.problem(group)
         answer: Plan | Hold | Infeasible
         if isinstance(problem, Hold):
-            answer, before, view = problem, "", View({}, now_s)
+            answer, before, view = problem, "", View({}, now)
         else:
             answer, before = await self._answer(group, problem), problem.start.digest
-            view = self._view(group, problem, now_s)
-        self._decided(key, replace(view, decisions=self._ask(group, answer, before, now_s)))
+            view = self._view(group, problem, now)
+        self._decided(key, replace(view, decisions=self._ask(group, answer, before, now)))
 
     async def _answer(self, group: Group, problem: Problem) -> Plan | Hold | Infeasible:
         optimizer = self.config.of(group.pool).optimizer
@@ -163,24 +162,25 @@ class Loop:
             return Plan(problem.start, reason, problem.model, problem.topology)
         return answer
 
-    def _view(self, group: Group, problem: Problem, now_s: float) -> View:
+    def _view(self, group: Group, problem: Problem, now: float) -> View:
         stands = problem.start
         known = None if stands.lost else score(problem, stands)
-        return View({}, now_s, problem.profile.load, stands, known, *self._gains(problem, group))
+        return View({}, now, problem.profile.load, stands, known, *self._gains(problem, group))
 
     def _ask(
-        self, group: Group, answer: Plan | Hold | Infeasible, before: str, now_s: float
+        self, group: Group, answer: Plan | Hold | Infeasible, before: str, now: float
     ) -> dict[str, Decision]:
         """What the policies say, in turn, up to the first that wants a change: the arbiter gets it.
         before: digest of the map that stands"""
         found, settings, key = {}, self.config.of(group.pool), (group.pool, group.ranks)
-        changed_s, failures = self.arbiter.history.last_changes(group.pool, group.ranks)
+        last, failures = self.arbiter.history.last_changes(group.pool, group.ranks)
+        change, rested_s = (last.id, self.ledger.age_s(last)) if last else ("", None)
         for name, policy in POLICIES.items():
             # What was wanted before the change is of no interest.
-            streak, since_s = self._streaks.get((key, name), (0, changed_s))
-            past = Past(streak if since_s == changed_s else 0, changed_s, failures)
-            decision = policy(Seen(answer, past, settings, now_s))
-            self._streaks[key, name] = decision.streak, changed_s
+            streak, since = self._streaks.get((key, name), (0, change))
+            past = Past(streak if since == change else 0, rested_s, failures)
+            decision = policy(Seen(answer, past, settings, now))
+            self._streaks[key, name] = decision.streak, change
             found[name] = decision
             if decision.plan is not None:
                 found[name] = self.arbiter.take(group, decision, decision.plan, before)
@@ -190,8 +190,8 @@ class Loop:
     async def problem(self, group: Group) -> Problem | Hold:
         """What an optimizer would be asked about these engines now; or why there is nothing to
         ask."""
-        now_s, policy = self.ledger.clock.now_s(), self.config.of(group.pool)
-        profile = group.profile(policy.phase, now_s)
+        policy = self.config.of(group.pool)
+        profile = group.profile(policy.phase, self.ledger.clock.monotonic())
         tokens = profile.tokens if profile else 0
         if profile is None or tokens < policy.least_tokens:
             return Hold(
@@ -206,7 +206,7 @@ class Loop:
 
     async def _begin_approved(self, pool: Pool) -> None:
         for record in self.arbiter.plans.in_state(pool.name, PlanState.APPROVED):
-            closed = self.config.of(pool.name).closed(self.ledger.clock.now_s())
+            closed = self.config.of(pool.name).closed(self.ledger.clock.now())
             if self.arbiter.running is not None or closed:
                 return
             await self.arbiter.begin(record, key="", reason=record.reason)
@@ -231,8 +231,9 @@ class Loop:
         pool, ranks = key
         self.views[key] = view
         self.counted[pool, view.decision.outcome] += 1
-        last = self._written.get(key)
-        if last is not None and view.at_s - last.at_s >= AGAIN_S:
+        now_s = self.ledger.clock.monotonic()
+        last, written_s = self._written.get(key, (None, now_s))
+        if now_s - written_s >= AGAIN_S:
             last = None
         balancedness = view.score.balancedness if view.score else None
         for policy, one in view.decisions.items():
@@ -241,7 +242,7 @@ class Loop:
                 kept = Kept(one.outcome, one.reason, one.streak, balancedness, policy, ranks)
                 id = self.ledger.next_id("decision", "decision")
                 self.ledger.write("decision", id, one.reason, kept, pool=pool)
-                self._written[key] = view
+                self._written[key] = view, now_s
 
     async def _try(self, what: str, doing: Any) -> None:
         try:
@@ -256,14 +257,13 @@ class Loop:
         else:
             self.conditions.pop(what, None)
 
-
-async def _in_turn(pools: Sequence[Pool]) -> AsyncIterator[Pool]:
-    """Agents are answered between two of a thousand pools."""
-    for pool in pools:
-        if pool is not pools[0]:
-            for _ in range(YIELDS):
-                await asyncio.sleep(0)
-        yield pool
+    async def _in_turn(self, pools: Sequence[Pool]) -> AsyncIterator[Pool]:
+        """Agents are answered between two of a thousand pools."""
+        for pool in pools:
+            if pool is not pools[0]:
+                for _ in range(YIELDS):
+                    await self.ledger.clock.sleep(0)
+            yield pool
 
 
 def _problem(group: Group, policy: PoolPolicy, profile: Any, current: Placement) -> Problem:

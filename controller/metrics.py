@@ -91,15 +91,14 @@ class LoopCollector(Collector):
 
     def _plan_age_s(self, pool: Pool) -> float | None:
         applied = self.loop.arbiter.plans.in_state(pool.name, PlanState.APPLIED)
-        return self.loop.ledger.clock.now_s() - applied[0].at_s if applied else None
+        return self.loop.ledger.age_s(applied[0]) if applied else None
 
     def _newest(self, pool: Pool, name: str) -> float:
         members = list(pool.members.values())
         return max((getattr(member.registration, name) for member in members), default=0)
 
     def _lag_s(self, pool: Pool) -> float | None:
-        now_s = self.loop.ledger.clock.now_s()
-        return max((now_s - one.last_seen_s for one in list(pool.members.values())), default=None)
+        return max(map(self.loop.fleet.silent_s, list(pool.members.values())), default=None)
 
     def _rank_loads(self, pools: list[Pool]) -> Family:
         """Of the window, on what stood at the last decision."""

@@ -27,6 +27,7 @@ class Engines(Protocol):
 
 
 class Planner(Protocol):
-    """Where optimizers run: never on the loop's own thread."""
+    """Where optimizers run: never on a real loop's own thread. In virtual time a solve takes as
+    long as its planner says."""
 
     async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible: ...

@@ -15,7 +15,7 @@ from controller.changes.plans import Kept, Plans, PlanState
 from controller.changes.runner import Runner
 from controller.config import Config, told_in_settings
 from controller.fleet.observed import observed_placements, refuse_lost, same_experts
-from controller.fleet.pools import SILENT_S, Group, Pool, kinds
+from controller.fleet.pools import Group, Pool, kinds
 from controller.fleet.workers import FORGOTTEN_S, Fleet, FleetError
 from controller.ledger.ledger import Conflict, Record, Unreadable
 from controller.ledger.watched import WatchedLedger
@@ -91,12 +91,13 @@ class Arbiter:
     def take(self, group: Group, decision: Decision, plan: Plan, before: str) -> Decision:
         """Keep the plan that a policy decided on, unless an earlier one for this map waits:
         approved, for its turn; or for approval, as long as it is not too old."""
-        now_s, pool = self.ledger.clock.now_s(), group.pool
-        fresh_s, width = now_s - self.config.of(pool).window_s, plan.placement.gpus
+        pool, width = group.pool, plan.placement.gpus
+        window_s = self.config.of(pool).window_s
         waiting = PlanState.PROPOSED, PlanState.APPROVED
         for record in self.plans.in_state(pool, *waiting, width=width):
             approved = record.value.state is PlanState.APPROVED
-            if record.value.before in ("", before) and (approved or record.at_s > fresh_s):
+            fresh = self.ledger.age_s(record) < window_s
+            if record.value.before in ("", before) and (approved or fresh):
                 what = "its turn" if approved else "approval"
                 left_out = record.value.left_out(self.fleet.pool(pool))
                 reason = f"{record.id} waits for {what}: {record.reason}{left_out}"
@@ -138,7 +139,7 @@ class Arbiter:
             self._task = None
             raise error
         if (record := self.running) is not None:
-            silent_s = self.ledger.clock.now_s() - record.at_s
+            silent_s = self.ledger.age_s(record)
             # Its agents may still be to register; or they are gone, and others wait for its end.
             if record.pool in self.fleet.pools or silent_s > FORGOTTEN_S:
                 self._task = asyncio.create_task(self._run(record, is_restart=True))
@@ -182,11 +183,10 @@ class Arbiter:
     async def _rollback_targets(self, group: Group) -> dict[str, str]:
         """Each engine's digest, whose placement is kept to go back to. Engines that are gone are
         left out, and brought to the rest if they come back."""
-        now_s = self.ledger.clock.now_s()
         seen = [
             engine
             for engine, members in group.engines.items()
-            if any(now_s - member.last_seen_s < SILENT_S for member in members)
+            if any(map(self.fleet.is_heard, members))
         ]
         targets = {}
         for engine in seen or group.engines:
@@ -205,7 +205,7 @@ class Arbiter:
             pool, change = self.fleet.pool(pool_name), what()
             kind, size = self.kinds[type(change)], pool.model.expert_bytes
             if why := kind.refusal(pool, change):
-                now_s = self.ledger.clock.now_s()
+                now_s = self.ledger.clock.now()
                 id = self._next_id()
                 refused = Operation(id, key, pool.name, change, size, now_s,
                                     phase=Phase.REFUSED, why=why)  # fmt: skip
@@ -215,7 +215,7 @@ class Arbiter:
             width = group.ranks if group else 0
             targets = {} if group is None else await self._rollback_targets(group)
             beside = kind.begin(change, pool, targets, reason)
-            now_s = self.ledger.clock.now_s()
+            now_s = self.ledger.clock.now()
             id, epoch = self._next_id(), max(int(now_s * 1000), self._newest_epoch(pool) + 1)
             operation = Operation(
                 id, key, pool.name, change, size, now_s, targets, epoch=epoch, width=width
@@ -251,6 +251,9 @@ class Arbiter:
         self.kinds[type(operation.change)].close(operation)
 
     def _newest_epoch(self, pool: Pool) -> int:
-        """What agents have applied or refused last: they only listen to later ones."""
+        """What agents have applied or refused last, or were offered: they only listen to later
+        ones, also if the wall clock was put back."""
         registrations = [member.registration for member in pool.members.values()]
-        return max((max(one.epoch, one.refused_epoch) for one in registrations), default=0)
+        told = [max(one.epoch, one.refused_epoch) for one in registrations]
+        operations = self.ledger.records.newest("operation", pool=pool.name)
+        return max((*told, *(record.value.epoch for record in operations)), default=0)

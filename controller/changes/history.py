@@ -59,12 +59,12 @@ class History:
                 return record
         return None
 
-    def last_changes(self, pool: str, width: int = 0) -> tuple[float | None, int]:
-        """Unix time at which the last operation of the pool, or of its engines of this width,
-        ended, and how many in a row failed."""
+    def last_changes(self, pool: str, width: int = 0) -> tuple[Record[Operation] | None, int]:
+        """The last operation of the pool, or of its engines of this width, that has ended, and how
+        many in a row failed."""
         ended = [one for one in self._ended(pool, width) if one.value.phase != Phase.REFUSED]
         failed = takewhile(lambda record: record.value.phase != Phase.SUCCEEDED, ended)
-        return ended[0].at_s if ended else None, sum(1 for _ in failed)
+        return ended[0] if ended else None, sum(1 for _ in failed)
 
     def _ended(self, pool: str, width: int) -> list[Record[Operation]]:
         found = self.ledger.records.newest("operation", pool=pool, final=True)

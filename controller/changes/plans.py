@@ -136,5 +136,5 @@ class Plans:
 
     def next_record(self, record: Record[Kept], state: PlanState, reason: str) -> Record[Kept]:
         """What ``change_state`` writes down, to be put together with something else."""
-        kept, now_s = replace(record.value, state=state), self.ledger.clock.now_s()
+        kept, now_s = replace(record.value, state=state), self.ledger.clock.now()
         return record.next(now_s, reason, value=kept, final=state not in OPEN)

@@ -5,7 +5,6 @@ open, has the engine forget what was half done, and goes on from what stands. If
 and those that were changed before it go back.
 """
 
-import asyncio
 from dataclasses import dataclass, replace
 
 from controller.changes.operations import Operation, Phase
@@ -57,7 +56,7 @@ class Runner:
         self._hear_abort(operation.id)
         while True:
             if event is not None:
-                operation = operation.after(event, self.ledger.clock.now_s())
+                operation = operation.after(event, self.ledger.clock.now())
                 if operation.phase in (Phase.RETURNING, Phase.ROLLED_BACK):
                     operation = replace(operation, back_key=self._abort_key or operation.back_key)
                 if operation.state in (State.STAGING, State.DISCARDING):
@@ -119,7 +118,7 @@ class Runner:
         itself = self.engines.moves_itself(operation.pool, operation.engine)
         deadline_s = ITSELF_S if itself else DEADLINE_S
         try:
-            async with asyncio.timeout(deadline_s):
+            async with self.ledger.clock.timeout(deadline_s):
                 outcome = await self.engines.carry_out(operation.pool, operation.engine, command)
         except TimeoutError:
             return None

@@ -18,6 +18,7 @@ from controller.migration.commands import (
 )
 from controller.ports import EngineLostError
 from placer.checks import violations
+from placer.clock import Clock
 from placer.objective import Objective
 from placer.placement import EMPTY, Placement
 from placer.plan import Hold, Infeasible, Plan
@@ -26,10 +27,15 @@ from placer.schedule import Transfer
 
 
 class MemoryPlanner:
-    """Plans where it is asked."""
+    """Plans where it is asked. solve_s: that its clock passes meanwhile, however long it takes"""
+
+    def __init__(self, clock: Clock, solve_s: float = 0.0) -> None:
+        self.clock, self.solve_s = clock, solve_s
 
     async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
-        return answer(problem, optimizer)
+        found = answer(problem, optimizer)
+        await self.clock.sleep(self.solve_s)
+        return found
 
 
 class MemoryEngine:

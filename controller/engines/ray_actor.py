@@ -1,6 +1,5 @@
 """A local engine as a Ray actor, which registers and pushes as vLLM's workers do."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from controller.migration.commands import Command, Outcome
 from placer.agent.grpc_sink import GrpcSink
 from placer.agent.recording import PAUSE_S, Recording
 from placer.agent.reporter import Reporter
+from placer.clock import Readings, SystemClock
 from placer.placement import Placement
 from placer.worker import Identity, Worker
 
@@ -55,8 +55,9 @@ class EngineActor:
             records=True,
         )
         identity = Identity(serving.pool, serving.engine, serving.actor)
-        sink = GrpcSink(serving.address, worker, identity, shape)
-        self._courier = Reporter(worker, sink, Recorder(self.engine), None)
+        clock = SystemClock()
+        sink = GrpcSink(serving.address, worker, identity, shape, clock)
+        self._courier = Reporter(worker, sink, Recorder(self.engine, clock), None, clock)
         self._courier.start()
 
     def generate(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], float]:
@@ -84,17 +85,17 @@ class EngineActor:
 class Recorder:
     """What a reporter takes from, every few seconds."""
 
-    def __init__(self, engine: LocalEngine) -> None:
-        self._engine, self._due_s = engine, 0.0
+    def __init__(self, engine: LocalEngine, clock: Readings) -> None:
+        self._engine, self._clock, self._due_s = engine, clock, 0.0
 
     def take(self) -> Recording:
         return self._engine.record()
 
     def take_idle(self) -> Recording | None:
         """The engine counts by itself, so it is always time if it was long ago."""
-        if time.monotonic() < self._due_s:
+        if self._clock.monotonic() < self._due_s:
             return None
-        self._due_s = time.monotonic() + PAUSE_S
+        self._due_s = self._clock.monotonic() + PAUSE_S
         return self.take()
 
 

@@ -1,6 +1,5 @@
 """The door to Ray: engines as actors, planners as tasks."""
 
-import asyncio
 from typing import Any
 
 import ray
@@ -51,7 +50,7 @@ class RayEngines:
 
     async def stands(self, pool: str, engine: str) -> Placement:
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with self.fleet.clock.timeout(PATIENCE_S):
                 placement: Placement = await self._actor(pool, engine).placement.remote()
         except (RayError, ValueError, FleetError, TimeoutError) as error:
             raise EngineLostError(f"{engine} of {pool}: {_why(error)}") from error

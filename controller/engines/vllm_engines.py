@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from controller.config import Config
-from controller.fleet.pools import SILENT_S, Member, Width, kinds, width_of
+from controller.fleet.pools import Member, Width, kinds, width_of
 from controller.fleet.workers import Fleet, FleetError
 from controller.ledger.ledger import LedgerError
 from controller.ledger.watched import WatchedLedger
@@ -122,11 +122,11 @@ class VllmEngines:
             members = self.fleet.engine(pool, engine)
         except FleetError as error:
             raise EngineLostError(str(error)) from error
-        now_s, ranks = self.ledger.clock.now_s(), self._width(engine, members).ranks
+        ranks = self._width(engine, members).ranks
         there = [
             member
             for member in members
-            if now_s - member.last_seen_s < SILENT_S and member.registration.worker.ep_size == ranks
+            if self.fleet.is_heard(member) and member.registration.worker.ep_size == ranks
         ]
         if len(there) < ranks:
             raise EngineLostError(f"{len(there)} of {ranks} ranks of {engine} are heard")

@@ -44,7 +44,7 @@ class Acknowledgements:
             last = self.ledger.records.get("acknowledgement", id)
         if last is None or last.value != news:
             version = self.ledger.records.version("acknowledgement", id) + 1
-            told = (self.ledger.clock.now_s(), reason, news, worker.pool)
+            told = (self.ledger.clock.now(), reason, news, worker.pool)
             self.ledger.put(Record("acknowledgement", id, version, *told))
         self._newest[id] = news
         return True

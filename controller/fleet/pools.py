@@ -53,7 +53,11 @@ class Registration:
 
 @dataclass(slots=True)
 class Member:
-    """One worker, as seen last. sequence: of its newest push; lost: pushes that never came"""
+    """One worker, as seen last.
+
+    last_seen_s: by the fleet's monotonic clock
+    sequence: of its newest push; lost: pushes that never came
+    """
 
     registration: Registration
     last_seen_s: float

@@ -1,5 +1,9 @@
 """What a controller that was killed would like to know at once: who is there, up to which push, and
-the traffic that was counted. Written at every look; what came since is lost, and nothing twice."""
+the traffic that was counted. Written at every look; what came since is lost, and nothing twice.
+
+What is written down are instants; who reads them takes none of them to be in the future, nor longer
+ago than matters.
+"""
 
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -10,10 +14,11 @@ import numpy as np
 
 from controller.fleet.pools import Member, Pool
 from controller.fleet.windows import Delta, Window
-from controller.fleet.workers import Fleet
+from controller.fleet.workers import FORGOTTEN_S, Fleet
 from controller.ledger.ledger import Record
 from controller.ledger.records import Form, form_of
 from controller.ledger.watched import WatchedLedger
+from placer.clock import age
 from placer.pace import Pace
 
 
@@ -55,6 +60,8 @@ FORM = Form(_read, _FORM.write)
 
 def take(ledger: WatchedLedger, pool: Pool) -> None:
     """One record a pool, of which the ledger keeps the newest."""
+    now = ledger.clock.now()
+    ahead = now - ledger.clock.monotonic()
     parts = [
         (ranks, *part)
         for ranks, windows in pool.windows.items()
@@ -62,9 +69,12 @@ def take(ledger: WatchedLedger, pool: Pool) -> None:
         for part in window.parts(phase, pool.model.top_k)
     ]
     taken = Snapshot(
-        tuple(replace(member) for member in pool.members.values()),
         tuple(
-            Half(delta.phase, begun_s, delta.tokens, delta.sequences, pace, ranks)
+            replace(member, last_seen_s=member.last_seen_s + ahead)
+            for member in pool.members.values()
+        ),
+        tuple(
+            Half(delta.phase, begun_s + ahead, delta.tokens, delta.sequences, pace, ranks)
             for ranks, begun_s, delta, pace in parts
         ),
     )
@@ -72,7 +82,7 @@ def take(ledger: WatchedLedger, pool: Pool) -> None:
     np.savez(file, *(delta.load for _, _, delta, _ in parts))
     blob, reason = file.getvalue(), f"{len(pool.members)} workers"
     version = ledger.records.version("snapshot", pool.name) + 1  # whatever the last one holds
-    told = (ledger.clock.now_s(), reason, taken, pool.name)
+    told = (now, reason, taken, pool.name)
     ledger.put(Record("snapshot", pool.name, version, *told, blob=blob))
 
 
@@ -92,9 +102,10 @@ def _recall(record: Record[Snapshot], blob: bytes, fleet: Fleet, window_s: Any) 
     for member in record.value.members:
         if member.registration.id.pool != record.id:
             raise ValueError(f"has a worker of another pool, {member.registration.id.pool!r}")
-        fleet.register(member.registration, _finite(member.last_seen_s))
+        fleet.register(member.registration)
         key = member.registration.id.engine, member.registration.id.worker
-        fleet.pools[record.id].members[key] = member
+        last_seen_s = _moment(fleet, member.last_seen_s, FORGOTTEN_S)
+        fleet.pools[record.id].members[key] = replace(member, last_seen_s=last_seen_s)
     if record.id not in fleet.pools:
         return
     pool = fleet.pools[record.id]
@@ -108,7 +119,8 @@ def _recall(record: Record[Snapshot], blob: bytes, fleet: Fleet, window_s: Any) 
                 raise ValueError(f"counts {load.dtype}{list(load.shape)} and not {list(shape)}")
             counted = (pool.model.top_k, kept.tokens, kept.sequences, load)
             delta = Delta(kept.phase, *counted)
-            part = _finite(kept.begun_s), delta, kept.pace
+            begun_s = _moment(fleet, kept.begun_s, window_s(record.id))
+            part = begun_s, delta, kept.pace
             parts.setdefault((kept.ranks or ranks, kept.phase), []).append(part)
     for (ranks, phase), halves in parts.items():
         windows = pool.windows.setdefault(ranks, {})
@@ -117,7 +129,8 @@ def _recall(record: Record[Snapshot], blob: bytes, fleet: Fleet, window_s: Any) 
     pool.forget_widths()
 
 
-def _finite(instant_s: float) -> float:
-    if not isfinite(instant_s):
-        raise ValueError(f"was taken at {instant_s}")
-    return instant_s
+def _moment(fleet: Fleet, instant: float, longest_s: float) -> float:
+    """By the fleet's monotonic clock."""
+    if not isfinite(instant):
+        raise ValueError(f"was taken at {instant}")
+    return fleet.clock.monotonic() - age(fleet.clock, instant, longest_s)

@@ -151,7 +151,8 @@ class _Half:
 
 class Window:
     """The traffic of one pool and phase: the sum of this half and the last, so it reaches back
-    between half of ``span_s`` and all of it. Memory does not grow with time."""
+    between half of ``span_s`` and all of it. Memory does not grow with time. Its seconds are of a
+    monotonic clock."""
 
     def __init__(self, span_s: float, now_s: float) -> None:
         self.span_s = span_s

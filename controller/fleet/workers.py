@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from controller.fleet.pools import SILENT_S, Member, Pool, Registration, WorkerId
 from controller.fleet.windows import Delta, Window
+from placer.clock import Clock
 from placer.errors import PlacerError, RoutingError
 from placer.names import few
 from placer.pace import Pace
@@ -26,9 +27,9 @@ class UnknownError(FleetError):
 class Fleet:
     """The pools that are there, by their workers. window_s: of a pool"""
 
-    def __init__(self, window_s: Callable[[str], float]) -> None:
+    def __init__(self, window_s: Callable[[str], float], clock: Clock) -> None:
         self.pools: dict[str, Pool] = {}
-        self._window_s = window_s
+        self.clock, self._window_s = clock, window_s
 
     def pool(self, name: str) -> Pool:
         if name not in self.pools:
@@ -43,16 +44,24 @@ class Fleet:
             raise UnknownError(f"no engine {engine[:NAME]!r} in {pool}: there is {few(found)}")
         return found[engine]
 
-    def register(self, registration: Registration, now_s: float) -> int:
+    def silent_s(self, member: Member) -> float:
+        """Since it was seen."""
+        return self.clock.monotonic() - member.last_seen_s
+
+    def is_heard(self, member: Member) -> bool:
+        return self.silent_s(member) < SILENT_S
+
+    def register(self, registration: Registration) -> int:
         """The newest push of this incarnation. Raises FleetError for whom the pool has no place."""
         key = registration.id.engine, registration.id.worker
         known = self.pools.get(registration.id.pool)
         if (known is None or key not in known.members) and self._workers >= WORKERS:
             raise FleetError(f"{WORKERS} workers are registered: no place for more")
-        pool = self._place(registration, now_s)
+        pool, now_s = self._place(registration), self.clock.monotonic()
         member = pool.members.setdefault(key, Member(registration, now_s))
         if registration.id.incarnation != member.registration.id.incarnation:
-            _check_later(registration.id, member, now_s)
+            if self.is_heard(member):
+                _check_later(registration.id, member, self.clock.now())
             member.sequence = 0
         resized = member.registration.worker.ep_size != registration.worker.ep_size
         member.registration, member.last_seen_s = registration, now_s
@@ -65,7 +74,6 @@ class Fleet:
         id: WorkerId,
         sequence: int,
         deltas: Sequence[Delta],
-        now_s: float,
         paces: Mapping[str, Pace] | None = None,
     ) -> None:
         """Count a push, once. Raises FleetError for a worker that must register first, and
@@ -79,7 +87,7 @@ class Fleet:
         model = pool.model
         for delta in deltas:
             delta.check(model.layers, model.experts, model.top_k)
-        paces = paces or {}
+        paces, now_s = paces or {}, self.clock.monotonic()
         windows = pool.windows.setdefault(member.registration.worker.ep_size, {})
         for phase in (*(delta.phase for delta in deltas), *paces):
             if phase not in windows:
@@ -101,11 +109,11 @@ class Fleet:
             raise UnknownError(f"{who} must register first")
         return member
 
-    def forget(self, now_s: float) -> None:
+    def forget(self) -> None:
         """Workers and pools that were not seen for long."""
         for pool in list(self.pools.values()):
             for key, member in list(pool.members.items()):
-                if now_s - member.last_seen_s > FORGOTTEN_S:
+                if self.silent_s(member) >= FORGOTTEN_S:
                     del pool.members[key]
             pool.forget_widths()
             if not pool.members:
@@ -115,7 +123,7 @@ class Fleet:
     def _workers(self) -> int:
         return sum(len(pool.members) for pool in self.pools.values())
 
-    def _place(self, registration: Registration, now_s: float) -> Pool:
+    def _place(self, registration: Registration) -> Pool:
         """Its pool, which the first one defines, as long as one of them is there."""
         worker, id, model = registration.worker, registration.id, registration.model
         for what, text in (("pool", id.pool), ("engine", id.engine), ("worker", id.worker)):
@@ -131,14 +139,12 @@ class Fleet:
         there = pool.model.layers, pool.model.experts, pool.model.top_k
         is_other = _dims(registration) != there
         if is_other or pool.slots.get(worker.ep_size, worker.slots) != worker.slots:
-            self._make_room(pool, registration, now_s, is_other)
+            self._make_room(pool, registration, is_other)
             pool = self.pools[id.pool]
         pool.slots[worker.ep_size] = worker.slots
         return pool
 
-    def _make_room(
-        self, pool: Pool, registration: Registration, now_s: float, is_other: bool
-    ) -> None:
+    def _make_room(self, pool: Pool, registration: Registration, is_other: bool) -> None:
         """Forget those that are of another model (``is_other``), or of this width with other slots.
         Raises FleetError as long as one of them is heard."""
         id, ranks = registration.id, registration.worker.ep_size
@@ -148,7 +154,7 @@ class Fleet:
             if is_other or member.registration.worker.ep_size == ranks
         }
         for member in others.values():
-            if now_s - member.last_seen_s < SILENT_S:
+            if self.is_heard(member):
                 raise FleetError(
                     f"pool {id.pool} has {_sizes(member.registration)} and {id.worker} of "
                     f"{id.engine} {_sizes(registration)}: give it another PLACER_POOL"
@@ -174,15 +180,13 @@ def _sizes(registration: Registration) -> str:
     )
 
 
-def _check_later(id: WorkerId, member: Member, now_s: float) -> None:
-    """Raises FleetError for a life of a worker that is not later than the one that is known.
+def _check_later(id: WorkerId, member: Member, now: float) -> None:
+    """Raises FleetError for a life of a worker that is not later than the one that is heard.
 
-    Workers' clocks say which is, and some are wrong. So who is silent makes room for anybody, and
-    who says to have begun in the future is later than nobody who did not.
+    Workers' clocks say which is, and some are wrong. So who says to have begun in the future is
+    later than nobody who did not. now: unix seconds
     """
-    if now_s - member.last_seen_s >= SILENT_S:
-        return
-    latest = (now_s + AHEAD_S) * 1e9
+    latest = (now + AHEAD_S) * 1e9
     new, known = (
         (one <= latest, one) for one in (id.incarnation, member.registration.id.incarnation)
     )
@@ -191,6 +195,6 @@ def _check_later(id: WorkerId, member: Member, now_s: float) -> None:
     if new[0] or not known[0]:
         raise FleetError(f"{id.worker} of {id.engine} was started again since")
     raise FleetError(
-        f"{id.worker} of {id.engine} began {id.incarnation / 1e9 - now_s:,.0f} s from now, as it "
+        f"{id.worker} of {id.engine} began {id.incarnation / 1e9 - now:,.0f} s from now, as it "
         "says, and another of that name is heard: set its host's clock"
     )

@@ -2,16 +2,17 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from controller.clock import Clock
+from controller.ledger.ages import Ages
 from controller.ledger.ledger import Ledger, LedgerError, Record, Unreadable
 from controller.ledger.records import Forms, form_of
+from placer.clock import Clock
 from placer.errors import PlacementError
 from placer.placement import Placement
 
@@ -40,10 +41,10 @@ FORMS: Forms = {"ids": form_of(Ids), "placement": form_of(Map)}
 
 
 class WatchedLedger:
-    """A ledger's records, and who on one event loop wants to know of new ones."""
+    """A ledger's records, how old they are, and who on one event loop wants to know of new ones."""
 
     def __init__(self, records: Ledger, clock: Clock) -> None:
-        self.records, self.clock = records, clock
+        self.records, self.clock, self._ages = records, clock, Ages(clock)
         self._watchers: set[asyncio.Queue[Record[Any] | None]] = set()
         # What has not ended yet, by kind, pool and id. To find it the ledger reads all that has:
         # once, when it is asked for first.
@@ -58,16 +59,17 @@ class WatchedLedger:
         **more: Any,
     ) -> Record[Any]:
         """The first version. ``more``: pool, final, blob. Raises LedgerError."""
-        return self.put(Record(kind, id, 1, self.clock.now_s(), reason, value, **more))
+        return self.put(Record(kind, id, 1, self.clock.now(), reason, value, **more))
 
     def follow(self, record: Record[Any], reason: str, **changes: Any) -> Record[Any]:
         """The version after ``record``. Raises Conflict if there is one already."""
-        return self.put(record.next(self.clock.now_s(), reason, **changes))
+        return self.put(record.next(self.clock.now(), reason, **changes))
 
     def put(self, *records: Record[Any]) -> Record[Any]:
         """All or none; returns the first."""
         written = self.records.put_all(records)
         for record in written:
+            self._ages.note(record)
             if record.kind in self._open:  # or it is found in the ledger, later
                 self._note(record)
             for queue in self._watchers:
@@ -76,6 +78,15 @@ class WatchedLedger:
                 elif queue.qsize() == BACKLOG:
                     queue.put_nowait(None)
         return written[0]
+
+    def age_s(self, record: Record[Any]) -> float:
+        """Since it was written."""
+        return self._ages.of(record)
+
+    def prune(self, kind: str, keep: int, retention_s: float, needed: Collection[str] = ()) -> None:
+        """As ``Ledger.prune``. What a wall clock says that was put on ages no record."""
+        since_s = min(self.clock.now(), self._ages.now()) - retention_s
+        self.records.prune(kind, keep, since_s, needed)
 
     def open(self, kind: str, pool: str | None = None) -> list[Record[Any]]:
         """What has not ended yet, last written first; of one pool only. kind: of OPEN"""
@@ -99,7 +110,7 @@ class WatchedLedger:
         # Of a ledger that was without this count, or of one in which it cannot be read.
         numbers = (_number(id, prefix) for id in self.records.ids(kind))
         last = max(last, *numbers, 0) + 1
-        now_s = self.clock.now_s()
+        now_s = self.clock.now()
         self.records.put(Record("ids", kind, given + 1, now_s, "", Ids(last)))
         return f"{prefix}-{last}"
 
@@ -132,7 +143,7 @@ class WatchedLedger:
             table = placement.physical_to_logical
             layers, slots = table.shape
             kept = Map((layers, slots), placement.experts, placement.gpus, placement.nodes)
-            version, now_s = self.records.version("placement", digest) + 1, self.clock.now_s()
+            version, now_s = self.records.version("placement", digest) + 1, self.clock.now()
             told = (now_s, placement.shape, kept)
             self.put(Record("placement", digest, version, *told, blob=table.tobytes()))
         return digest

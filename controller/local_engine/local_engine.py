@@ -1,7 +1,6 @@
 """LocalEngine: a small model served by real processes, one a rank, on this machine."""
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -20,6 +19,7 @@ from controller.local_engine.weights import Dense, Float32, read_sizes, read_wei
 from controller.migration.commands import Command, Outcome
 from placer import arrays
 from placer.agent.recording import Recording
+from placer.clock import SystemClock
 from placer.errors import PlacementError
 from placer.files.specs import read_model
 from placer.placement import Placement, linear, slots_remedy
@@ -49,7 +49,7 @@ class LocalEngine:
     """
 
     def __init__(self, model: Path, ranks: int, slots: int | None = None, scratch: int = 2) -> None:
-        self.shape = read_model(str(model / "config.json"))
+        self.shape, self._clock = read_model(str(model / "config.json")), SystemClock()
         self._sizes = read_sizes(model)
         slots = self._sizes.experts if slots is None else slots
         _check_counts(ranks, slots, scratch, self._sizes.experts)
@@ -65,7 +65,7 @@ class LocalEngine:
             self._folder.close()
             raise
         self._migration = Migration(served, layout, digests, self._ranks)
-        self._batch, self._tally = Batch(ranks), Tally(self._sizes)
+        self._batch, self._tally = Batch(ranks), Tally(self._sizes, self._clock)
         self._jobs: deque[Callable[[], None]] = deque()
         self._steps = self._failures = 0
         self._over = ""  # why nothing is served any more
@@ -81,7 +81,7 @@ class LocalEngine:
 
     def submit(self, prompt: Sequence[int], max_tokens: int) -> Request:
         """Raises RequestError for what cannot be served."""
-        request = checked(prompt, max_tokens, self._sizes)
+        request = checked(prompt, max_tokens, self._sizes, self._clock)
         with self._wake:
             if self._over:
                 raise EngineError(self._over)
@@ -163,12 +163,12 @@ class LocalEngine:
 
     def _compute(self, step: Plan) -> None:
         """One step of all ranks, and what follows from it."""
-        begun_s = time.monotonic()
+        begun_s = self._clock.monotonic()
         answers = self._ranks.ask(
             {rank: Step(tuple(piece for _, piece in pieces)) for rank, pieces in enumerate(step)}
         )
         in_order = [answers[rank] for rank in range(len(step))]
-        self._tally.step(step, in_order, time.monotonic() - begun_s)
+        self._tally.step(step, in_order, self._clock.monotonic() - begun_s)
         with self._wake:
             self._tally.finish(self._batch.advance(step, in_order))
             self._steps += 1
@@ -178,7 +178,7 @@ class LocalEngine:
         future: Future[float] = Future()
 
         def job() -> None:
-            began_s = time.perf_counter()
+            began_s = self._clock.monotonic()
             try:
                 if self._over:
                     raise EngineError(self._over)
@@ -190,7 +190,7 @@ class LocalEngine:
             except Exception as error:
                 future.set_exception(error)
             else:
-                future.set_result(time.perf_counter() - began_s)
+                future.set_result(self._clock.monotonic() - began_s)
 
         with self._wake:
             if self._over:

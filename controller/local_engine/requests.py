@@ -1,7 +1,6 @@
 """Requests, and which of their tokens the ranks compute next."""
 
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from itertools import count
 from controller.local_engine.rank_messages import Piece, Stepped
 from controller.local_engine.shared_memory import CHUNK, SEATS
 from controller.local_engine.weights import Sizes
+from placer.clock import Readings
 from placer.errors import PlacerError
 
 
@@ -24,8 +24,8 @@ class Request:
     longest_gap_s: between two of its tokens
     """
 
-    def __init__(self, prompt: Sequence[int], max_tokens: int) -> None:
-        self.prompt, self.max_tokens = tuple(prompt), max_tokens
+    def __init__(self, prompt: Sequence[int], max_tokens: int, clock: Readings) -> None:
+        self.prompt, self.max_tokens, self._clock = tuple(prompt), max_tokens, clock
         self.error = ""
         self.longest_gap_s = 0.0
         self._generated: list[int] = []
@@ -55,7 +55,7 @@ class Request:
         return self.prompt + tuple(self._generated)
 
     def add(self, token: int) -> None:
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic()
         with self._news:
             if self._generated:
                 self.longest_gap_s = max(self.longest_gap_s, now_s - self._came_s)
@@ -69,7 +69,7 @@ class Request:
             self._news.notify_all()
 
 
-def checked(prompt: Sequence[int], max_tokens: int, sizes: Sizes) -> Request:
+def checked(prompt: Sequence[int], max_tokens: int, sizes: Sizes, clock: Readings) -> Request:
     """Raises RequestError for what cannot be served."""
     if max_tokens < 1:
         raise RequestError(f"max_tokens is {max_tokens}: ask for 1 or more")
@@ -85,7 +85,7 @@ def checked(prompt: Sequence[int], max_tokens: int, sizes: Sizes) -> Request:
             f"{len(prompt)} prompt tokens and max_tokens {max_tokens} exceed the context of"
             f" {sizes.context}: shorten one of them"
         )
-    return Request(prompt, max_tokens)
+    return Request(prompt, max_tokens, clock)
 
 
 @dataclass(slots=True, eq=False)

@@ -1,7 +1,6 @@
 """What the routers chose, counted from the steps that were completed."""
 
 import threading
-import time
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,16 +12,17 @@ from placer.agent.recording import PHASES, Counts, Recording
 from placer.agent.sampling import Sampler
 from placer.agent.stopwatch import Stopwatch
 from placer.arrays import IntArray
+from placer.clock import Readings
 
 
 class Tally:
     """Of an engine. One thread counts, any takes."""
 
-    def __init__(self, sizes: Sizes) -> None:
-        self._sizes = sizes
+    def __init__(self, sizes: Sizes, clock: Readings) -> None:
+        self._sizes, self._clock = sizes, clock
         self._lots = np.random.default_rng(0)
         self._lock = threading.Lock()
-        self._since_s = time.monotonic()
+        self._since_s = self._clock.monotonic()
         self._sampler = Sampler(sizes.layers * sizes.top_k * 4, self._since_s)
         self._stopwatch = Stopwatch()
         self._clear()
@@ -38,7 +38,7 @@ class Tally:
         with self._lock:
             for one in admitted:
                 self._requests[0] += 1
-                self._sampler.begin(one.name, 0, time.monotonic())
+                self._sampler.begin(one.name, 0, self._clock.monotonic())
 
     def step(self, step: Plan, answers: Sequence[Stepped], seconds: float) -> None:
         """Count a step and its tokens, before their requests advance."""
@@ -64,7 +64,7 @@ class Tally:
     def take(self) -> Recording:
         """What was counted since the last time, and the requests that ended."""
         with self._lock:
-            now_s = time.monotonic()
+            now_s = self._clock.monotonic()
             window_s, self._since_s = now_s - self._since_s, now_s
             load = np.diagonal(self._coactivation, axis1=2, axis2=3).copy()
             counts = Counts(load, self._transitions, self._coactivation, self._tokens)

@@ -13,25 +13,28 @@ Outcome = Literal["hold", "infeasible", "wait", "propose", "act"]
 @dataclass(frozen=True, slots=True)
 class Past:
     """
-    streak:    decisions of this policy in a row that wanted to move
-    changed_s: unix time of the last change
-    failures:  changes in a row, up to that one, that were taken back
+    streak:   decisions of this policy in a row that wanted to move
+    rested_s: since the last change; None if there was none
+    failures: changes in a row, up to that one, that were taken back
     """
 
     streak: int = 0
-    changed_s: float | None = None
+    rested_s: float | None = None
     failures: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """What was seen of a pool. answer: its optimizer's on the traffic of now, or why it was not
-    asked"""
+    """What was seen of a pool.
+
+    answer: its optimizer's on the traffic of now, or why it was not asked
+    now:    unix seconds
+    """
 
     answer: Plan | Hold | Infeasible
     past: Past
     settings: PoolPolicy
-    now_s: float
+    now: float
 
 
 @dataclass(frozen=True, slots=True)

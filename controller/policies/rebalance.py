@@ -25,13 +25,13 @@ def rebalance(seen: Seen) -> Decision:
         wanted = f"{streak} of {settings.confirmations} decisions in a row that want it"
         return Decision("wait", f"{plan.reason}: {wanted}", streak)
     cooldown_s = settings.cooldown_s * 2 ** min(past.failures, DOUBLINGS)
-    if past.changed_s is not None and (left_s := past.changed_s + cooldown_s - seen.now_s) > 0:
+    if past.rested_s is not None and (left_s := cooldown_s - past.rested_s) > 0:
         failed = f" and {past.failures} in a row failed" if past.failures else ""
         why = f"the last change is too fresh{failed}, {left_s:.0f} s of cooldown_s are left"
         return Decision("wait", f"{plan.reason}: {why}", streak)
     if settings.mode == "advisory":
         reason = f"{plan.reason}: advisory, waits for approval"
         return Decision("propose", reason, streak, plan)
-    if reason := settings.closed(seen.now_s):
+    if reason := settings.closed(seen.now):
         return Decision("wait", f"{plan.reason}: {reason}", streak)
     return Decision("act", plan.reason, streak, plan)

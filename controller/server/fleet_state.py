@@ -25,14 +25,14 @@ CONDITIONS = 4  # of an engine's workers that are told
 class FleetState(FleetServiceServicer):
     def __init__(self, loop: Loop) -> None:
         self.loop, self.fleet, self.ledger = loop, loop.fleet, loop.ledger
-        self._begun_s = self.ledger.clock.now_s()
+        self._begun_s = self.ledger.clock.monotonic()
 
     @answering
     async def Register(self, request: Any) -> Any:
         id = wire.worker_id(request.id)
         CALLER.get().check(id.pool, id.engine, id.worker)
         registration = wire.registration(request)
-        sequence = self.fleet.register(registration, self.ledger.clock.now_s())
+        sequence = self.fleet.register(registration)
         self.loop.acknowledge(registration)
         return fleet_pb2.RegisterResponse(sequence=sequence)
 
@@ -49,7 +49,7 @@ class FleetState(FleetServiceServicer):
             room -= message.ByteSize()
             if room <= 0:
                 break
-            await asyncio.sleep(0)  # others are answered between two of a thousand pools
+            await self.ledger.clock.sleep(0)  # others are answered between two of a thousand pools
         if len(told) < len(pools):
             shares = f"{len(told):,} of {len(pools):,}"
             conditions.append(
@@ -57,7 +57,7 @@ class FleetState(FleetServiceServicer):
             )
         return fleet_pb2.StatusResponse(
             version=version("moe-placer"),
-            uptime_s=self.ledger.clock.now_s() - self._begun_s,
+            uptime_s=self.ledger.clock.monotonic() - self._begun_s,
             pools=told,
             conditions=conditions,
         )
@@ -84,9 +84,9 @@ class FleetState(FleetServiceServicer):
 
     def _pool(self, pool: Pool, room: int, conditions: list[str]) -> Any:
         """room: bytes that its engines may take; those that are left out are a condition"""
-        settings, now_s = self.loop.config.of(pool.name), self.ledger.clock.now_s()
+        settings = self.loop.config.of(pool.name)
         running, engines = self.loop.arbiter.running, pool.engines
-        told = wire.fitting((_engine(name, them, now_s) for name, them in engines.items()), room)
+        told = wire.fitting((self._engine(name, them) for name, them in engines.items()), room)
         if len(told) < len(engines):
             shares = f"{len(told):,} of {len(engines):,}"
             conditions.append(f"status: only {shares} engines of {pool.name} have room here")
@@ -128,26 +128,25 @@ class FleetState(FleetServiceServicer):
             message.proposed_plan = proposed[0].id
         return message
 
+    def _engine(self, name: str, members: list[Member]) -> Any:
+        registrations, width = [member.registration for member in members], width_of(members)
+        conditions = list(dict.fromkeys(one.trouble for one in registrations if one.trouble))
+        more = [f"and {len(conditions) - CONDITIONS} more"] if len(conditions) > CONDITIONS else []
+        return fleet_pb2.Engine(
+            name=name,
+            digest=registrations[0].digest,
+            epoch=max(one.epoch for one in registrations),
+            workers=len(members),
+            silent_s=max(map(self.fleet.silent_s, members)),
+            tokens=sum(one.tokens for one in registrations),
+            dropped=sum(max(member.registration.dropped, member.lost) for member in members),
+            conditions=[*conditions[:CONDITIONS], *more],
+            ranks=width.ranks if width else 0,
+            slots=width.slots if width else 0,
+        )
+
     def _plans(self, pool: str, *states: PlanState, width: int = 0) -> list[Record[Kept]]:
         return self.loop.arbiter.plans.in_state(pool, *states, width=width)
-
-
-def _engine(name: str, members: list[Member], now_s: float) -> Any:
-    registrations, width = [member.registration for member in members], width_of(members)
-    conditions = list(dict.fromkeys(one.trouble for one in registrations if one.trouble))
-    more = [f"and {len(conditions) - CONDITIONS} more"] if len(conditions) > CONDITIONS else []
-    return fleet_pb2.Engine(
-        name=name,
-        digest=registrations[0].digest,
-        epoch=max(one.epoch for one in registrations),
-        workers=len(members),
-        silent_s=now_s - min(member.last_seen_s for member in members),
-        tokens=sum(one.tokens for one in registrations),
-        dropped=sum(max(member.registration.dropped, member.lost) for member in members),
-        conditions=[*conditions[:CONDITIONS], *more],
-        ranks=width.ranks if width else 0,
-        slots=width.slots if width else 0,
-    )
 
 
 class Ledgers(LedgerServiceServicer):

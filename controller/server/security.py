@@ -19,6 +19,7 @@ from controller.server.callers import CALLER, Caller, Names, Role
 from controller.server.strangers import Strangers
 from placer.certificates import Credentials
 from placer.channel import is_loopback
+from placer.clock import Clock
 from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text
 from placer.files.documents import of_yaml
@@ -177,9 +178,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     needed: the role for each ``/package.Service/Method``; what is not listed is for operators
     """
 
-    def __init__(self, needed: Mapping[str, Role], tokens: Tokens | None) -> None:
+    def __init__(self, needed: Mapping[str, Role], tokens: Tokens | None, clock: Clock) -> None:
         self._needed, self._tokens = dict(needed), tokens
-        self._strangers = Strangers()
+        self._strangers = Strangers(clock)
 
     async def intercept_service(
         self, continuation: Callable[..., Awaitable[Any]], details: grpc.HandlerCallDetails

@@ -49,7 +49,7 @@ OTHERS = [HEALTH, reflection.SERVICE_NAME]
 async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[Any, int]:
     """The server, which serves, and its port."""
     tokens = Tokens(listening.tokens) if listening.tokens else None
-    doors = [Guard(FOR_AGENTS, tokens), Intake()]
+    doors = [Guard(FOR_AGENTS, tokens, loop.ledger.clock), Intake()]
     largest = LARGEST if loop.config.asks_for_affinity else LARGEST_PLAIN
     options = [*OPTIONS, ("grpc.max_receive_message_length", largest)]
     server = grpc.aio.server(interceptors=doors, options=options)
@@ -63,7 +63,7 @@ async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[
     port = listening.open_port(server)
 
     async def look_at_certificates() -> None:
-        if faults := listening.credentials.faults(loop.ledger.clock.now_s()):
+        if faults := listening.credentials.faults(loop.ledger.clock.now()):
             raise SecurityError("; ".join(faults))
 
     loop.looks["certificates"] = look_at_certificates

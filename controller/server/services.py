@@ -1,7 +1,6 @@
 """ProfileService and PlacementService: counts in, plans out."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,7 +30,7 @@ VALUE = 40  # bytes of each, in the mean; without a reason it is five
 
 class Profiles(ProfileServiceServicer):
     def __init__(self, loop: Loop) -> None:
-        self.fleet, self.clock, self.config = loop.fleet, loop.ledger.clock, loop.config
+        self.fleet, self.config = loop.fleet, loop.config
         self._beside = ThreadPoolExecutor(1, "push")
 
     @streaming
@@ -44,7 +43,7 @@ class Profiles(ProfileServiceServicer):
             if not refused:
                 deltas = push.deltas if wants_affinity else [one.lean for one in push.deltas]
                 try:
-                    self.fleet.push(push.id, push.sequence, deltas, self.clock.now_s(), push.paces)
+                    self.fleet.push(push.id, push.sequence, deltas, push.paces)
                 except RoutingError as error:
                     refused = str(error)
             yield profile_pb2.PushResponse(
@@ -77,13 +76,14 @@ class Placements(PlacementServiceServicer):
 
     @answering
     async def Plan(self, request: Any) -> Any:
-        begun = time.perf_counter()
+        clock = self.loop.ledger.clock
+        begun_s = clock.monotonic()
         answer, _ = await self._answer(request.pool, request.optimizer, request.ranks)
         return placement_pb2.PlanResponse(
             outcome=wire.outcome(answer),
             reason=answer.reason,
             file=plan_text(answer).encode() if isinstance(answer, Plan) else b"",
-            solve_s=time.perf_counter() - begun,
+            solve_s=clock.monotonic() - begun_s,
         )
 
     @answering

@@ -5,6 +5,8 @@ import logging
 from collections import Counter
 from urllib.parse import unquote
 
+from placer.clock import Clock
+
 SPACING_S = 0.05  # between two answers to one address
 SLOWEST_S = 3.0  # of an answer: agents wait 5 s, and are to hear what is wrong
 PERIOD_S = 60.0  # between two lines in the log
@@ -17,10 +19,11 @@ class Strangers:
     """Calls that show no known token, by address: answered the later the more of them come, and
     told to the log in sums. Other calls do not wait for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._counts: Counter[str] = Counter()
         self._free_s: dict[str, float] = {}  # when the next answer to an address is due
-        self._is_telling = False
+        self._telling: asyncio.Task[None] | None = None
 
     async def wait(self, peer: str) -> None:
         """Until the answer to this one is due. peer: as gRPC says it, ``ipv4:10.0.0.7:40120``"""
@@ -28,13 +31,11 @@ class Strangers:
         if len(self._counts) >= ADDRESSES and address not in self._counts:
             address = "others"
         self._counts[address] += 1
-        loop = asyncio.get_running_loop()
-        if not self._is_telling:
-            self._is_telling = True
+        if self._telling is None or self._telling.done():
             log.warning("placer: a call from %s shows no known token", address)
             self._counts.clear()
-            loop.call_later(PERIOD_S, self._tell, loop)
-        await asyncio.sleep(self.delay_s(address, loop.time()))
+            self._telling = asyncio.create_task(self._tell())
+        await self._clock.sleep(self.delay_s(address, self._clock.monotonic()))
 
     def delay_s(self, address: str, now_s: float) -> float:
         """How long the next answer waits: for those before it, but no longer than SLOWEST_S."""
@@ -45,15 +46,16 @@ class Strangers:
         self._free_s[address] = due_s + SPACING_S
         return due_s - now_s
 
-    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
-        counts, self._counts = self._counts, Counter()
-        self._is_telling = counts.total() > 0
-        if not self._is_telling:
-            return
-        most = ", ".join(f"{address} ({count:,})" for address, count in counts.most_common(5))
-        rest = f" and {len(counts) - 5:,} more addresses" if len(counts) > 5 else ""
-        log.warning(
-            "placer: %s more calls in %g s show no known token, from %s%s",
-            f"{counts.total():,}", PERIOD_S, most, rest,
-        )  # fmt: skip
-        loop.call_later(PERIOD_S, self._tell, loop)
+    async def _tell(self) -> None:
+        """Until nobody calls any more."""
+        while True:
+            await self._clock.sleep(PERIOD_S)
+            counts, self._counts = self._counts, Counter()
+            if not counts:
+                return
+            most = ", ".join(f"{address} ({count:,})" for address, count in counts.most_common(5))
+            rest = f" and {len(counts) - 5:,} more addresses" if len(counts) > 5 else ""
+            log.warning(
+                "placer: %s more calls in %g s show no known token, from %s%s",
+                f"{counts.total():,}", PERIOD_S, most, rest,
+            )  # fmt: skip

@@ -7,7 +7,6 @@ plans/000001.json                  plans to apply: the number is the epoch, the 
 """
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,12 +27,12 @@ def write_status(folder: Path, status: Status) -> None:
     write_text(path, json.dumps(asdict(status), indent=1) + "\n")
 
 
-def read_statuses(folder: Path) -> list[Status]:
-    """Of all workers that are there; those that fell silent are left out."""
+def read_statuses(folder: Path, now: float) -> list[Status]:
+    """Of all workers that are there; those that fell silent are left out. now: unix seconds"""
     found = []
     for path in sorted(folder.glob("worker-*/status.json")):
         text = read_text(path, LIMIT)
-        if time.time() - path.stat().st_mtime > SILENT_S:
+        if now - path.stat().st_mtime > SILENT_S:
             continue
         try:
             found.append(_STATUS.validate_json(text))

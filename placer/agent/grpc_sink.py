@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +13,7 @@ from placer.agent.reporter import PATIENCE_S
 from placer.agent.streams import Pushes, Watch, failure
 from placer.channel import Settings, open_channel
 from placer.client import ControllerError
+from placer.clock import ThreadClock
 from placer.errors import FileError, PlacerError
 from placer.files.plans import LIMIT, parse_plan
 from placer.model import ModelShape
@@ -44,23 +44,28 @@ class GrpcSink:
     """Of one worker. Affinity and traces are large: they go when the controller asks for them."""
 
     def __init__(
-        self, address: str, worker: Worker, identity: Identity, model: ModelShape | None
+        self,
+        address: str,
+        worker: Worker,
+        identity: Identity,
+        model: ModelShape | None,
+        clock: ThreadClock,
     ) -> None:
         self.address, self.identity, self.model = address, identity, model
         self._id = profile_pb2.WorkerId(
             pool=identity.pool,
             engine=identity.engine,
             worker=worker.name,
-            incarnation=time.time_ns(),
+            incarnation=int(clock.now() * 1e9),
         )
         settings = Settings.of_environment()
         self._channel = open_channel(address, settings, OPTIONS)
-        for fault in settings.credentials.faults(time.time()):
+        for fault in settings.credentials.faults(clock.now()):
             log.warning("placer: %s", fault)
         self._fleet = FleetServiceStub(self._channel)
         self._profile = ProfileServiceStub(self._channel)
         self._pushes: Pushes | None = None
-        self._watch = Watch(address, self._open_watch)
+        self._watch = Watch(address, self._open_watch, clock)
         self._wants_affinity = False
         self._refusals: set[str] = set()  # reasons that were logged
 

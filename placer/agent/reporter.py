@@ -3,7 +3,6 @@
 import logging
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from placer.agent.recording import PAUSE_S, Recording
+from placer.clock import ThreadClock
 from placer.errors import PlacerError
 from placer.plan import Plan
 from placer.worker import Status, Worker
@@ -73,12 +73,13 @@ class Reporter:
         sink: Sink,
         recorder: Source | None,
         applying: Applier | None,
+        clock: ThreadClock,
         trouble: str = "",
     ) -> None:
         self.sink, self.recorder, self.applying = sink, recorder, applying
-        self._standing = trouble
+        self._standing, self._clock = trouble, clock
         self.status = Status(worker)
-        self.due_s = time.monotonic() + PAUSE_S
+        self.due_s = clock.monotonic() + PAUSE_S
         self._waiting: deque[tuple[int, Recording]] = deque()
         self._dropped = self._sequence = self._epoch = 0
         self._changes = 0 if applying is None else applying.changes
@@ -89,7 +90,7 @@ class Reporter:
         self._said: dict[str, str] = {}  # what went wrong last, by what it was
         self._is_pushing = False
         self._lock = threading.Lock()
-        self._work = threading.Lock()
+        self._work, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="placer", daemon=True)
 
     def start(self) -> None:
@@ -97,7 +98,7 @@ class Reporter:
 
     def tick(self) -> None:
         """After a step: take what was recorded, if it is time."""
-        if self.recorder is not None and time.monotonic() >= self.due_s:
+        if self.recorder is not None and self._clock.monotonic() >= self.due_s:
             self._take(self.recorder.take())
 
     def close(self) -> None:
@@ -105,11 +106,12 @@ class Reporter:
         if self.recorder is not None:
             self._take(self.recorder.take())
         with self._work:
+            self._closed.set()
             self._try(self._push)
             self._try(self._report)
 
     def _take(self, recording: Recording) -> None:
-        self.due_s = time.monotonic() + recording.pause_s
+        self.due_s = self._clock.monotonic() + recording.pause_s
         if not recording.counts.tokens.any():
             return
         with self._lock:
@@ -127,18 +129,19 @@ class Reporter:
         while True:
             with self._work:
                 self._round()
-            time.sleep(POLL_S)
+            if self._clock.wait(self._closed, POLL_S):
+                return
 
     def _round(self) -> None:
         self._try(self._take_rest)
         self._try(self._renew)
-        if time.monotonic() < self._resume_s:
+        if self._clock.monotonic() < self._resume_s:
             return
         worked = self._try(self._report)  # first: a controller knows a worker by that
         worked = self._try(self._push) and worked
         worked = self._try(self._fetch) and worked
         self._pause_s = 0.0 if worked else min(max(2 * self._pause_s, POLL_S), PATIENCE_S)
-        self._resume_s = time.monotonic() + self._pause_s
+        self._resume_s = self._clock.monotonic() + self._pause_s
 
     def _take_rest(self) -> None:
         if self.recorder is not None and (rest := self.recorder.take_idle()):
@@ -199,7 +202,7 @@ class Reporter:
         if trouble and not self.status.trouble:
             log.error("placer: %s", trouble)
         self.status = replace(self.status, dropped=self._dropped, trouble=trouble)
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic()
         if self.status != self._reported or now_s >= self._report_s:
             self.sink.report(self.status)
             self._reported, self._report_s = self.status, now_s + EVERY_S

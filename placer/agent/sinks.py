@@ -11,13 +11,14 @@ from pathlib import Path
 
 from placer.agent.file_sink import FileSink
 from placer.agent.reporter import Sink
+from placer.clock import ThreadClock
 from placer.model import ModelShape
 from placer.worker import Identity, Worker
 
 OpenSink = Callable[[Worker, ModelShape | None], Sink]
 
 
-def way_to(target: str) -> OpenSink:
+def way_to(target: str, clock: ThreadClock) -> OpenSink:
     """What opens it. Raises PlacerError if that cannot be with the settings that there are."""
     if not re.fullmatch(r"[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+", target):
         return partial(FileSink, Path(target).absolute())
@@ -25,7 +26,7 @@ def way_to(target: str) -> OpenSink:
     from placer.channel import Settings, open_channel
 
     open_channel(target, Settings.of_environment()).close()
-    return lambda worker, model: GrpcSink(target, worker, _identity(worker.model), model)
+    return lambda worker, model: GrpcSink(target, worker, _identity(worker.model), model, clock)
 
 
 def _identity(model: str) -> Identity:

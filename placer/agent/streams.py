@@ -1,6 +1,5 @@
 """Streams to and from a controller, which break and are opened again."""
 
-import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
@@ -11,6 +10,7 @@ import grpc
 from placer.agent.reporter import PATIENCE_S, POLL_S
 from placer.channel import Settings
 from placer.client import ControllerError
+from placer.clock import ThreadClock
 from placer.errors import PlacerError
 from placer.probe import tls_fault
 
@@ -69,8 +69,8 @@ class Watch:
     controller that is dead or mad costs the engine's host nothing.
     """
 
-    def __init__(self, address: str, open_stream: Callable[[int], Any]) -> None:
-        self._address, self._open = address, open_stream
+    def __init__(self, address: str, open_stream: Callable[[int], Any], clock: ThreadClock) -> None:
+        self._address, self._open, self._clock = address, open_stream, clock
         self._lock = Lock()
         self._epoch, self._file = 0, b""
         self._broken: PlacerError | None = None
@@ -100,8 +100,8 @@ class Watch:
 
     def _run(self) -> None:
         pause_s = 0.0
-        while not self._stopped.wait(pause_s):
-            begun_s = time.monotonic()
+        while not self._clock.wait(self._stopped, pause_s):
+            begun_s = self._clock.monotonic()
             broken: PlacerError
             try:
                 self._read()
@@ -110,7 +110,7 @@ class Watch:
                 broken = failure(self._address, error)
             except Exception as error:  # a bug: it must not end the thread
                 broken = ControllerError(f"the watch of {self._address} failed: {error!r}")
-            stood = time.monotonic() - begun_s > PATIENCE_S
+            stood = self._clock.monotonic() - begun_s > PATIENCE_S
             pause_s = POLL_S if stood else min(max(2 * pause_s, POLL_S), PATIENCE_S)
             with self._lock:
                 if stood or str(broken) != self._told:
@@ -123,7 +123,7 @@ class Watch:
                 self._told = ""
                 if response.epoch > self._epoch:
                     self._epoch, self._file = response.epoch, response.file
-            if self._stopped.wait(BREATH_S):
+            if self._clock.wait(self._stopped, BREATH_S):
                 return
 
 

@@ -57,7 +57,7 @@ def apply(
 
 def _hand_over(plan_file: Path, to: Path, wait: float) -> None:
     plan = read_plan(plan_file)
-    ranks = folder.read_statuses(to)
+    ranks = folder.read_statuses(to, time.time())
     if not ranks:
         raise FileError(f"no agent reports in {to}: start the engine with PLACER_AGENT={to}")
     width = ranks[0].worker.ep_size
@@ -93,7 +93,7 @@ def _late(to: Path, epoch: int, digest: str, ranks: Sequence[Status], wait_s: fl
     names = {status.worker.name for status in ranks}
     until = time.monotonic() + wait_s
     while True:
-        statuses = folder.read_statuses(to)
+        statuses = folder.read_statuses(to, time.time())
         for status in statuses:
             _stop_if_refused(status, epoch)
         late = names - {one.worker.name for one in statuses if one.digest == digest}

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -69,7 +70,7 @@ def _next(out_dir: Path, total: Profile, is_sampled: bool) -> str:
     holdout = " --holdout 0.5" if is_sampled and total.sequences > 1 else ""
     gpus = next(width for width in (8, 6, 4, 3, 2, 1) if total.experts % width == 0)
     where = f"--gpus {gpus}"
-    for status in folder.read_statuses(out_dir):
+    for status in folder.read_statuses(out_dir, time.time()):
         worker = status.worker
         if worker.ep_size > 1:
             where = f"--gpus {worker.ep_size} --redundant {worker.slots - worker.experts}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from placer.agent.grpc_sink import GrpcSink
 from placer.agent.recording import Recording
+from placer.clock import SystemClock
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceServicer, add_FleetServiceServicer_to_server
 from placer.v1.placement_pb2_grpc import (
@@ -81,7 +82,7 @@ def serve(controller: Controller, address: str = "127.0.0.1:0") -> tuple[Any, st
 
 
 def a_sink(address: str, rank: int = 0) -> GrpcSink:
-    return GrpcSink(address, a_worker(rank), IDENTITY, None)
+    return GrpcSink(address, a_worker(rank), IDENTITY, None, SystemClock())
 
 
 def until(true: Callable[[], Any]) -> Any:

@@ -220,14 +220,14 @@ def test_a_status_comes_back_as_it_was(tmp_path: Path) -> None:
     ]
     for status in statuses:
         FileSink(tmp_path, status.worker, None).report(status)
-    assert folder.read_statuses(tmp_path) == statuses
+    assert folder.read_statuses(tmp_path, time.time()) == statuses
 
 
 def test_the_status_is_the_one_reported_last(tmp_path: Path) -> None:
     sink = a_sink(tmp_path)
     for tokens in (1, 2):
         sink.report(a_status(tokens=tokens))
-    assert folder.read_statuses(tmp_path) == [a_status(tokens=2)]
+    assert folder.read_statuses(tmp_path, time.time()) == [a_status(tokens=2)]
 
 
 @pytest.mark.parametrize("content", ["{}", "not JSON", '{"worker": {}}', '{"worker": 1}'])
@@ -235,7 +235,7 @@ def test_a_status_that_no_agent_wrote_is_named(tmp_path: Path, content: str) -> 
     (tmp_path / "worker-0").mkdir()
     (tmp_path / "worker-0" / "status.json").write_text(content)
     with pytest.raises(FileError, match=r"worker-0/status\.json: .*: is it an agent's\?"):
-        folder.read_statuses(tmp_path)
+        folder.read_statuses(tmp_path, time.time())
 
 
 def pushes(sink: FileSink) -> None:
@@ -342,4 +342,4 @@ def test_a_process_that_is_killed_at_any_moment_leaves_only_whole_files(tmp_path
             assert read_trace(path, a_model()).tokens % 100 == 0
         for path in directory.glob("worker-0/status.json"):
             assert path.read_text().endswith("}\n")
-        folder.read_statuses(directory)
+        folder.read_statuses(directory, time.time())

@@ -12,6 +12,7 @@ import pytest
 from placer import model
 from placer.agent import grpc_sink, sinks
 from placer.agent.grpc_sink import GrpcSink
+from placer.clock import SystemClock
 from placer.errors import PlacerError
 from placer.files.specs import shape_of
 from placer.pace import Pace
@@ -206,7 +207,9 @@ def test_a_registration_says_everything(controller: Controller, address: str) ->
     worker = Worker("worker-3", "a model", 58, 256, 8, 288, 3, 16, can_apply=True, records=False)
     status = Status(worker, 7, "sha256:ab", 8, "why not", 2**40, 9, "what keeps it")
     shape = model.preset("deepseek-v3")
-    sink = GrpcSink(address, worker, Identity("a pool", "an engine", "an actor"), shape)
+    sink = GrpcSink(
+        address, worker, Identity("a pool", "an engine", "an actor"), shape, SystemClock()
+    )
     sink.report(status)
     sink.close()
     (request,) = controller.requests
@@ -259,7 +262,9 @@ def test_the_environment_names_pool_and_engine_or_else_model_and_host(
     monkeypatch.setattr("socket.gethostname", lambda: "this-host")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    sink = sinks.way_to("127.0.0.1:1")(a_worker(model="deepseek-ai/DeepSeek-V3"), None)
+    sink = sinks.way_to("127.0.0.1:1", SystemClock())(
+        a_worker(model="deepseek-ai/DeepSeek-V3"), None
+    )
     assert isinstance(sink, GrpcSink)
     assert (sink.identity.pool, sink.identity.engine) == expected
     sink.close()
@@ -270,7 +275,7 @@ def test_settings_that_cannot_be_end_the_agent_before_it_touches_the_engine(
 ) -> None:
     monkeypatch.setenv("PLACER_TLS_CA", "/no/such/authority.pem")
     with pytest.raises(PlacerError, match=r"authority\.pem"):
-        sinks.way_to("127.0.0.1:1")
+        sinks.way_to("127.0.0.1:1", SystemClock())
 
 
 def test_every_call_shows_the_token(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from placer.agent.recording import Recording
 from placer.agent.reporter import EVERY_S, PATIENCE_S, POLL_S, QUEUE, Reporter
+from placer.clock import SystemClock
 from placer.errors import FileError, PlacerError
 from placer.plan import Plan
 from placer.worker import Status
@@ -21,10 +22,11 @@ from tests.agent.workers import a_plan, a_recording, a_worker
 GENEROUS_S = 60.0  # a thread that has not come back by then never will
 
 
-class Clock:
-    """In place of the module ``time``."""
+class Clock(SystemClock):
+    """Its time is what a test says."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.now_s = 1000.0
 
     def monotonic(self) -> float:
@@ -100,7 +102,7 @@ class World:
         self.clock, self.sink = clock, sink or Sink()
         self.recorder, self.applying = Counting(), Applying()
         self.reporter = Reporter(
-            a_worker(), self.sink, cast(Any, self.recorder), cast(Any, self.applying)
+            a_worker(), self.sink, cast(Any, self.recorder), cast(Any, self.applying), clock
         )
 
     def tick(self, times: int = 1) -> None:
@@ -119,10 +121,8 @@ class World:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr("placer.agent.reporter.time", found)
-    return found
+def clock() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
@@ -358,7 +358,9 @@ def test_a_rearrangement_that_stalls_is_reported_until_it_ends(world: World) -> 
 
 def test_what_never_goes_away_is_told_where_nothing_worse_is(clock: Clock) -> None:
     sink, applying = Sink(), Applying()
-    reporter = Reporter(a_worker(), sink, None, cast(Any, applying), "its experts are not seen")
+    reporter = Reporter(
+        a_worker(), sink, None, cast(Any, applying), clock, "its experts are not seen"
+    )
     for applying.said in ("", "a rebalance has not finished", ""):
         reporter._round()
     assert [status.trouble for status in sink.statuses] == [
@@ -386,7 +388,7 @@ def test_a_report_that_failed_is_made_again_though_nothing_changed(world: World)
 
 def test_a_worker_without_recorder_or_policy_reports_all_the_same(clock: Clock) -> None:
     sink = Sink()
-    reporter = Reporter(a_worker(), sink, None, None)
+    reporter = Reporter(a_worker(), sink, None, None, clock)
     reporter.tick()
     reporter._round()
     reporter.close()

@@ -3,14 +3,15 @@
 import re
 from collections.abc import Callable, Iterator
 from itertools import count, repeat
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
-from placer.agent import streams
 from placer.agent.streams import BREATH_S, Watch, failure
+from placer.clock import SystemClock
 from placer.errors import FileError, PlacerError
 
 
@@ -20,29 +21,28 @@ class Broken(grpc.RpcError):  # type: ignore[misc]
         self.code, self.details = (lambda: grpc.StatusCode[code]), (lambda: details)
 
 
-class World:
+class World(SystemClock):
     """A watch and its clock. In every pause a reporter asks for a plan; the last pause ends it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, waits: int) -> None:
+        super().__init__()
         self.now_s, self.waited, self._left = 0.0, list[float](), waits
         self.told: list[str] = []  # errors that the reporter got
         self.epochs: list[int] = []  # plans that it got
-        self.watch = Watch("host:1", lambda _: self.stream())
-        monkeypatch.setattr(streams, "time", self)
-        monkeypatch.setattr(self.watch, "_stopped", self)
+        self.watch = Watch("host:1", lambda _: self.stream(), self)
         monkeypatch.setattr(self.watch, "_thread", "this one")
         self.stream: Callable[[], Iterator[Any]] = lambda: iter(())
 
     def monotonic(self) -> float:
         return self.now_s
 
-    def wait(self, pause_s: float) -> bool:
+    def wait(self, event: Event, seconds: float) -> bool:
         """Whether it is over."""
         if self._left == 0:
             return True
         self._left -= 1
-        self.waited.append(pause_s)
-        self.now_s += pause_s
+        self.waited.append(seconds)
+        self.now_s += seconds
         try:
             if found := self.watch.newest(max(self.epochs, default=0)):
                 self.epochs.append(found[0])

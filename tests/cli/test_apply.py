@@ -88,6 +88,9 @@ class ClockThatWaitsFor:
     def monotonic(self) -> float:
         return self.now_s
 
+    def time(self) -> float:
+        return time.time()
+
     def sleep(self, _: float) -> None:
         assert self.answered.wait(60)
         self.now_s += 1000

@@ -203,7 +203,8 @@ def test_what_takes_longer_than_the_wait_goes_on(
     running.join()
 
     async def never(*_: object) -> None:
-        await running.event_loop.create_future()
+        with running.clock.busy():  # for longer than anybody waits
+            await running.event_loop.create_future()
 
     monkeypatch.setattr(running.engines, "carry_out", never)
     ended = placer("apply", "p.json", "--to", running.address, "--wait", "0.3")

@@ -68,7 +68,7 @@ def test_the_page_says_how_long_steps_take(placer: Placer) -> None:
 async def work(running: Running) -> None:
     registration = next(iter(running.loop.fleet.pool("tiny").members.values())).registration
     paces = {"decode": Pace(50, 2.0, 8.0)}
-    running.loop.fleet.push(registration.id, 1, [], running.loop.ledger.clock.now_s(), paces)
+    running.loop.fleet.push(registration.id, 1, [], paces)
 
 
 def test_an_applied_plan_stands_with_its_age(placer: Placer) -> None:

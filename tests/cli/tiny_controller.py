@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from controller.assemble import assembled
-from controller.clock import ManualClock
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
 from controller.fleet.pools import Registration, WorkerId
@@ -23,6 +22,7 @@ from controller.loop import Loop
 from controller.migration.commands import Command, Copy, Outcome, Refused
 from controller.server.security import Listening
 from placer.placement import Placement
+from placer.virtual_clock import VirtualClock
 from placer.worker import Worker
 from tests.agent.workers import IN_ORDER, a_worker
 from tests.builders import a_topology
@@ -44,6 +44,7 @@ class Running:
     loop: Loop
     engines: MemoryEngines
     event_loop: asyncio.AbstractEventLoop
+    clock: VirtualClock
     address: str = ""
 
     def do(self, doing: Coroutine[Any, Any, Any]) -> Any:
@@ -67,7 +68,7 @@ class Running:
         registration = Registration(id, worker or a_worker(), **more)
 
         async def register() -> None:
-            self.loop.fleet.register(registration, self.loop.ledger.clock.now_s())
+            self.loop.fleet.register(registration)
 
         self.do(register())
 
@@ -82,24 +83,25 @@ class Running:
 @contextmanager
 def a_controller(tokens: Path | None = None, **tls: Any) -> Iterator[Running]:
     """tls: as Listening has it"""
-    event_loop = asyncio.new_event_loop()
+    clock = VirtualClock(time.time())
+    event_loop = clock.loop()
     thread = threading.Thread(target=event_loop.run_forever)
     thread.start()
     stack, engines = AsyncExitStack(), MemoryEngines({})
 
     async def begin() -> Running:
         records = stack.enter_context(closing(Ledger(None, FORMS)))
-        ledger = WatchedLedger(records, ManualClock(time.time()))
+        ledger = WatchedLedger(records, clock)
         listening = Listening("127.0.0.1:0", tokens=tokens, **tls)
         parts = (
             Config(PoolPolicy(a_topology())),
             listening,
             ledger,
-            MemoryPlanner(),
+            MemoryPlanner(clock),
             lambda *_: engines,
         )
         found = await stack.enter_async_context(assembled(*parts))
-        return Running(found.loop, engines, event_loop, f"127.0.0.1:{found.port}")
+        return Running(found.loop, engines, event_loop, clock, f"127.0.0.1:{found.port}")
 
     async def finish() -> None:
         await stack.aclose()

@@ -13,7 +13,7 @@ import controller
 from controller.changes.operations import Apply, Operation, Rollback, Scale
 from controller.forms import FORMS
 from tests.controller.ledger import golden_ledger
-from tests.controller.tiny_pool import GOAL, POOL, World, asynchronous
+from tests.controller.tiny_pool import GOAL, POOL, World, in_virtual_time
 
 with closing(sqlite3.connect(f"file:{golden_ledger.PATH}?mode=ro&immutable=1", uri=True)) as _file:
     ROWS: list[tuple[str, str]] = _file.execute("SELECT kind, body FROM records").fetchall()
@@ -66,7 +66,7 @@ def test_each_kind_of_change_stands_in_the_table() -> None:
         ('"$.rollback_targets", 7', "has an unknown form: "),
     ],
 )
-@asynchronous
+@in_virtual_time
 async def test_an_operation_of_another_version_is_named_and_left_out(change: str, why: str) -> None:
     """Its plan is halted, and the next one is applied."""
     world = World()

@@ -10,7 +10,6 @@ from controller.loop import AGAIN_S
 from controller.server.wire import outcome
 from placer.plan import Hold, Infeasible, Plan
 from tests.controller.tiny_pool import (
-    BEGIN_S,
     BYTES,
     GOAL,
     HOME,
@@ -22,8 +21,8 @@ from tests.controller.tiny_pool import (
     a_delta,
     a_registration,
     alike,
-    asynchronous,
     decided,
+    in_virtual_time,
     is_even,
 )
 
@@ -36,7 +35,7 @@ def written(world: World, kind: str = "decision") -> list[str]:
     return [record.reason for record in reversed(world.disk.newest(kind))]
 
 
-@asynchronous
+@in_virtual_time
 async def test_without_traffic_nothing_is_decided() -> None:
     world = World()
     await world.tick()
@@ -45,7 +44,7 @@ async def test_without_traffic_nothing_is_decided() -> None:
     assert world.loop.conditions == {}
 
 
-@asynchronous
+@in_virtual_time
 async def test_few_tokens_are_no_ground_for_a_decision() -> None:
     world = World(phase="decode", window_s=60.0)
     world.count([[399, 400, 100, 100]] * 2)
@@ -56,7 +55,7 @@ async def test_few_tokens_are_no_ground_for_a_decision() -> None:
     assert decided(world)[0] == "wait"
 
 
-@asynchronous
+@in_virtual_time
 async def test_even_traffic_is_left_alone() -> None:
     world = World(mode="automatic", confirmations=1)
     world.count(EVEN)
@@ -65,7 +64,7 @@ async def test_even_traffic_is_left_alone() -> None:
     assert world.loop.views[POOL, 2].score is not None
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_advisor_waits_proposes_and_moves_nothing_until_it_is_approved() -> None:
     world = World()
     world.count(SKEWED)
@@ -90,7 +89,7 @@ async def test_an_advisor_waits_proposes_and_moves_nothing_until_it_is_approved(
     assert (world.states(), is_even(world)) == ({"plan-1": "applied"}, True)
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_proposal_that_nobody_approves_is_made_again_from_fresh_traffic() -> None:
     world = World(confirmations=1)
     for _ in range(11):
@@ -99,7 +98,7 @@ async def test_a_proposal_that_nobody_approves_is_made_again_from_fresh_traffic(
     assert world.states() == {"plan-1": "superseded", "plan-2": "proposed"}
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_operators_proposal_is_not_pushed_aside() -> None:
     world = World(confirmations=1)
     world.arbiter.propose(POOL, Plan(OTHER), "", "ann knows better")
@@ -109,7 +108,7 @@ async def test_an_operators_proposal_is_not_pushed_aside() -> None:
     assert world.states() == {"plan-1": "proposed"}
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_automatic_pool_acts_by_itself() -> None:
     world = World(mode="automatic")
     world.count(SKEWED)
@@ -124,7 +123,7 @@ async def test_an_automatic_pool_acts_by_itself() -> None:
     assert decided(world)[0] == "hold"
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_decision_to_stay_begins_the_count_anew() -> None:
     world = World(mode="automatic", window_s=120.0)
     world.count(SKEWED)
@@ -137,14 +136,14 @@ async def test_a_decision_to_stay_begins_the_count_anew() -> None:
     assert world.engines.asked == []
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_approved_plan_waits_for_its_hour_however_long_that_is() -> None:
     """It is 00:16 when the story begins."""
     world = World(confirmations=1, hours=(Hours(60, 120),))
     world.count(SKEWED)
     await world.tick()
     world.arbiter.plans.approve("plan-1", 0, "ann, in the evening")
-    while world.clock.now_s() < 3600 - TICK_S:
+    while world.clock.now() < 3600 - TICK_S:
         world.count(SKEWED)
         await world.tick(TICK_S)
         assert (world.states(), world.engines.asked) == ({"plan-1": "approved"}, [])
@@ -160,7 +159,7 @@ async def test_an_approved_plan_waits_for_its_hour_however_long_that_is() -> Non
         ({"bytes_per_minute": 0}, "bytes_per_minute is 0: frozen"),
     ],
 )
-@asynchronous
+@in_virtual_time
 async def test_an_automatic_pool_that_is_closed_waits(closed: dict[str, Any], why: str) -> None:
     world = World(mode="automatic", confirmations=1, **closed)
     world.count(SKEWED)
@@ -170,7 +169,7 @@ async def test_an_automatic_pool_that_is_closed_waits(closed: dict[str, Any], wh
     assert (world.states(), world.engines.asked) == ({}, [])
 
 
-@asynchronous
+@in_virtual_time
 async def test_after_a_change_the_pool_is_left_in_peace_for_a_while() -> None:
     world = World(mode="automatic", confirmations=1, cooldown_s=300.0, window_s=60.0)
     world.count(SKEWED)
@@ -187,7 +186,7 @@ async def test_after_a_change_the_pool_is_left_in_peace_for_a_while() -> None:
     assert outcomes == ["wait"] * 7 + ["act"]
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_decision_that_stays_the_same_is_written_down_now_and_then() -> None:
     world = World()
     for _ in range(20):
@@ -201,7 +200,7 @@ async def test_a_decision_that_stays_the_same_is_written_down_now_and_then() -> 
     assert world.loop.counted == {(POOL, "hold"): 21, (POOL, "wait"): 1}
 
 
-@asynchronous
+@in_virtual_time
 async def test_while_an_operation_is_at_work_its_pool_is_not_planned_for() -> None:
     world = World(mode="automatic", confirmations=1, bytes_per_minute=BYTES)
     world.count(SKEWED)
@@ -216,7 +215,7 @@ async def test_while_an_operation_is_at_work_its_pool_is_not_planned_for() -> No
     assert (world.states(), is_even(world)) == ({"plan-1": "applied"}, True)
 
 
-@asynchronous
+@in_virtual_time
 async def test_what_the_applied_plan_saves_is_measured_on_the_traffic_of_now() -> None:
     world = World(mode="automatic", confirmations=1, window_s=60.0)
     world.count(SKEWED)
@@ -247,7 +246,7 @@ def test_an_acknowledgement_is_written_once() -> None:
     assert written(world, "acknowledgement")[-1] == "epoch 8 is applied"
 
 
-@asynchronous
+@in_virtual_time
 async def test_old_records_are_forgotten() -> None:
     world = World()
     world.config = replace(world.config, retention_days=1.0)
@@ -259,15 +258,15 @@ async def test_old_records_are_forgotten() -> None:
     assert len(written(world)) == 1
 
 
-@asynchronous
+@in_virtual_time
 async def test_pools_are_looked_after_each_in_its_way() -> None:
     world = World(confirmations=1)
     default = world.config.default
     world.config = Config(default, {"code": replace(default, mode="automatic")})
     world.start()
     world.engines.engines["code", "e0"] = MemoryEngine(HOME, BYTES)
-    world.fleet.register(a_registration(pool="code"), BEGIN_S)
-    world.fleet.push(WorkerId("code", "e0", "w0", 1), 1, [a_delta(SKEWED)], BEGIN_S)
+    world.fleet.register(a_registration(pool="code"))
+    world.fleet.push(WorkerId("code", "e0", "w0", 1), 1, [a_delta(SKEWED)])
     world.count(SKEWED)
     await world.tick()
     outcomes = {pool: view.decision.outcome for (pool, _), view in world.loop.views.items()}
@@ -281,7 +280,7 @@ def test_answers_have_names() -> None:
     assert [outcome(one) for one in answers] == ["plan", "hold", "infeasible"]
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_engine_that_stands_elsewhere_than_its_pool_joins_it() -> None:
     """It was started again, and begins where all begin."""
     world = World(mode="automatic", confirmations=1, cooldown_s=0.0)
@@ -295,7 +294,7 @@ async def test_an_engine_that_stands_elsewhere_than_its_pool_joins_it() -> None:
     assert world.states() == {"plan-1": "superseded", "plan-2": "applied"}
 
 
-@asynchronous
+@in_virtual_time
 async def test_placements_go_with_the_last_that_speaks_of_them() -> None:
     """A month and a day later; those of the plan that is applied stay."""
     world = World(mode="automatic", confirmations=1)
@@ -310,7 +309,7 @@ async def test_placements_go_with_the_last_that_speaks_of_them() -> None:
     assert now == world.loop.arbiter.placements_in_use() - {""}
 
 
-@asynchronous
+@in_virtual_time
 async def test_what_workers_said_long_ago_is_forgotten_though_they_go_on() -> None:
     """A plan a day for 195 days: the newest of 2 workers stays, and what is of the last 30 days."""
     world = World()
@@ -324,7 +323,7 @@ async def test_what_workers_said_long_ago_is_forgotten_though_they_go_on() -> No
     assert world.loop.conditions == {}
 
 
-@asynchronous
+@in_virtual_time
 async def test_names_with_strokes_are_nobody_elses() -> None:
     world = World()
     for engine, worker in (("a/b", "c"), ("a", "b/c"), ("a%2Fb", "c")):
@@ -333,10 +332,10 @@ async def test_names_with_strokes_are_nobody_elses() -> None:
     assert found == ["chat/a%2Fb/c", "chat/a/b%2Fc", "chat/a%252Fb/c"]
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_pool_that_is_gone_for_a_month_leaves_no_snapshot() -> None:
     world = World()
-    world.fleet.register(a_registration(pool="code"), BEGIN_S)
+    world.fleet.register(a_registration(pool="code"))
     await world.tick()
     assert len(world.disk.newest("snapshot")) == 2
     await world.tick(31 * 86_400.0)

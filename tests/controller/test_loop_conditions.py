@@ -7,7 +7,6 @@ from placer.plan import Plan
 from placer.problem import Problem
 from tests.builders import a_placement
 from tests.controller.tiny_pool import (
-    BEGIN_S,
     POOL,
     SKEWED,
     TICK_S,
@@ -15,13 +14,13 @@ from tests.controller.tiny_pool import (
     World,
     a_delta,
     a_registration,
-    asynchronous,
     decided,
+    in_virtual_time,
     is_even,
 )
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_pool_in_trouble_keeps_no_other_from_its_turn(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -29,8 +28,8 @@ async def test_a_pool_in_trouble_keeps_no_other_from_its_turn(
     three = a_placement([[0, 1, 2, 3, 0, 1]] * 2, gpus=3)
     world.engines.engines["code", "e0"] = MemoryEngine(three)
     registration = a_registration(pool="code", slots=6, ep_size=3)
-    world.fleet.register(registration, BEGIN_S)
-    world.fleet.push(registration.id, 1, [a_delta(SKEWED)], BEGIN_S)
+    world.fleet.register(registration)
+    world.fleet.push(registration.id, 1, [a_delta(SKEWED)])
     world.count(SKEWED)
     for _ in range(2):
         with caplog.at_level(logging.WARNING):
@@ -41,7 +40,7 @@ async def test_a_pool_in_trouble_keeps_no_other_from_its_turn(
     assert len(caplog.records) == 1  # not again and again
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_bug_is_told_and_ends_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -60,7 +59,7 @@ async def test_a_bug_is_told_and_ends_nothing(
     assert (world.loop.conditions, decided(world)[0]) == ({}, "wait")
 
 
-@asynchronous
+@in_virtual_time
 async def test_with_a_full_disk_nothing_moves_and_then_it_goes_on() -> None:
     world = World(mode="automatic", confirmations=1)
     world.count(SKEWED)
@@ -81,7 +80,7 @@ async def test_with_a_full_disk_nothing_moves_and_then_it_goes_on() -> None:
     )
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_operation_that_a_full_disk_held_up_is_resumed() -> None:
     world = World(mode="automatic", confirmations=1)
     world.count(SKEWED)
@@ -101,7 +100,7 @@ async def test_an_operation_that_a_full_disk_held_up_is_resumed() -> None:
     )
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_controller_that_was_killed_goes_on_where_it_was() -> None:
     world = World(mode="automatic", confirmations=1)
     world.count(SKEWED)
@@ -113,7 +112,7 @@ async def test_a_controller_that_was_killed_goes_on_where_it_was() -> None:
     assert (world.states(), is_even(world)) == ({"plan-1": "applied"}, True)
 
 
-@asynchronous
+@in_virtual_time
 async def test_if_no_engine_says_what_stands_nothing_is_decided() -> None:
     world = World()
     world.count(SKEWED)

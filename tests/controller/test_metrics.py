@@ -13,7 +13,6 @@ from placer.model import ModelShape
 from placer.pace import Pace
 from placer.placement import Placement
 from tests.controller.tiny_pool import (
-    BEGIN_S,
     BYTES,
     POOL,
     SKEWED,
@@ -21,7 +20,7 @@ from tests.controller.tiny_pool import (
     World,
     a_delta,
     a_registration,
-    asynchronous,
+    in_virtual_time,
 )
 
 WIDE = ModelShape("wide", 58, 64, 1, hidden=1, moe_intermediate=1)
@@ -36,7 +35,7 @@ def scrape(world: World, detail: bool = False) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-@asynchronous
+@in_virtual_time
 async def test_the_figures_of_a_tiny_pool() -> None:
     world = World(mode="automatic", confirmations=1)
     world.count(SKEWED)
@@ -89,11 +88,12 @@ def test_before_anything_is_known_only_that_is_told_which_is() -> None:
 
 def test_workers_that_lag_or_lose_pushes_are_seen() -> None:
     world = World()
+    world.fleet.register(a_registration("e1", dropped=1))
+    world.clock.advance(40.0)
     registration = a_registration(epoch=7, dropped=3)
-    world.fleet.register(registration, BEGIN_S)
+    world.fleet.register(registration)
     for sequence in (1, 3):  # it knows of more than we do
-        world.fleet.push(registration.id, sequence, [a_delta(SKEWED)], BEGIN_S)
-    world.fleet.register(a_registration("e1", dropped=1), BEGIN_S - 40)
+        world.fleet.push(registration.id, sequence, [a_delta(SKEWED)])
     found = scrape(world)
     assert found['placer_dropped_deltas_total{pool="chat"}'] == 3 + 1
     assert found['placer_agent_lag_seconds{pool="chat"}'] == 40
@@ -104,11 +104,11 @@ def test_tokens_are_those_of_the_phase_that_is_planned_for() -> None:
     world = World(phase="decode")
     registration = a_registration()
     deltas = [a_delta(SKEWED), a_delta([[5, 0, 0, 0]] * 2, phase="prefill")]
-    world.fleet.push(registration.id, 1, deltas, BEGIN_S)
+    world.fleet.push(registration.id, 1, deltas)
     assert scrape(world)['placer_window_tokens{pool="chat"}'] == 1000
 
 
-@asynchronous
+@in_virtual_time
 async def test_what_keeps_the_controller_from_its_work_is_counted() -> None:
     world = World()
     world.disk.is_full = True
@@ -116,7 +116,7 @@ async def test_what_keeps_the_controller_from_its_work_is_counted() -> None:
     assert scrape(world)["placer_conditions"] == len(world.loop.conditions) > 0
 
 
-@asynchronous
+@in_virtual_time
 async def test_with_detail_every_rank_of_every_layer_is_told() -> None:
     world = World()
     world.count([[400, 400, 100, 100], [1000, 0, 0, 0]])
@@ -135,13 +135,13 @@ async def test_with_detail_every_rank_of_every_layer_is_told() -> None:
 def test_how_long_steps_take_and_how_busy_engines_are() -> None:
     world = World(phase="decode")
     pace = Pace(50, 1.0, 4.0)
-    world.fleet.push(a_registration().id, 1, [a_delta(SKEWED)], BEGIN_S, {"decode": pace})
+    world.fleet.push(a_registration().id, 1, [a_delta(SKEWED)], {"decode": pace})
     found = scrape(world)
     assert found['placer_step_seconds{pool="chat"}'] == 0.02
     assert found['placer_busy_ratio{pool="chat"}'] == 0.25
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_pool_of_64_ranks_and_58_layers_has_few_series() -> None:
     """Even after every outcome and every end that there is."""
     row = np.tile(np.arange(64), (58, 1))
@@ -149,9 +149,9 @@ async def test_a_pool_of_64_ranks_and_58_layers_has_few_series() -> None:
     world.fleet.pools.clear()
     more: dict[str, Any] = {"ep_size": 64, "slots": 64, "layers": 58, "experts": 64, "shape": WIDE}
     registration = a_registration(actor="there", **more)
-    world.fleet.register(registration, BEGIN_S)
+    world.fleet.register(registration)
     load = np.full((58, 64), 100, dtype=np.uint32)
-    world.fleet.push(registration.id, 1, [Delta("decode", 1, 6400, 1, load)], BEGIN_S)
+    world.fleet.push(registration.id, 1, [Delta("decode", 1, 6400, 1, load)])
     await world.loop.tick()
     for outcome in ("hold", "infeasible", "wait", "propose", "act"):
         world.loop.counted[POOL, outcome] += 1

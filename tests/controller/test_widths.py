@@ -9,6 +9,7 @@ from controller.fleet import snapshots
 from controller.fleet.pools import SILENT_S, WorkerId
 from controller.fleet.workers import Fleet, FleetError
 from placer.plan import Plan
+from placer.virtual_clock import VirtualClock
 from tests.builders import a_placement
 from tests.controller.tiny_pool import (
     BYTES,
@@ -46,7 +47,7 @@ class Mixed(World):
         told = a_registration(
             engine, actor="there", ep_size=ranks, slots=2 * ranks, incarnation=incarnation
         )
-        self.fleet.register(told, self.clock.now_s())
+        self.fleet.register(told)
 
     def resize(self, engine: str) -> None:
         """From 2 ranks to 4."""
@@ -165,7 +166,7 @@ async def test_an_engine_that_is_resized_before_its_turn_stays_as_it_is() -> Non
 async def test_while_its_ranks_do_not_agree_an_engine_is_in_no_plan() -> None:
     """Rank 0 of e1 has heard that there are 4 now, rank 1 not yet; then it is gone."""
     world = Mixed()
-    world.fleet.register(a_registration("e1", "r1", rank=1), world.clock.now_s())
+    world.fleet.register(a_registration("e1", "r1", rank=1))
     world.say("e1", 4)
     pool = world.fleet.pool(POOL)
     assert {ranks: list(one.engines) for ranks, one in pool.groups.items()} == {
@@ -177,15 +178,15 @@ async def test_while_its_ranks_do_not_agree_an_engine_is_in_no_plan() -> None:
 
 
 def test_what_a_width_served_goes_with_the_last_that_has_it() -> None:
-    fleet = Fleet(lambda pool: 10.0)
-    fleet.register(a_registration(), 0.0)
-    fleet.push(WorkerId(POOL, "e0", "w0", 1), 1, [a_delta(SKEWED)], 0.0)
+    fleet = Fleet(lambda pool: 10.0, VirtualClock())
+    fleet.register(a_registration())
+    fleet.push(WorkerId(POOL, "e0", "w0", 1), 1, [a_delta(SKEWED)])
     pool = fleet.pool(POOL)
     assert set(pool.windows) == {2}
-    fleet.register(a_registration(ep_size=4, slots=8), 1.0)
+    fleet.register(a_registration(ep_size=4, slots=8))
     assert (pool.windows, pool.slots) == ({}, {4: 8})
     with pytest.raises(FleetError, match=r"on 4 ranks in 8 slots and w0 of e1 .* in 12 slots"):
-        fleet.register(a_registration("e1", ep_size=4, slots=12), 1.0)
+        fleet.register(a_registration("e1", ep_size=4, slots=12))
 
 
 def test_a_killed_controller_knows_the_traffic_of_each_width() -> None:

@@ -1,6 +1,7 @@
 """A pool of two engines, each 2 layers x 4 experts on 2 ranks, and what may happen to them."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any, ParamSpec
 
 import numpy as np
 
-from controller.clock import ManualClock
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
 from controller.fleet.pools import Group, Pool, Registration, WorkerId
@@ -22,6 +22,7 @@ from controller.migration.commands import Command, Lost, Outcome, Refused
 from placer.cost.balance import rank_load
 from placer.placement import Placement
 from placer.plan import Plan
+from placer.virtual_clock import VirtualClock, VirtualLoop
 from placer.worker import Worker
 from tests.builders import a_model, a_placement, by_hand
 
@@ -50,6 +51,45 @@ def asynchronous(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
         asyncio.run(patient(*args, **kwargs))
 
     return plain
+
+
+def in_virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """A test in which time passes when everybody waits for it."""
+
+    async def patient(*args: P.args, **kwargs: P.kwargs) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        watchdog = threading.Timer(GENEROUS_S, loop.call_soon_threadsafe, [task.cancel])
+        watchdog.start()
+        try:
+            await test(*args, **kwargs)
+        finally:
+            watchdog.cancel()
+
+    @wraps(test)
+    def plain(*args: P.args, **kwargs: P.kwargs) -> None:
+        VirtualClock().run(patient(*args, **kwargs))
+
+    return plain
+
+
+def a_clock(now: float) -> VirtualClock:
+    """That of the loop that runs, if there is one; its wall clock says ``now``."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return VirtualClock(now)
+    assert isinstance(loop, VirtualLoop), "use in_virtual_time"
+    loop.clock.jump(now - loop.clock.now())
+    return loop.clock
+
+
+def at(fleet: Fleet, second: float) -> Fleet:
+    """When its monotonic clock says so."""
+    clock = fleet.clock
+    assert isinstance(clock, VirtualClock)
+    clock.advance(second - clock.monotonic())
+    return fleet
 
 
 def a_policy(**changes: Any) -> PoolPolicy:
@@ -177,7 +217,7 @@ class World:
         begin_s: float = BEGIN_S,
         **policy: Any,
     ) -> None:
-        self.clock, self.disk = ManualClock(begin_s), Disk(path)
+        self.clock, self.disk = a_clock(begin_s), Disk(path)
         self.homes = {f"e{number}": MemoryEngine(home, BYTES) for number, home in enumerate(homes)}
         self.engines = Moody(self.homes)
         self.config = a_config(**policy)
@@ -186,21 +226,21 @@ class World:
     def start(self) -> None:
         """A controller that knows nothing but what was written down, and hears all engines."""
         self.ledger = WatchedLedger(self.disk, self.clock)
-        self.fleet = Fleet(lambda pool: self.config.of(pool).window_s)
-        self.loop = Loop(self.config, self.ledger, self.fleet, self.engines, MemoryPlanner())
+        self.fleet = Fleet(lambda pool: self.config.of(pool).window_s, self.clock)
+        planner = MemoryPlanner(self.clock)
+        self.loop = Loop(self.config, self.ledger, self.fleet, self.engines, planner)
         self.arbiter = self.loop.arbiter
         self.hear()
 
     def hear(self) -> None:
         for engine in self.homes:
-            self.fleet.register(a_registration(engine, actor="there"), self.clock.now_s())
+            self.fleet.register(a_registration(engine, actor="there"))
 
     def count(self, rows: Sequence[Sequence[int]], engine: str = "e0") -> None:
         """Traffic, which was pushed now."""
         self.hear()
         member = self.fleet.engine(POOL, engine)[0]
-        now_s = self.clock.now_s()
-        self.fleet.push(member.registration.id, member.sequence + 1, [a_delta(rows)], now_s)
+        self.fleet.push(member.registration.id, member.sequence + 1, [a_delta(rows)])
 
     async def tick(self, after_s: float = 0.0) -> None:
         """One turn of the loop, and what it begins."""

@@ -154,6 +154,7 @@ class Rank:
         from placer.agent.vllm import verdict
         from placer.agent.vllm.applying import Applying, Vote
         from placer.agent.vllm.process_group import GroupRanks
+        from placer.clock import SystemClock
         from placer.worker import Worker
 
         verdict.AGREEMENT = version
@@ -173,7 +174,7 @@ class Rank:
                 f"worker-{at}", "tiny", 1, EXPERTS, 1, can_apply=True, records=True, **shape
             )
 
-        self.applying = Applying(look, Own())
+        self.applying = Applying(look, Own(), SystemClock())
 
     def stop_agent(self) -> None:
         self.applying = self.ranks = None

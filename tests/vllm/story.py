@@ -87,7 +87,7 @@ def _tell(place: Path, agents: Path, engine: Engine) -> Story:
         out, err = applying.communicate()
     applied = subprocess.CompletedProcess(command, applying.returncode, out, err)
     map_after = _maps(engine)
-    statuses = folder.read_statuses(agents)
+    statuses = folder.read_statuses(agents, time.time())
     engine.call("placer_count_loads")
     afterwards = engine.generate(prompts, TOKENS)
     rank_loads = np.array(engine.call("placer_rank_loads")[0])
@@ -156,7 +156,7 @@ def _maps(engine: Engine) -> list[np.ndarray]:
 
 
 def _statuses(agents: Path) -> list[Status]:
-    return folder.read_statuses(agents)
+    return folder.read_statuses(agents, time.time())
 
 
 def _tokens(agents: Path) -> int:

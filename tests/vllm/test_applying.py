@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test
 
 from placer.agent.vllm.applying import Applying, Vote
 from placer.agent.vllm.verdict import Verdict
+from placer.clock import SystemClock
 from placer.placement import Placement
 from placer.plan import Plan
 from placer.worker import Worker
@@ -42,8 +43,8 @@ class Group:
 def a_rank(votes: Callable[[Vote], list[Vote]], worker: Worker = WORKER) -> Applying:
     """One whose fellow has an agent, too, and signs with it."""
     group = Group(votes)
-    fellow = Verdict(group.store, 1, 2, worker)
-    applying = Applying(lambda: (group, worker), Engines())
+    fellow = Verdict(group.store, 1, 2, worker, "fellow")
+    applying = Applying(lambda: (group, worker), Engines(), SystemClock())
     fellow.enter()
     return applying
 
@@ -172,7 +173,7 @@ def test_until_there_is_a_verdict_the_engine_decides_and_nobody_is_asked() -> No
         raise AssertionError("nobody else would vote")
 
     group = Group(never)
-    applying = Applying(lambda: (group, WORKER), Engines())
+    applying = Applying(lambda: (group, WORKER), Engines(), SystemClock())
     applying.offer(1, NEW)
     for _ in range(3):
         assert asked(applying) == "the engine's map of 4 slots"
@@ -182,14 +183,14 @@ def test_until_there_is_a_verdict_the_engine_decides_and_nobody_is_asked() -> No
 def test_a_store_that_fails_is_the_agents_trouble_and_not_the_engines() -> None:
     group = Group(lambda mine: [mine, mine])
     group.store = None
-    applying = Applying(lambda: (group, WORKER), Engines())
+    applying = Applying(lambda: (group, WORKER), Engines(), SystemClock())
     assert asked(applying) == "the engine's map of 4 slots"
     assert "no plan is applied: the store of the engine's process group fails" in applying.trouble()
 
 
 def test_another_shape_is_another_worker_without_a_plan() -> None:
     group, worker = Group(lambda mine: [mine, mine]), WORKER
-    applying = Applying(lambda: (group, worker), Engines())
+    applying = Applying(lambda: (group, worker), Engines(), SystemClock())
     assert (applying.offer(1, NEW), applying.changes) == ("", 1)
     worker = replace(WORKER, slots=8)
     applying.look()

@@ -14,7 +14,6 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm installs it")
 
-from controller.clock import SystemClock
 from controller.config import Config, PoolPolicy
 from controller.engines.fleet_engines import FleetEngines
 from controller.engines.in_memory import MemoryEngines, MemoryPlanner
@@ -26,6 +25,7 @@ from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.server.security import Listening
 from controller.server.serve import start
+from placer.clock import SystemClock
 from placer.files.specs import read_topology
 from placer.v1 import fleet_pb2, placement_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
@@ -62,11 +62,12 @@ def controller() -> Iterator[tuple[str, Loop]]:
 
     async def run() -> None:
         config = Config(POLICY, every_s=1.0)
-        ledger = WatchedLedger(Ledger(None, FORMS), SystemClock())
-        fleet = Fleet(lambda _: POLICY.window_s)
+        clock = SystemClock()
+        ledger = WatchedLedger(Ledger(None, FORMS), clock)
+        fleet = Fleet(lambda _: POLICY.window_s, clock)
         by_agent = VllmEngines(fleet, ledger, config)
         engines = FleetEngines(fleet, MemoryEngines({}), by_agent)
-        ready.loop = Loop(config, ledger, fleet, engines, MemoryPlanner())
+        ready.loop = Loop(config, ledger, fleet, engines, MemoryPlanner(clock))
         server, ready.port = await start(ready.loop, by_agent, Listening("127.0.0.1:0"))
         ready.task = asyncio.create_task(ready.loop.run())
         ready.events = asyncio.get_running_loop()

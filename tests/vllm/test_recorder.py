@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test
 from placer.agent.recording import Counts
 from placer.agent.vllm.counters import STAGED, Counters
 from placer.agent.vllm.recorder import Batch, StepRecorder
+from placer.clock import SystemClock
 from placer.profile import merge, of_trace
 from placer.trace import Trace
 from tests.agent.workers import assert_drawn
@@ -83,7 +84,7 @@ def a_world(seed: int, requests: int, longest: int, chunk: int = 5) -> World:
         f"r{at}": Request(prompt, prompt + int(rng.integers(1, longest)))
         for at, prompt in enumerate(rng.integers(1, longest, requests).tolist())
     }
-    return World(StepRecorder(counters), made, rng, chunk)
+    return World(StepRecorder(counters, SystemClock()), made, rng, chunk)
 
 
 def true_trace(world: World, phase: str | None = None) -> Trace:
@@ -194,14 +195,14 @@ def test_sampled_requests_are_kept_token_by_token() -> None:
 
 
 def test_a_step_without_tokens_may_be_all_that_there_was() -> None:
-    recorder = StepRecorder(Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu")))
+    recorder = StepRecorder(Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu")), SystemClock())
     recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]), 0.0)
     assert recorder.take().profiles() == []
 
 
 def test_a_request_that_begins_again_after_preemption_leaves_no_broken_trace() -> None:
     counters = Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu"))
-    recorder = StepRecorder(counters)
+    recorder = StepRecorder(counters, SystemClock())
     for position in (0, 1, 0, 1, 2):  # preempted after two tokens
         new = ["r"] if recorder.take().counts.tokens.sum() == 0 and position == 0 else []
         token_ids = torch.zeros(1, dtype=torch.int64)
@@ -233,15 +234,16 @@ def test_steps_are_timed_by_phase_on_the_clock_that_the_engine_sees(
     counters = Counters(LAYERS, EXPERTS, TOP_K, 4, torch.device("cpu"))
     for layer in range(LAYERS):
         counters.capture(layer, torch.arange(TOP_K).repeat(4, 1))
-    recorder = StepRecorder(counters)
-    monkeypatch.setattr("placer.agent.vllm.recorder.time.monotonic", lambda: next(ended_s))
+    clock = SystemClock()
+    recorder = StepRecorder(counters, clock)
+    monkeypatch.setattr(clock, "monotonic", lambda: next(ended_s))
     for begun_s, position, size in ((100.0, 0, 2), (100.03, 2, 1), (100.04, 3, 1)):
         batch = Batch(
             ["r"], {"r": size}, size, np.array([position]), np.array([2]), torch.zeros(4), (), ()
         )
         recorder.observe(batch, begun_s)
     recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]), 101.05)
-    monkeypatch.setattr("placer.agent.vllm.recorder.time.monotonic", lambda: 102.0)
+    monkeypatch.setattr(clock, "monotonic", lambda: 102.0)
     profiles = {one.phase: one for one in recorder.take().profiles()}
     prefill, decode = profiles["prefill"].pace, profiles["decode"].pace
     assert prefill is not None
@@ -256,9 +258,10 @@ def test_steps_are_timed_by_phase_on_the_clock_that_the_engine_sees(
 def test_time_in_which_no_step_is_seen_is_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps are seen, of 10 ms each, half a second apart, and one in between is not."""
     now_s = [100.0]
-    monkeypatch.setattr("placer.agent.vllm.recorder.time.monotonic", lambda: now_s[0])
+    clock = SystemClock()
+    monkeypatch.setattr(clock, "monotonic", lambda: now_s[0])
     counters = Counters(LAYERS, EXPERTS, TOP_K, 4, torch.device("cpu"))
-    recorder = StepRecorder(counters)
+    recorder = StepRecorder(counters, clock)
 
     def step(begun_s: float, position: int, is_seen: bool = True) -> None:
         for layer in range(LAYERS):
@@ -287,8 +290,9 @@ def test_time_in_which_no_step_is_seen_is_no_time(monkeypatch: pytest.MonkeyPatc
 
 def test_a_window_may_end_while_no_step_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
-    monkeypatch.setattr("placer.agent.vllm.recorder.time.monotonic", lambda: now_s[0])
-    recorder = StepRecorder(Counters(LAYERS, EXPERTS, TOP_K, 4, torch.device("cpu")))
+    clock = SystemClock()
+    monkeypatch.setattr(clock, "monotonic", lambda: now_s[0])
+    recorder = StepRecorder(Counters(LAYERS, EXPERTS, TOP_K, 4, torch.device("cpu")), clock)
     empty = Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ())
     recorder.observe(empty, 100.0)
     recorder.skip(empty, 101.0)

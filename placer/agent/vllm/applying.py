@@ -11,7 +11,6 @@ When the group of ranks changes, or the slots that it has, all that begins anew.
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ import torch
 
 from placer.agent.vllm.verdict import Store, Verdict
 from placer.arrays import IntArray
+from placer.clock import Readings
 from placer.placement import Placement
 from placer.plan import Plan
 from placer.refusal import refusal
@@ -81,8 +81,10 @@ class Applying:
     changes: how often the group or its shape was another one, the first time included
     """
 
-    def __init__(self, look: Callable[[], tuple[Ranks, Worker]], otherwise: Policy) -> None:
-        self.otherwise = otherwise
+    def __init__(
+        self, look: Callable[[], tuple[Ranks, Worker]], otherwise: Policy, clock: Readings
+    ) -> None:
+        self.otherwise, self._clock = otherwise, clock
         self.epoch, self.digest, self.changes = 0, "", 0
         self._look = look
         self._lock = threading.Lock()
@@ -101,7 +103,7 @@ class Applying:
             self.epoch, self.digest = 0, ""
             self._turn = 0  # of rearrangements in this group
             self.changes += 1
-        self._looked_s = time.monotonic()  # others may need a moment
+        self._looked_s = self._clock.monotonic()  # others may need a moment
         self._ask(lambda verdict: None)
 
     def look(self) -> None:
@@ -110,8 +112,8 @@ class Applying:
         if ranks is not self.ranks or worker != self.worker:
             log.info("placer: %s is one of %d ranks now", worker.name, ranks.size)
             self._renew(ranks, worker)
-        elif not self.agreed and time.monotonic() - self._looked_s >= LOOK_EVERY_S:
-            self._looked_s = time.monotonic()
+        elif not self.agreed and self._clock.monotonic() - self._looked_s >= LOOK_EVERY_S:
+            self._looked_s = self._clock.monotonic()
             self._ask(Verdict.look)
 
     @property
@@ -177,7 +179,7 @@ class Applying:
                 log.exception("placer: cannot see whether the group of ranks changed")
             self._turn += 1
             self._ask(Verdict.enter)
-        self._profiling, self._entered_s = is_profile, time.monotonic()
+        self._profiling, self._entered_s = is_profile, self._clock.monotonic()
         try:
             return run()
         finally:
@@ -185,7 +187,7 @@ class Applying:
 
     def verify(self, read_map: Callable[[], IntArray]) -> None:
         """See whether an agreed plan has arrived in the engine's map, [layers, slots]."""
-        expected, now_s = self._expected, time.monotonic()
+        expected, now_s = self._expected, self._clock.monotonic()
         if expected is None or now_s - self._verified_s < VERIFY_EVERY_S:
             return
         self._verified_s = now_s
@@ -198,7 +200,7 @@ class Applying:
         """What to report of a rearrangement that does not finish, or of ranks that cannot agree;
         empty if all is well."""
         entered_s = self._entered_s
-        if entered_s is not None and (took_s := time.monotonic() - entered_s) >= STALLED_S:
+        if entered_s is not None and (took_s := self._clock.monotonic() - entered_s) >= STALLED_S:
             return (
                 f"a rebalance has not finished for {took_s:.0f} s and holds the engine up: a rank "
                 "may be gone; restart the engine"
@@ -217,8 +219,8 @@ class Applying:
         """Ask the group's store; a fault there is the agent's trouble, not the engine's."""
         try:
             if self._verdict is None:
-                ranks = self.ranks
-                self._verdict = Verdict(ranks.store, ranks.rank, ranks.size, self.worker)
+                ranks, name = self.ranks, self._clock.new_id()
+                self._verdict = Verdict(ranks.store, ranks.rank, ranks.size, self.worker, name)
             what(self._verdict)
             self._fault = ""
         except Exception as error:

@@ -6,7 +6,6 @@ synchronous rearrangement. Nothing here is used, or tested, on another platform.
 """
 
 from functools import cache, wraps
-from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +13,9 @@ import torch
 from vllm.config import parallel
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
+from placer.clock import SystemClock
+
+CLOCK = SystemClock()
 KNUTH = 2654435769
 """Multiplier of the hash by which vLLM spreads tokens over an expert's replicas."""
 
@@ -35,7 +37,7 @@ class _Event:
         self.time = 0.0
 
     def record(self) -> None:
-        self.time = perf_counter()
+        self.time = CLOCK.monotonic()
 
     def synchronize(self) -> None:
         pass

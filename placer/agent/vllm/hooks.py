@@ -6,7 +6,6 @@ a hook is logged once and ends the agent's work, not the engine's.
 """
 
 import logging
-import time
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
@@ -17,7 +16,7 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from placer.agent.sinks import OpenSink
-from placer.agent.vllm.worker_agent import WorkerAgent, start
+from placer.agent.vllm.worker_agent import CLOCK, WorkerAgent, start
 
 log = logging.getLogger("vllm.placer")
 
@@ -55,7 +54,7 @@ def _after(owner: type, name: str, then: Callable[..., None]) -> None:
 
     @wraps(method)
     def extended(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun_s = time.monotonic()
+        begun_s = CLOCK.monotonic()
         result = method(self, *args, **kwargs)
         try:
             then(self, *args, begun_s=begun_s, **kwargs)

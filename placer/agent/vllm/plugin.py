@@ -60,9 +60,10 @@ def _hook(target: str) -> None:
     try:
         from placer.agent.sinks import way_to
         from placer.agent.vllm.hooks import install
+        from placer.agent.vllm.worker_agent import CLOCK
 
         # Settings that cannot be end the agent here, before it touches the engine.
-        install(way_to(target), _record())
+        install(way_to(target, CLOCK), _record())
     except Exception:
         log.exception("placer: the agent cannot start, serving goes on without it")
 

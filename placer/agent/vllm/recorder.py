@@ -1,7 +1,6 @@
 """What one worker's routers chose: counted, and of some requests kept token by token."""
 
 import threading
-import time
 from collections.abc import Collection, Mapping
 from itertools import chain
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from placer.agent.sampling import Sampler
 from placer.agent.stopwatch import Stopwatch
 from placer.agent.vllm.counters import STAGED, Counters, quick
 from placer.arrays import IntArray
+from placer.clock import Readings
 
 SKIPPED: list[int] = []  # the rows of requests that are not sampled
 IDLE_S = 1.0  # without a step, after which other threads may touch the device's counters
@@ -56,11 +56,11 @@ class StepRecorder:
     A step costs the engine a few copies; all else is done for some thousand tokens at once.
     """
 
-    def __init__(self, counters: Counters) -> None:
-        self.counters = counters
+    def __init__(self, counters: Counters, clock: Readings) -> None:
+        self.counters, self._clock = counters, clock
         self.token_ids = torch.zeros(STAGED, dtype=torch.int32, device=counters.device)
         self._token_ids = quick(self.token_ids)
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic()
         self.sampler = Sampler(counters.layers * counters.top_k * 4, now_s)
         self.stopwatch = Stopwatch()
         self._batches: list[tuple[float, Batch]] = []  # when they came, those that are staged
@@ -74,7 +74,7 @@ class StepRecorder:
     def observe(self, batch: Batch, begun_s: float) -> None:
         """Take in what ``counters.capture`` saw during the step that ran since ``begun_s``."""
         with self._lock:
-            self._stepped_s = time.monotonic()
+            self._stepped_s = self._clock.monotonic()
             if self._since_s is None:
                 self._since_s = begun_s
             if self._away_s is not None:
@@ -100,7 +100,7 @@ class StepRecorder:
     def skip(self, batch: Batch, begun_s: float) -> None:
         """A step that ran since ``begun_s`` and was not seen: as if there had been no time."""
         with self._lock:
-            self._stepped_s = time.monotonic()
+            self._stepped_s = self._clock.monotonic()
             if self._since_s is None:
                 return
             self.stopwatch.begin(begun_s, ())
@@ -117,7 +117,7 @@ class StepRecorder:
     def take_idle(self) -> Recording | None:
         """The same from another thread, if no step ran for a while and there is something."""
         with self._lock:
-            now_s = time.monotonic()
+            now_s = self._clock.monotonic()
             if now_s - self._stepped_s < IDLE_S or not (
                 self._batches or self.counters.tokens.any()
             ):
@@ -128,7 +128,7 @@ class StepRecorder:
 
     def _take(self) -> Recording:
         self._fold()
-        now_s = time.monotonic()
+        now_s = self._clock.monotonic()
         end_s = now_s if self._away_s is None else self._away_s
         window_s = 0.0 if self._since_s is None else end_s - self._since_s
         self._since_s = now_s

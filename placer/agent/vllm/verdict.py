@@ -16,7 +16,6 @@ A rank without an agent announces nothing, one of another version another creed:
 """
 
 import json
-import uuid
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, Protocol
@@ -38,9 +37,10 @@ class Store(Protocol):
 
 
 class Verdict:
-    """Of one group of ``size`` ranks and one shape, on one rank. ``stands`` once it was "yes"."""
+    """Of one group of ``size`` ranks and one shape, on one rank. ``stands`` once it was "yes".
+    name: that nobody had before"""
 
-    def __init__(self, store: Store, rank: int, size: int, worker: Worker) -> None:
+    def __init__(self, store: Store, rank: int, size: int, worker: Worker, name: str) -> None:
         self.stands = False
         self.missing = ""
         self._store, self._rank, self._size = store, rank, size
@@ -51,7 +51,7 @@ class Verdict:
             "slots": worker.slots,
             "ranks": size,
         }
-        announced = json.dumps({"name": uuid.uuid4().hex, "creed": self._creed})
+        announced = json.dumps({"name": name, "creed": self._creed})
         store.set(f"placer/{size}/{rank}", announced)
 
     def look(self) -> None:

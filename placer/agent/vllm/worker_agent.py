@@ -1,7 +1,6 @@
 """The agent of one worker of vLLM's: what it is, records and applies."""
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,11 +21,13 @@ from placer.agent.vllm.experts import Capture, ExpertLayer, expert_layers, kinds
 from placer.agent.vllm.process_group import GroupRanks
 from placer.agent.vllm.recorder import StepRecorder
 from placer.agent.vllm.shutter import Shutter
+from placer.clock import SystemClock
 from placer.errors import ModelError
 from placer.files.configs import DENSE, read_config
 from placer.model import ModelShape
 from placer.worker import Worker
 
+CLOCK = SystemClock()
 log = logging.getLogger("vllm.placer")
 
 
@@ -55,9 +56,9 @@ class WorkerAgent:
         if eplb is not None:  # last: a rank that cannot start must not announce itself
             self._ranks = GroupRanks(get_eplb_group().cpu_group)
             self._state = _state(eplb, config)
-            self.applying = Applying(self._look, eplb.policy)
+            self.applying = Applying(self._look, eplb.policy, CLOCK)
             self.attach(eplb)
-        self.reporter = Reporter(worker, sink, self.recorder, self.applying, unseen)
+        self.reporter = Reporter(worker, sink, self.recorder, self.applying, CLOCK, unseen)
         # Ends before the process does, unlike atexit in a process that multiprocessing began.
         Finalize(None, self.reporter.close, exitpriority=100)
         self.reporter.start()
@@ -76,7 +77,7 @@ class WorkerAgent:
             log.warning("placer: records no more: it cannot tell this rank's tokens from others'")
             self.recorder = self.reporter.recorder = None
         if self.recorder is not None and (batch := batch_of(runner, scheduled)) is not None:
-            if self._shutter is None or self._shutter.after_step(time.monotonic()):
+            if self._shutter is None or self._shutter.after_step(CLOCK.monotonic()):
                 self.recorder.observe(batch, begun_s)
             else:
                 self.recorder.skip(batch, begun_s)
@@ -99,7 +100,7 @@ class WorkerAgent:
         else:
             for layer, capture in zip(layers, captures, strict=True):
                 layer.bind(capture)
-        return StepRecorder(counters)
+        return StepRecorder(counters, CLOCK)
 
     def _lose(self, is_lost: bool) -> None:
         self._lost_rows = is_lost

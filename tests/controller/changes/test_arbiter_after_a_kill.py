@@ -4,11 +4,11 @@ from controller.changes.plans import PlanState
 from controller.fleet.workers import FORGOTTEN_S
 from controller.ledger.ledger import LedgerFull
 from placer.plan import Plan
-from tests.controller.tiny_pool import GOAL, HOME, OTHER, POOL, KilledError, World, asynchronous
+from tests.controller.tiny_pool import GOAL, HOME, OTHER, POOL, KilledError, World, in_virtual_time
 
 
 @pytest.mark.parametrize("kind", ["plan", "operation"])
-@asynchronous
+@in_virtual_time
 async def test_a_plan_and_its_operation_begin_together_or_not_at_all(kind: str) -> None:
     world = World()
     plan = world.arbiter.propose(POOL, Plan(GOAL), "", "an operator's plan")
@@ -23,7 +23,7 @@ async def test_a_plan_and_its_operation_begin_together_or_not_at_all(kind: str) 
     assert world.states() == {"plan-1": "applied"}
 
 
-@asynchronous
+@in_virtual_time
 async def test_what_a_killed_controller_left_is_gone_on_with_once_the_pool_is_heard() -> None:
     world = World()
     world.engines.moods = {5: "killed"}
@@ -41,7 +41,7 @@ async def test_what_a_killed_controller_left_is_gone_on_with_once_the_pool_is_he
     assert (world.states(), world.stand_at(GOAL)) == ({"plan-1": "applied"}, True)
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_operation_whose_pool_stays_away_ends_so_that_others_may_begin() -> None:
     world = World()
     world.engines.moods = {5: "killed"}
@@ -58,7 +58,7 @@ async def test_an_operation_whose_pool_stays_away_ends_so_that_others_may_begin(
 
 
 @pytest.mark.parametrize("phase", ["succeeded", "rolled back"])
-@asynchronous
+@in_virtual_time
 async def test_killed_before_the_plan_was_told_it_is_told_later(phase: str) -> None:
     world = World()
     await world.apply(OTHER)
@@ -77,7 +77,7 @@ async def test_killed_before_the_plan_was_told_it_is_told_later(phase: str) -> N
     assert tuple(world.states().values()) == told[phase]
 
 
-@asynchronous
+@in_virtual_time
 async def test_killed_before_the_plan_was_told_of_its_rollback_it_is_told_later() -> None:
     world = World()
     await world.apply(GOAL)
@@ -93,7 +93,7 @@ async def test_killed_before_the_plan_was_told_of_its_rollback_it_is_told_later(
     assert world.states() == {"plan-1": "rolled back"}
 
 
-@asynchronous
+@in_virtual_time
 async def test_killed_between_two_plans_one_is_applied_and_one_superseded() -> None:
     """The older was told already, the newer not."""
     world = World()

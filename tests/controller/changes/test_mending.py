@@ -22,8 +22,8 @@ from tests.controller.tiny_pool import (
     World,
     a_policy,
     a_registration,
-    asynchronous,
     decided,
+    in_virtual_time,
 )
 
 EVEN = [[250] * 4] * 2
@@ -36,11 +36,11 @@ class WithReplicas(World):
 
     def hear(self) -> None:
         for engine in self.homes:
-            self.fleet.register(a_registration(engine, actor="there", slots=6), self.clock.now_s())
+            self.fleet.register(a_registration(engine, actor="there", slots=6))
 
 
 @pytest.mark.parametrize("mode", ["advisory", "automatic"])
-@asynchronous
+@in_virtual_time
 async def test_a_map_that_breaks_a_rule_is_mended_at_the_first_look(mode: str) -> None:
     world = WithReplicas((TWICE, TWICE), mode=mode, confirmations=2, horizon_s=0.0)
     world.count(EVEN)
@@ -58,7 +58,7 @@ async def test_a_map_that_breaks_a_rule_is_mended_at_the_first_look(mode: str) -
     assert decided(world)[0] == "hold"
 
 
-@asynchronous
+@in_virtual_time
 async def test_what_does_not_fit_into_max_moved_is_infeasible_and_says_what_does() -> None:
     world = WithReplicas((TWICE, TWICE), mode="automatic", max_moved=0.05)
     world.count(EVEN)
@@ -68,7 +68,7 @@ async def test_what_does_not_fit_into_max_moved_is_infeasible_and_says_what_does
     assert reason.endswith("needs max_moved 0.084 or more")
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_lost_expert_is_planned_for_but_no_engine_is_asked_to_copy_it() -> None:
     world = World((LOST, LOST), mode="automatic", horizon_s=0.0)
     world.count(EVEN)
@@ -94,6 +94,6 @@ def test_mending_needs_no_confirmation_but_keeps_to_the_hours() -> None:
     )
     policy = a_policy(mode="automatic", confirmations=5)
     assert rebalance(Seen(plan, Past(), policy, 0.0)).outcome == "act"
-    assert rebalance(Seen(plan, Past(changed_s=0.0), policy, 1.0)).outcome == "wait"
+    assert rebalance(Seen(plan, Past(rested_s=1.0), policy, 1.0)).outcome == "wait"
     closed = replace(policy, hours=(Hours(60, 120),))
     assert rebalance(Seen(plan, Past(), closed, 0.0)).outcome == "wait"

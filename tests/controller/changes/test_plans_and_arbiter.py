@@ -23,7 +23,7 @@ from tests.controller.tiny_pool import (
     POOL,
     World,
     a_registration,
-    asynchronous,
+    in_virtual_time,
 )
 
 
@@ -36,7 +36,7 @@ def reasons(world: World, id: str) -> list[tuple[str, str]]:
     return [(one.value.state, one.reason) for one in world.disk.versions("plan", id)]
 
 
-@asynchronous
+@in_virtual_time
 async def test_the_life_of_a_plan() -> None:
     world = World()
     plan = propose(world)
@@ -76,7 +76,7 @@ def test_agents_get_a_plan_without_what_only_people_read() -> None:
     assert plan.gain is None
 
 
-@asynchronous
+@in_virtual_time
 async def test_numbers_go_on_whichever_was_written_last() -> None:
     world = World()
     for number in (1, 2, 3):
@@ -84,7 +84,7 @@ async def test_numbers_go_on_whichever_was_written_last() -> None:
         assert (await world.arbiter.scale(POOL, 4, "", "more")).id == f"op-{number}"
 
 
-@asynchronous
+@in_virtual_time
 async def test_no_number_is_given_twice_also_when_all_that_had_one_is_forgotten() -> None:
     world = World()
     for _ in range(3):
@@ -114,7 +114,7 @@ def test_numbers_go_on_where_nothing_counted_them(count: str) -> None:
     assert propose(world).id == "plan-13"
 
 
-@asynchronous
+@in_virtual_time
 async def test_decisions_of_one_moment_are_several() -> None:
     """Also when the clock is set back to it."""
     world = World()
@@ -176,14 +176,14 @@ def test_a_plan_that_must_not_be_applied_is_not_even_proposed(
 def test_two_copies_on_one_rank_are_refused() -> None:
     world = World([a_placement([[0, 1, 2, 0, 3, 1]] * 2)])
     world.fleet.pools.clear()
-    world.fleet.register(a_registration(slots=6), BEGIN_S)
+    world.fleet.register(a_registration(slots=6))
     with pytest.raises(PlacementError, match="layer 0: GPU 0 holds expert 0 2 times"):
         propose(world, a_placement([[0, 0, 1, 1, 2, 3]] * 2))
 
 
 def test_an_engine_whose_balancer_is_off_takes_no_plan() -> None:
     world = World()
-    world.fleet.register(a_registration("e1", can_apply=False), BEGIN_S)
+    world.fleet.register(a_registration("e1", can_apply=False))
     with pytest.raises(PlacementError, match="load balancer is off"):
         propose(world)
 
@@ -193,7 +193,7 @@ def test_a_plan_for_a_pool_that_is_not_there_is_refused() -> None:
         World().arbiter.propose("code", Plan(GOAL), "", "why not")
 
 
-@asynchronous
+@in_virtual_time
 async def test_one_operation_at_a_time() -> None:
     world = World()
     await world.apply(GOAL)
@@ -208,7 +208,7 @@ async def test_one_operation_at_a_time() -> None:
     assert world.stand_at(OTHER)
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_plan_from_a_map_that_stands_no_longer_is_refused() -> None:
     world = World()
     stale = propose(world, GOAL, before=OTHER.digest)
@@ -221,7 +221,7 @@ async def test_a_plan_from_a_map_that_stands_no_longer_is_refused() -> None:
     assert world.stand_at(GOAL)
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_operation_that_fails_takes_its_plan_back() -> None:
     world = World()
     world.engines.moods = {4: "refused"}
@@ -232,7 +232,7 @@ async def test_an_operation_that_fails_takes_its_plan_back() -> None:
     assert (world.stand_at(HOME), world.arbiter.ended) == (True, {(POOL, "rolled back"): 1})
 
 
-@asynchronous
+@in_virtual_time
 async def test_the_plan_of_a_halted_operation_is_halted() -> None:
     world = World()
     await world.apply(GOAL)
@@ -245,7 +245,7 @@ async def test_the_plan_of_a_halted_operation_is_halted() -> None:
     assert world.stand_at(HOME)
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_rollback_ends_the_operation_that_runs() -> None:
     world = World(bytes_per_minute=BYTES)
     begun = await world.apply(GOAL)
@@ -263,7 +263,7 @@ async def test_a_rollback_ends_the_operation_that_runs() -> None:
     assert world.stand_at(GOAL)
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_rollback_brings_the_pool_to_where_it_was_before_its_last_plan() -> None:
     world = World()
     for placement in (OTHER, GOAL):
@@ -276,7 +276,7 @@ async def test_a_rollback_brings_the_pool_to_where_it_was_before_its_last_plan()
     assert world.states() == {"plan-1": "applied", "plan-2": "rolled back"}
 
 
-@asynchronous
+@in_virtual_time
 async def test_what_was_never_changed_cannot_be_rolled_back() -> None:
     world = World()
     world.engines.moods = {0: "refused"}
@@ -286,7 +286,7 @@ async def test_what_was_never_changed_cannot_be_rolled_back() -> None:
         await world.arbiter.rollback(POOL, "", "why not")
 
 
-@asynchronous
+@in_virtual_time
 async def test_the_same_key_is_the_same_operation() -> None:
     world = World()
     first = await world.apply(GOAL, key="ann-7")
@@ -301,7 +301,7 @@ async def test_the_same_key_is_the_same_operation() -> None:
     assert world.stand_at(HOME)
 
 
-@asynchronous
+@in_virtual_time
 async def test_of_two_who_begin_at_once_one_does() -> None:
     world = World()
     plan = world.arbiter.plans.approve(propose(world).id, 0, "go")
@@ -311,7 +311,7 @@ async def test_of_two_who_begin_at_once_one_does() -> None:
     assert len(world.disk.newest("operation")) == 1
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_change_is_dated_by_the_end_of_its_operation() -> None:
     world = World(bytes_per_minute=2 * BYTES)  # four rounds of a minute
     assert world.arbiter.history.last_changes(POOL) == (None, 0)
@@ -320,11 +320,13 @@ async def test_a_change_is_dated_by_the_end_of_its_operation() -> None:
     await world.arbiter.settle()
     await world.clock.sleep(5.0)
     await world.arbiter.scale(POOL, 4, "", "more")
-    assert world.arbiter.history.last_changes(POOL) == (BEGIN_S + 240, 0)
+    last, failures = world.arbiter.history.last_changes(POOL)
+    assert last is not None
+    assert (last.at_s, world.ledger.age_s(last), failures) == (BEGIN_S + 240, 5.0, 0)
     assert world.arbiter.history.last_changes("code") == (None, 0)
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_width_cannot_be_changed_and_that_is_written_down() -> None:
     world = World()
     record = await world.arbiter.scale(POOL, 4, "key-1", "ann wants 4")

@@ -1,4 +1,3 @@
-import asyncio
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ from hypothesis import strategies as st
 from controller.changes import runner
 from controller.changes.operations import Apply, Operation, Phase
 from controller.changes.runner import RETRY_S, TRIES, Runner
-from controller.clock import ManualClock
 from controller.engines.in_memory import MemoryEngine
 from controller.ledger.ledger import LedgerFull, Record
 from controller.ledger.watched import WatchedLedger
@@ -26,9 +24,10 @@ from tests.controller.tiny_pool import (
     Disk,
     KilledError,
     Moody,
+    a_clock,
     a_config,
     alike,
-    asynchronous,
+    in_virtual_time,
 )
 
 ONE = ["Stage", "Agree", *["Drop", "Copy", "Commit"] * 2, "Verify"]  # two rounds
@@ -50,7 +49,7 @@ class Story:
         goal: Placement = GOAL,
         **policy: Any,
     ) -> None:
-        self.clock, self.disk, self.config = ManualClock(BEGIN_S), Disk(None), a_config(**policy)
+        self.clock, self.disk, self.config = a_clock(BEGIN_S), Disk(None), a_config(**policy)
         self.homes, self.goal = homes, goal
         self.engines = Moody(
             {
@@ -96,7 +95,7 @@ class Story:
         return self.stand_at(*ends[self.record.value.phase])
 
 
-@asynchronous
+@in_virtual_time
 async def test_engines_are_changed_one_after_the_other() -> None:
     story = Story()
     ended = await story.run()
@@ -106,7 +105,7 @@ async def test_engines_are_changed_one_after_the_other() -> None:
     assert (story.record.final, story.record.reason) == (True, "go")
 
 
-@asynchronous
+@in_virtual_time
 async def test_what_is_about_to_be_asked_is_written_down_before() -> None:
     story = Story()
     story.engines.moods = {4: "refused"}  # so that it goes back, too
@@ -121,7 +120,7 @@ async def test_what_is_about_to_be_asked_is_written_down_before() -> None:
     assert story.engines.names[5] == "e0 Discard"
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_engine_that_is_there_already_is_verified_and_left_alone() -> None:
     story = Story((GOAL, HOME))
     ended = await story.run()
@@ -129,7 +128,7 @@ async def test_an_engine_that_is_there_already_is_verified_and_left_alone() -> N
     assert (ended.moved, story.stand_at(GOAL, GOAL)) == (4, True)
 
 
-@asynchronous
+@in_virtual_time
 async def test_epochs_grow_from_leg_to_leg_even_if_the_clock_does_not() -> None:
     story = Story()
     story.engines.moods = {15: "lost"}
@@ -141,7 +140,7 @@ async def test_epochs_grow_from_leg_to_leg_even_if_the_clock_does_not() -> None:
 
 @pytest.mark.parametrize("number", EVERY)
 @pytest.mark.parametrize("mood", ["refused", "lost", "lost, done", "silent", "silent, done"])
-@asynchronous
+@in_virtual_time
 async def test_if_a_command_fails_all_engines_go_back(
     number: int, mood: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +161,7 @@ async def test_if_a_command_fails_all_engines_go_back(
 
 @pytest.mark.parametrize("number", EVERY)
 @pytest.mark.parametrize("is_before", [True, False])
-@asynchronous
+@in_virtual_time
 async def test_an_operator_can_have_it_back_at_any_moment(number: int, is_before: bool) -> None:
     story = Story()
 
@@ -181,7 +180,7 @@ async def test_an_operator_can_have_it_back_at_any_moment(number: int, is_before
 
 @pytest.mark.parametrize("number", EVERY)
 @pytest.mark.parametrize("mood", ["killed", "killed, done"])
-@asynchronous
+@in_virtual_time
 async def test_a_controller_that_was_killed_goes_on_to_the_same_goal(
     number: int, mood: str
 ) -> None:
@@ -194,7 +193,7 @@ async def test_a_controller_that_was_killed_goes_on_to_the_same_goal(
 
 
 @pytest.mark.parametrize("number", range(1, 20))
-@asynchronous
+@in_virtual_time
 async def test_killed_on_the_way_back_it_goes_on_back(number: int) -> None:
     story = Story()
     story.engines.moods = {12: "refused", 12 + number: "killed, done"}
@@ -202,7 +201,7 @@ async def test_killed_on_the_way_back_it_goes_on_back(number: int) -> None:
     assert story.stand_at(HOME, HOME)
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_abort_is_kept_for_the_next_controller() -> None:
     story = Story()
     old = story.runner
@@ -215,7 +214,7 @@ async def test_an_abort_is_kept_for_the_next_controller() -> None:
 
 
 @pytest.mark.parametrize("number", EVERY)
-@asynchronous
+@in_virtual_time
 async def test_without_room_in_the_ledger_nothing_moves_until_there_is(number: int) -> None:
     story = Story()
     story.engines.after = lambda at: setattr(story.disk, "is_full", at == number)
@@ -231,7 +230,7 @@ async def test_without_room_in_the_ledger_nothing_moves_until_there_is(number: i
 
 
 @pytest.mark.parametrize("number", EVERY)
-@asynchronous
+@in_virtual_time
 async def test_an_engine_that_is_gone_for_good_halts_it(number: int) -> None:
     story = Story()
     name = COMMANDS[number].split()[0]
@@ -244,11 +243,11 @@ async def test_an_engine_that_is_gone_for_good_halts_it(number: int) -> None:
     ended = await story.run()
     assert (ended.phase, ended.engine, ended.tries) == ("halted", name, TRIES)
     assert ended.why.endswith("the engine is gone")
-    assert story.clock.now_s() == BEGIN_S + TRIES * RETRY_S
+    assert story.clock.now() == BEGIN_S + TRIES * RETRY_S
     assert name == "e0" or alike(story.maps()[0], GOAL)
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_engine_that_does_not_go_back_halts_it() -> None:
     """It forgets gladly, but takes nothing in."""
     story = Story()
@@ -256,25 +255,25 @@ async def test_an_engine_that_does_not_go_back_halts_it() -> None:
     ended = await story.run()
     assert (ended.phase, ended.tries) == ("halted", TRIES)
     assert story.engines.names[6:10] == ["e0 Discard", "e0 Stage"] * 2
-    assert story.clock.now_s() == BEGIN_S + TRIES * RETRY_S
+    assert story.clock.now() == BEGIN_S + TRIES * RETRY_S
 
 
-@asynchronous
+@in_virtual_time
 async def test_copies_take_as_long_as_their_budget_gives_them() -> None:
     """A round copies two experts: a minute, at two experts a minute."""
     story = Story(bytes_per_minute=2 * BYTES)
     await story.run()
-    assert story.clock.now_s() == BEGIN_S + 4 * 60
+    assert story.clock.now() == BEGIN_S + 4 * 60
 
 
-@asynchronous
+@in_virtual_time
 async def test_without_a_budget_nothing_waits() -> None:
     story = Story()
     await story.run()
-    assert story.clock.now_s() == BEGIN_S
+    assert story.clock.now() == BEGIN_S
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_way_that_the_budget_does_not_allow_is_refused() -> None:
     story = Story(scratch_slots=0)
     ended = await story.run()
@@ -299,7 +298,7 @@ class ByItself(Moody):
         return Done()
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_engine_that_moves_by_itself_is_asked_for_no_rounds() -> None:
     story = Story()
     story.runner.engines = story.engines = ByItself(
@@ -353,6 +352,6 @@ def test_whatever_happens_it_ends_where_it_says_and_no_expert_is_ever_missing(
             story.runner.abort(story.record, "back")
 
     story.engines.before = abort
-    ended = asyncio.run(story.run())  # Moody looks for missing experts
+    ended = story.clock.run(story.run())  # Moody looks for missing experts
     assert story.is_where_it_says
     assert ended.is_final

@@ -5,7 +5,6 @@ from uuid import uuid4
 
 import pytest
 
-from controller.clock import ManualClock
 from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.pools import SILENT_S
@@ -18,6 +17,7 @@ from controller.migration.commands import (
     Outcome,
 )
 from controller.ports import Engines
+from placer.clock import SystemClock
 from placer.files.plans import parse_plan
 from placer.parallel import connect
 from placer.placement import Placement
@@ -26,6 +26,7 @@ from tests.controller.tiny_pool import (
     BYTES,
     HOME,
     POOL,
+    a_clock,
     a_config,
     a_registration,
 )
@@ -58,8 +59,8 @@ class ByAgents:
     """vLLM's side: two ranks that register, and take up what is offered at their next step."""
 
     def __init__(self) -> None:
-        self.clock = ManualClock(BEGIN_S)
-        self.fleet = Fleet(lambda pool: 300.0)
+        self.clock = a_clock(BEGIN_S)
+        self.fleet = Fleet(lambda pool: 300.0, self.clock)
         self.ledger = WatchedLedger(Ledger(None, FORMS), self.clock)
         self.engines = VllmEngines(self.fleet, self.ledger, a_config())
         self.offered: list[int] = []
@@ -70,7 +71,7 @@ class ByAgents:
         """Some ranks, else both, say how they stand."""
         for rank in ranks or (0, 1):
             told = a_registration("e0", f"w{rank}", rank=rank, **said)
-            self.fleet.register(told, self.clock.now_s())
+            self.fleet.register(told)
 
     def go_away(self) -> None:
         self.fleet.pools[POOL].members["e0", "w1"].last_seen_s -= SILENT_S
@@ -108,8 +109,8 @@ class ThroughRay:
         name = f"engine/{uuid4()}"
         actor = ray.remote(Remote).options(name=name, namespace=NAMESPACE, num_cpus=0)
         self.engine, self.kill = actor.remote(), ray.kill
-        fleet = Fleet(lambda pool: 300.0)
-        fleet.register(a_registration("e0", "w0", actor=name), BEGIN_S)
+        fleet = Fleet(lambda pool: 300.0, SystemClock())
+        fleet.register(a_registration("e0", "w0", actor=name))
         self.engines = RayEngines(fleet)
 
     def go_away(self) -> None:

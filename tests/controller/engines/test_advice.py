@@ -17,8 +17,8 @@ from tests.controller.tiny_pool import (
     World,
     a_delta,
     a_policy,
-    asynchronous,
     decided,
+    in_virtual_time,
 )
 
 
@@ -67,7 +67,7 @@ def test_hardware_that_does_not_fit_names_settings() -> None:
         Config(a_policy()).default.hardware(3)
 
 
-@asynchronous
+@in_virtual_time
 async def test_what_keeps_a_plan_from_paying_is_a_setting() -> None:
     world = World(mode="automatic", confirmations=1, optimizer="joint", max_moved=0.0)
     world.count(SKEWED)
@@ -75,7 +75,7 @@ async def test_what_keeps_a_plan_from_paying_is_a_setting() -> None:
     assert decided(world)[1].startswith("no expert would move: nothing moves with max_moved 0; ")
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_setting_that_contradicts_what_stands_is_named() -> None:
     world = World(nodes=2)  # its engines stand in one
     world.count(SKEWED)

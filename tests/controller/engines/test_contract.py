@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -32,7 +33,6 @@ from placer.schedule import Budget, Transfer, schedule
 from tests.builders import a_placement, by_hand
 from tests.controller.engines.servings import ENGINE, ByAgents, InMemory, Serving, ThroughRay
 from tests.controller.tiny_pool import (
-    BEGIN_S,
     BYTES,
     GOAL,
     HOME,
@@ -41,6 +41,7 @@ from tests.controller.tiny_pool import (
     a_registration,
     alike,
     asynchronous,
+    in_virtual_time,
 )
 
 
@@ -67,6 +68,16 @@ BY_RAY = pytest.param(ThroughRay, marks=[pytest.mark.slow, pytest.mark.xdist_gro
 every = pytest.mark.parametrize("kind", [InMemory, ByAgents, BY_RAY])
 
 
+def in_its_time(test: Callable[..., Any]) -> Callable[..., None]:
+    """That of an engine in a process of its own is everybody's."""
+
+    @wraps(test)
+    def timed(kind: Any) -> None:
+        (asynchronous if kind is ThroughRay else in_virtual_time)(test)(kind)
+
+    return timed
+
+
 async def ask(serving: Serving, command: Command) -> Outcome:
     return await serving.engines.carry_out(*ENGINE, command)
 
@@ -87,14 +98,14 @@ async def digest(serving: Serving) -> str:
 
 
 @every
-@asynchronous
+@in_its_time
 async def test_it_says_what_stands(kind: Any) -> None:
     async with living(kind) as serving:
         assert await digest(serving) == HOME.digest
 
 
 @every
-@asynchronous
+@in_its_time
 async def test_once_verified_what_was_staged_stands(kind: Any) -> None:
     async with living(kind) as serving:
         for epoch, after in ((5, GOAL), (6, OTHER), (7, HOME)):
@@ -107,7 +118,7 @@ async def test_once_verified_what_was_staged_stands(kind: Any) -> None:
 
 
 @every
-@asynchronous
+@in_its_time
 async def test_what_is_done_already_is_done_again(kind: Any) -> None:
     async with living(kind) as serving:
         for command in way(serving.engines, 5, HOME, GOAL):
@@ -121,7 +132,7 @@ async def test_what_is_done_already_is_done_again(kind: Any) -> None:
 
 
 @every
-@asynchronous
+@in_its_time
 async def test_what_starts_from_another_map_is_not_staged(kind: Any) -> None:
     async with living(kind) as serving:
         refused = await ask(serving, Stage(5, OTHER, GOAL))
@@ -130,7 +141,7 @@ async def test_what_starts_from_another_map_is_not_staged(kind: Any) -> None:
 
 
 @every
-@asynchronous
+@in_its_time
 async def test_what_would_lose_an_expert_is_not_staged(kind: Any) -> None:
     async with living(kind) as serving:
         bad = a_placement([[0, 1, 2, 3], [0, 1, 2, 2]])
@@ -141,7 +152,7 @@ async def test_what_would_lose_an_expert_is_not_staged(kind: Any) -> None:
 
 
 @every
-@asynchronous
+@in_its_time
 async def test_what_was_staged_and_discarded_changes_nothing(kind: Any) -> None:
     async with living(kind) as serving:
         serving.takes_up = False
@@ -151,7 +162,7 @@ async def test_what_was_staged_and_discarded_changes_nothing(kind: Any) -> None:
 
 
 @every
-@asynchronous
+@in_its_time
 async def test_an_engine_that_went_away_is_lost(kind: Any) -> None:
     async with living(kind) as serving:
         await ask(serving, Stage(5, HOME, GOAL))
@@ -163,7 +174,7 @@ async def test_an_engine_that_went_away_is_lost(kind: Any) -> None:
 
 
 @every
-@asynchronous
+@in_its_time
 async def test_an_engine_that_never_was_is_lost(kind: Any) -> None:
     async with living(kind) as serving:
         with pytest.raises(EngineLostError, match="e9"):
@@ -172,7 +183,7 @@ async def test_an_engine_that_never_was_is_lost(kind: Any) -> None:
         assert isinstance(lost, Lost)
 
 
-@asynchronous
+@in_virtual_time
 async def test_in_memory_what_was_copied_and_discarded_has_to_be_copied_again() -> None:
     serving = InMemory()
     stage, _, drop, copy, commit, *_ = way(serving.engines, 5, HOME, GOAL)
@@ -186,7 +197,7 @@ async def test_in_memory_what_was_copied_and_discarded_has_to_be_copied_again() 
     assert await digest(serving) == HOME.digest
 
 
-@asynchronous
+@in_virtual_time
 async def test_in_memory_an_earlier_epoch_is_discarded_and_a_later_one_stays() -> None:
     serving = InMemory()
     stage, agree, *_ = way(serving.engines, 5, HOME, GOAL)
@@ -197,7 +208,7 @@ async def test_in_memory_an_earlier_epoch_is_discarded_and_a_later_one_stays() -
     assert await ask(serving, agree) == Refused("epoch 5 is not staged: stage it first")
 
 
-@asynchronous
+@in_virtual_time
 async def test_in_memory_the_last_copy_of_an_expert_is_never_given_up() -> None:
     serving = InMemory()
     await ask(serving, Stage(5, HOME, GOAL))
@@ -222,7 +233,7 @@ async def test_in_memory_the_last_copy_of_an_expert_is_never_given_up() -> None:
         ({"trouble": "out of memory"}, "w1: out of memory"),
     ],
 )
-@asynchronous
+@in_virtual_time
 async def test_agents_that_refuse_an_offer_say_why(said: dict[str, Any], why: str) -> None:
     async with living(ByAgents) as serving:
         serving.takes_up = False
@@ -231,7 +242,7 @@ async def test_agents_that_refuse_an_offer_say_why(said: dict[str, Any], why: st
         assert await ask(serving, Verify(5, GOAL.digest)) == Refused(why)
 
 
-@asynchronous
+@in_virtual_time
 async def test_agents_that_refused_another_epoch_are_waited_for() -> None:
     async with living(ByAgents) as serving:
         serving.say(1, refused_epoch=4, refused="long ago")
@@ -239,7 +250,7 @@ async def test_agents_that_refused_another_epoch_are_waited_for() -> None:
         assert await ask(serving, Verify(5, GOAL.digest)) == Done()
 
 
-@asynchronous
+@in_virtual_time
 async def test_it_is_not_known_what_stands_while_ranks_differ() -> None:
     async with living(ByAgents) as serving:
         serving.ledger.keep_placement(GOAL)
@@ -250,7 +261,7 @@ async def test_it_is_not_known_what_stands_while_ranks_differ() -> None:
         assert await digest(serving) == GOAL.digest
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_map_that_nobody_here_planned_is_not_known() -> None:
     async with living(ByAgents) as serving:
         serving.say(digest=GOAL.digest)
@@ -258,7 +269,7 @@ async def test_a_map_that_nobody_here_planned_is_not_known() -> None:
             await digest(serving)
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_engine_without_a_balancer_is_offered_nothing() -> None:
     async with living(ByAgents) as serving:
         serving.say(1, can_apply=False)
@@ -269,7 +280,7 @@ async def test_an_engine_without_a_balancer_is_offered_nothing() -> None:
         assert serving.offered == []
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_offer_is_made_to_whoever_watches_later_until_it_is_discarded() -> None:
     async with living(ByAgents) as serving:
         await ask(serving, Stage(5, HOME, GOAL))
@@ -285,7 +296,7 @@ async def test_an_offer_is_made_to_whoever_watches_later_until_it_is_discarded()
 
 
 @pytest.mark.parametrize("command", [Drop, Copy, Commit])
-@asynchronous
+@in_virtual_time
 async def test_of_engines_that_move_by_themselves_no_rounds_are_asked(command: Any) -> None:
     round = schedule(HOME, GOAL, BYTES, by_hand(), Budget(BYTES, scratch_slots=1)).rounds[0]
     async with living(ByAgents) as serving:
@@ -293,10 +304,10 @@ async def test_of_engines_that_move_by_themselves_no_rounds_are_asked(command: A
             await ask(serving, command(5, round))
 
 
-@asynchronous
+@in_virtual_time
 async def test_each_engine_of_a_fleet_is_reached_through_its_own_door() -> None:
     agents = ByAgents()
-    agents.fleet.register(a_registration("e1", actor="engine/chat/e1"), BEGIN_S)
+    agents.fleet.register(a_registration("e1", actor="engine/chat/e1"))
     actors = MemoryEngines({(POOL, "e1"): MemoryEngine(OTHER)})
     # Pools of one kind each in practice; the door is asked for engine by engine.
     engines = FleetEngines(agents.fleet, by_actor=actors, by_agent=agents.engines)

@@ -13,6 +13,7 @@ import pytest
 from controller.engines.in_memory import MemoryPlanner
 from controller.engines.planning import answer
 from controller.engines.process_planner import PlannerError, ProcessPlanner
+from placer.clock import SystemClock
 from placer.errors import PlacerError
 from placer.parallel import connect, disconnect
 from placer.plan import Hold, Infeasible, Plan
@@ -32,7 +33,7 @@ def a_problem(**changes: Any) -> Problem:
 @asynccontextmanager
 async def planning(kind: str) -> AsyncIterator[Any]:
     if kind == "in memory":
-        yield MemoryPlanner()
+        yield MemoryPlanner(SystemClock())
     elif kind == "in processes":
         with closing(ProcessPlanner(2)) as planner:
             yield planner

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.clock import ManualClock
 from controller.fleet import snapshots
 from controller.fleet.pools import Registration, WorkerId
 from controller.fleet.windows import Delta
@@ -17,15 +16,18 @@ from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from placer.pace import Pace
+from placer.virtual_clock import VirtualClock
 from tests.agent.workers import a_worker
-from tests.controller.tiny_pool import only
+from tests.controller.tiny_pool import at, only
 
 SPAN_S = 100.0
+NOW = 1e9
+BOOTED_S = 7_000.0
 ID = WorkerId("pool", "engine", "worker-0", incarnation=7)
 
 
-def a_fleet() -> Fleet:
-    return Fleet(lambda _: SPAN_S)
+def a_fleet(clock: VirtualClock | None = None) -> Fleet:
+    return Fleet(lambda _: SPAN_S, clock or VirtualClock(NOW))
 
 
 def counts(hot: int) -> Delta:
@@ -35,12 +37,16 @@ def counts(hot: int) -> Delta:
     return Delta("decode", top_k=1, tokens=1, sequences=1, load=load)
 
 
-def killed_and_back(fleet: Fleet) -> Fleet:
-    ledger = WatchedLedger(Ledger(None, FORMS), ManualClock())
+def killed_and_back(fleet: Fleet, offline_s: float = 0.0) -> Fleet:
+    clock = fleet.clock
+    ledger = WatchedLedger(Ledger(None, FORMS), clock)
     for pool in fleet.pools.values():
         snapshots.take(ledger, pool)
         snapshots.take(ledger, pool)  # as every look does
-    again = a_fleet()
+    # Another process, whose monotonic clock began at another time.
+    later = VirtualClock(clock.now() - BOOTED_S + offline_s)
+    later.advance(BOOTED_S)
+    again = a_fleet(later)
     snapshots.recall(ledger, again, lambda _: SPAN_S)
     ledger.records.close()
     return again
@@ -49,16 +55,17 @@ def killed_and_back(fleet: Fleet) -> Fleet:
 def served() -> Fleet:
     """One push in each half of the window."""
     fleet = a_fleet()
-    fleet.register(Registration(ID, a_worker()), now_s=0.0)
-    fleet.push(ID, 1, [counts(hot=0)], now_s=10.0, paces={"decode": Pace(3, 1.0, 10.0)})
-    fleet.push(ID, 2, [counts(hot=3)], now_s=60.0)
+    at(fleet, 0.0).register(Registration(ID, a_worker()))
+    at(fleet, 10.0).push(ID, 1, [counts(hot=0)], paces={"decode": Pace(3, 1.0, 10.0)})
+    at(fleet, 60.0).push(ID, 2, [counts(hot=3)])
     return fleet
 
 
 def test_the_traffic_is_what_it_was() -> None:
     for now_s in (60.0, 105.0, 155.0):  # both halves, then the later one, then half of that
         before = only(served().pool("pool")).profile("mixed", now_s)
-        after = only(killed_and_back(served()).pool("pool")).profile("mixed", now_s)
+        again = killed_and_back(served())
+        after = only(again.pool("pool")).profile("mixed", now_s - 60.0 + BOOTED_S)
         assert before is not None
         assert after is not None
         assert before.load.tolist() == after.load.tolist()
@@ -68,9 +75,9 @@ def test_the_traffic_is_what_it_was() -> None:
 
 def test_nothing_is_counted_twice() -> None:
     again = killed_and_back(served())
-    again.push(ID, 2, [counts(hot=3)], now_s=61.0)  # whose acknowledgement was lost
-    again.push(ID, 3, [counts(hot=3)], now_s=62.0)
-    profile = only(again.pool("pool")).profile("decode", 62.0)
+    again.push(ID, 2, [counts(hot=3)])  # whose acknowledgement was lost
+    again.push(ID, 3, [counts(hot=3)])
+    profile = only(again.pool("pool")).profile("decode", BOOTED_S)
     assert profile is not None
     assert profile.load.tolist() == [[1, 0, 0, 2]] * 2
     assert again.member(ID).lost == 0
@@ -80,15 +87,15 @@ def test_workers_are_known_with_all_that_they_said() -> None:
     again = killed_and_back(served())
     member = again.member(ID)
     assert member.registration == Registration(ID, a_worker())
-    assert (member.sequence, member.last_seen_s) == (2, 60.0)
+    assert (member.sequence, member.last_seen_s) == (2, BOOTED_S)
 
 
 def test_a_pool_without_traffic_has_its_workers() -> None:
     fleet = a_fleet()
-    fleet.register(Registration(ID, a_worker()), now_s=0.0)
+    fleet.register(Registration(ID, a_worker()))
     again = killed_and_back(fleet)
     assert list(again.pool("pool").engines) == ["engine"]
-    assert only(again.pool("pool")).profile("mixed", 1.0) is None
+    assert only(again.pool("pool")).profile("mixed", BOOTED_S) is None
 
 
 def whole(ledger: WatchedLedger, blob: bytes = b"", **body: Any) -> None:
@@ -134,10 +141,10 @@ def test_a_snapshot_that_cannot_be_read_is_left_out_and_written_over(
     broken: dict[str, Any],
 ) -> None:
     """The others are read, and of this one nothing is."""
-    ledger = WatchedLedger(Ledger(None, FORMS), ManualClock())
+    ledger = WatchedLedger(Ledger(None, FORMS), VirtualClock(NOW))
     whole(ledger, **broken)
     other = a_fleet()
-    other.register(Registration(replace(ID, pool="another"), a_worker()), now_s=0.0)
+    other.register(Registration(replace(ID, pool="another"), a_worker()))
     snapshots.take(ledger, other.pool("another"))
     again = a_fleet()
     snapshots.recall(ledger, again, lambda _: SPAN_S)
@@ -151,7 +158,7 @@ def test_a_snapshot_that_cannot_be_read_is_left_out_and_written_over(
 
 
 def test_a_snapshot_with_another_pools_worker_is_left_out() -> None:
-    ledger = WatchedLedger(Ledger(None, FORMS), ManualClock())
+    ledger = WatchedLedger(Ledger(None, FORMS), VirtualClock(NOW))
     registration = asdict(Registration(replace(ID, pool="another"), a_worker()))
     whole(ledger, members=[{**MEMBER, "registration": registration}])
     again = a_fleet()

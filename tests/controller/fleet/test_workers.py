@@ -5,8 +5,9 @@ from controller.fleet.pools import SILENT_S, Registration, WorkerId
 from controller.fleet.workers import FORGOTTEN_S, Fleet, FleetError, UnknownError
 from placer.errors import RoutingError
 from placer.pace import Pace
+from placer.virtual_clock import VirtualClock
 from tests.builders import a_model
-from tests.controller.tiny_pool import POOL, a_delta, a_registration, only
+from tests.controller.tiny_pool import POOL, a_delta, a_registration, at, only
 
 ROWS = [[4, 3, 2, 1], [1, 2, 3, 4]]
 ID = WorkerId(POOL, "e0", "w0", 1)
@@ -14,9 +15,9 @@ ID = WorkerId(POOL, "e0", "w0", 1)
 
 def a_fleet(*registrations: Registration) -> Fleet:
     """That heard these at second 0; without any, one worker."""
-    fleet = Fleet(lambda pool: 10.0)
+    fleet = Fleet(lambda pool: 10.0, VirtualClock())
     for registration in registrations or (a_registration(),):
-        fleet.register(registration, 0.0)
+        at(fleet, 0.0).register(registration)
     return fleet
 
 
@@ -53,7 +54,7 @@ def test_who_is_not_there_is_named_with_those_who_are() -> None:
     with pytest.raises(UnknownError, match="no engine 'e9' in chat: there is e0"):
         fleet.engine("chat", "e9")
     with pytest.raises(UnknownError, match="there is none yet: does PLACER_AGENT name"):
-        Fleet(lambda pool: 10.0).pool("x")
+        Fleet(lambda pool: 10.0, VirtualClock()).pool("x")
 
 
 def test_of_many_that_are_there_a_few_are_named() -> None:
@@ -81,7 +82,7 @@ def test_whoever_does_not_fit_is_refused_and_told_both_sides(
     fleet = a_fleet()
     here = "pool chat has 2 layers x 4 experts, top-1, on 2 ranks in 4 slots and w0 of e1 "
     with pytest.raises(FleetError) as caught:
-        fleet.register(registration, SILENT_S - 1)
+        at(fleet, SILENT_S - 1).register(registration)
     assert str(caught.value).startswith(here)
     assert differs in str(caught.value)
     assert str(caught.value).endswith("give it another PLACER_POOL")
@@ -90,17 +91,17 @@ def test_whoever_does_not_fit_is_refused_and_told_both_sides(
 
 def test_when_all_are_silent_the_pool_may_become_another() -> None:
     fleet = a_fleet()
-    fleet.push(ID, 1, [a_delta(ROWS)], 0.0)
-    fleet.register(a_registration("e1", slots=6), SILENT_S)
+    at(fleet, 0.0).push(ID, 1, [a_delta(ROWS)])
+    at(fleet, SILENT_S).register(a_registration("e1", slots=6))
     pool = fleet.pool(POOL)
     assert (pool.slots, list(pool.engines), pool.windows) == ({2: 6}, ["e1"], {})
 
 
 def test_as_long_as_one_is_heard_it_stays() -> None:
     fleet = a_fleet(a_registration(), a_registration("e1"))
-    fleet.register(a_registration("e1"), 20.0)
+    at(fleet, 20.0).register(a_registration("e1"))
     with pytest.raises(FleetError, match="pool chat has"):
-        fleet.register(a_registration("e2", slots=6), SILENT_S + 1)
+        at(fleet, SILENT_S + 1).register(a_registration("e2", slots=6))
 
 
 @pytest.mark.parametrize(
@@ -115,9 +116,9 @@ def test_as_long_as_one_is_heard_it_stays() -> None:
     ],
 )
 def test_nonsense_defines_no_pool(registration: Registration, why: str) -> None:
-    fleet = Fleet(lambda pool: 10.0)
+    fleet = Fleet(lambda pool: 10.0, VirtualClock())
     with pytest.raises(FleetError, match=why):
-        fleet.register(registration, 0.0)
+        at(fleet, 0.0).register(registration)
     assert fleet.pools == {}
 
 
@@ -126,27 +127,27 @@ def test_there_is_no_place_for_more_workers_than_that(monkeypatch: pytest.Monkey
     fleet = a_fleet(a_registration(), a_registration(pool="code"))
     for registration in (a_registration("e1"), a_registration(pool="third")):
         with pytest.raises(FleetError, match="2 workers are registered: no place for more"):
-            fleet.register(registration, 1.0)
+            at(fleet, 1.0).register(registration)
     assert list(fleet.pools) == ["chat", "code"]
-    fleet.register(a_registration(), 1.0)  # who has a place keeps it
+    at(fleet, 1.0).register(a_registration())  # who has a place keeps it
 
 
 def test_registering_answers_with_the_newest_push_that_is_known() -> None:
     fleet = a_fleet()
-    fleet.push(ID, 1, [a_delta(ROWS)], 1.0)
-    assert fleet.register(a_registration(), 2.0) == 1
+    at(fleet, 1.0).push(ID, 1, [a_delta(ROWS)])
+    assert at(fleet, 2.0).register(a_registration()) == 1
 
 
 def test_a_worker_that_was_started_again_counts_from_1() -> None:
     fleet = a_fleet()
-    fleet.push(ID, 5, [a_delta(ROWS)], 1.0)
-    assert fleet.register(a_registration(incarnation=2), 2.0) == 0
-    fleet.push(WorkerId(POOL, "e0", "w0", 2), 1, [a_delta(ROWS)], 3.0)
+    at(fleet, 1.0).push(ID, 5, [a_delta(ROWS)])
+    assert at(fleet, 2.0).register(a_registration(incarnation=2)) == 0
+    at(fleet, 3.0).push(WorkerId(POOL, "e0", "w0", 2), 1, [a_delta(ROWS)])
     assert only(fleet.pool(POOL)).windows["decode"].tokens == 20
     with pytest.raises(FleetError, match="w0 of e0 was started again since"):
-        fleet.register(a_registration(), 4.0)
+        at(fleet, 4.0).register(a_registration())
     with pytest.raises(UnknownError, match="must register first"):
-        fleet.push(ID, 6, [a_delta(ROWS)], 4.0)
+        at(fleet, 4.0).push(ID, 6, [a_delta(ROWS)])
 
 
 YEAR_NS = 365 * 86_400 * 10**9
@@ -155,38 +156,38 @@ YEAR_NS = 365 * 86_400 * 10**9
 @pytest.mark.parametrize("ahead", [YEAR_NS, 2**64 - 1])
 def test_a_life_from_the_future_takes_no_workers_place(ahead: int) -> None:
     fleet = a_fleet()
-    fleet.push(ID, 1, [a_delta(ROWS)], 1.0)
+    at(fleet, 1.0).push(ID, 1, [a_delta(ROWS)])
     why = r"w0 of e0 began [0-9,]+ s from now, as it says, and another of that name is heard: set"
     for now_s in (1.0, SILENT_S):
         with pytest.raises(FleetError, match=why):
-            fleet.register(a_registration(incarnation=ahead), now_s)
-    assert fleet.register(a_registration(), SILENT_S) == 1
-    fleet.push(ID, 2, [a_delta(ROWS)], SILENT_S)
+            at(fleet, now_s).register(a_registration(incarnation=ahead))
+    assert at(fleet, SILENT_S).register(a_registration()) == 1
+    at(fleet, SILENT_S).push(ID, 2, [a_delta(ROWS)])
 
 
 def test_a_life_from_the_future_that_was_first_makes_room_for_one_of_today() -> None:
     fleet = a_fleet(a_registration(incarnation=YEAR_NS))
-    fleet.push(WorkerId(POOL, "e0", "w0", YEAR_NS), 7, [a_delta(ROWS)], 0.5)
-    assert fleet.register(a_registration(), 1.0) == 0
-    fleet.push(ID, 1, [a_delta(ROWS)], 2.0)
+    at(fleet, 0.5).push(WorkerId(POOL, "e0", "w0", YEAR_NS), 7, [a_delta(ROWS)])
+    assert at(fleet, 1.0).register(a_registration()) == 0
+    at(fleet, 2.0).push(ID, 1, [a_delta(ROWS)])
     assert only(fleet.pool(POOL)).windows["decode"].tokens == 20
 
 
 def test_of_two_lives_from_the_future_the_later_is_the_newer() -> None:
     """All clocks are ahead of the controller's."""
     fleet = a_fleet(a_registration(incarnation=YEAR_NS))
-    fleet.register(a_registration(incarnation=YEAR_NS + 1), 1.0)
+    at(fleet, 1.0).register(a_registration(incarnation=YEAR_NS + 1))
     with pytest.raises(FleetError, match="w0 of e0 was started again since"):
-        fleet.register(a_registration(incarnation=YEAR_NS), 2.0)
+        at(fleet, 2.0).register(a_registration(incarnation=YEAR_NS))
 
 
 @pytest.mark.parametrize(("known", "new"), [(2, 1), (1, YEAR_NS), (YEAR_NS + 1, YEAR_NS)])
 def test_whoever_is_silent_makes_room_whatever_the_clocks_say(known: int, new: int) -> None:
     fleet = a_fleet(a_registration(incarnation=known))
     with pytest.raises(FleetError):
-        fleet.register(a_registration(incarnation=new), SILENT_S - 1)
-    assert fleet.register(a_registration(incarnation=new), SILENT_S) == 0
-    fleet.push(WorkerId(POOL, "e0", "w0", new), 1, [a_delta(ROWS)], SILENT_S)
+        at(fleet, SILENT_S - 1).register(a_registration(incarnation=new))
+    assert at(fleet, SILENT_S).register(a_registration(incarnation=new)) == 0
+    at(fleet, SILENT_S).push(WorkerId(POOL, "e0", "w0", new), 1, [a_delta(ROWS)])
 
 
 @pytest.mark.parametrize(
@@ -201,43 +202,43 @@ def test_only_who_registered_may_push(id: WorkerId) -> None:
     with pytest.raises(
         UnknownError, match=f"{id.worker} of {id.engine} in {id.pool} must register"
     ):
-        a_fleet().push(id, 1, [a_delta(ROWS)], 0.0)
+        a_fleet().push(id, 1, [a_delta(ROWS)])
 
 
 def test_a_push_that_comes_twice_or_too_late_is_counted_once() -> None:
     fleet = a_fleet()
     for sequence in (1, 2, 2, 1):
-        fleet.push(ID, sequence, [a_delta(ROWS)], 1.0)
+        at(fleet, 1.0).push(ID, sequence, [a_delta(ROWS)])
     assert (only(fleet.pool(POOL)).windows["decode"].tokens, lost(fleet)) == (20, 0)
 
 
 def test_pushes_that_are_left_out_are_lost() -> None:
     fleet = a_fleet()
     for sequence in (1, 4, 5):
-        fleet.push(ID, sequence, [a_delta(ROWS)], 1.0)
+        at(fleet, 1.0).push(ID, sequence, [a_delta(ROWS)])
     assert (only(fleet.pool(POOL)).windows["decode"].tokens, lost(fleet)) == (30, 2)
 
 
 def test_what_another_controller_acknowledged_is_not_lost() -> None:
     fleet = a_fleet()
-    fleet.push(ID, 57, [a_delta(ROWS)], 1.0)
+    at(fleet, 1.0).push(ID, 57, [a_delta(ROWS)])
     assert lost(fleet) == 0
 
 
 def test_of_a_push_all_is_counted_or_nothing() -> None:
     fleet = a_fleet()
     with pytest.raises(RoutingError, match="contradict themselves"):
-        fleet.push(ID, 1, [a_delta(ROWS), a_delta(ROWS, tokens=1)], 1.0)
+        at(fleet, 1.0).push(ID, 1, [a_delta(ROWS), a_delta(ROWS, tokens=1)])
     assert only(fleet.pool(POOL)).profile("mixed", 1.0) is None
     with pytest.raises(RoutingError, match="push 0: they are counted from 1"):
-        fleet.push(ID, 0, [a_delta(ROWS)], 1.0)
-    assert fleet.register(a_registration(), 2.0) == 0
+        at(fleet, 1.0).push(ID, 0, [a_delta(ROWS)])
+    assert at(fleet, 2.0).register(a_registration()) == 0
 
 
 def test_phases_are_counted_apart_and_mixed_is_both() -> None:
     fleet = a_fleet()
     few = a_delta([[0, 0, 0, 2], [2, 0, 0, 0]], phase="prefill")
-    fleet.push(ID, 1, [a_delta(ROWS), few], 1.0)
+    at(fleet, 1.0).push(ID, 1, [a_delta(ROWS), few])
     pool = fleet.pool(POOL)
     found = {phase: only(pool).profile(phase, 3.0) for phase in ("prefill", "decode", "mixed")}
     assert {phase: one.tokens for phase, one in found.items() if one} == {
@@ -254,7 +255,7 @@ def test_the_pace_is_the_mean_of_workers_and_the_seconds_are_of_all_engines() ->
     fleet = a_fleet(a_registration(), a_registration("e1"))
     for engine, step_s in (("e0", 0.02), ("e1", 0.04)):
         paces = {"decode": Pace(10, 10 * step_s, 1.0), "prefill": Pace(0, 0.0, 1.0)}
-        fleet.push(WorkerId(POOL, engine, "w0", 1), 1, [a_delta(ROWS)], 1.0, paces)
+        at(fleet, 1.0).push(WorkerId(POOL, engine, "w0", 1), 1, [a_delta(ROWS)], paces)
     pool = fleet.pool(POOL)
     for phase in ("decode", "mixed"):
         profile = only(pool).profile(phase, 3.0)
@@ -267,23 +268,23 @@ def test_the_pace_is_the_mean_of_workers_and_the_seconds_are_of_all_engines() ->
 def test_a_push_that_comes_again_passes_no_steps() -> None:
     fleet = a_fleet()
     for _ in range(2):
-        fleet.push(ID, 1, [a_delta(ROWS)], 1.0, {"decode": Pace(10, 1.0, 2.0)})
+        at(fleet, 1.0).push(ID, 1, [a_delta(ROWS)], {"decode": Pace(10, 1.0, 2.0)})
     assert only(fleet.pool(POOL)).pace("decode") == Pace(10, 1.0, 2.0)
 
 
 def test_a_pools_traffic_is_forgotten_after_its_window() -> None:
     fleet = a_fleet()
-    fleet.push(ID, 1, [a_delta(ROWS)], 1.0)
+    at(fleet, 1.0).push(ID, 1, [a_delta(ROWS)])
     assert only(fleet.pool(POOL)).profile("decode", 10.9) is not None
     assert only(fleet.pool(POOL)).profile("decode", 11.0) is None
 
 
 def test_who_is_silent_for_long_is_forgotten_and_so_is_an_empty_pool() -> None:
     fleet = a_fleet(a_registration(), a_registration("e1"), a_registration(pool="code"))
-    fleet.push(ID, 1, [a_delta(ROWS)], 10.0)  # is heard, too
-    fleet.forget(FORGOTTEN_S)
+    at(fleet, 10.0).push(ID, 1, [a_delta(ROWS)])  # is heard, too
+    at(fleet, FORGOTTEN_S - 1).forget()
     assert set(fleet.pools) == {"chat", "code"}
-    fleet.forget(FORGOTTEN_S + 1)
+    at(fleet, FORGOTTEN_S).forget()
     assert {name: list(pool.engines) for name, pool in fleet.pools.items()} == {"chat": ["e0"]}
-    fleet.forget(FORGOTTEN_S + 11)
+    at(fleet, FORGOTTEN_S + 10).forget()
     assert fleet.pools == {}

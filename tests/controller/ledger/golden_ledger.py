@@ -15,7 +15,6 @@ It is never made again: later controllers must read what that one wrote. Its clo
 6. plan-5 (OTHER) was begun by op-6. The controller was killed when e0 had made its first copies.
 """
 
-import asyncio
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,7 +67,7 @@ async def _live(world: World) -> None:
 def main() -> None:
     PATH.unlink(missing_ok=True)
     world = World(path=PATH)
-    asyncio.run(_live(world))
+    world.clock.run(_live(world))
     world.disk.close()
     PATH.with_name(f"{PATH.name}.lock").unlink()
 

@@ -21,8 +21,8 @@ from tests.controller.tiny_pool import (
     KilledError,
     World,
     a_registration,
-    asynchronous,
     decided,
+    in_virtual_time,
 )
 
 with closing(sqlite3.connect(f"file:{golden_ledger.PATH}?mode=ro&immutable=1", uri=True)) as _file:
@@ -52,7 +52,7 @@ def named(world: World) -> list[str]:
 
 
 @pytest.mark.parametrize("change", DAMAGES.values(), ids=DAMAGES)
-@asynchronous
+@in_virtual_time
 async def test_whatever_is_damaged_the_controller_starts_names_it_and_works(
     tmp_path: Path, change: str
 ) -> None:
@@ -75,7 +75,7 @@ async def test_whatever_is_damaged_the_controller_starts_names_it_and_works(
 
 
 @pytest.mark.parametrize("change", DAMAGES.values(), ids=DAMAGES)
-@asynchronous
+@in_virtual_time
 async def test_nothing_of_a_ledger_is_needed_to_go_on(tmp_path: Path, change: str) -> None:
     shutil.copy(golden_ledger.PATH, tmp_path / "placer.db")
     with closing(sqlite3.connect(tmp_path / "placer.db", isolation_level=None)) as connection:
@@ -91,7 +91,7 @@ async def test_nothing_of_a_ledger_is_needed_to_go_on(tmp_path: Path, change: st
     world.disk.close()
 
 
-@asynchronous
+@in_virtual_time
 async def test_only_who_needs_a_plan_that_cannot_be_read_is_refused() -> None:
     world = World()
     await world.apply(GOAL)
@@ -109,7 +109,7 @@ async def test_only_who_needs_a_plan_that_cannot_be_read_is_refused() -> None:
     assert world.stand_at(GOAL)
 
 
-@asynchronous
+@in_virtual_time
 async def test_what_a_plan_that_cannot_be_read_at_all_was_is_refused() -> None:
     world = World()
     await world.apply(GOAL)
@@ -119,7 +119,7 @@ async def test_what_a_plan_that_cannot_be_read_at_all_was_is_refused() -> None:
         explain.story(world.disk, "plan-1", 1000)
 
 
-@asynchronous
+@in_virtual_time
 async def test_the_way_back_is_not_guessed_when_the_last_change_cannot_be_read() -> None:
     """The one before it would lead elsewhere."""
     world = World()
@@ -137,7 +137,7 @@ async def test_the_way_back_is_not_guessed_when_the_last_change_cannot_be_read()
     assert world.stand_at(OTHER)
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_plan_whose_operation_cannot_be_read_is_halted_and_others_go_on() -> None:
     world = World()
     world.engines.moods = {4: "done, killed"}
@@ -154,7 +154,7 @@ async def test_a_plan_whose_operation_cannot_be_read_is_halted_and_others_go_on(
 
 
 @pytest.mark.parametrize("change", ["body = '{}'", "blob = x'00'", "blob = zeroblob(32)"])
-@asynchronous
+@in_virtual_time
 async def test_an_operation_whose_goal_cannot_be_read_goes_back(change: str) -> None:
     world = World()
     world.engines.moods = {9: "done, killed"}
@@ -173,7 +173,7 @@ async def test_an_operation_whose_goal_cannot_be_read_goes_back(change: str) -> 
     assert (world.stand_at(GOAL), named(world)) == (True, [])
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_approved_plan_whose_map_cannot_be_read_makes_room_for_another() -> None:
     world = World(confirmations=1)
     world.count(SKEWED)
@@ -193,7 +193,7 @@ async def test_an_approved_plan_whose_map_cannot_be_read_makes_room_for_another(
         world.arbiter.plans.approve("plan-1", 0, "go")
 
 
-@asynchronous
+@in_virtual_time
 async def test_that_an_operation_should_go_back_is_heard_from_a_broken_record_too() -> None:
     world = World()
     world.engines.moods = {4: "done, killed"}

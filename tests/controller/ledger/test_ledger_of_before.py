@@ -10,7 +10,7 @@ from controller.server import explain
 from placer.files.plans import parse_plan
 from placer.plan import Plan
 from tests.controller.ledger import golden_ledger
-from tests.controller.tiny_pool import GOAL, HOME, OTHER, POOL, World, asynchronous, only
+from tests.controller.tiny_pool import GOAL, HOME, OTHER, POOL, World, only
 
 ENDS = {"op-1": "succeeded", "op-2": "succeeded", "op-3": "succeeded", "op-5": "rolled back"}
 
@@ -57,9 +57,8 @@ def test_it_is_explained(world: World, id: str, first: str, last: str) -> None:
     assert any(line.endswith(last) for line in told)
 
 
-@asynchronous
-async def test_the_operation_that_was_killed_ends_and_ids_go_on(world: World) -> None:
-    await world.tick()
+def test_the_operation_that_was_killed_ends_and_ids_go_on(world: World) -> None:
+    world.clock.run(world.tick())
     assert world.stand_at(OTHER)
     states = world.states()
     assert (states["plan-5"], states["plan-2"]) == ("applied", "superseded")
@@ -67,9 +66,11 @@ async def test_the_operation_that_was_killed_ends_and_ids_go_on(world: World) ->
     assert world.loop.conditions == {}
 
 
-@asynchronous
-async def test_it_is_rolled_back_to_where_that_controller_had_it(world: World) -> None:
-    await world.tick()
-    await world.arbiter.rollback(POOL, "", "back")
-    await world.arbiter.settle()
+def test_it_is_rolled_back_to_where_that_controller_had_it(world: World) -> None:
+    async def go_back() -> None:
+        await world.tick()
+        await world.arbiter.rollback(POOL, "", "back")
+        await world.arbiter.settle()
+
+    world.clock.run(go_back())
     assert (world.stand_at(GOAL), world.states()["plan-2"]) == (True, "applied")

@@ -5,9 +5,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.clock import ManualClock
 from controller.ledger.ledger import Ledger, Record
 from controller.ledger.watched import OPEN, WatchedLedger
+from placer.virtual_clock import VirtualClock
 
 STEPS = st.lists(st.tuples(st.sampled_from(["plan", "operation", "decision"]),
                            st.sampled_from("ab"), st.sampled_from("123"), st.booleans()),
@@ -28,7 +28,7 @@ def test_what_is_open_is_what_the_ledger_says(
         ledger.put(first if last is None else last.next(0.0, "", final=final))
 
     for steps in (before, after):
-        ledger = WatchedLedger(records, ManualClock())
+        ledger = WatchedLedger(records, VirtualClock())
         for step in steps:
             write(ledger, *step)
     for kind in OPEN:

@@ -15,8 +15,8 @@ from tests.controller.tiny_pool import (
     SKEWED,
     TICK_S,
     World,
-    asynchronous,
     decided,
+    in_virtual_time,
 )
 
 EVEN = [[250] * 4] * 2
@@ -54,7 +54,7 @@ def reasons(world: World) -> list[tuple[str, str]]:
     return [(one.value.policy, one.value.outcome) for one in found]
 
 
-@asynchronous
+@in_virtual_time
 async def test_if_nobody_wants_anything_all_say_why(add: Add) -> None:
     asked, world = add(idle), World(confirmations=1)
     world.count(EVEN)
@@ -66,7 +66,7 @@ async def test_if_nobody_wants_anything_all_say_why(add: Add) -> None:
     assert (len(asked), reasons(world)) == (1, [("rebalance", "hold"), ("second", "hold")])
 
 
-@asynchronous
+@in_virtual_time
 async def test_the_first_that_wants_a_change_has_it_and_no_other_is_asked(add: Add) -> None:
     asked, world = add(eager), World(mode="automatic", confirmations=1)
     world.count(SKEWED)
@@ -76,7 +76,7 @@ async def test_the_first_that_wants_a_change_has_it_and_no_other_is_asked(add: A
     assert not world.stand_at(OTHER)
 
 
-@asynchronous
+@in_virtual_time
 async def test_the_next_has_its_turn_when_the_first_does_not_want_one(add: Add) -> None:
     """Also without traffic, of which the first has to be sure."""
     asked, world = add(eager), World()
@@ -89,7 +89,7 @@ async def test_the_next_has_its_turn_when_the_first_does_not_want_one(add: Add) 
     assert (world.stand_at(OTHER), world.states()) == (True, {"plan-1": "applied"})
 
 
-@asynchronous
+@in_virtual_time
 async def test_while_one_change_is_at_work_no_other_begins(add: Add) -> None:
     asked, world = add(eager), World(bytes_per_minute=1)
     for _ in range(2):
@@ -100,7 +100,7 @@ async def test_while_one_change_is_at_work_no_other_begins(add: Add) -> None:
     assert reasons(world)[-1] == ("", "wait")
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_plan_that_waits_is_not_pushed_aside_by_another_policys(add: Add) -> None:
     asked, world = add(eager), World()
     world.arbiter.propose(POOL, Plan(GOAL), "", "ann knows better")
@@ -111,7 +111,7 @@ async def test_a_plan_that_waits_is_not_pushed_aside_by_another_policys(add: Add
     )  # fmt: skip
 
 
-@asynchronous
+@in_virtual_time
 async def test_each_policy_counts_its_own_wishes(add: Add) -> None:
     asked, world = add(eager), World(confirmations=9)
     for _ in range(3):

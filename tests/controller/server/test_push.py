@@ -31,7 +31,7 @@ ONES = [[1, 1, 1, 1], [1, 1, 1, 1]]
 def counted(world: World, phase: str = "decode") -> tuple[int, list[Any]]:
     """Tokens and load of the pool's window."""
     pool = world.loop.fleet.pool("tiny")
-    profile = only(pool).profile(phase, world.loop.ledger.clock.now_s())
+    profile = only(pool).profile(phase, world.loop.ledger.clock.monotonic())
     return (0, []) if profile is None else (int(profile.tokens), profile.load.tolist())
 
 
@@ -257,7 +257,9 @@ def with_pairs(transitions: Any = STAYS, coactivation: Any = ALONE) -> Any:
 
 
 def counted_transitions(world: World) -> Any:
-    profile = only(world.loop.fleet.pool("tiny")).profile("decode", world.loop.ledger.clock.now_s())
+    profile = only(world.loop.fleet.pool("tiny")).profile(
+        "decode", world.loop.ledger.clock.monotonic()
+    )
     assert profile is not None
     return profile.transitions
 

@@ -13,6 +13,7 @@ import pytest
 from controller.migration.commands import Stage
 from placer.agent import streams
 from placer.agent.grpc_sink import GrpcSink
+from placer.clock import SystemClock
 from placer.errors import PlacerError
 from placer.plan import Plan
 from placer.worker import Identity
@@ -85,9 +86,16 @@ def served(tmp_path: Path) -> Iterator[Served]:
     found.stop()
 
 
+def a_sink(served: Served, rank: int = 0) -> GrpcSink:
+    identity = Identity("tiny", "engine-1")
+    return GrpcSink(served.address, a_worker(rank), identity, a_model(), SystemClock())
+
+
 @pytest.fixture
 def sink(served: Served) -> Iterator[GrpcSink]:
-    found = GrpcSink(served.address, a_worker(), Identity("tiny", "engine-1"), a_model())
+    found = GrpcSink(
+        served.address, a_worker(), Identity("tiny", "engine-1"), a_model(), SystemClock()
+    )
     yield found
     found.close()
 
@@ -156,7 +164,11 @@ def test_a_plan_is_heard_of_and_after_a_restart_the_later_ones_are(
     def offer(epoch: int) -> None:
         for rank in (0, 1):
             other = GrpcSink(
-                served.address, a_worker(rank), Identity("tiny", "engine-1"), a_model()
+                served.address,
+                a_worker(rank),
+                Identity("tiny", "engine-1"),
+                a_model(),
+                SystemClock(),
             )
             report = partial(other.report, a_status(rank))
             until(partial(works, report))

@@ -13,7 +13,6 @@ import grpc.aio
 import numpy as np
 
 from controller.assemble import assembled
-from controller.clock import SystemClock
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
 from controller.engines.vllm_engines import VllmEngines
@@ -24,6 +23,7 @@ from controller.loop import Loop
 from controller.migration.commands import Command, Outcome, Stage
 from controller.server.security import Listening
 from placer.channel import Settings, open_aio_channel
+from placer.clock import SystemClock
 from placer.files.plans import plan_text
 from placer.plan import Plan
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
@@ -119,8 +119,9 @@ async def a_world(setting: Setting | None = None) -> AsyncIterator[World]:
     engines = Gated(setting.engines)
     listening = Listening(setting.address, tokens=setting.tokens)
     with closing(Ledger(setting.ledger, FORMS)) as records:
-        ledger = WatchedLedger(records, SystemClock())
-        parts = Config(setting.policy), listening, ledger, MemoryPlanner(), lambda *_: engines
+        clock = SystemClock()
+        ledger, planner = WatchedLedger(records, clock), MemoryPlanner(clock)
+        parts = Config(setting.policy), listening, ledger, planner, lambda *_: engines
         async with assembled(*parts) as found:
             address = f"127.0.0.1:{found.port}"
             async with open_aio_channel(address, Settings(setting.token)) as channel:

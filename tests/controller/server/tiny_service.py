@@ -11,6 +11,7 @@ import trustme
 
 from controller.server.security import Guard, Listening, Role, Tokens
 from placer.channel import Settings, open_aio_channel, open_channel
+from placer.clock import SystemClock
 
 AGENT, OPERATOR, WRONG = "agents-secret-0001", "operators-secret-1", "nobodys-secret-001"
 TOKENS = f"agent: [{AGENT}]\noperator: [{OPERATOR}]\n"
@@ -59,7 +60,7 @@ HEALTH = grpc.method_handlers_generic_handler(
 async def serving(listening: Listening) -> AsyncIterator[str]:
     """The address."""
     tokens = None if listening.tokens is None else Tokens(listening.tokens)
-    server = grpc.aio.server(interceptors=[Guard(NEEDED, tokens)])
+    server = grpc.aio.server(interceptors=[Guard(NEEDED, tokens, SystemClock())])
     server.add_generic_rpc_handlers((SERVICE, HEALTH))
     port = listening.open_port(server)
     await server.start()
