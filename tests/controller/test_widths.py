@@ -20,7 +20,7 @@ from tests.controller.tiny_pool import (
     World,
     a_delta,
     a_registration,
-    asynchronous,
+    in_virtual_time,
 )
 
 WIDE = a_placement([[0, 1, 2, 3, 0, 1, 2, 3]] * 2, gpus=4, nodes=2)
@@ -63,7 +63,7 @@ class Mixed(World):
         return self.homes[engine].placement.digest
 
 
-@asynchronous
+@in_virtual_time
 async def test_each_width_has_its_traffic_and_its_plan() -> None:
     world = Mixed(confirmations=1)
     world.count(SKEWED)
@@ -82,7 +82,7 @@ async def test_each_width_has_its_traffic_and_its_plan() -> None:
     assert world.loop.conditions == {}
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_plan_goes_to_engines_of_its_width_alone() -> None:
     world = Mixed()
     await world.apply(GOAL)
@@ -100,7 +100,7 @@ async def test_a_plan_goes_to_engines_of_its_width_alone() -> None:
     assert world.states() == {"plan-1": "applied", "plan-2": "rolled back"}
 
 
-@asynchronous
+@in_virtual_time
 async def test_after_a_change_of_one_width_the_other_need_not_wait() -> None:
     world = Mixed(mode="automatic", confirmations=1)
     await world.apply(GOAL)
@@ -112,7 +112,7 @@ async def test_after_a_change_of_one_width_the_other_need_not_wait() -> None:
     assert world.decided(4)[0] == "act"
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_engine_that_is_resized_while_a_plan_waits_is_left_out_of_it() -> None:
     world = Mixed(confirmations=1)
     world.count(SKEWED)
@@ -132,7 +132,7 @@ async def test_an_engine_that_is_resized_while_a_plan_waits_is_left_out_of_it() 
     assert list(world.arbiter.history.get("op-1").value.rollback_targets) == ["e0"]
 
 
-@asynchronous
+@in_virtual_time
 async def test_a_plan_whose_engines_were_all_resized_makes_room() -> None:
     world = Mixed()
     plan = world.arbiter.propose(POOL, Plan(GOAL), "", "an operator's plan")
@@ -144,7 +144,7 @@ async def test_a_plan_whose_engines_were_all_resized_makes_room() -> None:
     assert (world.states(), world.engines.asked) == ({"plan-1": "superseded"}, [])
 
 
-@asynchronous
+@in_virtual_time
 async def test_an_engine_that_is_resized_before_its_turn_stays_as_it_is() -> None:
     world = Mixed()
 
@@ -162,7 +162,7 @@ async def test_an_engine_that_is_resized_before_its_turn_stays_as_it_is() -> Non
     )  # fmt: skip
 
 
-@asynchronous
+@in_virtual_time
 async def test_while_its_ranks_do_not_agree_an_engine_is_in_no_plan() -> None:
     """Rank 0 of e1 has heard that there are 4 now, rank 1 not yet; then it is gone."""
     world = Mixed()

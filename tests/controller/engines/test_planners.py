@@ -19,7 +19,15 @@ from placer.parallel import connect, disconnect
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from tests.builders import a_model, by_hand, loads
-from tests.controller.tiny_pool import HOME, POOL, SKEWED, World, asynchronous, decided
+from tests.controller.tiny_pool import (
+    HOME,
+    POOL,
+    SKEWED,
+    World,
+    asynchronous,
+    decided,
+    in_virtual_time,
+)
 
 
 def a_problem(**changes: Any) -> Problem:
@@ -124,7 +132,7 @@ async def test_one_process_has_one_problem_at_a_time() -> None:
     assert not is_there(pid)
 
 
-@asynchronous
+@in_virtual_time
 async def test_the_loop_tells_of_a_planner_that_died_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
