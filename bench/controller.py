@@ -5,11 +5,9 @@ a connection of its own, share a third. A decision is timed by itself afterwards
 """
 
 import asyncio
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -27,8 +25,9 @@ from controller.assemble import Controller, assembled
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.planning import answer
+from controller.engines.process_planner import SPAWN, ProcessPlanner
+from controller.fleet.pools import Group
 from controller.fleet.windows import Delta, Window
-from controller.fleet.workers import Pool
 from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
@@ -40,7 +39,6 @@ from placer import model, topology
 from placer.channel import Settings, open_aio_channel
 from placer.clock import SystemClock
 from placer.placement import Placement
-from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
@@ -55,7 +53,6 @@ TOKENS = {profile_pb2.PHASE_PREFILL: 16_384, profile_pb2.PHASE_DECODE: 4_096}  #
 ROUNDS = 9
 POOL = "deepseek-v3"
 POLICY = PoolPolicy(topology.preset("h100"), confirmations=1)  # a plan is proposed while it runs
-SPAWN = multiprocessing.get_context("spawn")
 
 
 def run() -> None:
@@ -162,10 +159,10 @@ async def _controller(
     """As on Ray, with a planner and engines that need none."""
     engines = {(POOL, f"engine-{at}"): MemoryEngine(before) for at in range(ENGINES)}
     with (
-        ProcessPoolExecutor(1, SPAWN) as pool,
+        closing(ProcessPlanner(1)) as planner,
         closing(Ledger(folder / "ledger.db", FORMS)) as records,
     ):
-        ledger, planner = WatchedLedger(records, SystemClock()), ProcessPlanner(pool)
+        ledger = WatchedLedger(records, SystemClock())
         listening = Listening("127.0.0.1:0")
         async with assembled(
             Config(policy), listening, ledger, planner, lambda *_: MemoryEngines(engines)
@@ -173,7 +170,7 @@ async def _controller(
             ticking = asyncio.create_task(found.loop.run())
             pipe.send(found.port)
             await _obey(pipe, before, found)
-            if (view := found.loop.views.get(POOL)) is not None:
+            if (view := found.loop.views.get((POOL, RANKS))) is not None:
                 console.print(f"{POOL}: {view.decision.outcome}, {view.decision.reason}")
             for what, condition in found.loop.conditions.items():
                 console.print(f"condition: {what}: {condition}")
@@ -194,21 +191,12 @@ async def _obey(pipe: Connection, before: Placement, found: Controller) -> None:
             case ("size", _):
                 pipe.send(_resident_mb())
             case ("counted", _):
-                profile = found.loop.fleet.pool(POOL).profile("mixed", time.time())
+                group = found.loop.fleet.pool(POOL).group(RANKS)
+                profile = group.profile("mixed", time.time()) if group else None
                 assert profile is not None
                 pipe.send((int(profile.tokens), int(profile.load.sum())))
             case ("end", _):
                 return
-
-
-class ProcessPlanner:
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
-        self._pool = pool
-
-    async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._pool, answer, problem, optimizer
-        )
 
 
 def _resident_mb() -> float:
@@ -328,7 +316,7 @@ def linear() -> Placement:
 def _decision(current: Placement) -> tuple[float, float, str]:
     """From a pool's windows, of two halves and two phases, to what is done: median ms, warm, by the
     clock and of the processor. A tenth of the traffic is another than ``current`` was made for."""
-    pool = Pool(POOL, model.preset("deepseek-v3"), RANKS, SLOTS)
+    pool = Group(POOL, model.preset("deepseek-v3"), RANKS, SLOTS, {"engine": []}, {})
     for phase in ("prefill", "decode"):
         window = pool.windows[phase] = Window(POLICY.window_s, 0.0)
         for at in range(40):

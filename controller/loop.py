@@ -3,8 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from controller.changes.arbiter import Arbiter
@@ -12,14 +12,15 @@ from controller.changes.plans import PlanState
 from controller.config import Config, PoolPolicy, told_in_settings
 from controller.fleet import snapshots
 from controller.fleet.acknowledgements import Acknowledgements
-from controller.fleet.workers import Fleet, Pool, Registration
+from controller.fleet.pools import Group, Pool, Registration
+from controller.fleet.workers import Fleet
 from controller.ledger.ledger import LedgerError, Unreadable
 from controller.ledger.watched import WatchedLedger
 from controller.policies import POLICIES
 from controller.policies.policy import Decision, Kept, Past, Seen
 from controller.ports import EngineLostError, Engines, Planner
-from placer.arrays import FloatArray
-from placer.cost import Score, score
+from controller.views import View
+from placer.cost import score
 from placer.errors import PlacerError
 from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
@@ -31,35 +32,10 @@ KEPT = {
     "snapshot": 20_000,
     "placement": 2000,  # besides those that are in use
 }  # fmt: skip
-WEIGHTS = ("hold", "infeasible", "wait", "propose", "act")
+Key = tuple[str, int]  # a pool's name, and the ranks of its engines that are meant
 YIELDS = 10  # to the event loop, in which calls are answered
 
 log = logging.getLogger("placer.controller")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """What was seen of a pool and decided. Gains are of the plan that is applied.
-
-    decisions: of the policies that were asked, in turn; under "" if none was
-    at_s: unix seconds
-    load: [layers, experts] tokens, on what stood: ``placement``
-    """
-
-    decisions: Mapping[str, Decision]
-    at_s: float
-    load: FloatArray | None = None
-    placement: Placement | None = None
-    score: Score | None = None
-    predicted_gain: float | None = None
-    measured_gain: float | None = None
-
-    @property
-    def decision(self) -> Decision:
-        """The weightiest, with what all say."""
-        found = max(self.decisions.values(), key=lambda one: WEIGHTS.index(one.outcome))
-        told = [f"{policy}: {one.reason}" for policy, one in self.decisions.items()]
-        return replace(found, reason="; ".join(told)) if len(told) > 1 else found
 
 
 class Loop:
@@ -80,13 +56,13 @@ class Loop:
         self.config, self.ledger, self.fleet = config, ledger, fleet
         self.engines, self.planner = engines, planner
         self.arbiter = Arbiter(config, ledger, fleet, engines)
-        self.views: dict[str, View] = {}
+        self.views: dict[Key, View] = {}
         self.conditions: dict[str, str] = {}
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
         self.counted: Counter[tuple[str, ...]] = Counter()  # decisions by pool and outcome
-        # Decisions in a row that wanted to move, by pool and policy, since which change.
-        self._streaks: dict[tuple[str, str], tuple[int, str]] = {}
-        self._written: dict[str, tuple[View, float]] = {}  # and when
+        # Decisions in a row that wanted to move, by policy too, since which change.
+        self._streaks: dict[tuple[Key, str], tuple[int, str]] = {}
+        self._written: dict[Key, tuple[View, float]] = {}  # and when
         self._acknowledgements = Acknowledgements(ledger)
         try:
             snapshots.recall(ledger, fleet, lambda pool: config.of(pool).window_s)
@@ -94,6 +70,11 @@ class Loop:
                 ledger.records.newest(kind)
         except LedgerError as error:
             self.conditions["ledger"] = str(error)
+
+    def view(self, pool: Pool) -> View | None:
+        """Of the width that most engines have."""
+        group = pool.group()
+        return self.views.get((group.pool, group.ranks)) if group else None
 
     def told(self) -> dict[str, str]:
         """Conditions, and what cannot be read in the ledger."""
@@ -118,9 +99,15 @@ class Loop:
         for what, look in self.looks.items():
             await self._try(what, look())
         pools = list(self.fleet.pools.values())
+        seen: set[Key] = set()
         async with asyncio.TaskGroup() as looks:
             async for pool in self._in_turn(pools):
-                looks.create_task(self._try(pool.name, self._look(pool)))
+                groups = pool.groups.values()
+                for group in groups:
+                    what = pool.name if len(groups) == 1 else f"{pool.name} on {group.ranks} ranks"
+                    looks.create_task(self._try(what, self._look(group)))
+                    seen.add((pool.name, group.ranks))
+        self.views = {key: view for key, view in self.views.items() if key in seen}
         async for pool in self._in_turn(pools):
             await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
@@ -142,65 +129,69 @@ class Loop:
     async def _snapshot(self, pool: Pool) -> None:
         snapshots.take(self.ledger, pool)
 
-    async def _look(self, pool: Pool) -> None:
-        """Observe one pool, and decide."""
-        now = self.ledger.clock.now()
+    async def _look(self, group: Group) -> None:
+        """Observe the engines of one pool and width, and decide."""
+        now, key = self.ledger.clock.now(), (group.pool, group.ranks)
         running = self.arbiter.running
-        if running is not None and running.pool == pool.name:  # what stands is in between
+        if (
+            running is not None
+            and running.pool == group.pool
+            and running.value.width in (0, group.ranks)
+        ):  # what stands is in between
             reason = f"{running.id} is at work: {running.value.progress}"
-            decision = Decision("wait", reason)
-            last = self.views.get(pool.name, View({}, now))
-            self._decided(pool.name, replace(last, decisions={"": decision}, at_s=now))
+            last, decisions = self.views.get(key, View({}, now)), {"": Decision("wait", reason)}
+            self._decided(key, replace(last, decisions=decisions, at_s=now))
             return
-        problem = await self.problem(pool)
+        problem = await self.problem(group)
         answer: Plan | Hold | Infeasible
         if isinstance(problem, Hold):
             answer, before, view = problem, "", View({}, now)
         else:
-            answer, before = await self._answer(pool, problem), problem.start.digest
-            view = self._view(pool, problem, now)
-        self._decided(pool.name, replace(view, decisions=self._ask(pool, answer, before, now)))
+            answer, before = await self._answer(group, problem), problem.start.digest
+            view = self._view(group, problem, now)
+        self._decided(key, replace(view, decisions=self._ask(group, answer, before, now)))
 
-    async def _answer(self, pool: Pool, problem: Problem) -> Plan | Hold | Infeasible:
-        optimizer = self.config.of(pool.name).optimizer
+    async def _answer(self, group: Group, problem: Problem) -> Plan | Hold | Infeasible:
+        optimizer = self.config.of(group.pool).optimizer
         answer = await self.planner.answer(problem, optimizer)
         if isinstance(answer, Hold) and (
-            drifted := await self.arbiter.drifted(pool, problem.start)
+            drifted := await self.arbiter.drifted(group, problem.start)
         ):
             # Started again, or changed by hand: where it is, nobody planned for.
             reason = f"{', '.join(drifted)} stands elsewhere than the rest of the pool: to join it"
             return Plan(problem.start, reason, problem.model, problem.topology)
         return answer
 
-    def _view(self, pool: Pool, problem: Problem, now: float) -> View:
+    def _view(self, group: Group, problem: Problem, now: float) -> View:
         stands = problem.start
         known = None if stands.lost else score(problem, stands)
-        return View({}, now, problem.profile.load, stands, known, *self._gains(problem, pool))
+        return View({}, now, problem.profile.load, stands, known, *self._gains(problem, group))
 
     def _ask(
-        self, pool: Pool, answer: Plan | Hold | Infeasible, before: str, now: float
+        self, group: Group, answer: Plan | Hold | Infeasible, before: str, now: float
     ) -> dict[str, Decision]:
         """What the policies say, in turn, up to the first that wants a change: the arbiter gets it.
         before: digest of the map that stands"""
-        found, settings = {}, self.config.of(pool.name)
-        last, failures = self.arbiter.history.last_changes(pool.name)
+        found, settings, key = {}, self.config.of(group.pool), (group.pool, group.ranks)
+        last, failures = self.arbiter.history.last_changes(group.pool, group.ranks)
         change, rested_s = (last.id, self.ledger.age_s(last)) if last else ("", None)
         for name, policy in POLICIES.items():
             # What was wanted before the change is of no interest.
-            streak, since = self._streaks.get((pool.name, name), (0, change))
+            streak, since = self._streaks.get((key, name), (0, change))
             past = Past(streak if since == change else 0, rested_s, failures)
             decision = policy(Seen(answer, past, settings, now))
-            self._streaks[pool.name, name] = decision.streak, change
+            self._streaks[key, name] = decision.streak, change
             found[name] = decision
             if decision.plan is not None:
-                found[name] = self.arbiter.take(pool.name, decision, decision.plan, before)
+                found[name] = self.arbiter.take(group, decision, decision.plan, before)
                 break
         return found
 
-    async def problem(self, pool: Pool) -> Problem | Hold:
-        """What an optimizer would be asked about a pool now; or why there is nothing to ask."""
-        policy = self.config.of(pool.name)
-        profile = pool.profile(policy.phase, self.ledger.clock.monotonic())
+    async def problem(self, group: Group) -> Problem | Hold:
+        """What an optimizer would be asked about these engines now; or why there is nothing to
+        ask."""
+        policy = self.config.of(group.pool)
+        profile = group.profile(policy.phase, self.ledger.clock.monotonic())
         tokens = profile.tokens if profile else 0
         if profile is None or tokens < policy.least_tokens:
             return Hold(
@@ -208,10 +199,10 @@ class Loop:
                 f"{policy.least_tokens:,} (least_tokens): too few to tell"
             )
         try:
-            current = await self.arbiter.stands(pool)
+            current = await self.arbiter.stands(group)
         except EngineLostError as error:
             return Hold(f"{error}: it is not known what stands")
-        return _problem(pool, policy, profile, current)
+        return _problem(group, policy, profile, current)
 
     async def _begin_approved(self, pool: Pool) -> None:
         for record in self.arbiter.plans.in_state(pool.name, PlanState.APPROVED):
@@ -220,9 +211,10 @@ class Loop:
                 return
             await self.arbiter.begin(record, key="", reason=record.reason)
 
-    def _gains(self, problem: Problem, pool: Pool) -> tuple[float | None, float | None]:
+    def _gains(self, problem: Problem, group: Group) -> tuple[float | None, float | None]:
         """Of the plan that is applied: as predicted, and on today's traffic."""
-        applied = self.arbiter.plans.in_state(pool.name, PlanState.APPLIED)
+        states, ranks = (PlanState.APPLIED,), group.ranks
+        applied = self.arbiter.plans.in_state(group.pool, *states, width=ranks)
         if not applied or not applied[0].value.before:
             return None, None
         try:
@@ -234,22 +226,23 @@ class Loop:
         now = score(problem, problem.start).step_s / score(problem, before).step_s
         return applied[0].value.gain, 1 - now
 
-    def _decided(self, pool: str, view: View) -> None:
+    def _decided(self, key: Key, view: View) -> None:
         """Remember, and write down what is new."""
-        self.views[pool] = view
+        pool, ranks = key
+        self.views[key] = view
         self.counted[pool, view.decision.outcome] += 1
         now_s = self.ledger.clock.monotonic()
-        last, written_s = self._written.get(pool, (None, now_s))
+        last, written_s = self._written.get(key, (None, now_s))
         if now_s - written_s >= AGAIN_S:
             last = None
         balancedness = view.score.balancedness if view.score else None
         for policy, one in view.decisions.items():
             then = last.decisions.get(policy) if last is not None else None
             if then is None or then.outcome != one.outcome:
-                kept = Kept(one.outcome, one.reason, one.streak, balancedness, policy)
+                kept = Kept(one.outcome, one.reason, one.streak, balancedness, policy, ranks)
                 id = self.ledger.next_id("decision", "decision")
                 self.ledger.write("decision", id, one.reason, kept, pool=pool)
-                self._written[pool] = view, now_s
+                self._written[key] = view, now_s
 
     async def _try(self, what: str, doing: Any) -> None:
         try:
@@ -273,13 +266,13 @@ class Loop:
             yield pool
 
 
-def _problem(pool: Pool, policy: PoolPolicy, profile: Any, current: Placement) -> Problem:
+def _problem(group: Group, policy: PoolPolicy, profile: Any, current: Placement) -> Problem:
     with told_in_settings():
         return Problem(
-            model=pool.model,
-            topology=policy.hardware(pool.ranks),
+            model=group.model,
+            topology=policy.hardware(group.ranks),
             profile=profile,
-            slots=pool.slots,
+            slots=group.slots,
             objective=policy.objective,
             current=current,
         )

@@ -1,5 +1,6 @@
 """Prometheus figures, read from the loop when they are asked for: at most 26 series a pool, none of
-them by layer or rank unless asked for. docs/controller.md lists them."""
+them by layer or rank unless asked for; ratios are of the width that most engines have.
+docs/controller.md lists them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from controller.changes.plans import PlanState
-from controller.fleet.workers import Pool
+from controller.fleet.pools import Pool
 from controller.loop import Loop
 from placer.cost.balance import rank_load
 from placer.errors import PlacerError
@@ -42,7 +43,7 @@ class LoopCollector(Collector):
             ("plan_epoch", "Newest epoch that a worker applied.",
              {(pool.name,): self._newest(pool, "epoch") for pool in pools}),
             ("window_tokens", "Tokens that decisions are made from.",
-             {(pool.name,): pool.tokens(self.loop.config.of(pool.name).phase) for pool in pools}),
+             {(pool.name,): self._tokens(pool) for pool in pools}),
             ("step_seconds", "A whole step, mean of the window.",
              {(pool.name,): self._pace(pool, "step_s") for pool in pools}),
             ("busy_ratio", "Of the window's time, in which steps ran.",
@@ -72,16 +73,21 @@ class LoopCollector(Collector):
             yield self._rank_loads(pools)
 
     def _balancedness(self, pool: Pool) -> float | None:
-        view = self.loop.views.get(pool.name)
+        view = self.loop.view(pool)
         return view.score.balancedness if view and view.score else None
 
     def _gain(self, pool: Pool, name: str) -> float | None:
-        view = self.loop.views.get(pool.name)
+        view = self.loop.view(pool)
         return getattr(view, name) if view else None
 
     def _pace(self, pool: Pool, name: str) -> float | None:
-        pace = pool.pace(self.loop.config.of(pool.name).phase)
+        group = pool.group()
+        pace = group.pace(self.loop.config.of(pool.name).phase) if group else None
         return getattr(pace, name) if pace else None
+
+    def _tokens(self, pool: Pool) -> int:
+        phase = self.loop.config.of(pool.name).phase
+        return sum(group.tokens(phase) for group in pool.groups.values())
 
     def _plan_age_s(self, pool: Pool) -> float | None:
         applied = self.loop.arbiter.plans.in_state(pool.name, PlanState.APPLIED)
@@ -100,7 +106,7 @@ class LoopCollector(Collector):
             "placer_rank_load_tokens", "In the window.", labels=["pool", "layer", "rank"]
         )
         for pool in pools:
-            view = self.loop.views.get(pool.name)
+            view = self.loop.view(pool)
             if view is None or view.load is None or view.placement is None:
                 continue
             for layer, row in enumerate(rank_load(view.load, view.placement).tolist()):

@@ -15,13 +15,8 @@ from controller.changes.plans import Kept, Plans, PlanState
 from controller.changes.runner import Runner
 from controller.config import Config, told_in_settings
 from controller.fleet.observed import observed_placements, refuse_lost, same_experts
-from controller.fleet.workers import (
-    FORGOTTEN_S,
-    Fleet,
-    FleetError,
-    Pool,
-    kinds,
-)
+from controller.fleet.pools import Group, Pool, kinds
+from controller.fleet.workers import FORGOTTEN_S, Fleet, FleetError
 from controller.ledger.ledger import Conflict, Record, Unreadable
 from controller.ledger.watched import WatchedLedger
 from controller.policies.policy import Decision
@@ -62,44 +57,50 @@ class Arbiter:
         """The operation that is not at its end yet."""
         return next(iter(self.ledger.open("operation")), None)
 
-    async def stands(self, pool: Pool) -> Placement:
+    async def stands(self, group: Group) -> Placement:
         """The map of an engine that stands where the last change led, or else of the first that
         answers. Raises EngineLostError if none does."""
-        there = await observed_placements(self.engines, pool)
-        last = self.history.last_change(pool.name)
+        there = await observed_placements(self.engines, group)
+        last = self.history.last_change(group.pool, group.ranks)
         if last is not None and last.value.phase is Phase.SUCCEEDED:
             with suppress(Unreadable):
                 goal = self.ledger.placement(last.value.goal)
                 there.sort(key=lambda one: not same_experts(one[1], goal))
         return there[0][1]
 
-    async def drifted(self, pool: Pool, placement: Placement) -> list[str]:
+    async def drifted(self, group: Group, placement: Placement) -> list[str]:
         """The drift: engines whose ranks hold other experts than they do in ``placement``."""
-        there = await observed_placements(self.engines, pool)
+        there = await observed_placements(self.engines, group)
         return [engine for engine, stands in there if not same_experts(stands, placement)]
 
     def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record[Kept]:
-        """Keep a plan for approval. Raises PlacementError if it may not be applied."""
+        """Keep a plan for approval, for the pool's engines of its width. Raises PlacementError if
+        it may not be applied."""
         policy, known = self.config.of(pool), self.fleet.pool(pool)
-        for member in kinds(known.members.values()):
+        if (group := known.group(plan.placement.gpus) or known.group()) is None:
+            raise FleetError(f"all engines of {pool} are being resized: wait for that")
+        for member in kinds(group.members):
             if reason_not := refusal(plan, member.registration.worker):
                 raise PlacementError(reason_not)
-        hardware = policy.hardware(known.ranks)
+        hardware = policy.hardware(group.ranks)
         broken = violations(plan.placement, policy.objective, known.model, hardware)
         if broken:
             raise PlacementError(broken[0])
-        return self.plans.propose(pool, plan, before, reason)
+        return self.plans.propose(group, plan, before, reason)
 
-    def take(self, pool: str, decision: Decision, plan: Plan, before: str) -> Decision:
+    def take(self, group: Group, decision: Decision, plan: Plan, before: str) -> Decision:
         """Keep the plan that a policy decided on, unless an earlier one for this map waits:
         approved, for its turn; or for approval, as long as it is not too old."""
+        pool, width = group.pool, plan.placement.gpus
         window_s = self.config.of(pool).window_s
-        for record in self.plans.in_state(pool, PlanState.PROPOSED, PlanState.APPROVED):
+        waiting = PlanState.PROPOSED, PlanState.APPROVED
+        for record in self.plans.in_state(pool, *waiting, width=width):
             approved = record.value.state is PlanState.APPROVED
             fresh = self.ledger.age_s(record) < window_s
             if record.value.before in ("", before) and (approved or fresh):
                 what = "its turn" if approved else "approval"
-                reason = f"{record.id} waits for {what}: {record.reason}"
+                left_out = record.value.left_out(self.fleet.pool(pool))
+                reason = f"{record.id} waits for {what}: {record.reason}{left_out}"
                 return replace(decision, outcome="propose", reason=reason)
         with told_in_settings():
             record = self.propose(pool, plan, before, plan.reason)
@@ -152,7 +153,7 @@ class Arbiter:
                     why = "its operation cannot be read: it is not known how far it came"
                     self.plans.change_state(plan, PlanState.HALTED, why)
             elif state is PlanState.APPLIED:
-                last = self.history.last_change(plan.pool)
+                last = self.history.last_change(plan.pool, plan.value.width)
                 if last is not None and last.number > plan.number:
                     self._close(last.value)
 
@@ -179,17 +180,17 @@ class Arbiter:
                 f"{running.id} is at work on {pool} ({at}): wait for it, or placer rollback {pool}"
             )
 
-    async def _rollback_targets(self, pool: Pool) -> dict[str, str]:
+    async def _rollback_targets(self, group: Group) -> dict[str, str]:
         """Each engine's digest, whose placement is kept to go back to. Engines that are gone are
         left out, and brought to the rest if they come back."""
         seen = [
             engine
-            for engine, members in pool.engines.items()
+            for engine, members in group.engines.items()
             if any(map(self.fleet.is_heard, members))
         ]
         targets = {}
-        for engine in seen or pool.engines:
-            placement = await self.engines.stands(pool.name, engine)
+        for engine in seen or group.engines:
+            placement = await self.engines.stands(group.pool, engine)
             refuse_lost(engine, placement)
             targets[engine] = self.ledger.keep_placement(placement)
         return targets
@@ -210,11 +211,15 @@ class Arbiter:
                                     phase=Phase.REFUSED, why=why)  # fmt: skip
                 return self.ledger.write("operation", id, reason, refused, pool=pool.name)
             self.refuse_if_busy()
-            targets = await self._rollback_targets(pool)
-            beside = kind.begin(change, targets, reason)
+            group = pool.group(kind.width(change))
+            width = group.ranks if group else 0
+            targets = {} if group is None else await self._rollback_targets(group)
+            beside = kind.begin(change, pool, targets, reason)
             now_s = self.ledger.clock.now()
             id, epoch = self._next_id(), max(int(now_s * 1000), self._newest_epoch(pool) + 1)
-            operation = Operation(id, key, pool.name, change, size, now_s, targets, epoch=epoch)
+            operation = Operation(
+                id, key, pool.name, change, size, now_s, targets, epoch=epoch, width=width
+            )
             first = Record("operation", id, 1, now_s, reason, operation, pool.name, final=False)
             record: Record[Operation] = self.ledger.put(first, *beside)
             self._task = asyncio.create_task(self._run(record))

@@ -30,9 +30,9 @@ class History:
                 return record
         return None
 
-    def last_change(self, pool: str) -> Record[Operation] | None:
-        """The newest operation that left the pool elsewhere."""
-        for record in self.ledger.records.newest("operation", pool=pool, final=True):
+    def last_change(self, pool: str, width: int = 0) -> Record[Operation] | None:
+        """The newest operation that left the pool elsewhere, or its engines of this width."""
+        for record in self._ended(pool, width):
             if record.value.phase in (Phase.SUCCEEDED, Phase.HALTED):
                 return record
         return None
@@ -59,15 +59,16 @@ class History:
                 return record
         return None
 
-    def last_changes(self, pool: str) -> tuple[Record[Operation] | None, int]:
-        """The pool's last operation that has ended, and how many in a row failed."""
-        ended = [
-            record
-            for record in self.ledger.records.newest("operation", pool=pool, final=True)
-            if record.value.phase != Phase.REFUSED
-        ]
+    def last_changes(self, pool: str, width: int = 0) -> tuple[Record[Operation] | None, int]:
+        """The last operation of the pool, or of its engines of this width, that has ended, and how
+        many in a row failed."""
+        ended = [one for one in self._ended(pool, width) if one.value.phase != Phase.REFUSED]
         failed = takewhile(lambda record: record.value.phase != Phase.SUCCEEDED, ended)
         return ended[0] if ended else None, sum(1 for _ in failed)
+
+    def _ended(self, pool: str, width: int) -> list[Record[Operation]]:
+        found = self.ledger.records.newest("operation", pool=pool, final=True)
+        return [one for one in found if not width or one.value.width in (0, width)]
 
     def plan_of(self, operation: Operation) -> Record[Kept] | None:
         """The newest of the last plans that leads where the operation led."""

@@ -8,7 +8,8 @@ from controller.changes.history import History
 from controller.changes.operations import Apply, Change, Operation, Phase, Rollback, Scale
 from controller.changes.plans import Plans, PlanState
 from controller.changes.runner import Runner
-from controller.fleet.workers import FleetError, Pool, UnknownError
+from controller.fleet.pools import Pool
+from controller.fleet.workers import FleetError, UnknownError
 from controller.ledger.ledger import Record, Unreadable
 
 ENDS = {
@@ -24,9 +25,14 @@ class Kind(Protocol):
     def refusal(self, pool: Pool, change: Any) -> str:
         """Why this can never be done, which is written down; empty if it can."""
 
-    def begin(self, change: Any, targets: Mapping[str, str], reason: str) -> list[Record[Any]]:
+    def width(self, change: Any) -> int:
+        """Ranks of the engines that it is for; 0 for those that most have."""
+
+    def begin(
+        self, change: Any, pool: Pool, targets: Mapping[str, str], reason: str
+    ) -> list[Record[Any]]:
         """What is written down together with its operation. Raises PlacerError if it may not begin.
-        targets: digests of where each engine stands now"""
+        targets: digests of where each of these engines stands now; empty if there is none"""
 
     async def run(self, record: Record[Operation], is_restart: bool) -> Record[Operation]:
         """To its end."""
@@ -57,12 +63,25 @@ class _Migrating:
 class Applying(_Migrating):
     """Of an approved plan."""
 
-    def begin(self, change: Apply, targets: Mapping[str, str], reason: str) -> list[Record[Any]]:
+    def width(self, change: Apply) -> int:
+        if kept := self.plans.get(change.plan_id).value.width:
+            return kept
+        with suppress(Unreadable):
+            return self.plans.ledger.placement(change.goal).gpus
+        return 0
+
+    def begin(
+        self, change: Apply, pool: Pool, targets: Mapping[str, str], reason: str
+    ) -> list[Record[Any]]:
         plan, why = self.plans.get(change.plan_id), ""
+        left_out = plan.value.left_out(pool)
         if plan.value.state is not PlanState.APPROVED:
             raise FleetError(f"{plan.id} is {plan.value.state}: only an approved plan can begin")
         if plan.value.before and plan.value.before not in targets.values():
             why = f"{plan.id} starts from another map than the pool's now: propose again"
+        if not targets:
+            what = f"{plan.id} is for engines of {plan.value.width} ranks"
+            why = f"{what}, and {pool.name} has none now{left_out}: propose again"
         try:
             self.plans.ledger.placement(change.goal)
         except Unreadable as error:
@@ -70,34 +89,43 @@ class Applying(_Migrating):
         if why:
             self.plans.change_state(plan, PlanState.SUPERSEDED, why)
             raise FleetError(why)
-        return [self.plans.next_record(plan, PlanState.APPLYING, reason)]
+        return [self.plans.next_record(plan, PlanState.APPLYING, f"{reason}{left_out}")]
 
     def close(self, operation: Operation) -> None:
-        plans, reason = self.plans, operation.why or f"{operation.id} {operation.phase}"
+        plans, width = self.plans, operation.width
         if operation.phase is Phase.SUCCEEDED:
-            for record in plans.in_state(operation.pool, PlanState.APPLIED):
+            for record in plans.in_state(operation.pool, PlanState.APPLIED, width=width):
                 if record.id != operation.plan_id:
                     why = f"{operation.plan_id} is applied"
                     plans.change_state(record, PlanState.SUPERSEDED, why)
         with suppress(Unreadable, UnknownError):  # then nobody is to be told
             record = plans.get(operation.plan_id)
             if record.value.state is PlanState.APPLYING:
-                plans.change_state(record, ENDS[operation.phase], reason)
+                plans.change_state(record, ENDS[operation.phase], operation.outcome)
 
 
 class RollingBack(_Migrating):
     """To where the pool was before its last change."""
 
-    def begin(self, change: Rollback, targets: Mapping[str, str], reason: str) -> list[Record[Any]]:
-        self.plans.ledger.placement(change.goal)
+    def width(self, change: Rollback) -> int:
+        return self.plans.ledger.placement(change.goal).gpus
+
+    def begin(
+        self, change: Rollback, pool: Pool, targets: Mapping[str, str], reason: str
+    ) -> list[Record[Any]]:
+        if not targets:
+            raise FleetError(
+                f"{pool.name} has no engine of {self.width(change)} ranks now, as that change was "
+                "for: propose a plan instead"
+            )
         return []
 
     def close(self, operation: Operation) -> None:
         if operation.phase is not Phase.SUCCEEDED:
             return
-        reason = operation.why or f"{operation.id} {operation.phase}"
-        for record in self.plans.in_state(operation.pool, PlanState.APPLIED):
-            self.plans.change_state(record, PlanState.ROLLED_BACK, reason)
+        states, width = (PlanState.APPLIED,), operation.width
+        for record in self.plans.in_state(operation.pool, *states, width=width):
+            self.plans.change_state(record, PlanState.ROLLED_BACK, operation.outcome)
         if (again := self.history.plan_of(operation)) is not None:
             self.plans.change_state(again, PlanState.APPLIED, f"{operation.id} went back to it")
 
@@ -107,11 +135,16 @@ class Scaling:
 
     def refusal(self, pool: Pool, change: Scale) -> str:
         return (
-            f"{pool.name} stays at {pool.ranks} ranks: its engines cannot change their width to "
-            f"{change.ranks} while they serve"
+            f"{pool.name} stays at {' and '.join(map(str, sorted(pool.slots)))} ranks: its engines "
+            f"cannot change their width to {change.ranks} while they serve"
         )
 
-    def begin(self, change: Any, targets: Mapping[str, str], reason: str) -> list[Record[Any]]:
+    def width(self, change: Any) -> int:
+        return 0
+
+    def begin(
+        self, change: Any, pool: Pool, targets: Mapping[str, str], reason: str
+    ) -> list[Record[Any]]:
         raise FleetError("engines cannot change their width while they serve: start others")
 
     async def run(self, record: Record[Operation], is_restart: bool) -> Record[Operation]:

@@ -68,6 +68,8 @@ class Operation:
     epoch:  of the attempt, unix milliseconds: grows even if a ledger is lost
     tries:  of going back
     why:    what made it go back, or ended it
+    width:  ranks of these engines, 0 if 0.1.0 wrote it
+    left_out: those that had another width when it was their turn
     moved:  slots that were given another expert, on the way back too
     """
 
@@ -90,6 +92,8 @@ class Operation:
     moved: int = 0
     copied_bytes: int = 0
     longest_pause_s: float = 0.0
+    width: int = 0
+    left_out: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -104,6 +108,12 @@ class Operation:
     def goal(self) -> str:
         """Digest of the placement that all engines should have; empty if it is about none."""
         return self.change.goal
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, or why, for the plans that hear of it."""
+        left = f"; left out: {', '.join(self.left_out)}, resized meanwhile" if self.left_out else ""
+        return (self.why or f"{self.id} {self.phase}") + left
 
     @property
     def is_final(self) -> bool:
@@ -136,6 +146,10 @@ class Operation:
     def course(self) -> str:
         """Which plan it carries out, and how far it is."""
         return f"{self.plan_id} on {self.progress}" if not self.is_final else self.plan_id
+
+    def without(self, engine: str) -> "Operation":
+        """An engine that stays where it is."""
+        return replace(self, left_out=tuple(dict.fromkeys([*self.left_out, engine])))
 
     def after(self, event: Event, now_s: float) -> "Operation":
         """What follows from an event: the machine's next state, or the next engine's first."""
@@ -196,7 +210,7 @@ def _check(record: Record[Operation]) -> None:
         raise ValueError(f"is a {found.kind} that is {found.phase}, which this version cannot do")
     if record.final != found.is_final or (found.state in FINAL and not record.final):
         raise ValueError(f"is {found.phase} and {found.state}, but open or ended otherwise")
-    counts = (found.expert_bytes, found.round, found.rounds, found.epoch, found.tries)
+    counts = (found.width, found.expert_bytes, found.round, found.rounds, found.epoch, found.tries)
     if not all(0 <= one < 2**63 for one in (*counts, found.moved, found.copied_bytes)):
         raise ValueError("counts what cannot be counted")
     if found.phase is not Phase.REFUSED and not 0 <= found.at < len(found.rollback_targets):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from controller.fleet.pools import Group, Pool
 from controller.fleet.workers import NAME, FleetError, UnknownError
 from controller.ledger.ledger import Conflict, Record
 from controller.ledger.records import form_of
@@ -31,7 +32,10 @@ OPEN = (PlanState.PROPOSED, PlanState.APPROVED, PlanState.APPLYING, PlanState.AP
 class Kept:
     """A plan where it is in its life; its file is the first record's blob.
 
-    before: digest of the map that it starts from, "" for any; gain: 0 if it is not known
+    before:  digest of the map that it starts from, "" for any
+    gain:    0 if it is not known
+    width:   ranks of the engines that it is for, and engines: their names then; 0 and none if 0.1.0
+        wrote it
     """
 
     state: PlanState
@@ -41,6 +45,24 @@ class Kept:
     moved_bytes: Annotated[int, Field(ge=0, lt=2**63, strict=True)]
     gain: Annotated[float, Field(strict=True)]
     whole_gain: Annotated[float | None, Field(strict=True)] = None
+    width: Annotated[int, Field(ge=0, strict=True)] = 0
+    engines: tuple[str, ...] = ()
+
+    def is_for(self, width: int) -> bool:
+        """Whether engines of this width may be meant."""
+        return self.width in (0, width)
+
+    def left_out(self, pool: Pool) -> str:
+        """Which of its engines have another width now, for whoever reads a reason; empty if none
+        has."""
+        now = {
+            name: group.ranks
+            for group in pool.groups.values()
+            for name in group.engines
+            if group.ranks != self.width
+        }
+        told = [f"{name} has {now[name]} ranks now" for name in self.engines if name in now]
+        return f"; left out: {', '.join(told)}" if told else ""
 
 
 def _check(record: Record[Kept]) -> None:
@@ -67,12 +89,12 @@ class Plans:
     def file(self, id: str) -> bytes:
         return self.ledger.records.blob("plan", self.get(id).id) or b""
 
-    def in_state(self, pool: str, *states: PlanState) -> list[Record[Kept]]:
-        """Newest first."""
-        found = self.ledger.open("plan", pool)
-        return [record for record in found if record.value.state in states]
+    def in_state(self, pool: str, *states: PlanState, width: int = 0) -> list[Record[Kept]]:
+        """Newest first; for engines of this width, 0 for any."""
+        found = [one for one in self.ledger.open("plan", pool) if one.value.state in states]
+        return [one for one in found if not width or one.value.is_for(width)]
 
-    def propose(self, pool: str, plan: Plan, before: str, reason: str) -> Record[Kept]:
+    def propose(self, group: Group, plan: Plan, before: str, reason: str) -> Record[Kept]:
         """Keep a plan that starts from the map with this digest; "" if it starts anywhere. It takes
         the place of those that wait."""
         cost = plan.move_cost
@@ -84,10 +106,13 @@ class Plans:
             moved_bytes=cost.moved_bytes if cost else 0,
             gain=plan.gain or 0.0,
             whole_gain=plan.whole_gain,
+            width=group.ranks,
+            engines=tuple(group.engines),
         )
         text = plan_text(plan).encode()
         self.ledger.keep_placement(plan.placement)
-        waiting = self.in_state(pool, PlanState.PROPOSED, PlanState.APPROVED)
+        states, pool = (PlanState.PROPOSED, PlanState.APPROVED), group.pool
+        waiting = self.in_state(pool, *states, width=group.ranks)
         id = self.ledger.next_id("plan", "plan")
         record = self.ledger.write("plan", id, reason, kept, pool=pool, final=False, blob=text)
         for one in waiting:

@@ -70,6 +70,8 @@ class Runner:
                 if attempt is None and operation.state is not State.DISCARDING:
                     attempt = await self._attempt(operation)
                     operation = replace(operation, rounds=len(attempt.rounds))
+                    if attempt.after.gpus != operation.width > 0:
+                        operation = operation.without(operation.engine)
                 outcome: Outcome | None = await self._ask(operation, attempt)
             except Unreadable as error:
                 outcome = Refused(str(error))
@@ -94,6 +96,8 @@ class Runner:
         pool, engine = operation.pool, operation.engine
         before = await self.engines.stands(pool, engine)
         goal = self.ledger.placement(operation.target)
+        if goal.gpus != before.gpus:  # it was resized: what is meant is another engine
+            goal = before
         if self.engines.moves_itself(pool, engine):
             return Attempt(operation.epoch, before, goal, ())
         policy = self.config.of(pool)

@@ -2,11 +2,12 @@
 among themselves, and vLLM's balancer moves the weights; then the ranks say what they read back."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from controller.config import Config
-from controller.fleet.workers import Fleet, FleetError, Member, kinds
+from controller.fleet.pools import Member, Width, kinds, width_of
+from controller.fleet.workers import Fleet, FleetError
 from controller.ledger.ledger import LedgerError
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import (
@@ -49,7 +50,7 @@ class VllmEngines:
             raise EngineLostError(f"the ranks of {engine} are about to change")
         (digest,) = digests
         if not digest:
-            return self._linear(pool)
+            return self._linear(pool, engine)
         try:
             return self.ledger.placement(digest)
         except LedgerError as error:
@@ -121,18 +122,26 @@ class VllmEngines:
             members = self.fleet.engine(pool, engine)
         except FleetError as error:
             raise EngineLostError(str(error)) from error
-        width = self.fleet.pool(pool).ranks
-        there = list(filter(self.fleet.is_heard, members))
-        if len(there) < width:
-            raise EngineLostError(f"{len(there)} of {width} ranks of {engine} are heard")
+        ranks = self._width(engine, members).ranks
+        there = [
+            member
+            for member in members
+            if self.fleet.is_heard(member) and member.registration.worker.ep_size == ranks
+        ]
+        if len(there) < ranks:
+            raise EngineLostError(f"{len(there)} of {ranks} ranks of {engine} are heard")
         return there
 
-    def _linear(self, pool: str) -> Placement:
+    def _width(self, engine: str, members: Sequence[Member]) -> Width:
+        if (width := width_of(members)) is None:
+            raise EngineLostError(f"{engine} is being resized: its ranks do not agree on its width")
+        return width
+
+    def _linear(self, pool: str, engine: str) -> Placement:
         """What an engine starts with."""
-        known = self.fleet.pool(pool)
-        nodes = self.config.of(pool).hardware(known.ranks).nodes
-        model = known.model
-        return linear(model.layers, known.slots, model.experts, known.ranks, nodes)
+        width, model = self._width(engine, self._members(pool, engine)), self.fleet.pool(pool).model
+        nodes = self.config.of(pool).hardware(width.ranks).nodes
+        return linear(model.layers, width.slots, model.experts, width.ranks, nodes)
 
 
 def lean(plan: Plan) -> str:

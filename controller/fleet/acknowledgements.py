@@ -3,7 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass
 
-from controller.fleet.workers import Registration
+from controller.fleet.pools import Registration
 from controller.ledger.ledger import Record, Unreadable
 from controller.ledger.records import form_of
 from controller.ledger.watched import WatchedLedger

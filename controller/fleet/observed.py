@@ -1,20 +1,21 @@
-"""Observed placements: where the engines of a pool stand, as they say."""
+"""Observed placements: where the engines of one width stand, as they say."""
 
-from controller.fleet.workers import FleetError, Pool
+from controller.fleet.pools import Group
+from controller.fleet.workers import FleetError
 from controller.ports import EngineLostError, Engines
 from placer.placement import Placement
 
 
-async def observed_placements(engines: Engines, pool: Pool) -> list[tuple[str, Placement]]:
+async def observed_placements(engines: Engines, group: Group) -> list[tuple[str, Placement]]:
     """Names and maps of the engines that answer. Raises EngineLostError if none does."""
     found, why = [], "it has no engines"
-    for engine in pool.engines:
+    for engine in group.engines:
         try:
-            found.append((engine, await engines.stands(pool.name, engine)))
+            found.append((engine, await engines.stands(group.pool, engine)))
         except EngineLostError as error:
             why = str(error)
     if not found:
-        raise EngineLostError(f"{pool.name}: {why}")
+        raise EngineLostError(f"{group.pool}: {why}")
     return found
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from controller.fleet.pools import Member, Pool
 from controller.fleet.windows import Delta, Window
-from controller.fleet.workers import FORGOTTEN_S, Fleet, Member, Pool
+from controller.fleet.workers import FORGOTTEN_S, Fleet
 from controller.ledger.ledger import Record
 from controller.ledger.records import Form, form_of
 from controller.ledger.watched import WatchedLedger
@@ -24,13 +25,14 @@ from placer.pace import Pace
 @dataclass(frozen=True, slots=True)
 class Half:
     """Of a window: what was counted since ``begun_s``; its load is an array of the record's blob,
-    in the order of halves."""
+    in the order of halves. ranks: of the engines that served it, 0 if 0.1.0 wrote it"""
 
     phase: str
     begun_s: float
     tokens: int
     sequences: int
     pace: Pace | None = None
+    ranks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,9 @@ def take(ledger: WatchedLedger, pool: Pool) -> None:
     now = ledger.clock.now()
     ahead = now - ledger.clock.monotonic()
     parts = [
-        (phase, *part)
-        for phase, window in pool.windows.items()
+        (ranks, *part)
+        for ranks, windows in pool.windows.items()
+        for phase, window in windows.items()
         for part in window.parts(phase, pool.model.top_k)
     ]
     taken = Snapshot(
@@ -71,8 +74,8 @@ def take(ledger: WatchedLedger, pool: Pool) -> None:
             for member in pool.members.values()
         ),
         tuple(
-            Half(phase, begun_s + ahead, delta.tokens, delta.sequences, pace)
-            for phase, begun_s, delta, pace in parts
+            Half(delta.phase, begun_s + ahead, delta.tokens, delta.sequences, pace, ranks)
+            for ranks, begun_s, delta, pace in parts
         ),
     )
     file = BytesIO()
@@ -106,7 +109,8 @@ def _recall(record: Record[Snapshot], blob: bytes, fleet: Fleet, window_s: Any) 
     if record.id not in fleet.pools:
         return
     pool = fleet.pools[record.id]
-    parts: dict[str, list[tuple[float, Delta, Pace | None]]] = {}
+    ranks = next(iter(pool.slots))
+    parts: dict[tuple[int, str], list[tuple[float, Delta, Pace | None]]] = {}
     with np.load(BytesIO(blob), allow_pickle=False) as arrays:
         for at, kept in enumerate(record.value.windows):
             load = arrays[f"arr_{at}"]
@@ -117,10 +121,12 @@ def _recall(record: Record[Snapshot], blob: bytes, fleet: Fleet, window_s: Any) 
             delta = Delta(kept.phase, *counted)
             begun_s = _moment(fleet, kept.begun_s, window_s(record.id))
             part = begun_s, delta, kept.pace
-            parts.setdefault(delta.phase, []).append(part)
-    for phase, halves in parts.items():
-        pool.windows[phase] = Window(window_s(record.id), halves[0][0])
-        pool.windows[phase].put_back(halves)
+            parts.setdefault((kept.ranks or ranks, kept.phase), []).append(part)
+    for (ranks, phase), halves in parts.items():
+        windows = pool.windows.setdefault(ranks, {})
+        windows[phase] = Window(window_s(record.id), halves[0][0])
+        windows[phase].put_back(halves)
+    pool.forget_widths()
 
 
 def _moment(fleet: Fleet, instant: float, longest_s: float) -> float:

@@ -1,19 +1,15 @@
 """What is known of the fleet: who registered, what they pushed, how they stand. In memory: agents
 say all of it again within seconds."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
 
+from controller.fleet.pools import SILENT_S, Member, Pool, Registration, WorkerId
 from controller.fleet.windows import Delta, Window
 from placer.clock import Clock
 from placer.errors import PlacerError, RoutingError
-from placer.model import ModelShape
 from placer.names import few
-from placer.pace import Pace, merged
-from placer.profile import Profile, merge
-from placer.worker import Worker
+from placer.pace import Pace
 
-SILENT_S = 60.0  # a worker that was not seen for so long is gone: agents pause up to 20 s
 FORGOTTEN_S = 3600.0
 AHEAD_S = 60.0  # that a worker's clock may be, and what it says of its beginning still counts
 WORKERS = 20_000  # at most
@@ -26,112 +22,6 @@ class FleetError(PlacerError):
 
 class UnknownError(FleetError):
     """A worker, engine, pool or plan that is not there."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerId:
-    pool: str
-    engine: str
-    worker: str
-    incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """What a worker says of itself, again and again.
-
-    shape:  the model's sizes, if it knows them
-    actor:  the Ray actor that carries out migrations, if there is one
-    epoch, digest: of the plan that was applied last, as read back from the engine's map
-    """
-
-    id: WorkerId
-    worker: Worker
-    shape: ModelShape | None = None
-    actor: str = ""
-    epoch: int = 0
-    digest: str = ""
-    refused_epoch: int = 0
-    refused: str = ""
-    tokens: int = 0
-    dropped: int = 0
-    trouble: str = ""
-
-    @property
-    def model(self) -> ModelShape:
-        worker = self.worker
-        if self.shape is not None:
-            return self.shape
-        name = worker.model.rsplit("/", 1)[-1]
-        sizes = (worker.layers, worker.experts, worker.top_k, 4096, 2048)
-        return ModelShape(name, *sizes, sized=False)
-
-
-@dataclass(slots=True)
-class Member:
-    """One worker, as seen last.
-
-    last_seen_s: by the fleet's monotonic clock
-    sequence: of its newest push; lost: pushes that never came
-    """
-
-    registration: Registration
-    last_seen_s: float
-    sequence: int = 0
-    lost: int = 0
-
-
-def kinds(members: Iterable[Member]) -> list[Member]:
-    """The first of those that differ by name and rank alone: what is asked of one is of all."""
-    found: dict[Worker, Member] = {}
-    for member in members:
-        found.setdefault(replace(member.registration.worker, name="", ep_rank=0), member)
-    return list(found.values())
-
-
-@dataclass(slots=True)
-class Pool:
-    """Engines of one model and width. Windows by phase."""
-
-    name: str
-    model: ModelShape
-    ranks: int
-    slots: int
-    members: dict[tuple[str, str], Member] = field(default_factory=dict)
-    windows: dict[str, Window] = field(default_factory=dict)
-
-    @property
-    def engines(self) -> dict[str, list[Member]]:
-        """By name, in order; members by rank."""
-        found: dict[str, list[Member]] = {}
-        for key in sorted(self.members):
-            found.setdefault(key[0], []).append(self.members[key])
-        for members in found.values():
-            members.sort(key=lambda member: member.registration.worker.ep_rank)
-        return found
-
-    def tokens(self, phase: str) -> int:
-        """In the window; ``mixed`` is all phases."""
-        windows = list(self.windows.items())
-        return sum(window.tokens for name, window in windows if phase in (name, "mixed"))
-
-    def pace(self, phase: str) -> Pace | None:
-        """How steps went in the window; None if nobody measured."""
-        windows = list(self.windows.items())
-        return merged((name, window.pace) for name, window in windows if phase in (name, "mixed"))
-
-    def profile(self, phase: str, now_s: float) -> Profile | None:
-        """Of the window; ``mixed`` is all phases. None if there was no traffic."""
-        found = []
-        for name, window in self.windows.items():
-            window.roll(now_s)
-            if phase in (name, "mixed"):
-                found.append(window.profile(name, self.model.top_k, now_s))
-        known = [profile for profile in found if profile is not None]
-        if not known:
-            return None
-        total = merge(known)
-        return replace(total, window_s=(total.window_s or 0.0) * len(self.engines))
 
 
 class Fleet:
@@ -173,7 +63,10 @@ class Fleet:
             if self.is_heard(member):
                 _check_later(registration.id, member, self.clock.now())
             member.sequence = 0
+        resized = member.registration.worker.ep_size != registration.worker.ep_size
         member.registration, member.last_seen_s = registration, now_s
+        if resized:
+            pool.forget_widths()
         return member.sequence
 
     def push(
@@ -195,13 +88,14 @@ class Fleet:
         for delta in deltas:
             delta.check(model.layers, model.experts, model.top_k)
         paces, now_s = paces or {}, self.clock.monotonic()
+        windows = pool.windows.setdefault(member.registration.worker.ep_size, {})
         for phase in (*(delta.phase for delta in deltas), *paces):
-            if phase not in pool.windows:
-                pool.windows[phase] = Window(self._window_s(pool.name), now_s)
+            if phase not in windows:
+                windows[phase] = Window(self._window_s(pool.name), now_s)
         for delta in deltas:
-            pool.windows[delta.phase].add(delta, now_s)
+            windows[delta.phase].add(delta, now_s)
         for phase, pace in paces.items():
-            pool.windows[phase].pass_steps(pace, now_s)
+            windows[phase].pass_steps(pace, now_s)
         if member.sequence:  # those before the first were acknowledged by another controller
             member.lost += sequence - member.sequence - 1
         member.sequence, member.last_seen_s = sequence, now_s
@@ -221,6 +115,7 @@ class Fleet:
             for key, member in list(pool.members.items()):
                 if self.silent_s(member) >= FORGOTTEN_S:
                     del pool.members[key]
+            pool.forget_widths()
             if not pool.members:
                 del self.pools[pool.name]
 
@@ -239,26 +134,50 @@ class Fleet:
         if worker.slots < worker.experts or worker.ep_size < 1 or worker.slots % worker.ep_size:
             raise FleetError(f"{worker.slots} slots on {worker.ep_size} ranks: they must divide")
         pool = self.pools.get(id.pool)
-        asked = (
-            registration.model.layers,
-            worker.experts,
-            worker.top_k,
-            worker.ep_size,
-            worker.slots,
-        )
-        if pool is not None:
-            there = pool.model
-            here = (there.layers, there.experts, there.top_k, pool.ranks, pool.slots)
-            if asked == here:
-                return pool
-            if any(map(self.is_heard, pool.members.values())):
-                words = "{} layers x {} experts, top-{}, on {} ranks in {} slots"
+        if pool is None:
+            pool = self.pools[id.pool] = Pool(id.pool, model)
+        there = pool.model.layers, pool.model.experts, pool.model.top_k
+        is_other = _dims(registration) != there
+        if is_other or pool.slots.get(worker.ep_size, worker.slots) != worker.slots:
+            self._make_room(pool, registration, is_other)
+            pool = self.pools[id.pool]
+        pool.slots[worker.ep_size] = worker.slots
+        return pool
+
+    def _make_room(self, pool: Pool, registration: Registration, is_other: bool) -> None:
+        """Forget those that are of another model (``is_other``), or of this width with other slots.
+        Raises FleetError as long as one of them is heard."""
+        id, ranks = registration.id, registration.worker.ep_size
+        others = {
+            key: member
+            for key, member in pool.members.items()
+            if is_other or member.registration.worker.ep_size == ranks
+        }
+        for member in others.values():
+            if self.is_heard(member):
                 raise FleetError(
-                    f"pool {id.pool} has {words.format(*here)} and {id.worker} of "
-                    f"{id.engine} {words.format(*asked)}: give it another PLACER_POOL"
+                    f"pool {id.pool} has {_sizes(member.registration)} and {id.worker} of "
+                    f"{id.engine} {_sizes(registration)}: give it another PLACER_POOL"
                 )
-        self.pools[id.pool] = Pool(id.pool, model, worker.ep_size, worker.slots)
-        return self.pools[id.pool]
+        if is_other:
+            self.pools[id.pool] = Pool(id.pool, registration.model)
+        for key in others:
+            del pool.members[key]
+        pool.forget_widths()
+
+
+def _dims(registration: Registration) -> tuple[int, int, int]:
+    worker = registration.worker
+    return registration.model.layers, worker.experts, worker.top_k
+
+
+def _sizes(registration: Registration) -> str:
+    layers, experts, top_k = _dims(registration)
+    worker = registration.worker
+    return (
+        f"{layers} layers x {experts} experts, top-{top_k}, on {worker.ep_size} ranks in "
+        f"{worker.slots} slots"
+    )
 
 
 def _check_later(id: WorkerId, member: Member, now: float) -> None:

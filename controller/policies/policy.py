@@ -60,6 +60,7 @@ class Kept:
 
     balancedness: of the traffic of then on the map of then, if both were known
     policy:       whose it is; empty if none was asked
+    width:        ranks of the engines that it is about
     """
 
     outcome: str = ""
@@ -67,6 +68,7 @@ class Kept:
     streak: int = 0
     balancedness: float | None = None
     policy: str = ""
+    width: int = 0
 
 
 FORM = form_of(Kept)

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
-from controller.changes.plans import PlanState
-from controller.fleet.workers import Member, Pool
-from controller.ledger.ledger import Ledger
+from controller.changes.plans import Kept, PlanState
+from controller.fleet.pools import Group, Member, Pool, width_of
+from controller.ledger.ledger import Ledger, Record
 from controller.loop import Loop
 from controller.server import explain, wire
 from controller.server.answers import answering
@@ -84,39 +84,55 @@ class FleetState(FleetServiceServicer):
 
     def _pool(self, pool: Pool, room: int, conditions: list[str]) -> Any:
         """room: bytes that its engines may take; those that are left out are a condition"""
-        arbiter, view, policy = (
-            self.loop.arbiter,
-            self.loop.views.get(pool.name),
-            self.loop.config.of,
-        )
-        applied = arbiter.plans.in_state(pool.name, PlanState.APPLIED)
-        proposed = arbiter.plans.in_state(pool.name, PlanState.PROPOSED, PlanState.APPROVED)
-        running = arbiter.running
-        engines = pool.engines
+        settings = self.loop.config.of(pool.name)
+        running, engines = self.loop.arbiter.running, pool.engines
         told = wire.fitting((self._engine(name, them) for name, them in engines.items()), room)
         if len(told) < len(engines):
             shares = f"{len(told):,} of {len(engines):,}"
             conditions.append(f"status: only {shares} engines of {pool.name} have room here")
+        groups = list(pool.groups.values())
         message = fleet_pb2.Pool(
-            name=pool.name, model=pool.model.name, mode=policy(pool.name).mode, ranks=pool.ranks,
-            slots=pool.slots, window_s=policy(pool.name).window_s,
-            tokens=pool.tokens(policy(pool.name).phase), **_pace(pool, policy(pool.name).phase),
-            engines=told,
+            name=pool.name, model=pool.model.name, mode=settings.mode, window_s=settings.window_s,
+            engines=told, widths=[self._width(group) for group in groups],
         )  # fmt: skip
-        if view is not None:
-            message.outcome, message.reason = view.decision.outcome, view.decision.reason
-            message.decided_s = view.at_s
-            message.balancedness = view.score.balancedness if view.score else 0.0
-        if applied:
+        if groups:  # of the most engines, as those know who have not heard of widths
+            first = message.widths[0]
+            for field in ("ranks", "slots", "tokens", "balancedness", "outcome", "reason",
+                          "decided_s"):  # fmt: skip
+                setattr(message, field, getattr(first, field))
+            pace = groups[0].pace(settings.phase)
+            if pace is not None:
+                message.step_s, message.busy = pace.step_s or 0.0, pace.busy
+        if applied := self._plans(pool.name, PlanState.APPLIED):
             message.applied_plan, message.applied_s = applied[0].id, applied[0].at_s
-        if proposed:
+        if proposed := self._plans(pool.name, PlanState.PROPOSED, PlanState.APPROVED):
             message.proposed_plan = proposed[0].id
         if running is not None and running.pool == pool.name:
             message.operation.CopyFrom(wire.operation(running))
         return message
 
+    def _width(self, group: Group) -> Any:
+        view, pool, width = self.loop.views.get((group.pool, group.ranks)), group.pool, group.ranks
+        message = fleet_pb2.Width(
+            ranks=width, slots=group.slots, engines=len(group.engines),
+            tokens=group.tokens(self.loop.config.of(pool).phase),
+        )  # fmt: skip
+        if view is not None:
+            decision = view.decision
+            message.outcome, message.reason = decision.outcome, decision.reason
+            message.decided_s = view.at_s
+            message.balancedness = view.score.balancedness if view.score else 0.0
+        if applied := self._plans(pool, PlanState.APPLIED, width=width):
+            message.applied_plan = applied[0].id
+        if proposed := self._plans(pool, PlanState.PROPOSED, PlanState.APPROVED, width=width):
+            message.proposed_plan = proposed[0].id
+        return message
+
+    def _plans(self, pool: str, *states: PlanState, width: int = 0) -> list[Record[Kept]]:
+        return self.loop.arbiter.plans.in_state(pool, *states, width=width)
+
     def _engine(self, name: str, members: list[Member]) -> Any:
-        registrations = [member.registration for member in members]
+        registrations, width = [member.registration for member in members], width_of(members)
         conditions = list(dict.fromkeys(one.trouble for one in registrations if one.trouble))
         more = [f"and {len(conditions) - CONDITIONS} more"] if len(conditions) > CONDITIONS else []
         return fleet_pb2.Engine(
@@ -128,12 +144,9 @@ class FleetState(FleetServiceServicer):
             tokens=sum(one.tokens for one in registrations),
             dropped=sum(max(member.registration.dropped, member.lost) for member in members),
             conditions=[*conditions[:CONDITIONS], *more],
+            ranks=width.ranks if width else 0,
+            slots=width.slots if width else 0,
         )
-
-
-def _pace(pool: Pool, phase: str) -> dict[str, Any]:
-    pace = pool.pace(phase)
-    return {} if pace is None else {"step_s": pace.step_s or 0.0, "busy": pace.busy}
 
 
 class Ledgers(LedgerServiceServicer):

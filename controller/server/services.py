@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from controller.engines.vllm_engines import VllmEngines
-from controller.fleet.workers import Pool, WorkerId
+from controller.fleet.pools import Pool, WorkerId
+from controller.fleet.workers import FleetError
 from controller.loop import Loop
 from controller.server import explain, wire
 from controller.server.answers import answering, streaming
@@ -77,7 +78,7 @@ class Placements(PlacementServiceServicer):
     async def Plan(self, request: Any) -> Any:
         clock = self.loop.ledger.clock
         begun_s = clock.monotonic()
-        answer, _ = await self._answer(request.pool, request.optimizer)
+        answer, _ = await self._answer(request.pool, request.optimizer, request.ranks)
         return placement_pb2.PlanResponse(
             outcome=wire.outcome(answer),
             reason=answer.reason,
@@ -91,7 +92,7 @@ class Placements(PlacementServiceServicer):
         if request.file:
             answer: Any = await self._given(self.loop.fleet.pool(request.pool), request.file)
         else:
-            answer, before = await self._answer(request.pool, "")
+            answer, before = await self._answer(request.pool, "", request.ranks)
         if not isinstance(answer, Plan):
             return placement_pb2.ProposeResponse(outcome=wire.outcome(answer), reason=answer.reason)
         reason = request.reason or answer.reason or "an operator's plan"
@@ -151,22 +152,27 @@ class Placements(PlacementServiceServicer):
     async def _given(self, pool: Pool, file: bytes) -> Any:
         """A plan file, read on a thread. Raises PlacementError for one that lists more than a plan
         for this pool can."""
-        most = VALUES + SLOT_VALUES * pool.model.layers * pool.slots
+        slots = max(pool.slots.values())
+        most = VALUES + SLOT_VALUES * pool.model.layers * slots
         if len(file) > most * VALUE or file.count(b",") > most:
             raise PlacementError(
                 f"the proposed plan has {len(file):,} bytes, and one for {pool.model.layers} layers"
-                f" of {pool.slots} slots {most * VALUE:,} at most, of {most:,} values: is it for "
+                f" of {slots} slots {most * VALUE:,} at most, of {most:,} values: is it for "
                 "this pool?"
             )
         text, name = file.decode(errors="replace"), "the proposed plan"
         running = asyncio.get_running_loop()
         return await running.run_in_executor(self._beside, parse_plan, text, name)
 
-    async def _answer(self, pool: str, optimizer: str) -> tuple[Any, str]:
+    async def _answer(self, pool: str, optimizer: str, ranks: int) -> tuple[Any, str]:
         """What an optimizer says now, and the digest of the map that it starts from."""
+        known = self.loop.fleet.pool(pool)
+        if (group := known.group(ranks)) is None:
+            widths = " or ".join(map(str, known.groups)) or "a width that all its ranks agree on"
+            raise FleetError(f"no engine of {pool} has {ranks} ranks: there are such of {widths}")
         chosen = optimizer or self.loop.config.of(pool).optimizer
         known_optimizer(chosen)
-        problem = await self.loop.problem(self.loop.fleet.pool(pool))
+        problem = await self.loop.problem(group)
         if isinstance(problem, Hold):
             return problem, ""
         return await self.loop.planner.answer(problem, chosen), problem.start.digest

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from controller.changes.operations import Operation
 from controller.changes.plans import Kept
+from controller.fleet.pools import Registration, WorkerId
 from controller.fleet.windows import Delta
-from controller.fleet.workers import NAME, Registration, WorkerId
+from controller.fleet.workers import NAME
 from controller.ledger.ledger import Record
 from controller.server.intake import read_push
 from placer.arrays import IntArray
@@ -215,7 +216,7 @@ def plan(record: Record[Kept], file: bytes = b"") -> Any:
         state=placement_pb2.PlanState.Value(f"PLAN_STATE_{_upper(kept.state)}"),
         reason=record.reason, digest=kept.digest, before=kept.before, moved=kept.moved,
         moved_bytes=kept.moved_bytes, gain=kept.gain, at_s=record.at_s, file=file,
-        whole_gain=kept.whole_gain,
+        whole_gain=kept.whole_gain, ranks=kept.width,
     )  # fmt: skip
 
 
@@ -226,7 +227,7 @@ def operation(record: Record[Operation]) -> Any:
         id=found.id, idempotency_key=found.key, pool=found.pool, kind=found.kind, phase=phase,
         plan_id=found.plan_id, progress=found.progress, reason=found.why or record.reason,
         begun_s=found.begun_s, changed_s=record.at_s, copied_bytes=found.copied_bytes,
-        longest_pause_s=found.longest_pause_s, version=record.version,
+        longest_pause_s=found.longest_pause_s, version=record.version, ranks=found.width,
     )  # fmt: skip
 
 

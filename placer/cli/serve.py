@@ -6,6 +6,8 @@ import signal
 import socket
 import threading
 import time
+from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +19,16 @@ from placer.client import ADDRESS
 from placer.errors import PlacerError
 from placer.extras import MissingError
 
+LOCAL = "local"
 LOOK_S = 5.0  # how often it is asked whether the controller is well
 _EVERYWHERE = ("0.0.0.0", "[::]", "[::0]")
+
+
+class Host(StrEnum):
+    """Where the controller runs."""
+
+    RAY = "ray"
+    PROCESS = "process"
 
 
 def serve(
@@ -44,9 +54,12 @@ def serve(
     metrics_detail: Annotated[
         bool, typer.Option("--metrics-detail", help="Also the load of every layer and rank.")
     ] = False,
+    host: Annotated[
+        Host, typer.Option(help="A Ray cluster, or this process alone: docs/controller.md.")
+    ] = Host.RAY,
     ray: Annotated[
         str, typer.Option(help='Address of a Ray cluster; "local" starts one here.')
-    ] = "local",
+    ] = LOCAL,
 ) -> None:
     """Run the controller: it watches the engines' traffic, plans, and applies what is approved.
 
@@ -55,12 +68,15 @@ def serve(
     try:
         from controller.assemble import Setup
         from controller.config import read_config
-        from controller.hosts.ray import end, launch, look
         from controller.ledger.ledger import Ledger
         from controller.server.security import Listening, Tokens
+
+        hosted: Any = import_module(f"controller.hosts.{host}")
     except ImportError as error:
         raise MissingError("placer serve", "controller", error.name) from error
 
+    if host is not Host.RAY and ray != LOCAL:
+        raise PlacerError(f"--ray {ray} is a Ray cluster: give --host ray, or leave it out")
     certificate, key, ca = (_whole(path) for path in (tls_cert, tls_key, client_ca))
     listening = Listening(listen, certificate, key, ca, _whole(tokens), insecure)
     settings = read_config(config)
@@ -80,13 +96,14 @@ def serve(
     _listen_for_signals(told)
     try:
         with progress("starting"):
-            parallel.connect(ray, log_to_driver=True)
-            _listen_for_signals(told)  # Ray has put its own in their place
-            handle, port = launch(setup)
+            if host is Host.RAY:
+                parallel.connect(ray, log_to_driver=True)
+                _listen_for_signals(told)  # Ray has put its own in their place
+            handle, port = hosted.launch(setup)
         _introduce(setup, f"{listen.rpartition(':')[0]}:{port}")
-        _stay(told, lambda: look(handle), port)
+        _stay(told, lambda: hosted.look(handle), port)
     finally:
-        end(handle)
+        hosted.end(handle)
     note("the controller has ended")
 
 
@@ -120,8 +137,8 @@ def _mode(mode: str) -> str:
 
 
 def _stay(told: threading.Event, look: Any, port: int) -> None:
-    """Until a signal. A controller that dies is started again by Ray; one that cannot start is
-    the end."""
+    """Until a signal. A controller that dies is started again by Ray; one that cannot start, or
+    dies in this process, is the end."""
     was_there = True
     while not told.wait(LOOK_S):
         found = look()

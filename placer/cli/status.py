@@ -47,7 +47,7 @@ def status(
 
 def _show(found: Controller, pool: Any) -> None:
     title = Text(plain(pool.name), style="bold")
-    title.append(f"  {plain(pool.model)} on {pool.ranks} ranks, {pool.slots} slots a layer  ", "")
+    title.append(f"  {plain(pool.model)} on {_widths(pool)}  ", "")
     title.append(MODES.get(pool.mode, pool.mode), ATTENTION if pool.mode == "advisory" else "")
     out.print(title)
     now_s = time.time()
@@ -68,6 +68,8 @@ def _show(found: Controller, pool: Any) -> None:
         facts.add_row("  decision", told)
     else:
         facts.add_row("  decision", "none yet")
+    for width in pool.widths[1:]:  # the first is that of what stands above
+        facts.add_row(f"  on {width.ranks} ranks", _decision(width))
     if pool.applied_plan:
         age = f"{span(now_s - pool.applied_s)} ago ({moment(pool.applied_s)} UTC)"
         facts.add_row("  applied", f"{pool.applied_plan}, {age}")
@@ -81,6 +83,21 @@ def _show(found: Controller, pool: Any) -> None:
         facts.add_row("  runs", Text(plain(words), style=ATTENTION))
     out.print(facts)
     out.print(_engines(pool.engines))
+
+
+def _widths(pool: Any) -> str:
+    """Ranks and slots, of most engines first."""
+    widths = [(one.ranks, one.slots) for one in pool.widths] or [(pool.ranks, pool.slots)]
+    return " and ".join(f"{ranks} ranks, {slots} slots a layer" for ranks, slots in widths)
+
+
+def _decision(width: Any) -> Text:
+    traffic = f"{width.tokens:,.0f} tokens"
+    plans = [f"{width.applied_plan} applied"] if width.applied_plan else []
+    plans += [f"{width.proposed_plan} waits"] if width.proposed_plan else []
+    told = Text(width.outcome or "no decision yet", style="bold")
+    reason = f": {plain(width.reason)}" if width.reason else ""
+    return told.append(f"{reason} ({', '.join([traffic, *plans])})", "")
 
 
 def _waiting(found: Controller, pool: Any) -> Text:
@@ -100,7 +117,7 @@ def _waiting(found: Controller, pool: Any) -> Text:
 def _engines(engines: Any) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("  engine", overflow="fold")
-    for name in ("workers", "last seen", "epoch", "tokens", "dropped"):
+    for name in ("ranks", "workers", "last seen", "epoch", "tokens", "dropped"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("condition", overflow="fold")
     for engine in engines:
@@ -108,6 +125,7 @@ def _engines(engines: Any) -> Table:
         conditions = [plain(text) for text in dict.fromkeys(engine.conditions)]
         table.add_row(
             Text(f"  {plain(engine.name)}"),
+            str(engine.ranks or "-"),
             str(engine.workers),
             Text(f"{span(engine.silent_s)} ago", style=BAD if is_quiet else ""),
             str(engine.epoch or "-"),

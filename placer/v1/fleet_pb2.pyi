@@ -254,6 +254,7 @@ class Pool(_message.Message):
     OPERATION_FIELD_NUMBER: _builtins.int
     STEP_S_FIELD_NUMBER: _builtins.int
     BUSY_FIELD_NUMBER: _builtins.int
+    WIDTHS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     mode: _builtins.str
@@ -285,6 +286,12 @@ class Pool(_message.Message):
     def operation(self) -> Global___Operation:
         """The operation that runs."""
 
+    @_builtins.property
+    def widths(self) -> _containers.RepeatedCompositeFieldContainer[Global___Width]:
+        """What is planned and decided for each width that serves, of most engines first; all that is said
+        above of ranks, slots, traffic and decisions is of the first.
+        """
+
     def __init__(
         self,
         *,
@@ -306,14 +313,63 @@ class Pool(_message.Message):
         operation: Global___Operation | None = ...,
         step_s: _builtins.float = ...,
         busy: _builtins.float = ...,
+        widths: _abc.Iterable[Global___Width] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_plan", b"applied_plan", "applied_s", b"applied_s", "balancedness", b"balancedness", "busy", b"busy", "decided_s", b"decided_s", "engines", b"engines", "mode", b"mode", "model", b"model", "name", b"name", "operation", b"operation", "outcome", b"outcome", "proposed_plan", b"proposed_plan", "ranks", b"ranks", "reason", b"reason", "slots", b"slots", "step_s", b"step_s", "tokens", b"tokens", "window_s", b"window_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_plan", b"applied_plan", "applied_s", b"applied_s", "balancedness", b"balancedness", "busy", b"busy", "decided_s", b"decided_s", "engines", b"engines", "mode", b"mode", "model", b"model", "name", b"name", "operation", b"operation", "outcome", b"outcome", "proposed_plan", b"proposed_plan", "ranks", b"ranks", "reason", b"reason", "slots", b"slots", "step_s", b"step_s", "tokens", b"tokens", "widths", b"widths", "window_s", b"window_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Pool: _TypeAlias = Pool  # noqa: Y015
+
+@_typing.final
+class Width(_message.Message):
+    """Width is the engines of a pool that have as many ranks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANKS_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    ENGINES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    BALANCEDNESS_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DECIDED_S_FIELD_NUMBER: _builtins.int
+    APPLIED_PLAN_FIELD_NUMBER: _builtins.int
+    PROPOSED_PLAN_FIELD_NUMBER: _builtins.int
+    ranks: _builtins.int
+    slots: _builtins.int
+    engines: _builtins.int
+    tokens: _builtins.float
+    balancedness: _builtins.float
+    outcome: _builtins.str
+    reason: _builtins.str
+    decided_s: _builtins.float
+    applied_plan: _builtins.str
+    proposed_plan: _builtins.str
+    def __init__(
+        self,
+        *,
+        ranks: _builtins.int = ...,
+        slots: _builtins.int = ...,
+        engines: _builtins.int = ...,
+        tokens: _builtins.float = ...,
+        balancedness: _builtins.float = ...,
+        outcome: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        decided_s: _builtins.float = ...,
+        applied_plan: _builtins.str = ...,
+        proposed_plan: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_plan", b"applied_plan", "balancedness", b"balancedness", "decided_s", b"decided_s", "engines", b"engines", "outcome", b"outcome", "proposed_plan", b"proposed_plan", "ranks", b"ranks", "reason", b"reason", "slots", b"slots", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Width: _TypeAlias = Width  # noqa: Y015
 
 @_typing.final
 class Engine(_message.Message):
@@ -329,6 +385,8 @@ class Engine(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     digest: _builtins.str
     """Of the map that serves."""
@@ -338,6 +396,9 @@ class Engine(_message.Message):
     """Seconds since its quietest worker was seen."""
     tokens: _builtins.int
     dropped: _builtins.int
+    ranks: _builtins.int
+    """0 while its ranks do not agree on their number, as in the middle of a resizing."""
+    slots: _builtins.int
     @_builtins.property
     def conditions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -351,10 +412,12 @@ class Engine(_message.Message):
         tokens: _builtins.int = ...,
         dropped: _builtins.int = ...,
         conditions: _abc.Iterable[_builtins.str] | None = ...,
+        ranks: _builtins.int = ...,
+        slots: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "name", b"name", "silent_s", b"silent_s", "tokens", b"tokens", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "name", b"name", "ranks", b"ranks", "silent_s", b"silent_s", "slots", b"slots", "tokens", b"tokens", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -379,6 +442,7 @@ class Operation(_message.Message):
     COPIED_BYTES_FIELD_NUMBER: _builtins.int
     LONGEST_PAUSE_S_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     idempotency_key: _builtins.str
     pool: _builtins.str
@@ -394,6 +458,8 @@ class Operation(_message.Message):
     copied_bytes: _builtins.int
     longest_pause_s: _builtins.float
     version: _builtins.int
+    ranks: _builtins.int
+    """Of the engines that it is for; 0 if it is about none."""
     def __init__(
         self,
         *,
@@ -410,10 +476,11 @@ class Operation(_message.Message):
         copied_bytes: _builtins.int = ...,
         longest_pause_s: _builtins.float = ...,
         version: _builtins.int = ...,
+        ranks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_s", b"begun_s", "changed_s", b"changed_s", "copied_bytes", b"copied_bytes", "id", b"id", "idempotency_key", b"idempotency_key", "kind", b"kind", "longest_pause_s", b"longest_pause_s", "phase", b"phase", "plan_id", b"plan_id", "pool", b"pool", "progress", b"progress", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_s", b"begun_s", "changed_s", b"changed_s", "copied_bytes", b"copied_bytes", "id", b"id", "idempotency_key", b"idempotency_key", "kind", b"kind", "longest_pause_s", b"longest_pause_s", "phase", b"phase", "plan_id", b"plan_id", "pool", b"pool", "progress", b"progress", "ranks", b"ranks", "reason", b"reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,6 +78,7 @@ class Plan(_message.Message):
     AT_S_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
     WHOLE_GAIN_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     pool: _builtins.str
     state: Global___PlanState.ValueType
@@ -97,6 +98,8 @@ class Plan(_message.Message):
     """A plan file (docs/files.md); from Get only."""
     whole_gain: _builtins.float
     """Share of a whole step's time that it is expected to save; not set unless steps were measured."""
+    ranks: _builtins.int
+    """Of the engines that it is for; 0 if it was kept before that was said."""
     def __init__(
         self,
         *,
@@ -113,10 +116,11 @@ class Plan(_message.Message):
         at_s: _builtins.float = ...,
         file: _builtins.bytes = ...,
         whole_gain: _builtins.float | None = ...,
+        ranks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_whole_gain", b"_whole_gain", "whole_gain", b"whole_gain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_whole_gain", b"_whole_gain", "at_s", b"at_s", "before", b"before", "digest", b"digest", "file", b"file", "gain", b"gain", "id", b"id", "moved", b"moved", "moved_bytes", b"moved_bytes", "pool", b"pool", "reason", b"reason", "state", b"state", "version", b"version", "whole_gain", b"whole_gain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_whole_gain", b"_whole_gain", "at_s", b"at_s", "before", b"before", "digest", b"digest", "file", b"file", "gain", b"gain", "id", b"id", "moved", b"moved", "moved_bytes", b"moved_bytes", "pool", b"pool", "ranks", b"ranks", "reason", b"reason", "state", b"state", "version", b"version", "whole_gain", b"whole_gain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__whole_gain: _TypeAlias = _typing.Literal["whole_gain"]  # noqa: Y015
     _WhichOneofArgType__whole_gain: _TypeAlias = _typing.Literal["_whole_gain", b"_whole_gain"]  # noqa: Y015
@@ -130,18 +134,22 @@ class PlanRequest(_message.Message):
 
     POOL_FIELD_NUMBER: _builtins.int
     OPTIMIZER_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     optimizer: _builtins.str
     """One of placer's optimizers; empty: the pool's."""
+    ranks: _builtins.int
+    """For engines of this width; 0: of the one that most have."""
     def __init__(
         self,
         *,
         pool: _builtins.str = ...,
         optimizer: _builtins.str = ...,
+        ranks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["optimizer", b"optimizer", "pool", b"pool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["optimizer", b"optimizer", "pool", b"pool", "ranks", b"ranks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,20 +192,24 @@ class ProposeRequest(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     file: _builtins.bytes
     """A plan file; empty: one is made now."""
     reason: _builtins.str
+    ranks: _builtins.int
+    """Of engines of this width one is made; 0: of the one that most have."""
     def __init__(
         self,
         *,
         pool: _builtins.str = ...,
         file: _builtins.bytes = ...,
         reason: _builtins.str = ...,
+        ranks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "pool", b"pool", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "pool", b"pool", "ranks", b"ranks", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

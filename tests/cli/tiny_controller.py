@@ -14,7 +14,7 @@ import numpy as np
 from controller.assemble import assembled
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
-from controller.fleet.workers import Registration, WorkerId
+from controller.fleet.pools import Registration, WorkerId
 from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
@@ -23,6 +23,7 @@ from controller.migration.commands import Command, Copy, Outcome, Refused
 from controller.server.security import Listening
 from placer.placement import Placement
 from placer.virtual_clock import VirtualClock
+from placer.worker import Worker
 from tests.agent.workers import IN_ORDER, a_worker
 from tests.builders import a_topology
 
@@ -56,8 +57,15 @@ class Running:
         self.hear(pool, engine)
         return found
 
-    def hear(self, pool: str = "tiny", engine: str = "engine-1", **more: Any) -> None:
-        registration = Registration(WorkerId(pool, engine, "worker-0", 1), a_worker(), **more)
+    def hear(
+        self,
+        pool: str = "tiny",
+        engine: str = "engine-1",
+        worker: Worker | None = None,
+        **more: Any,
+    ) -> None:
+        id = WorkerId(pool, engine, "worker-0", 1)
+        registration = Registration(id, worker or a_worker(), **more)
 
         async def register() -> None:
             self.loop.fleet.register(registration)

@@ -5,7 +5,7 @@ import pytest
 
 from controller.config import Config, Hours
 from controller.engines.in_memory import MemoryEngine
-from controller.fleet.workers import WorkerId
+from controller.fleet.pools import WorkerId
 from controller.loop import AGAIN_S
 from controller.server.wire import outcome
 from placer.plan import Hold, Infeasible, Plan
@@ -61,7 +61,7 @@ async def test_even_traffic_is_left_alone() -> None:
     world.count(EVEN)
     await world.tick()
     assert (decided(world)[0], world.states(), world.engines.asked) == ("hold", {}, [])
-    assert world.loop.views[POOL].score is not None
+    assert world.loop.views[POOL, 2].score is not None
 
 
 @in_virtual_time
@@ -210,7 +210,7 @@ async def test_while_an_operation_is_at_work_its_pool_is_not_planned_for() -> No
     await world.loop.tick()
     assert decided(world)[0] == "wait"
     assert decided(world)[1].startswith("op-1 is at work: e0: copying, round ")
-    assert world.loop.views[POOL].score is not None
+    assert world.loop.views[POOL, 2].score is not None
     await world.arbiter.settle()
     assert (world.states(), is_even(world)) == ({"plan-1": "applied"}, True)
 
@@ -220,14 +220,14 @@ async def test_what_the_applied_plan_saves_is_measured_on_the_traffic_of_now() -
     world = World(mode="automatic", confirmations=1, window_s=60.0)
     world.count(SKEWED)
     await world.tick()
-    assert world.loop.views[POOL].measured_gain is None
+    assert world.loop.views[POOL, 2].measured_gain is None
     await world.tick(1.0)
-    view = world.loop.views[POOL]
+    view = world.loop.views[POOL, 2]
     assert (view.predicted_gain, view.measured_gain) == pytest.approx((0.375, 0.375))
     await world.clock.sleep(100.0)
     world.count(EVEN)
     await world.tick()
-    view = world.loop.views[POOL]
+    view = world.loop.views[POOL, 2]
     assert (view.predicted_gain, view.measured_gain) == pytest.approx((0.375, 0.0))
 
 
@@ -269,7 +269,7 @@ async def test_pools_are_looked_after_each_in_its_way() -> None:
     world.fleet.push(WorkerId("code", "e0", "w0", 1), 1, [a_delta(SKEWED)])
     world.count(SKEWED)
     await world.tick()
-    outcomes = {name: view.decision.outcome for name, view in world.loop.views.items()}
+    outcomes = {pool: view.decision.outcome for (pool, _), view in world.loop.views.items()}
     assert outcomes == {POOL: "propose", "code": "act"}
     assert alike(world.homes["e0"].placement, HOME)
     assert not alike(world.engines.engines["code", "e0"].placement, HOME)

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from controller.fleet.workers import FORGOTTEN_S, SILENT_S
+from controller.fleet.pools import SILENT_S
+from controller.fleet.workers import FORGOTTEN_S
 from tests.controller.tiny_pool import (
     BYTES,
     GOAL,
@@ -16,6 +17,7 @@ from tests.controller.tiny_pool import (
     World,
     decided,
     in_virtual_time,
+    only,
 )
 
 YEAR_S = 365 * 86_400.0
@@ -47,10 +49,10 @@ async def test_tokens_are_counted_as_long_as_their_window(jump_s: Sequence[float
         world.clock.jump(seconds)
         await world.clock.sleep(20.0)
         world.count(SKEWED)
-    assert world.fleet.pool(POOL).tokens("mixed") == 3_000
+    assert only(world.fleet.pool(POOL)).tokens("mixed") == 3_000
     for after_s, tokens in ((59.0, 3_000), (1.0, 0)):
         await world.tick(after_s)
-        assert world.fleet.pool(POOL).tokens("mixed") == tokens
+        assert only(world.fleet.pool(POOL)).tokens("mixed") == tokens
 
 
 @jumps
@@ -139,7 +141,7 @@ async def test_a_snapshot_is_of_no_use_for_longer_than_its_window(jump_s: float)
     await world.tick()
     world.clock.jump(jump_s)
     world.start()
-    pool = world.fleet.pool(POOL)
+    pool = only(world.fleet.pool(POOL))
     assert pool.tokens("mixed") == 1_000
     profile = pool.profile("mixed", world.clock.monotonic())
     assert (profile is None) == (jump_s > 0)

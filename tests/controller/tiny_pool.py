@@ -11,8 +11,9 @@ import numpy as np
 
 from controller.config import Config, PoolPolicy
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
+from controller.fleet.pools import Group, Pool, Registration, WorkerId
 from controller.fleet.windows import Delta
-from controller.fleet.workers import Fleet, Registration, WorkerId
+from controller.fleet.workers import Fleet
 from controller.forms import FORMS
 from controller.ledger.ledger import Ledger, LedgerFull, Record
 from controller.ledger.watched import WatchedLedger
@@ -130,6 +131,12 @@ def a_delta(
     """Of a top-1 model; ``rows`` are its loads."""
     load = np.array(rows, dtype=np.uint32)
     return Delta(phase, 1, int(load[0].sum()) if tokens is None else tokens, 1, load, **more)
+
+
+def only(pool: Pool) -> Group:
+    """The engines of a pool whose engines have one width."""
+    (group,) = pool.groups.values()
+    return group
 
 
 class Disk(Ledger):
@@ -264,7 +271,7 @@ def alike(one: Placement, other: Placement) -> bool:
 
 def decided(world: World) -> tuple[str, str]:
     """Outcome and reason of the pool's newest decision."""
-    decision = world.loop.views[POOL].decision
+    decision = world.loop.views[POOL, 2].decision
     return decision.outcome, decision.reason
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.vllm_engines import VllmEngines
-from controller.fleet.workers import SILENT_S, Fleet
+from controller.fleet.pools import SILENT_S
+from controller.fleet.workers import Fleet
 from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger

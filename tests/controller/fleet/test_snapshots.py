@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from controller.fleet import snapshots
+from controller.fleet.pools import Registration, WorkerId
 from controller.fleet.windows import Delta
-from controller.fleet.workers import Fleet, Registration, WorkerId
+from controller.fleet.workers import Fleet
 from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from placer.pace import Pace
 from placer.virtual_clock import VirtualClock
 from tests.agent.workers import a_worker
-from tests.controller.tiny_pool import at
+from tests.controller.tiny_pool import at, only
 
 SPAN_S = 100.0
 NOW = 1e9
@@ -36,14 +37,14 @@ def counts(hot: int) -> Delta:
     return Delta("decode", top_k=1, tokens=1, sequences=1, load=load)
 
 
-def killed_and_back(fleet: Fleet, offline_s: float = 0.0) -> Fleet:
+def killed_and_back(fleet: Fleet) -> Fleet:
     clock = fleet.clock
     ledger = WatchedLedger(Ledger(None, FORMS), clock)
     for pool in fleet.pools.values():
         snapshots.take(ledger, pool)
         snapshots.take(ledger, pool)  # as every look does
     # Another process, whose monotonic clock began at another time.
-    later = VirtualClock(clock.now() - BOOTED_S + offline_s)
+    later = VirtualClock(clock.now() - BOOTED_S)
     later.advance(BOOTED_S)
     again = a_fleet(later)
     snapshots.recall(ledger, again, lambda _: SPAN_S)
@@ -62,9 +63,9 @@ def served() -> Fleet:
 
 def test_the_traffic_is_what_it_was() -> None:
     for now_s in (60.0, 105.0, 155.0):  # both halves, then the later one, then half of that
-        before = served().pool("pool").profile("mixed", now_s)
-        again = killed_and_back(served())
-        after = again.pool("pool").profile("mixed", now_s - 60.0 + BOOTED_S)
+        before = only(served().pool("pool")).profile("mixed", now_s)
+        again = only(killed_and_back(served()).pool("pool"))
+        after = again.profile("mixed", now_s - 60.0 + BOOTED_S)
         assert before is not None
         assert after is not None
         assert before.load.tolist() == after.load.tolist()
@@ -76,7 +77,7 @@ def test_nothing_is_counted_twice() -> None:
     again = killed_and_back(served())
     again.push(ID, 2, [counts(hot=3)])  # whose acknowledgement was lost
     again.push(ID, 3, [counts(hot=3)])
-    profile = again.pool("pool").profile("decode", BOOTED_S)
+    profile = only(again.pool("pool")).profile("decode", BOOTED_S)
     assert profile is not None
     assert profile.load.tolist() == [[1, 0, 0, 2]] * 2
     assert again.member(ID).lost == 0
@@ -94,7 +95,7 @@ def test_a_pool_without_traffic_has_its_workers() -> None:
     fleet.register(Registration(ID, a_worker()))
     again = killed_and_back(fleet)
     assert list(again.pool("pool").engines) == ["engine"]
-    assert again.pool("pool").profile("mixed", BOOTED_S) is None
+    assert only(again.pool("pool")).profile("mixed", BOOTED_S) is None
 
 
 def whole(ledger: WatchedLedger, blob: bytes = b"", **body: Any) -> None:

@@ -1,20 +1,13 @@
 import pytest
 
 from controller.fleet import workers as fleet_module
-from controller.fleet.workers import (
-    FORGOTTEN_S,
-    SILENT_S,
-    Fleet,
-    FleetError,
-    Registration,
-    UnknownError,
-    WorkerId,
-)
+from controller.fleet.pools import SILENT_S, Registration, WorkerId
+from controller.fleet.workers import FORGOTTEN_S, Fleet, FleetError, UnknownError
 from placer.errors import RoutingError
 from placer.pace import Pace
 from placer.virtual_clock import VirtualClock
 from tests.builders import a_model
-from tests.controller.tiny_pool import POOL, a_delta, a_registration, at
+from tests.controller.tiny_pool import POOL, a_delta, a_registration, at, only
 
 ROWS = [[4, 3, 2, 1], [1, 2, 3, 4]]
 ID = WorkerId(POOL, "e0", "w0", 1)
@@ -33,8 +26,8 @@ def lost(fleet: Fleet) -> int:
 
 
 def test_whoever_comes_first_defines_the_pool() -> None:
-    pool = a_fleet(a_registration(slots=6)).pool(POOL)
-    assert (pool.name, pool.model, pool.ranks, pool.slots) == (POOL, a_model(), 2, 6)
+    group = only(a_fleet(a_registration(slots=6)).pool(POOL))
+    assert (group.pool, group.model, group.ranks, group.slots) == (POOL, a_model(), 2, 6)
 
 
 def test_a_worker_that_does_not_know_its_models_sizes_gives_its_name_and_counts() -> None:
@@ -79,7 +72,6 @@ def test_of_many_that_are_there_a_few_are_named() -> None:
     ("registration", "differs"),
     [
         (a_registration("e1", layers=3), "3 layers x 4 experts, top-1, on 2 ranks in 4 slots"),
-        (a_registration("e1", ep_size=4), "2 layers x 4 experts, top-1, on 4 ranks in 4 slots"),
         (a_registration("e1", slots=6), "on 2 ranks in 6 slots"),
         (a_registration("e1", top_k=2, shape=a_model(top_k=2)), "top-2"),
     ],
@@ -102,7 +94,7 @@ def test_when_all_are_silent_the_pool_may_become_another() -> None:
     at(fleet, 0.0).push(ID, 1, [a_delta(ROWS)])
     at(fleet, SILENT_S).register(a_registration("e1", slots=6))
     pool = fleet.pool(POOL)
-    assert (pool.slots, list(pool.engines), pool.windows) == (6, ["e1"], {})
+    assert (pool.slots, list(pool.engines), pool.windows) == ({2: 6}, ["e1"], {})
 
 
 def test_as_long_as_one_is_heard_it_stays() -> None:
@@ -151,7 +143,7 @@ def test_a_worker_that_was_started_again_counts_from_1() -> None:
     at(fleet, 1.0).push(ID, 5, [a_delta(ROWS)])
     assert at(fleet, 2.0).register(a_registration(incarnation=2)) == 0
     at(fleet, 3.0).push(WorkerId(POOL, "e0", "w0", 2), 1, [a_delta(ROWS)])
-    assert fleet.pool(POOL).windows["decode"].tokens == 20
+    assert only(fleet.pool(POOL)).windows["decode"].tokens == 20
     with pytest.raises(FleetError, match="w0 of e0 was started again since"):
         at(fleet, 4.0).register(a_registration())
     with pytest.raises(UnknownError, match="must register first"):
@@ -178,7 +170,7 @@ def test_a_life_from_the_future_that_was_first_makes_room_for_one_of_today() -> 
     at(fleet, 0.5).push(WorkerId(POOL, "e0", "w0", YEAR_NS), 7, [a_delta(ROWS)])
     assert at(fleet, 1.0).register(a_registration()) == 0
     at(fleet, 2.0).push(ID, 1, [a_delta(ROWS)])
-    assert fleet.pool(POOL).windows["decode"].tokens == 20
+    assert only(fleet.pool(POOL)).windows["decode"].tokens == 20
 
 
 def test_of_two_lives_from_the_future_the_later_is_the_newer() -> None:
@@ -217,14 +209,14 @@ def test_a_push_that_comes_twice_or_too_late_is_counted_once() -> None:
     fleet = a_fleet()
     for sequence in (1, 2, 2, 1):
         at(fleet, 1.0).push(ID, sequence, [a_delta(ROWS)])
-    assert (fleet.pool(POOL).windows["decode"].tokens, lost(fleet)) == (20, 0)
+    assert (only(fleet.pool(POOL)).windows["decode"].tokens, lost(fleet)) == (20, 0)
 
 
 def test_pushes_that_are_left_out_are_lost() -> None:
     fleet = a_fleet()
     for sequence in (1, 4, 5):
         at(fleet, 1.0).push(ID, sequence, [a_delta(ROWS)])
-    assert (fleet.pool(POOL).windows["decode"].tokens, lost(fleet)) == (30, 2)
+    assert (only(fleet.pool(POOL)).windows["decode"].tokens, lost(fleet)) == (30, 2)
 
 
 def test_what_another_controller_acknowledged_is_not_lost() -> None:
@@ -237,7 +229,7 @@ def test_of_a_push_all_is_counted_or_nothing() -> None:
     fleet = a_fleet()
     with pytest.raises(RoutingError, match="contradict themselves"):
         at(fleet, 1.0).push(ID, 1, [a_delta(ROWS), a_delta(ROWS, tokens=1)])
-    assert fleet.pool(POOL).profile("mixed", 1.0) is None
+    assert only(fleet.pool(POOL)).profile("mixed", 1.0) is None
     with pytest.raises(RoutingError, match="push 0: they are counted from 1"):
         at(fleet, 1.0).push(ID, 0, [a_delta(ROWS)])
     assert at(fleet, 2.0).register(a_registration()) == 0
@@ -248,7 +240,7 @@ def test_phases_are_counted_apart_and_mixed_is_both() -> None:
     few = a_delta([[0, 0, 0, 2], [2, 0, 0, 0]], phase="prefill")
     at(fleet, 1.0).push(ID, 1, [a_delta(ROWS), few])
     pool = fleet.pool(POOL)
-    found = {phase: pool.profile(phase, 3.0) for phase in ("prefill", "decode", "mixed")}
+    found = {phase: only(pool).profile(phase, 3.0) for phase in ("prefill", "decode", "mixed")}
     assert {phase: one.tokens for phase, one in found.items() if one} == {
         "prefill": 2, "decode": 10, "mixed": 12,
     }  # fmt: skip
@@ -266,25 +258,25 @@ def test_the_pace_is_the_mean_of_workers_and_the_seconds_are_of_all_engines() ->
         at(fleet, 1.0).push(WorkerId(POOL, engine, "w0", 1), 1, [a_delta(ROWS)], paces)
     pool = fleet.pool(POOL)
     for phase in ("decode", "mixed"):
-        profile = pool.profile(phase, 3.0)
+        profile = only(pool).profile(phase, 3.0)
         assert profile is not None
-        assert profile.pace == pool.pace(phase) == Pace(20, 10 * 0.02 + 10 * 0.04, 2.0)
+        assert profile.pace == only(pool).pace(phase) == Pace(20, 10 * 0.02 + 10 * 0.04, 2.0)
         assert profile.window_s == 2 * 2.0
-    assert pool.profile("prefill", 3.0) is None
+    assert only(pool).profile("prefill", 3.0) is None
 
 
 def test_a_push_that_comes_again_passes_no_steps() -> None:
     fleet = a_fleet()
     for _ in range(2):
         at(fleet, 1.0).push(ID, 1, [a_delta(ROWS)], {"decode": Pace(10, 1.0, 2.0)})
-    assert fleet.pool(POOL).pace("decode") == Pace(10, 1.0, 2.0)
+    assert only(fleet.pool(POOL)).pace("decode") == Pace(10, 1.0, 2.0)
 
 
 def test_a_pools_traffic_is_forgotten_after_its_window() -> None:
     fleet = a_fleet()
     at(fleet, 1.0).push(ID, 1, [a_delta(ROWS)])
-    assert fleet.pool(POOL).profile("decode", 10.9) is not None
-    assert fleet.pool(POOL).profile("decode", 11.0) is None
+    assert only(fleet.pool(POOL)).profile("decode", 10.9) is not None
+    assert only(fleet.pool(POOL)).profile("decode", 11.0) is None
 
 
 def test_who_is_silent_for_long_is_forgotten_and_so_is_an_empty_pool() -> None:

@@ -10,7 +10,7 @@ from controller.server import explain
 from placer.files.plans import parse_plan
 from placer.plan import Plan
 from tests.controller.ledger import golden_ledger
-from tests.controller.tiny_pool import GOAL, HOME, OTHER, POOL, World
+from tests.controller.tiny_pool import GOAL, HOME, OTHER, POOL, World, only
 
 ENDS = {"op-1": "succeeded", "op-2": "succeeded", "op-3": "succeeded", "op-5": "rolled back"}
 
@@ -41,7 +41,7 @@ def test_all_that_was_written_down_is_there(world: World) -> None:
 
 def test_the_traffic_and_the_workers_are_known(world: World) -> None:
     pool = world.fleet.pool(POOL)
-    assert (list(pool.engines), pool.tokens("mixed")) == (["e0", "e1"], 3_000)
+    assert (list(pool.engines), only(pool).tokens("mixed")) == (["e0", "e1"], 3_000)
 
 
 @pytest.mark.parametrize(

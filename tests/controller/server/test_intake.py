@@ -20,7 +20,7 @@ from tests.controller.server.tiny_server import (
     a_world,
     refusal,
 )
-from tests.controller.tiny_pool import asynchronous
+from tests.controller.tiny_pool import asynchronous, only
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -68,7 +68,7 @@ async def test_what_a_newer_agent_says_besides_is_passed_over() -> None:
         data = a_push().SerializeToString() + b"\x78\x01\x7d\x00\x00\x00\x00"
         (answer,) = await raw_push(world, data)
         assert profile_pb2.PushResponse.FromString(answer).refused == ""
-        assert world.loop.fleet.pool("tiny").tokens("decode") == 1200
+        assert only(world.loop.fleet.pool("tiny")).tokens("decode") == 1200
 
 
 @asynchronous
@@ -88,7 +88,7 @@ async def test_a_large_push_is_read_beside_the_loop_and_counted_all_the_same(
     async with a_world() as world:
         await world.register()
         assert await world.pushed(a_push(1), a_push(2)) == [(1, ""), (2, "")]
-        assert world.loop.fleet.pool("tiny").tokens("decode") == 2400
+        assert only(world.loop.fleet.pool("tiny")).tokens("decode") == 2400
 
     assert len(threads) == 2
     assert threading.main_thread() not in threads
@@ -108,7 +108,7 @@ async def test_a_push_has_one_part_of_each_phase() -> None:
             (2, "3 steps in a push: it has one of each phase at most"),
             (3, ""),
         ]
-        assert world.loop.fleet.pool("tiny").tokens("decode") == 1200
+        assert only(world.loop.fleet.pool("tiny")).tokens("decode") == 1200
 
 
 LONG = "x" * 1001

@@ -26,7 +26,7 @@ from tests.controller.server.tiny_server import (
     until,
 )
 from tests.controller.server.tiny_service import AGENT, OPERATOR, write
-from tests.controller.tiny_pool import asynchronous
+from tests.controller.tiny_pool import asynchronous, only
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 OTHER = "others-secret-0001"
@@ -136,7 +136,7 @@ async def test_each_push_of_a_stream_is_looked_at(tmp_path: Path) -> None:
         pushes = a_push(1), a_push(1, engine="engine-2")
         code, _ = await refusal(world.pushed(*pushes))
         assert code is DENIED
-        assert world.loop.fleet.pool("tiny").tokens("mixed") == 1200
+        assert only(world.loop.fleet.pool("tiny")).tokens("mixed") == 1200
 
 
 @asynchronous

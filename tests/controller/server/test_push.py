@@ -22,7 +22,7 @@ from tests.controller.server.tiny_server import (
     refusal,
     until,
 )
-from tests.controller.tiny_pool import asynchronous
+from tests.controller.tiny_pool import asynchronous, only
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 ONES = [[1, 1, 1, 1], [1, 1, 1, 1]]
@@ -31,7 +31,7 @@ ONES = [[1, 1, 1, 1], [1, 1, 1, 1]]
 def counted(world: World, phase: str = "decode") -> tuple[int, list[Any]]:
     """Tokens and load of the pool's window."""
     pool = world.loop.fleet.pool("tiny")
-    profile = pool.profile(phase, world.loop.ledger.clock.monotonic())
+    profile = only(pool).profile(phase, world.loop.ledger.clock.monotonic())
     return (0, []) if profile is None else (int(profile.tokens), profile.load.tolist())
 
 
@@ -124,7 +124,7 @@ async def test_steps_that_make_no_sense_are_refused_with_their_push(
         assert reason in told
         assert last == (2, "")
         assert counted(world) == (4, ONES)
-        assert world.loop.fleet.pool("tiny").pace("decode") is None
+        assert only(world.loop.fleet.pool("tiny")).pace("decode") is None
 
 
 @asynchronous
@@ -257,7 +257,9 @@ def with_pairs(transitions: Any = STAYS, coactivation: Any = ALONE) -> Any:
 
 
 def counted_transitions(world: World) -> Any:
-    profile = world.loop.fleet.pool("tiny").profile("decode", world.loop.ledger.clock.monotonic())
+    profile = only(world.loop.fleet.pool("tiny")).profile(
+        "decode", world.loop.ledger.clock.monotonic()
+    )
     assert profile is not None
     return profile.transitions
 

@@ -20,6 +20,7 @@ from placer.worker import Identity
 from tests.agent.workers import a_recording, a_status, a_worker
 from tests.builders import a_model, a_placement
 from tests.controller.server.tiny_server import IN_ORDER, SWAPPED, Setting, World, a_world
+from tests.controller.tiny_pool import only
 
 PROMPT = [[[0], [1]], [[0], [2]], [[3], [1]]]  # 3 tokens, 2 layers, top-1
 GENEROUS_S = 30.0
@@ -55,7 +56,7 @@ class Served:
     @property
     def tokens(self) -> int:
         def counted(world: World) -> int:
-            return sum(one.tokens for one in world.loop.fleet.pool("tiny").windows.values())
+            return sum(one.tokens for one in only(world.loop.fleet.pool("tiny")).windows.values())
 
         return int(self.tell(counted))
 

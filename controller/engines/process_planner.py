@@ -1,0 +1,109 @@
+"""Planners in processes of their own."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any
+
+from controller.engines.planning import answer
+from placer.errors import PlacerError
+from placer.plan import Hold, Infeasible, Plan
+from placer.problem import Problem
+
+SPAWN = multiprocessing.get_context("spawn")  # a fork would have the controller's locks and files
+DIES_S = 1.0  # between the end of its pipe and its own
+
+
+class PlannerError(PlacerError):
+    """The process that planned is no more."""
+
+
+class ProcessPlanner:
+    """As many pools are planned side by side as there are ``workers``: by default one fewer than
+    processors, which is the controller's. One that is not waited for any more is ended."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        count = workers or max(1, (os.cpu_count() or 1) - 1)
+        self._room = asyncio.Semaphore(count)
+        self._beside = ThreadPoolExecutor(count, "planner")
+        self._idle: list[_Worker] = []
+        self._all: set[_Worker] = set()
+
+    async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
+        """Raises PlannerError if the process dies."""
+        running = asyncio.get_running_loop()
+        async with self._room:
+            worker = self._idle.pop() if self._idle else _Worker()
+            self._all.add(worker)
+            try:
+                found = await running.run_in_executor(self._beside, worker.ask, problem, optimizer)
+            except (EOFError, OSError) as error:
+                code = self._end(worker, DIES_S)
+                what = f"signal {-code}" if code < 0 else f"exit code {code}"
+                raise PlannerError(
+                    f"the process that planned died ({what}): is there enough memory?"
+                ) from error
+            except BaseException:
+                self._end(worker)
+                raise
+            self._idle.append(worker)
+        if isinstance(found, str):
+            raise RuntimeError(f"a planner failed:\n{found}")
+        if isinstance(found, PlacerError):
+            raise found
+        return found
+
+    def close(self) -> None:
+        """End them all, whatever they are at."""
+        for worker in list(self._all):
+            self._end(worker)
+        self._idle.clear()
+        self._beside.shutdown()
+
+    def _end(self, worker: "_Worker", patience_s: float = 0.0) -> int:
+        self._all.discard(worker)
+        return worker.end(patience_s)
+
+
+class _Worker:
+    """A process that answers one problem after another, until its pipe ends."""
+
+    def __init__(self) -> None:
+        self._pipe, theirs = SPAWN.Pipe()
+        self._process = SPAWN.Process(target=_work, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, problem: Problem, optimizer: str) -> Any:
+        """Plan, Hold, Infeasible, a PlacerError, or the trace of another one. Raises EOFError or
+        OSError if the process dies."""
+        self._pipe.send((problem, optimizer))
+        return self._pipe.recv()
+
+    def end(self, patience_s: float = 0.0) -> int:
+        """Its exit code, which is its own if it ends by itself within ``patience_s``."""
+        self._process.join(patience_s)
+        self._process.kill()
+        self._process.join()
+        return self._process.exitcode or 0
+
+
+def _work(pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's, which ends this one
+    while True:
+        try:
+            problem, optimizer = pipe.recv()
+        except (EOFError, OSError):
+            return
+        found: Any
+        try:
+            found = answer(problem, optimizer)
+        except PlacerError as error:
+            found = error
+        except Exception:
+            found = traceback.format_exc()
+        pipe.send(found)
