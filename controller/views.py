@@ -16,6 +16,7 @@ class View:
     """What was seen of a pool and decided. Gains are of the plan that is applied.
 
     decisions: of the policies that were asked, in turn; under "" if none was
+    at_s: unix seconds
     load: [layers, experts] tokens, on what stood: ``placement``
     """
 

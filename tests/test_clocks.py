@@ -11,7 +11,7 @@ MODULES = [*ROOT.glob("controller/**/*.py"), *ROOT.glob("placer/agent/**/*.py")]
 OF_AN_EVENT_LOOP = ("time", "call_later", "call_at")
 # Others' clocks, which no virtual time passes on.
 REAL = {
-    "controller/hosts/process.py": "whether the controller's thread listens",
+    "controller/hosts/process.py": "whether a controller has started",
     "controller/hosts/ray.py": "whether Ray answers",
     "controller/ledger/file.py": "SQLite's, for its file's lock",
     "controller/local_engine/local_engine.py": "how often processes are looked after",

@@ -128,6 +128,9 @@ class FleetState(FleetServiceServicer):
             message.proposed_plan = proposed[0].id
         return message
 
+    def _plans(self, pool: str, *states: PlanState, width: int = 0) -> list[Record[Kept]]:
+        return self.loop.arbiter.plans.in_state(pool, *states, width=width)
+
     def _engine(self, name: str, members: list[Member]) -> Any:
         registrations, width = [member.registration for member in members], width_of(members)
         conditions = list(dict.fromkeys(one.trouble for one in registrations if one.trouble))
@@ -144,9 +147,6 @@ class FleetState(FleetServiceServicer):
             ranks=width.ranks if width else 0,
             slots=width.slots if width else 0,
         )
-
-    def _plans(self, pool: str, *states: PlanState, width: int = 0) -> list[Record[Kept]]:
-        return self.loop.arbiter.plans.in_state(pool, *states, width=width)
 
 
 class Ledgers(LedgerServiceServicer):

@@ -37,14 +37,14 @@ def counts(hot: int) -> Delta:
     return Delta("decode", top_k=1, tokens=1, sequences=1, load=load)
 
 
-def killed_and_back(fleet: Fleet, offline_s: float = 0.0) -> Fleet:
+def killed_and_back(fleet: Fleet) -> Fleet:
     clock = fleet.clock
     ledger = WatchedLedger(Ledger(None, FORMS), clock)
     for pool in fleet.pools.values():
         snapshots.take(ledger, pool)
         snapshots.take(ledger, pool)  # as every look does
     # Another process, whose monotonic clock began at another time.
-    later = VirtualClock(clock.now() - BOOTED_S + offline_s)
+    later = VirtualClock(clock.now() - BOOTED_S)
     later.advance(BOOTED_S)
     again = a_fleet(later)
     snapshots.recall(ledger, again, lambda _: SPAN_S)
@@ -64,8 +64,8 @@ def served() -> Fleet:
 def test_the_traffic_is_what_it_was() -> None:
     for now_s in (60.0, 105.0, 155.0):  # both halves, then the later one, then half of that
         before = only(served().pool("pool")).profile("mixed", now_s)
-        again = killed_and_back(served())
-        after = only(again.pool("pool")).profile("mixed", now_s - 60.0 + BOOTED_S)
+        again = only(killed_and_back(served()).pool("pool"))
+        after = again.profile("mixed", now_s - 60.0 + BOOTED_S)
         assert before is not None
         assert after is not None
         assert before.load.tolist() == after.load.tolist()

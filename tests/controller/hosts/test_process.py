@@ -12,12 +12,12 @@ from controller.migration.commands import Agree, Lost
 from controller.ports import EngineLostError
 from controller.server.security import Listening
 from placer.channel import Settings, open_aio_channel
+from placer.clock import SystemClock
 from placer.errors import PlacerError
 from placer.v1 import placement_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
 from placer.v1.profile_pb2_grpc import ProfileServiceStub
-from placer.virtual_clock import VirtualClock
 from tests.controller.server.tiny_server import HOT, POLICY, a_count, a_push, a_registration
 from tests.controller.tiny_pool import asynchronous
 
@@ -64,7 +64,7 @@ def test_one_that_cannot_listen_says_why_and_leaves_its_ledger(tmp_path: Path) -
 
 @asynchronous
 async def test_an_engine_that_is_rays_cannot_be_reached() -> None:
-    door = NoActors(Fleet(lambda pool: 300.0, VirtualClock()))
+    door = NoActors(Fleet(lambda pool: 300.0, SystemClock()))
     why = "e0 of chat is a Ray actor, and this controller runs without Ray: give --host ray"
     with pytest.raises(EngineLostError, match=why):
         await door.stands("chat", "e0")
