@@ -41,11 +41,8 @@ def _needed(extra: str) -> list[str]:
         every = []
     mine = re.compile(rf"(.*?)\s*;.*extra == ['\"]{extra}['\"]")
     found = [match[1] for one in every if (match := mine.fullmatch(one))]
-    inner = re.compile(rf"{PACKAGE}\[(.*)\]")
     needed: list[str] = []
     for one in found:
-        parts = inner.fullmatch(one)
-        for more in parts[1].split(",") if parts else ():
-            needed += _needed(more)
-        needed += [] if parts else [one]
+        other = re.fullmatch(rf"{PACKAGE}\[(\w+)\]", one)
+        needed += _needed(other[1]) if other else [one]
     return needed

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+GONE_S = 60.0  # one that was silent for so long is taken for gone: agents pause up to 20 s
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:

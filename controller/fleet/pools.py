@@ -7,9 +7,7 @@ from controller.fleet.windows import Window
 from placer.model import ModelShape
 from placer.pace import Pace, merged
 from placer.profile import Profile, merge
-from placer.worker import Worker
-
-SILENT_S = 60.0  # a worker that was not seen for so long is gone: agents pause up to 20 s
+from placer.worker import GONE_S, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ def width_of(members: Iterable[Member]) -> Width | None:
     """What all members of an engine say that were seen lately, as seen from the newest; None while
     they do not agree: it is being resized."""
     known = list(members)
-    since_s = max(member.last_seen_s for member in known) - SILENT_S
+    since_s = max(member.last_seen_s for member in known) - GONE_S
     workers = [one.registration.worker for one in known if one.last_seen_s > since_s]
     said = {Width(worker.ep_size, worker.slots) for worker in workers}
     return said.pop() if len(said) == 1 else None

@@ -3,12 +3,13 @@ say all of it again within seconds."""
 
 from collections.abc import Callable, Mapping, Sequence
 
-from controller.fleet.pools import SILENT_S, Member, Pool, Registration, WorkerId
+from controller.fleet.pools import Member, Pool, Registration, WorkerId
 from controller.fleet.windows import Delta, Window
 from placer.clock import Clock
 from placer.errors import PlacerError, RoutingError
 from placer.names import few
 from placer.pace import Pace
+from placer.worker import GONE_S
 
 FORGOTTEN_S = 3600.0
 AHEAD_S = 60.0  # that a worker's clock may be, and what it says of its beginning still counts
@@ -49,7 +50,7 @@ class Fleet:
         return self.clock.monotonic() - member.last_seen_s
 
     def is_heard(self, member: Member) -> bool:
-        return self.silent_s(member) < SILENT_S
+        return self.silent_s(member) < GONE_S
 
     def register(self, registration: Registration) -> int:
         """The newest push of this incarnation. Raises FleetError for whom the pool has no place."""

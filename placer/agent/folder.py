@@ -15,9 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from placer.errors import FileError
 from placer.files.atomic import read_text, write_text
 from placer.files.specs import first_fault
-from placer.worker import Status
+from placer.worker import GONE_S, Status
 
-SILENT_S = 30.0  # a worker that has not written its status for so long is taken for gone
 LIMIT = 2**20
 _STATUS = TypeAdapter(Status)
 
@@ -32,7 +31,7 @@ def read_statuses(folder: Path, now: float) -> list[Status]:
     found = []
     for path in sorted(folder.glob("worker-*/status.json")):
         text = read_text(path, LIMIT)
-        if now - path.stat().st_mtime > SILENT_S:
+        if now - path.stat().st_mtime > GONE_S:
             continue
         try:
             found.append(_STATUS.validate_json(text))

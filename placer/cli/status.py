@@ -14,9 +14,9 @@ from placer.client import ADDRESS, Controller
 from placer.report.plain import plain
 from placer.v1.fleet_pb2 import StatusRequest
 from placer.v1.placement_pb2 import PLAN_STATE_APPROVED, ListRequest
+from placer.worker import GONE_S
 
 BAD, GOOD, ATTENTION = "bold red", "green", "yellow"
-QUIET_S = 30.0  # after which a worker is taken for gone
 MODES = {"advisory": "advisory: moves nothing until `placer approve`", "automatic": "automatic"}
 
 
@@ -121,13 +121,13 @@ def _engines(engines: Any) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("condition", overflow="fold")
     for engine in engines:
-        is_quiet = engine.silent_s > QUIET_S
+        is_gone = engine.silent_s > GONE_S
         conditions = [plain(text) for text in dict.fromkeys(engine.conditions)]
         table.add_row(
             Text(f"  {plain(engine.name)}"),
             str(engine.ranks or "-"),
             str(engine.workers),
-            Text(f"{span(engine.silent_s)} ago", style=BAD if is_quiet else ""),
+            Text(f"{span(engine.silent_s)} ago", style=BAD if is_gone else ""),
             str(engine.epoch or "-"),
             f"{engine.tokens:,}",
             Text(f"{engine.dropped:,}", style=BAD if engine.dropped else ""),

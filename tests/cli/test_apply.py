@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from placer.agent import folder
-from placer.agent.folder import SILENT_S
 from placer.files.plans import read_plan, write_plan
-from placer.worker import Status
+from placer.worker import GONE_S, Status
 from tests.agent.workers import a_plan, a_status, a_worker
 from tests.cli.conftest import Placer
 
@@ -34,7 +33,7 @@ def reported(*statuses: Status) -> None:
 def silent(status: Status) -> None:
     """A worker that is gone: its status is as old as makes it so."""
     reported(status)
-    old_s = time.time() - SILENT_S - 1
+    old_s = time.time() - GONE_S - 1
     os.utime(AGENTS / status.worker.name / "status.json", (old_s, old_s))
 
 

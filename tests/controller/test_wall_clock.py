@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from controller.fleet.pools import SILENT_S
 from controller.fleet.workers import FORGOTTEN_S
+from placer.worker import GONE_S
 from tests.controller.tiny_pool import (
     BYTES,
     GOAL,
@@ -121,10 +121,10 @@ async def test_workers_are_gone_when_they_have_been_silent_for_so_long(
     for seconds in jump_s:
         world.clock.jump(seconds)
         assert world.fleet.is_heard(member)
-    await world.clock.sleep(SILENT_S)
+    await world.clock.sleep(GONE_S)
     assert not world.fleet.is_heard(member)
     world.clock.jump(jump_s[0])
-    await world.clock.sleep(FORGOTTEN_S - SILENT_S - 1)
+    await world.clock.sleep(FORGOTTEN_S - GONE_S - 1)
     world.fleet.forget()
     assert world.fleet.pools
     await world.clock.sleep(1.0)

@@ -6,10 +6,11 @@ import pytest
 
 from controller.engines.in_memory import MemoryEngine
 from controller.fleet import snapshots
-from controller.fleet.pools import SILENT_S, WorkerId
+from controller.fleet.pools import WorkerId
 from controller.fleet.workers import Fleet, FleetError
 from placer.plan import Plan
 from placer.virtual_clock import VirtualClock
+from placer.worker import GONE_S
 from tests.builders import a_placement
 from tests.controller.tiny_pool import (
     BYTES,
@@ -172,7 +173,7 @@ async def test_while_its_ranks_do_not_agree_an_engine_is_in_no_plan() -> None:
     assert {ranks: list(one.engines) for ranks, one in pool.groups.items()} == {
         2: ["e0"], 4: ["w0"],
     }  # fmt: skip
-    await world.clock.sleep(SILENT_S)
+    await world.clock.sleep(GONE_S)
     world.say("e1", 4)
     assert list(pool.groups[4].engines) == ["e1", "w0"]
 

@@ -6,13 +6,16 @@ Objective: the time of a step's layers in the traffic to come. Per layer it is
   lies above the mean, and rms holding both today's deviations and the variance that sampling noise
   adds (the profile's own, once for the recording and once for the time to come). The experts of a
   GPU that rise and fall together make it noisy, so co-activated experts are not simply piled up;
-- the links: fan-out to GPUs and nodes from loads and co-activations (``traffic.visit_chance``);
-  under ``coherent`` less what is saved where an expert stands on the GPU that its tokens come from;
+- the slowest link: fan-out to GPUs and nodes from loads and co-activations
+  (``traffic.visit_chance``), whose visits vary as the loads behind them do, or what the GPU sends
+  that owns most tokens, if a trace tells; and latency. Under ``coherent`` less what is saved where
+  an expert stands on the GPU that its tokens come from;
 - the price of bringing an expert to a GPU, spread over the horizon, where a plan is running.
 
 Method: per layer, simulated annealing over exchanges of two slots and over the expert that a
 redundant slot holds, and then the best exchanges of the GPU that is furthest from the mean; from a
-balanced start, or from the current plan, and never worse than that in this objective. Layers are
+balanced start, or from the current plan, and never worse than that in this objective, nor, without
+a guard, on the recording itself, whatever its noise. Layers are
 independent but under ``coherent``, where GPUs are first relabelled along the layers and then even
 and odd layers take turns. Deterministic for a seed and a number of iterations, the budget. A
 current plan is only touched up, within the share of slots that may move.

@@ -7,7 +7,6 @@ import pytest
 
 from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.engines.vllm_engines import VllmEngines
-from controller.fleet.pools import SILENT_S
 from controller.fleet.workers import Fleet
 from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
@@ -21,6 +20,7 @@ from placer.clock import SystemClock
 from placer.files.plans import parse_plan
 from placer.parallel import connect
 from placer.placement import Placement
+from placer.worker import GONE_S
 from tests.controller.tiny_pool import (
     BEGIN_S,
     BYTES,
@@ -74,7 +74,7 @@ class ByAgents:
             self.fleet.register(told)
 
     def go_away(self) -> None:
-        self.fleet.pools[POOL].members["e0", "w1"].last_seen_s -= SILENT_S
+        self.fleet.pools[POOL].members["e0", "w1"].last_seen_s -= GONE_S
 
     async def live(self) -> None:
         async for epoch, file in self.engines.offers(*ENGINE, 0):

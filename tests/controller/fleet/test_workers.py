@@ -1,11 +1,12 @@
 import pytest
 
 from controller.fleet import workers as fleet_module
-from controller.fleet.pools import SILENT_S, Registration, WorkerId
+from controller.fleet.pools import Registration, WorkerId
 from controller.fleet.workers import FORGOTTEN_S, Fleet, FleetError, UnknownError
 from placer.errors import RoutingError
 from placer.pace import Pace
 from placer.virtual_clock import VirtualClock
+from placer.worker import GONE_S
 from tests.builders import a_model
 from tests.controller.tiny_pool import POOL, a_delta, a_registration, at, only
 
@@ -82,7 +83,7 @@ def test_whoever_does_not_fit_is_refused_and_told_both_sides(
     fleet = a_fleet()
     here = "pool chat has 2 layers x 4 experts, top-1, on 2 ranks in 4 slots and w0 of e1 "
     with pytest.raises(FleetError) as caught:
-        at(fleet, SILENT_S - 1).register(registration)
+        at(fleet, GONE_S - 1).register(registration)
     assert str(caught.value).startswith(here)
     assert differs in str(caught.value)
     assert str(caught.value).endswith("give it another PLACER_POOL")
@@ -92,7 +93,7 @@ def test_whoever_does_not_fit_is_refused_and_told_both_sides(
 def test_when_all_are_silent_the_pool_may_become_another() -> None:
     fleet = a_fleet()
     at(fleet, 0.0).push(ID, 1, [a_delta(ROWS)])
-    at(fleet, SILENT_S).register(a_registration("e1", slots=6))
+    at(fleet, GONE_S).register(a_registration("e1", slots=6))
     pool = fleet.pool(POOL)
     assert (pool.slots, list(pool.engines), pool.windows) == ({2: 6}, ["e1"], {})
 
@@ -101,7 +102,7 @@ def test_as_long_as_one_is_heard_it_stays() -> None:
     fleet = a_fleet(a_registration(), a_registration("e1"))
     at(fleet, 20.0).register(a_registration("e1"))
     with pytest.raises(FleetError, match="pool chat has"):
-        at(fleet, SILENT_S + 1).register(a_registration("e2", slots=6))
+        at(fleet, GONE_S + 1).register(a_registration("e2", slots=6))
 
 
 @pytest.mark.parametrize(
@@ -158,11 +159,11 @@ def test_a_life_from_the_future_takes_no_workers_place(ahead: int) -> None:
     fleet = a_fleet()
     at(fleet, 1.0).push(ID, 1, [a_delta(ROWS)])
     why = r"w0 of e0 began [0-9,]+ s from now, as it says, and another of that name is heard: set"
-    for now_s in (1.0, SILENT_S):
+    for now_s in (1.0, GONE_S):
         with pytest.raises(FleetError, match=why):
             at(fleet, now_s).register(a_registration(incarnation=ahead))
-    assert at(fleet, SILENT_S).register(a_registration()) == 1
-    at(fleet, SILENT_S).push(ID, 2, [a_delta(ROWS)])
+    assert at(fleet, GONE_S).register(a_registration()) == 1
+    at(fleet, GONE_S).push(ID, 2, [a_delta(ROWS)])
 
 
 def test_a_life_from_the_future_that_was_first_makes_room_for_one_of_today() -> None:
@@ -185,9 +186,9 @@ def test_of_two_lives_from_the_future_the_later_is_the_newer() -> None:
 def test_whoever_is_silent_makes_room_whatever_the_clocks_say(known: int, new: int) -> None:
     fleet = a_fleet(a_registration(incarnation=known))
     with pytest.raises(FleetError):
-        at(fleet, SILENT_S - 1).register(a_registration(incarnation=new))
-    assert at(fleet, SILENT_S).register(a_registration(incarnation=new)) == 0
-    at(fleet, SILENT_S).push(WorkerId(POOL, "e0", "w0", new), 1, [a_delta(ROWS)])
+        at(fleet, GONE_S - 1).register(a_registration(incarnation=new))
+    assert at(fleet, GONE_S).register(a_registration(incarnation=new)) == 0
+    at(fleet, GONE_S).push(WorkerId(POOL, "e0", "w0", new), 1, [a_delta(ROWS)])
 
 
 @pytest.mark.parametrize(
