@@ -4,12 +4,12 @@ Definitions as in docs/metrics.md. A token's home is the data-parallel rank of i
 trace, each sequence in turn goes to the GPU with the fewest tokens, as a load balancer would.
 """
 
-import heapq
 from dataclasses import dataclass
 
 import numpy as np
 
 from placer.arrays import BoolArray, FloatArray, IntArray, pair_sums
+from placer.cost.homes import homes
 from placer.cost.serving import LayerMap, serve, token_hash
 from placer.cost.sharing import away, shares
 from placer.objective import Dispatch
@@ -104,17 +104,6 @@ def _weights(trace: Trace, part: slice, layer: int) -> FloatArray:
     gates = trace.gates[part, layer].astype(np.float64)
     total = gates.sum(axis=1, keepdims=True)
     return np.divide(gates, total, out=even, where=total > 0)
-
-
-def homes(seq_lens: IntArray, gpus: int) -> IntArray:
-    """[sequences] the GPU where each sequence is."""
-    waiting = [(0, gpu) for gpu in range(gpus)]
-    homes = np.empty(len(seq_lens), dtype=np.intp)
-    for sequence, length in enumerate(seq_lens.tolist()):
-        tokens, gpu = waiting[0]
-        homes[sequence] = gpu
-        heapq.heapreplace(waiting, (tokens + length, gpu))
-    return homes
 
 
 def _add(flow: Flow, layer: int, owner: IntArray, visited: BoolArray, in_node: BoolArray) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 
 from placer.arrays import FloatArray, IntArray
 from placer.cost import compute, links, moves, outlook, steps
+from placer.cost.homes import homes
 from placer.cost.sharing import away
-from placer.cost.traffic import homes
 from placer.optimizers.joint.search import Layer, Rules
 from placer.problem import Problem
 
