@@ -10,7 +10,7 @@ from placer.cost import score
 from placer.cost.moves import arrivals
 from placer.cost.sharing import shares
 from placer.cost.traffic import visit_chance as expected_visit_chance
-from placer.objective import DISPATCHES, Effort, Objective
+from placer.objective import DISPATCHES, Dispatch, Effort, Objective
 from placer.optimizers import optimizer
 from placer.optimizers.joint import terms
 from placer.optimizers.joint.relabel import follow
@@ -18,6 +18,7 @@ from placer.optimizers.joint.search import (
     PAIRS,
     accept,
     by_move,
+    recorded_s,
     refresh,
     seconds_of,
     settle,
@@ -230,3 +231,25 @@ def test_exchanges_are_worth_what_they_win_a_move_together() -> None:
     moves = np.array([1, 1, 1, 1, 0])
     found = by_move(moves, np.array([6.0, 1.0, 8.0, 2.0, 0.5]))
     assert found.tolist() == [6.0, 4.5, 4.5, 2.5, 2.5]
+
+
+def test_the_gpu_that_owns_most_tokens_is_known_of_a_trace_with_requests_for_all() -> None:
+    """Two requests of 3 and 1 tokens on two GPUs: one owns 3 of 4, 1.5 times the mean."""
+    tokens = [[[0, 1]], [[1, 2]], [[2, 3]], [[0, 3]]]
+    both = a_trace(tokens, seq_lens=[3, 1])
+    for trace, owned in ((both, 1.5), (a_trace(tokens), 1.0)):
+        assert terms.rules(a_problem(trace, objective=DEDUP)).owned == owned
+
+
+@pytest.mark.parametrize("dispatch", ["allgather", "dedup"])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_layer_gets_slower_on_what_was_recorded(dispatch: Dispatch, seed: int) -> None:
+    trace = random_trace(seed, tokens=60, experts=8)
+    problem = large(a_problem(trace, objective=Objective(dispatch), slots=10))
+    rules, found = terms.rules(problem), joint(problem).physical_to_logical
+    for layer, before, after in zip(terms.layers(problem), start(problem), found, strict=True):
+        was, now = (
+            recorded_s(layer, rules, settle(layer, rules, np.array(row, dtype=np.int64), True))
+            for row in (before, after)
+        )
+        assert now <= was * (1 + 1e-9)

@@ -1075,7 +1075,7 @@ def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> I
     if recorded_s(sure, rules, state) <= enough:
         return state.slots
     tighten(sure, rules, begun)
-    return begun.slots
+    return begun.slots if recorded_s(sure, rules, begun) <= enough else start.copy()
 
 
 @compiled
