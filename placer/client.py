@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -27,6 +28,8 @@ _TRANSPORT = re.compile(  # gRPC's own words; a controller's UNAVAILABLE has oth
     "|broken pipe|endpoint closing|keepalive|recvmsg|sendmsg|unreachable|stream removed",
     re.IGNORECASE,
 )
+_NOT_OURS = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNKNOWN)
+_DENIED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _NO_TOKEN = "plugin failed with error: "  # gRPC's words before those of placer.channel
 
 
@@ -36,6 +39,27 @@ class ControllerError(PlacerError):
 
 class NobodyError(PlacerError):
     """No controller answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whom failures are told to.
+
+    whose:  before a controller's own words, where the reader cannot know whose they are
+    nobody: what to look at if nobody answers
+    denied: after the words of one that lets nobody in, what to look at
+    """
+
+    whose: str
+    nobody: str
+    denied: str
+
+
+OPERATOR = Caller(
+    whose="",
+    nobody="does `placer serve` run, is --to right, and do both use TLS or neither?",
+    denied="",
+)
 
 
 class Controller:
@@ -74,27 +98,8 @@ class Controller:
             raise ControllerError(f"{id} is no {kind}: `placer history{self.option}` lists them")
         return found[-1]
 
-    def _failure(self, error: Any) -> PlacerError:
-        """Answers say themselves what to do."""
-        code, details = error.code(), " ".join(str(error.details()).split())
-        if _NO_TOKEN in details:
-            return ControllerError(details.partition(_NO_TOKEN)[2])
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED or (
-            code is grpc.StatusCode.UNAVAILABLE
-            and (_TRANSPORT.search(details) or not self._is_there())
-        ):
-            if why := tls_fault(self.address, self._settings):
-                return ControllerError(f"{self.address} answers, but {why}")
-            return NobodyError(
-                f"no controller answers at {self.address}: does `placer serve` run, is --to right,"
-                " and do both use TLS or neither?"
-            )
-        if code in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNKNOWN):
-            return ControllerError(
-                f"{self.address} answers {code.name} ({details}): is it a controller, and of this"
-                " version?"
-            )
-        return ControllerError(details or code.name)
+    def _failure(self, error: grpc.RpcError) -> PlacerError:
+        return failure(error, self.address, self._settings, OPERATOR, self._is_there)
 
     def _is_there(self) -> bool:
         """Its full disk is as UNAVAILABLE as a port where nobody listens."""
@@ -106,6 +111,37 @@ class Controller:
         finally:
             ready.cancel()
         return True
+
+
+def failure(
+    error: Any,
+    address: str,
+    settings: Settings,
+    caller: Caller,
+    is_there: Callable[[], bool] = lambda: False,
+) -> PlacerError:
+    """What a call's RpcError means, and what to do; placer's own errors say it themselves.
+
+    is_there: whether somebody listens, asked where gRPC's words do not tell
+    """
+    if isinstance(error, PlacerError):
+        return error
+    code, details = error.code(), " ".join(str(error.details()).split())
+    if _NO_TOKEN in details:
+        return ControllerError(details.partition(_NO_TOKEN)[2])
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED or (
+        code is grpc.StatusCode.UNAVAILABLE and (_TRANSPORT.search(details) or not is_there())
+    ):
+        if why := tls_fault(address, settings):
+            return ControllerError(f"the controller at {address} answers, but {why}")
+        return NobodyError(f"no controller answers at {address}: {caller.nobody}")
+    whose = caller.whose.format(address=address)
+    if code in _NOT_OURS:
+        return ControllerError(
+            f"{address} answers {code.name} ({details}): is it a controller, and of this version?"
+        )
+    denied = caller.denied if code in _DENIED else ""
+    return ControllerError(f"{whose}{details or code.name}{denied}")
 
 
 def is_address(text: str) -> bool:

@@ -147,12 +147,13 @@ def _candidates(problem: Problem, solution: Solution) -> Iterator[Solution]:
 
 def make_plan(
     problem: Problem,
-    solution: Solution,
+    solution: Solution | Infeasible,
     provenance: Provenance,
     fit: Trace | None = None,
     holdout: Trace | None = None,
-) -> Plan | Hold:
+) -> Plan | Hold | Infeasible:
     """What the solution wins, what it moves and why; or that it wins nothing over the current plan.
+    That there is none is the answer already.
 
     ``fit`` is the trace behind the problem's profile, if there is one: the figures are then
     measured on its tokens and not expected from the profile.
@@ -163,6 +164,8 @@ def make_plan(
 
     With a guard, whether it pays is asked of the traffic that it was made for.
     """
+    if isinstance(solution, Infeasible):
+        return solution
     scored = judged = partial(_score, problem, trace=fit)
     timed, mixed = partial(_timed, problem, trace=fit), _guarded(problem)
     if mixed is not problem:

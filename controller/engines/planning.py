@@ -20,8 +20,6 @@ def answer(problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
 
 
 def _answer(problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
-    solution = solve(problem, optimizer)
-    if isinstance(solution, Infeasible):
-        return solution
     current = problem.current.digest if problem.current else None
-    return make_plan(problem, solution, Provenance(optimizer, {"current": current}))
+    provenance = Provenance(optimizer, {"current": current})
+    return make_plan(problem, solve(problem, optimizer), provenance)

@@ -10,7 +10,7 @@ import numpy as np
 
 from placer.agent.recording import Recording
 from placer.agent.reporter import PATIENCE_S
-from placer.agent.streams import Pushes, Watch, failure
+from placer.agent.streams import Pushes, Watch, told
 from placer.channel import Settings, open_channel
 from placer.client import ControllerError
 from placer.clock import ThreadClock
@@ -123,7 +123,7 @@ class GrpcSink:
         try:
             self._fleet.Register(request, timeout=DEADLINE_S)
         except grpc.RpcError as error:
-            raise failure(self.address, error) from error
+            raise told(self.address, error) from error
 
     def close(self) -> None:
         """Let go of the streams and of the connection; nothing can be called any more."""

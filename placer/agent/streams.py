@@ -9,13 +9,16 @@ import grpc
 
 from placer.agent.reporter import PATIENCE_S, POLL_S
 from placer.channel import Settings
-from placer.client import ControllerError
+from placer.client import Caller, ControllerError, NobodyError, failure
 from placer.clock import ThreadClock
 from placer.errors import PlacerError
-from placer.probe import tls_fault
 
 BREATH_S = 0.01  # between plans, of which an honest controller has few
-_NO_TOKEN = "plugin failed with error: "  # gRPC's words before those of placer.channel
+AGENT = Caller(
+    whose="the controller at {address}: ",
+    nobody="is PLACER_AGENT its address, does it run, and do both use TLS or neither?",
+    denied="; is PLACER_TOKEN, or the file of PLACER_TOKEN_FILE, an agent's token?",
+)
 
 
 class Pushes:
@@ -41,7 +44,9 @@ class Pushes:
         try:
             answer = self._answers.get(timeout=deadline_s)
         except Empty:
-            raise _silence(self._address, "DEADLINE_EXCEEDED") from None
+            raise NobodyError(
+                f"no controller answers at {self._address} within {deadline_s:g} s: {AGENT.nobody}"
+            ) from None
         if isinstance(answer, PlacerError):
             raise answer
         return answer
@@ -59,7 +64,7 @@ class Pushes:
             except StopIteration:
                 self._answers.put(_ended(self._address, "stream of pushes"))
             except (grpc.RpcError, PlacerError) as error:
-                self._answers.put(failure(self._address, error))
+                self._answers.put(told(self._address, error))
 
 
 class Watch:
@@ -107,7 +112,7 @@ class Watch:
                 self._read()
                 broken = _ended(self._address, "watch for plans")
             except (grpc.RpcError, PlacerError) as error:
-                broken = failure(self._address, error)
+                broken = told(self._address, error)
             except Exception as error:  # a bug: it must not end the thread
                 broken = ControllerError(f"the watch of {self._address} failed: {error!r}")
             stood = self._clock.monotonic() - begun_s > PATIENCE_S
@@ -127,30 +132,9 @@ class Watch:
                 return
 
 
-def failure(address: str, error: Any) -> PlacerError:
-    """What a call's RpcError means, and what to do; placer's own errors say it themselves."""
-    if isinstance(error, PlacerError):
-        return error
-    code, details = error.code(), " ".join(str(error.details()).split())
-    if _NO_TOKEN in details:
-        return ControllerError(details.partition(_NO_TOKEN)[2])
-    if code is grpc.StatusCode.UNAVAILABLE and (
-        why := tls_fault(address, Settings.of_environment())
-    ):
-        return ControllerError(f"the controller at {address} answers, but {why}")
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        return _silence(address, code.name)
-    remedy = "is it placer's, and of this version?"
-    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-        remedy = "is PLACER_TOKEN, or the file of PLACER_TOKEN_FILE, an agent's token?"
-    return ControllerError(f"the controller at {address} answers {code.name} ({details}): {remedy}")
-
-
-def _silence(address: str, code: str) -> ControllerError:
-    return ControllerError(
-        f"the controller at {address} does not answer ({code})"
-        ": is PLACER_AGENT its address, does it run, and do both use TLS or neither?"
-    )
+def told(address: str, error: Any) -> PlacerError:
+    """What broke a call, in an agent's log."""
+    return failure(error, address, Settings.of_environment(), AGENT)
 
 
 def _ended(address: str, what: str) -> ControllerError:

@@ -146,11 +146,7 @@ def plan(
         begun = time.perf_counter()
         solution = solve(problem, optimizer)
         solve_ms = (time.perf_counter() - begun) * 1e3
-        answer = (
-            solution
-            if isinstance(solution, Infeasible)
-            else make_plan(problem, solution, provenance, traffic.fit, traffic.holdout)
-        )
+        answer = make_plan(problem, solution, provenance, traffic.fit, traffic.holdout)
     if isinstance(answer, Infeasible | Hold):
         status, code = ("hold", HOLD) if isinstance(answer, Hold) else ("infeasible", INFEASIBLE)
         said = {"reason": answer.reason, "notes": told(traffic.profile.notes)}

@@ -134,7 +134,7 @@ every_call = pytest.mark.parametrize("call", CALLS, ids=["push", "report", "plan
 @every_call
 def test_an_address_where_nobody_listens_is_named(call: Callable[[GrpcSink], object]) -> None:
     sink = a_sink("127.0.0.1:1")
-    with pytest.raises(PlacerError, match=r"127\.0\.0\.1:1 does not answer \(UNAVAILABLE\)"):
+    with pytest.raises(PlacerError, match=r"no controller answers at 127\.0\.0\.1:1"):
         call(sink)
     sink.close()
 
@@ -150,7 +150,7 @@ def test_a_controller_that_is_too_slow_is_an_error_and_no_wait(
     asked_enough = threading.Event()
     controller.answer = lambda _: asked_enough.wait()
     try:
-        with pytest.raises(PlacerError, match=r"does not answer \(DEADLINE_EXCEEDED\)"):
+        with pytest.raises(PlacerError, match=r"no controller answers"):
             call(sink)
     finally:
         asked_enough.set()
@@ -200,7 +200,7 @@ def test_a_plan_larger_than_any_plan_is_an_error(
     monkeypatch.setattr(grpc_sink, "OPTIONS", smaller)
     sink = a_sink(address)
     controller.plans = lambda _: iter([(5, b" " * 2**16)])
-    with pytest.raises(PlacerError, match="RESOURCE_EXHAUSTED"):
+    with pytest.raises(PlacerError, match="larger than max"):
         until(lambda: sink.plan(0))
     controller.plans = lambda _: iter([(6, b"")])
     assert until(lambda: sink.plan(0))[0] == 6

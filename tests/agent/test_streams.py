@@ -1,6 +1,5 @@
 """A watch whose stream and clock are stand-ins: the work of its thread, done by the test."""
 
-import re
 from collections.abc import Callable, Iterator
 from itertools import count, repeat
 from threading import Event
@@ -10,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from placer.agent.streams import BREATH_S, Watch, failure
+from placer.agent.streams import BREATH_S, Watch, told
 from placer.clock import SystemClock
 from placer.errors import FileError, PlacerError
 
@@ -68,7 +67,7 @@ def test_a_dead_controller_is_tried_again_after_pauses_that_double_and_told_once
     world.run(lambda: breaking(world, repeat("UNAVAILABLE")))
     assert world.waited == [0, 1, 2, 4, 8, 16, 20, 20]
     (told,) = world.told
-    assert "host:1 does not answer (UNAVAILABLE)" in told
+    assert told.startswith("no controller answers at host:1: is PLACER_AGENT its address")
 
 
 def test_one_that_ends_every_watch_is_not_asked_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,10 +107,10 @@ def test_another_break_than_the_last_is_told_and_so_is_one_after_a_plan(
 
     world.run(stream)
     assert world.epochs == [1]
-    assert [re.findall("[A-Z]{2,}", text)[0] for text in world.told] == [
-        "UNAVAILABLE",
-        "INTERNAL",
-        "INTERNAL",
+    assert [text.split(" at ")[0] for text in world.told] == [
+        "no controller answers",
+        "the controller",
+        "the controller",
     ]
 
 
@@ -135,14 +134,15 @@ def test_an_unforeseen_error_of_the_watch_is_told_and_does_not_end_it(
             Broken("UNAVAILABLE", "Getting metadata from plugin failed with error: cannot read it"),
             "cannot read it",
         ),
-        (Broken("UNAUTHENTICATED", "no\ntoken"), r"UNAUTHENTICATED (no token): is PLACER_TOKEN"),
-        (Broken("PERMISSION_DENIED", "not you"), r"PERMISSION_DENIED (not you): is PLACER_TOKEN"),
-        (Broken("INTERNAL", "oh"), "answers INTERNAL (oh): is it placer's"),
+        (Broken("UNAUTHENTICATED", "no\ntoken"), "host:1: no token; is PLACER_TOKEN"),
+        (Broken("PERMISSION_DENIED", "not you"), "host:1: not you; is PLACER_TOKEN"),
+        (Broken("INTERNAL", "oh"), "the controller at host:1: oh"),
+        (Broken("UNIMPLEMENTED", "eh?"), "UNIMPLEMENTED (eh?): is it a controller, and of this"),
         (FileError("it says so itself"), "it says so itself"),
     ],
-    ids=["token file", "no token", "wrong token", "other", "ours"],
+    ids=["token file", "no token", "wrong token", "its words", "not a controller", "ours"],
 )
 def test_errors_name_what_to_look_at_on_one_line(error: Exception, said: str) -> None:
-    text = str(failure("host:1", error))
+    text = str(told("host:1", error))
     assert said in text
     assert "\n" not in text
