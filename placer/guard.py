@@ -19,7 +19,8 @@ from dataclasses import replace
 import numpy as np
 
 from placer.arrays import FloatArray
-from placer.profile import Noise, Profile
+from placer.profile import Profile
+from placer.spread import Noise
 
 
 def guarded(profile: Profile, share: float) -> Profile:

@@ -9,11 +9,9 @@ import numpy as np
 
 from placer.checks import violations
 from placer.cost import Score, moves, score, steps
-from placer.cost.balance import rank_load
-from placer.cost.moves import MoveCost
-from placer.cost.payoff import Payoff, payoff_of
+from placer.cost.payoff import payoff_of
 from placer.errors import PlacementError
-from placer.guard import advice, guarded
+from placer.guard import guarded
 from placer.limits import clashes
 from placer.optimizers import UNEVEN, optimizer
 from placer.placement import Placement
@@ -21,14 +19,13 @@ from placer.plan import (
     Comparison,
     Hold,
     Infeasible,
-    Move,
     Plan,
     Provenance,
     Reach,
     Solution,
-    saving,
 )
 from placer.problem import Problem
+from placer.reasons import advised, moves_with_reasons, not_worth, reason_of
 from placer.repair import faults, repair
 from placer.schedule import fewest_moves
 from placer.trace import Trace, told
@@ -175,7 +172,7 @@ def make_plan(
         further = moves.cost(problem, mended.start, solution.placement)
         scores = timed(mended.start), timed(solution.placement)
         payoff = payoff_of(_guarded(mended), solution.placement, *scores)
-        reason = _not_worth(solution, payoff, further)
+        reason = not_worth(solution, payoff, further)
         if reason and mended is problem:
             return Hold(reason)
         if reason:
@@ -209,13 +206,13 @@ def make_plan(
         holdout=on_holdout,
         guarded=on_guarded,
         frontier=_frontier(problem, mended.start, solution, fit),
-        moves=_moves(problem, start, placement),
+        moves=moves_with_reasons(problem, start, placement),
         move_cost=cost,
         bound_s=solution.bound_s,
         whole_step_s=steps.whole_step_s(problem, on_fit.before.step_s),
-        notes=(*told(problem.profile.notes), *solution.notes, *_advice(problem)),
+        notes=(*told(problem.profile.notes), *solution.notes, *advised(problem)),
     )
-    return replace(plan, reason=_reason(plan, cost.moved))
+    return replace(plan, reason=reason_of(plan, cost.moved))
 
 
 def _frontier(
@@ -237,24 +234,6 @@ def _frontier(
                 best = one
         rows.append(Reach(share, best[0], best[1].balancedness, best[1].step_s))
     return tuple(rows)
-
-
-def _advice(problem: Problem) -> list[str]:
-    said = "" if problem.objective.guard else advice(problem.profile)
-    return [said] if said else []
-
-
-def _reason(plan: Plan, moved: int) -> str:
-    mending = f"mends: {'; '.join(plan.mends)}; " if plan.mends else ""
-    where, gain, whole = "", plan.gain, plan.whole_gain
-    if plan.guarded:
-        where = f"with {plan.objective.guard:.0%} unknown traffic "
-        gain, whole = 1 - plan.guarded.after.step_s / plan.guarded.before.step_s, None
-    if gain and gain > 0:
-        return f"{mending}{where}{saving(gain, whole)} for {moved} moved slots"
-    if plan.mends:
-        return f"{mending}{moved} moved slots win no time"
-    return "no faster than the linear placement on this traffic"
 
 
 def _idle_stay(problem: Problem, placement: Placement) -> Placement:
@@ -303,54 +282,3 @@ def _too_far(problem: Problem, mended: Problem) -> Infeasible | None:
 
 def _moved_share(before: Placement, after: Placement) -> float:
     return float(moves.arrivals(before, after).sum() / after.filled)
-
-
-def _not_worth(solution: Solution, payoff: Payoff, cost: MoveCost) -> str:
-    """Why the current plan should stay, or nothing."""
-    if not cost.moved:
-        why = "; ".join(solution.notes) or "the current plan is as good as this optimizer's"
-        return f"no expert would move: {why}"
-    if payoff.gain < payoff.noise:
-        return (
-            f"gain {payoff.gain:.2%} of the MoE layers' time < noise {payoff.noise:.2%}: the "
-            "difference may be chance; a longer recording would tell"
-        )
-    if payoff.seconds < cost.seconds:
-        return (
-            f"moving {cost.moved} slots takes {cost.seconds:.3g} s and {payoff.told}: it does not "
-            "pay within the horizon"
-        )
-    return ""
-
-
-def _moves(problem: Problem, before: Placement, after: Placement) -> tuple[Move, ...]:
-    load = problem.profile.load
-    share = load / np.maximum(load.sum(axis=1, keepdims=True), 1e-300)
-    weight = rank_load(load, before)
-    relative = weight / np.maximum(weight.mean(axis=1, keepdims=True), 1e-300)
-    layer, slot = np.nonzero(moves.arrivals(before, after))
-    expert, gpu = after.physical_to_logical[layer, slot], after.gpu_of_slot[slot]
-    gpus, node_of = np.arange(before.gpus), before.node_of_gpu
-    held = before.held_in(before.gpus)[layer, expert]
-    # In the same node if there is one, then the lowest.
-    rank = (node_of[gpu][:, None] != node_of) * before.gpus + gpus
-    source = np.where(held, rank, 2 * before.gpus).argmin(axis=1)
-    columns = (
-        layer, expert, source, gpu, slot, held.any(axis=1), share[layer, expert],
-        before.replicas[layer, expert], after.replicas[layer, expert],
-        relative[layer, source], relative[layer, gpu],
-    )  # fmt: skip
-    result = []
-    for at, e, whence, to, into, known, part, old, new, there, here in zip(
-        *(column.tolist() for column in columns), strict=True
-    ):
-        if not known:
-            reason = "no GPU held it: its tokens could not be served"
-        elif new > old:
-            reason = f"{part:.1%} of the layer's load: {new} replicas, not {old}"
-        elif there > here:
-            reason = f"GPU {whence} carried {there:.2f}x the mean load, GPU {to} {here:.2f}x"
-        else:
-            reason = f"changes places with experts that leave GPU {to}"
-        result.append(Move(at, e, whence if known else None, to, into, reason))
-    return tuple(result)

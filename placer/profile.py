@@ -7,67 +7,17 @@ from typing import Literal
 
 import numpy as np
 
-from placer.arrays import FloatArray, IntArray, frozen, pair_sums
+from placer import spread
+from placer.arrays import FloatArray, IntArray, frozen
 from placer.errors import RoutingError
 from placer.pace import Pace, elapsed, merged
+from placer.spread import FEWEST_BLOCKS, Noise, Spread, sampling_noise
 from placer.trace import PHASES, Trace, added
 
 TOKENS_AT_A_TIME = 16_384  # keeps one layer's columns in the cache
 BLOCK_TOKENS = 64  # shorter sequences are taken together: fewer blocks, the same noise
-FEWEST_BLOCKS = 10  # fewer say nothing of how traffic varies
 ROUNDING = 1e-6  # of counts, as a share
 PLENTY = 4  # choices for each expert of a layer: with as many, half of the experts get some
-SHRINKAGE = 0.2  # of covariances, which few blocks make look smaller than they are
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Spread:
-    """How traffic varies from one block of sequences to the next: sums over blocks, which add up.
-
-    With x [layers, experts] a block's tokens by expert and n its tokens:
-    products: [layers, experts, experts] sum of x x^T
-    lengths:  [layers, experts] sum of n x
-    squares:  sum of n^2
-    blocks:   how many there are
-    """
-
-    products: FloatArray
-    lengths: FloatArray
-    squares: float
-    blocks: int
-
-    @property
-    def is_possible(self) -> bool:
-        sums = (self.products, self.lengths, np.array(self.squares))
-        return all(bool(np.isfinite(one).all() and (one >= 0).all()) for one in sums)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Noise:
-    """Sampling noise of ``load / tokens``: how far another recording of this traffic would be off.
-
-    variance:   [layers, experts]
-    covariance: [layers, experts, experts] with a zero diagonal; None: experts vary by themselves
-    """
-
-    variance: FloatArray
-    covariance: FloatArray | None = None
-
-    def times(self, factor: FloatArray | float) -> "Noise":
-        """factor: of the variance; [layers], or one of all"""
-        by_layer = np.reshape(factor, (-1, 1))
-        covariance = None if self.covariance is None else self.covariance * by_layer[:, :, None]
-        return Noise(self.variance * by_layer, covariance)
-
-    def of(self, experts: IntArray, weight: FloatArray) -> FloatArray:
-        """[layers, sums] variance of weighted sums of experts, both [layers, sums, terms]."""
-        same = experts[:, :, :, None] == experts[:, :, None, :]
-        both = (same @ weight[:, :, :, None])[:, :, :, 0]  # an expert may come twice
-        variance = np.take_along_axis(self.variance[:, None], experts, axis=2)
-        found: FloatArray = (variance * weight * both).sum(axis=2)
-        if self.covariance is not None:
-            found += pair_sums(self.covariance, (experts, weight), (experts, weight))
-        return np.maximum(found, 0.0)  # rounding may leave less
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,8 +100,7 @@ class Profile:
 
     @property
     def noise(self) -> Noise:
-        """From the variation between blocks of sequences (a ratio estimator's), since the tokens of
-        a sequence resemble each other; without blocks as if every token were drawn by itself."""
+        """Of its sample (spread.py), or what is known of it otherwise."""
         return self.known or _noise(self)
 
     @property
@@ -178,21 +127,7 @@ class Profile:
 
 @lru_cache(maxsize=2)  # asked for again by all who judge a plan
 def _noise(profile: Profile) -> Noise:
-    share = profile.load / profile.tokens
-    spread = profile.spread
-    if spread is None or spread.blocks < FEWEST_BLOCKS:
-        return Noise(share / profile.tokens)
-    variance, covariance = np.empty_like(share), np.empty_like(spread.products)
-    for layer, (used, lengths) in enumerate(zip(share, spread.lengths, strict=True)):
-        residual = covariance[layer]  # a view
-        np.subtract(spread.products[layer], used[:, None] * lengths, out=residual)
-        residual -= lengths[:, None] * used
-        residual += spread.squares * used[:, None] * used
-        residual *= spread.blocks / (spread.blocks - 1) / profile.tokens**2
-        variance[layer] = np.maximum(residual.diagonal(), 0.0)  # rounding may leave less
-        residual *= 1 - SHRINKAGE
-        np.fill_diagonal(residual, 0.0)
-    return Noise(variance, covariance)
+    return sampling_noise(profile.load, profile.tokens, profile.spread)
 
 
 def check_load(load: FloatArray | IntArray, tokens: float, top_k: int, sampled: bool) -> None:
@@ -282,22 +217,10 @@ def merge(profiles: Sequence[Profile]) -> Profile:
         coactivation=total("coactivation"),
         phase=phases.pop() if len(phases) == 1 else "mixed",
         window_s=elapsed((profile.phase, profile.window_s) for profile in profiles),
-        spread=_merge_spreads([profile.spread for profile in profiles]),
+        spread=spread.merge([profile.spread for profile in profiles]),
         pace=merged((profile.phase, profile.pace) for profile in profiles),
         sampled=any(profile.sampled for profile in profiles),
         notes=added(profile.notes for profile in profiles),
-    )
-
-
-def _merge_spreads(spreads: Sequence[Spread | None]) -> Spread | None:
-    known = [spread for spread in spreads if spread is not None]
-    if len(known) < len(spreads):
-        return None
-    return Spread(
-        products=np.sum([spread.products for spread in known], axis=0),
-        lengths=np.sum([spread.lengths for spread in known], axis=0),
-        squares=sum(spread.squares for spread in known),
-        blocks=sum(spread.blocks for spread in known),
     )
 
 

@@ -7,10 +7,11 @@ import pytest
 
 from placer.guard import advice, guarded
 from placer.objective import Objective
-from placer.plan import Hold, Plan, Provenance, Solution
+from placer.plan import Hold, Infeasible, Plan, Provenance, Solution
 from placer.planner import make_plan, solve
 from placer.problem import Problem
-from placer.profile import Profile, Spread, of_trace
+from placer.profile import Profile, of_trace
+from placer.spread import Spread
 from tests.builders import a_placement, a_problem, a_trace, by_hand, loads, random_trace, requests
 
 # Four tokens, top-2 of four experts, which use the experts 1, 1/2, 1/4 and 1/4 of the time; then
@@ -213,10 +214,8 @@ def world(guard: float, current: list[int] | None = None) -> Problem:
     return replace(problem, topology=by_hand())
 
 
-def answer(problem: Problem, name: str) -> Plan | Hold:
-    solution = solve(problem, name)
-    assert isinstance(solution, Solution)
-    return make_plan(problem, solution, Provenance(name))
+def answer(problem: Problem, name: str) -> Plan | Hold | Infeasible:
+    return make_plan(problem, solve(problem, name), Provenance(name))
 
 
 def planned(guard: float, name: str = "joint", current: list[int] | None = None) -> Plan:

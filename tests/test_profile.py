@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placer.errors import RoutingError
-from placer.profile import BLOCK_TOKENS, Profile, Spread, merge, of_chunks, of_trace
+from placer.profile import BLOCK_TOKENS, Profile, merge, of_chunks, of_trace
+from placer.spread import Spread
 from placer.trace import Trace, concatenate
 from tests.builders import a_trace, loads, random_trace, requests
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from placer.cli.console import note, progress
 from placer.errors import FileError, ModelError, PlacementError
+from placer.files.atomic import sha256
 from placer.files.conventions import Survey
 from placer.files.routing import (
     Header,
@@ -17,7 +18,6 @@ from placer.files.routing import (
     read_header,
     read_profile,
     read_trace,
-    sha256,
     survey_of,
 )
 from placer.files.specs import first_fault, read_model, read_topology, shape_of

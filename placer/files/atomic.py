@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and read only where they are files."""
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -90,6 +91,11 @@ def read_text(path: Path, limit: int) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise FileError(f"{path} is not text: is it the right file?") from error
+
+
+def sha256(path: Path) -> str:
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> FileError:

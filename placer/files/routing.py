@@ -5,7 +5,6 @@ A trace has ``expert_ids`` [tokens, layers, top_k] and ``seq_lens`` [sequences],
 ``transitions`` and ``coactivation``; what SGLang's recorder dumps is one, too.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from placer.arrays import FloatArray, IntArray
 from placer.errors import FileError
-from placer.files.atomic import open_file, replacing
+from placer.files.atomic import replacing
 from placer.files.conventions import Survey, routed, survey
 from placer.files.documents import of_json
 from placer.files.dumps import logical_count
@@ -26,7 +25,8 @@ from placer.files.loads import Loads, Told, understood
 from placer.files.npz import Npz, opened
 from placer.model import ModelShape
 from placer.pace import of_meta
-from placer.profile import Profile, Spread
+from placer.profile import Profile
+from placer.spread import Spread
 from placer.trace import Trace, check_lengths
 
 VERSIONS = {"placer.trace": 1, "placer.profile": 2}
@@ -167,11 +167,6 @@ def write_profile(path: Path, profile: Profile, model: ModelShape | None = None)
         meta["model"] = asdict(model)
     named = {"format": "placer.profile", "version": VERSIONS["placer.profile"]}
     _write(path, arrays, {**meta, **named})
-
-
-def sha256(path: Path) -> str:
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _columns(npz: Npz) -> list[str]:

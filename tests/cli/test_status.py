@@ -243,11 +243,12 @@ def test_a_command_that_is_not_let_in_says_why(
         let_in = placer("status", "--to", to)
     assert [plain.code, unknown.code, let_in.code] == [2, 2, 0]
     assert plain.err == (
-        f"error: the controller at {to} answers, but it wants TLS: set PLACER_TLS_CA to its authority's certificate\n"
+        f"error: the controller at {to} answers, but it wants TLS: set PLACER_TLS_CA to its "
+        "authority's certificate\n"
     )
     assert unknown.err == (
-        f"error: the controller at {to} answers, but it wants a client's certificate: set PLACER_TLS_CERT and "
-        "PLACER_TLS_KEY\n"
+        f"error: the controller at {to} answers, but it wants a client's certificate: set "
+        "PLACER_TLS_CERT and PLACER_TLS_KEY\n"
     )
     assert let_in.err == (f"note: {ours.key} can be read by everybody on this host: chmod 600 it\n")
 

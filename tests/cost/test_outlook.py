@@ -7,7 +7,8 @@ from placer.arrays import FloatArray
 from placer.cost.outlook import experts_gain, slowest
 from placer.optimizers import optimizer
 from placer.placement import Placement
-from placer.profile import Noise, Profile
+from placer.profile import Profile
+from placer.spread import Noise
 from tests.builders import a_problem, a_trace, loads
 
 LAYERS, EXPERTS, GPUS = 40, 16, 4

@@ -19,7 +19,8 @@ from placer.files.routing import (
     write_profile,
     write_trace,
 )
-from placer.profile import Spread, of_chunks, of_trace
+from placer.profile import of_chunks, of_trace
+from placer.spread import Spread
 from placer.trace import Trace
 from tests.builders import a_model, loads, random_trace
 

@@ -14,7 +14,7 @@ from cryptography import x509
 from controller.server.security import Listening
 from controller.server.serve import start
 from placer import certificates
-from placer.agent.streams import failure
+from placer.agent.streams import told
 from placer.certificates import CertificateError, Credentials
 from placer.channel import Settings, open_channel
 from placer.errors import FileError
@@ -223,7 +223,7 @@ async def test_an_agent_that_is_refused_logs_why(
         with open_channel(address, Settings(ca=authority.ca)) as channel:
             with pytest.raises(grpc.RpcError) as refused:
                 channel.unary_unary("/t.T/Push")(b"x", timeout=5)
-            return str(failure(address, refused.value))
+            return str(told(address, refused.value))
 
     async with serving(a_server(signed(authority), client_ca=authority.ca)) as address:
         assert await asyncio.to_thread(call, address) == (
