@@ -20,22 +20,9 @@ import grpc.aio
 import numpy as np
 from rich.table import Table
 
-from bench.controller import (
-    AGENTS,
-    EXPERTS,
-    LAYERS,
-    POOL,
-    TOP_K,
-    Seen,
-    agents,
-    linear,
-    process,
-    registration,
-    serve,
-)
-from bench.controller import (
-    POLICY as PLANNED,
-)
+from bench.crowd import AGENTS, EXPERTS, LAYERS, POOL, TOP_K, Seen, agents, registration
+from bench.served import POLICY as PLANNED
+from bench.served import linear, process, serve
 from bench.timing import console
 from controller.ledger.ledger import Ledger, Record
 from placer.channel import Settings, open_aio_channel
