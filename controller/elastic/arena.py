@@ -1,0 +1,113 @@
+"""An arena: all memory of one device that an engine uses, as one piece, with its page table in it.
+
+    journal | dense weights | seats of the KV cache | pages of experts
+
+The page table says which expert a page holds, and is written after the page is: whatever is killed
+when, what it says is there is there.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from controller.elastic.device import Device, Run, padded
+from controller.elastic.ranges import Range
+
+FREE = -1
+DENSE = 0  # of the journal: whether the dense weights are there; the pages' entries follow
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How much of everything an arena has; sizes in bytes, each padded to ``granularity``.
+
+    seats: sequences that the KV cache has room for; pages: experts
+    """
+
+    granularity: int
+    dense_size: int
+    seat_size: int
+    seats: int
+    page_size: int
+    pages: int
+
+    @property
+    def seat_stride(self) -> int:
+        return padded(self.seat_size, self.granularity)
+
+    @property
+    def page_stride(self) -> int:
+        return padded(self.page_size, self.granularity)
+
+    @property
+    def journal_room(self) -> int:
+        return padded(8 * (1 + self.pages), self.granularity)
+
+    @property
+    def dense_room(self) -> int:
+        return padded(self.dense_size, self.granularity)
+
+    @property
+    def seats_at(self) -> int:
+        return self.journal_room + self.dense_room
+
+    @property
+    def pages_at(self) -> int:
+        return self.seats_at + self.seats * self.seat_stride
+
+    @property
+    def capacity(self) -> int:
+        return self.pages_at + self.pages * self.page_stride
+
+    def journal(self, arena: int) -> Run:
+        return Run(arena, 0, self.journal_room)
+
+    def dense(self, arena: int) -> Run:
+        return Run(arena, self.journal_room, self.dense_room)
+
+    def cache(self, arena: int) -> Run:
+        """All seats."""
+        return Run(arena, self.seats_at, self.seats * self.seat_stride)
+
+    def page(self, arena: int, page: int) -> Run:
+        return Run(arena, self.pages_at + page * self.page_stride, self.page_stride)
+
+
+class Arena:
+    """One arena as a process sees it that may look at all of it."""
+
+    def __init__(self, device: Device, layout: Layout, descriptor: int) -> None:
+        self.layout, self.descriptor = layout, descriptor
+        self._range = Range(device, [Run(descriptor, 0, layout.capacity)])
+        self._bytes = self._range.array()
+        entries = self._bytes[: 8 * (1 + layout.pages)].view(np.int64)
+        self._dense_flag, self.table = entries[DENSE : DENSE + 1], entries[1:]
+
+    @property
+    def has_dense(self) -> bool:
+        return bool(self._dense_flag[0])
+
+    def tell_dense(self) -> None:
+        self._dense_flag[0] = 1
+
+    def found(self) -> "Arena":
+        """A new one: all pages are free."""
+        self.table[:] = FREE
+        return self
+
+    def dense(self) -> npt.NDArray[np.uint8]:
+        at = self.layout.journal_room
+        return self._bytes[at : at + self.layout.dense_size]
+
+    def seat(self, seat: int) -> npt.NDArray[np.uint8]:
+        at = self.layout.seats_at + seat * self.layout.seat_stride
+        return self._bytes[at : at + self.layout.seat_size]
+
+    def page(self, page: int) -> npt.NDArray[np.uint8]:
+        at = self.layout.pages_at + page * self.layout.page_stride
+        return self._bytes[at : at + self.layout.page_size]
+
+    def close(self) -> None:
+        del self._bytes, self._dense_flag, self.table
+        self._range.close()
