@@ -8,7 +8,6 @@ what its engine says.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Event
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from controller.elastic.arena import FREE, Arena, Layout
 from controller.elastic.device import DeviceError
 from controller.elastic.memfd import Memfd
-from controller.elastic.process import answer
+from controller.elastic.process import NEVER, answer
 from placer.arrays import digest
 from placer.clock import SystemClock
 
@@ -26,9 +25,10 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Weights(Protocol):
-    """Where weights come from; it is sent to the process."""
+    """Where weights come from; it is sent to the process. experts: of a layer"""
 
-    experts: int
+    @property
+    def experts(self) -> int: ...
 
     def read_dense(self, into: Bytes) -> None: ...
 
@@ -127,8 +127,9 @@ class Prefault:
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """Answered with those of the dense weights and of these pages."""
+    """Answered with those of the dense weights, if those are asked for, and of these pages."""
 
+    dense: bool
     pages: Sequence[int]
 
 
@@ -185,9 +186,9 @@ class Hmm:
                 for page in pages:
                     if self.arena.table[page] == FREE:
                         self.arena.page(page)[:: self.device.granularity] = 0
-            case Digests(pages):
-                every = [self.arena.dense(), *map(self.arena.page, pages)]
-                return [digest(one) for one in every]
+            case Digests(dense, pages):
+                every = [self.arena.dense()] if dense else []
+                return [digest(one) for one in (*every, *map(self.arena.page, pages))]
             case Report():
                 blocks = os.fstat(self.arena.descriptor).st_blocks
                 return Holds(self.arena.table.tolist(), blocks * 512)
@@ -267,7 +268,7 @@ class _Pace:
 
     def __init__(self, rate: float) -> None:
         self._rate, self._clock = rate, SystemClock()
-        self._begun_s, self._never = self._clock.monotonic(), Event()
+        self._begun_s = self._clock.monotonic()
         self.copied = 0
 
     def copy(self, source: Bytes, into: Bytes) -> None:
@@ -277,7 +278,7 @@ class _Pace:
             self.copied += len(into[part])
             if self._rate:
                 due_s = self._begun_s + self.copied / self._rate
-                self._clock.wait(self._never, max(due_s - self._clock.monotonic(), 0.0))
+                self._clock.wait(NEVER, max(due_s - self._clock.monotonic(), 0.0))
 
 
 def main(descriptor: int) -> None:

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from controller.elastic.messages import receive_with, send
 
 PATIENCE_S = 30.0  # one that does not answer for so long is taken for dead
 ROOT = Path(__file__).parents[2]
+NEVER = Event()  # for a clock to wait for, by whom nobody can wake
 
 
 class GoneError(Exception):

@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from controller.elastic.hmm import Filled
 from controller.local_engine.expert_map import ExpertMap
-from controller.local_engine.rank_messages import CopyPage
-from placer.placement import EMPTY
 from placer.schedule import Transfer
 
 
@@ -18,8 +17,16 @@ class Arrival(NamedTuple):
     page: int
 
 
+class Copying(NamedTuple):
+    """A copy that is to be made. source_page: of the source's arena"""
+
+    copy: Transfer
+    source_page: int
+    filled: Filled
+
+
 class Arrivals:
-    """Copies of one engine that do not serve yet. ``pages``: that each rank has in a layer"""
+    """Copies of one engine that do not serve yet. ``pages``: that each rank's arena has"""
 
     def __init__(self, pages: int) -> None:
         self._pages = pages
@@ -28,37 +35,47 @@ class Arrivals:
     def add(self, copy: Transfer, page: int) -> None:
         self._of_slot[copy.layer, copy.slot] = Arrival(copy.expert, page)
 
+    def pages(self, served: ExpertMap) -> dict[int, list[int]]:
+        """By rank."""
+        found: dict[int, list[int]] = {}
+        for (_, slot), one in self._of_slot.items():
+            found.setdefault(slot // served.slots_per_rank, []).append(one.page)
+        return found
+
     def forget(self) -> None:
         """All of them: their pages are free again."""
         self._of_slot.clear()
 
-    def plan(
-        self, served: ExpertMap, copies: Iterable[Transfer]
-    ) -> list[tuple[Transfer, CopyPage]]:
+    def plan(self, served: ExpertMap, copies: Iterable[Transfer]) -> list[Copying]:
         """The copies that were not made yet, with their pages; all of them or none."""
         planned = []
-        arriving = dict(self._of_slot)
+        arriving = {place: one.expert for place, one in self._of_slot.items()}
+        free: dict[int, list[int]] = {}
+        held: dict[int, dict[tuple[int, int], int]] = {}
         for copy in copies:
             place = check_place(served, copy.layer, copy.slot)
             if copy.slot // served.slots_per_rank != copy.gpu:
                 raise RefusedError(f"{text(copy)} goes to slot {copy.slot}: it is another rank's")
             if place in arriving:
-                if (waits := arriving[place].expert) != copy.expert:
+                if (waits := arriving[place]) != copy.expert:
                     raise RefusedError(f"{text(copy)} goes where expert {waits} waits")
                 continue
             if served.table[place] == copy.expert:  # committed already
                 continue
-            sources = [
-                slot
-                for slot in served.holders(copy.layer, copy.expert)
-                if slot // served.slots_per_rank == copy.source
-            ]
-            if not sources:
+            if copy.source not in held:
+                held[copy.source] = served.page_of(copy.source)
+            source_page = held[copy.source].get((copy.layer, copy.expert))
+            if source_page is None:
                 raise RefusedError(f"{text(copy)}: rank {copy.source} does not serve it")
-            page = self._free_page(served, copy, arriving)
-            arriving[place] = Arrival(copy.expert, page)
-            source_page = int(served.pages[copy.layer, sources[0]])
-            planned.append((copy, CopyPage(copy.layer, copy.source, source_page, page)))
+            if copy.gpu not in free:
+                free[copy.gpu] = self.free(served, copy.gpu)
+            if not free[copy.gpu]:
+                raise RefusedError(
+                    f"rank {copy.gpu} has no free page of {self._pages}: commit or discard first"
+                )
+            arriving[place] = copy.expert
+            page = free[copy.gpu].pop(0)
+            planned.append(Copying(copy, source_page, Filled(page, copy.layer, copy.expert)))
         return planned
 
     def committed(self, served: ExpertMap, commits: Sequence[Transfer]) -> ExpertMap:
@@ -78,26 +95,12 @@ class Arrivals:
         for copy in commits:
             self._of_slot.pop((copy.layer, copy.slot), None)
 
-    def _free_page(
-        self, served: ExpertMap, copy: Transfer, arriving: dict[tuple[int, int], Arrival]
-    ) -> int:
-        """The slot's own if it is empty; else one that belongs to none."""
-        size, of_slots = served.slots_per_rank, served.pages[copy.layer]
-        if served.table[copy.layer, copy.slot] == EMPTY:
-            return int(of_slots[copy.slot])
-        used = set(of_slots[copy.gpu * size : (copy.gpu + 1) * size].tolist())
-        used |= {
-            one.page
-            for (layer, slot), one in arriving.items()
-            if layer == copy.layer and slot // size == copy.gpu
-        }
-        free = set(range(self._pages)) - used
-        if not free:
-            raise RefusedError(
-                f"rank {copy.gpu} has no free page in layer {copy.layer}"
-                f" (scratch {self._pages - size}): commit or discard first"
-            )
-        return min(free)
+    def free(self, served: ExpertMap, rank: int) -> list[int]:
+        """Pages of a rank's arena that hold nothing that serves, or is to."""
+        size = served.slots_per_rank
+        own = {one.page for (_, slot), one in self._of_slot.items() if slot // size == rank}
+        used = own | served.pages_in_use(rank)
+        return [page for page in range(self._pages) if page not in used]
 
 
 def check_place(served: ExpertMap, layer: int, slot: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from controller.elastic.hmm import Filled
 from placer.arrays import IntArray, frozen
 from placer.placement import EMPTY, Placement
 
@@ -15,7 +16,8 @@ from placer.placement import EMPTY, Placement
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertMap:
     """table: [layers, slots] the expert of each slot, EMPTY for none
-    pages: [layers, slots] the page of each slot, among those of its rank and layer
+    pages: [layers, slots] the page of each slot, among those of its rank's arena; of an empty one
+           any
     """
 
     table: IntArray
@@ -35,7 +37,7 @@ class ExpertMap:
         return np.array_equal(self.table, other.table) and np.array_equal(self.pages, other.pages)
 
     def without(self, slots: Iterable[tuple[int, int]]) -> "ExpertMap":
-        """Those slots, (layer, slot), emptied; they keep their pages."""
+        """Those slots, (layer, slot), emptied."""
         table = self.table.copy()
         for layer, slot in slots:
             table[layer, slot] = EMPTY
@@ -47,6 +49,27 @@ class ExpertMap:
         for layer, slot, expert, page in copies:
             table[layer, slot], pages[layer, slot] = expert, page
         return replace(self, table=frozen(table), pages=frozen(pages))
+
+    def pages_of(self, rank: int) -> IntArray:
+        """[layers, slots of a rank] of its slots; 0 for an empty one."""
+        size = self.slots_per_rank
+        own = slice(rank * size, (rank + 1) * size)
+        return np.where(self.table[:, own] == EMPTY, 0, self.pages[:, own])
+
+    def filled(self, rank: int) -> list[Filled]:
+        """The pages that a rank serves, by layer and slot."""
+        size = self.slots_per_rank
+        layer, slot = np.nonzero(self.table[:, rank * size : (rank + 1) * size] != EMPTY)
+        places = layer, slot + rank * size
+        columns = self.pages[places], layer, self.table[places]
+        return [Filled(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+    def page_of(self, rank: int) -> dict[tuple[int, int], int]:
+        """A page that a rank serves, by layer and expert."""
+        return {(one.layer, one.expert): one.page for one in self.filled(rank)}
+
+    def pages_in_use(self, rank: int) -> set[int]:
+        return {one.page for one in self.filled(rank)}
 
     def lost(self) -> tuple[int, int] | None:
         """The first layer and expert that no slot holds."""
@@ -62,8 +85,9 @@ class ExpertMap:
 
 def fresh(placement: Placement) -> ExpertMap:
     """The map of an engine that starts: each slot's page is its place on its rank."""
-    table = placement.physical_to_logical
-    pages = np.broadcast_to(np.arange(placement.slots) % placement.slots_per_gpu, table.shape)
+    table, size = placement.physical_to_logical, placement.slots_per_gpu
+    layer = np.arange(placement.layers)[:, None]
+    pages = layer * size + np.arange(placement.slots) % size
     return ExpertMap(table, frozen(pages), placement.experts, placement.gpus)
 
 

@@ -38,10 +38,16 @@ def expert(rows: Float32, page: Float32) -> Float32:
 
 
 class Model:
-    """All but the experts. ``cache``: [layers, seats, 2, kv_heads, context, head_dim]"""
+    """All but the experts; it can be made before there are weights.
 
-    def __init__(self, sizes: Sizes, dense: Dense, cache: Float32) -> None:
-        self.sizes, self.dense, self.cache = sizes, dense, cache
+    cache: [seats, layers, 2, kv_heads, context, head_dim]
+    """
+
+    dense: Dense
+    cache: Float32
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
         frequencies = sizes.rope_theta ** (-np.arange(0, sizes.head_dim, 2) / sizes.head_dim)
         angles = np.tile(np.outer(np.arange(sizes.context), frequencies), 2)[:, None]
         self._cos, self._sin = np.cos(angles, dtype="f4"), np.sin(angles, dtype="f4")
@@ -53,7 +59,7 @@ class Model:
         """``x`` and what its tokens take from those before them, whose keys and values are in
         the cache; their own are added to it."""
         sizes, kv_heads, count = self.sizes, self.sizes.kv_heads, len(x)
-        cache = self.cache[layer]
+        cache = self.cache[:, layer]
         rows = norm(x, self.dense[f"{layer}.attention_norm"], sizes.epsilon)
         queries, keys, values = (
             product(rows, self.dense[f"{layer}.{name}"]).reshape(count, heads, sizes.head_dim)

@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from controller.elastic.devices import Devices, LostDeviceError
+from controller.elastic.hmm import Copy, Filled, Load
+from controller.elastic.memfd import Memfd
+from controller.local_engine.arrivals import RefusedError
+from controller.local_engine.exchange import layout
 from controller.local_engine.expert_map import ExpertMap, fresh
-from controller.local_engine.page_moves import NOTHING, Migration
-from controller.local_engine.rank_messages import Serve, Step
-from controller.local_engine.ranks import ATTEMPTS, EngineError, RankLostError, Ranks
+from controller.local_engine.page_moves import Migration
+from controller.local_engine.rank_messages import Pace, Step
+from controller.local_engine.ranks import ATTEMPTS, EngineError, RankLostError, Ranks, Standbys
 from controller.local_engine.requests import Batch, Plan, Request, checked
-from controller.local_engine.shared_memory import Folder, Layout, Memory
+from controller.local_engine.resizing import Loaded, without
 from controller.local_engine.tally import Tally
-from controller.local_engine.weights import Dense, Float32, read_sizes, read_weights
+from controller.local_engine.weights import Checkpoint, read_sizes
 from controller.migration.commands import Command, Outcome
-from placer import arrays
 from placer.agent.recording import Recording
 from placer.clock import SystemClock
 from placer.errors import PlacementError
@@ -40,32 +44,53 @@ class EngineStatus:
 class LocalEngine:
     """Serves the Qwen3-MoE in the folder ``model`` on ``ranks`` processes, greedily.
 
-    slots:   physical experts a layer, of all ranks; as many as experts if not given
-    scratch: pages that a rank has in each layer besides its slots, for copies on their way
+    slots:    physical experts a layer, of all ranks; as many as experts if not given
+    scratch:  pages that a rank has for each layer besides its slots, for copies on their way
+    smallest: ranks that the engine must be able to shrink to: arenas have room for that
+    standbys: processes that wait to be ranks
+    rate:     bytes a second that a device may copy for another width; 0 for as many as can be
+    pace:     of devices that these processes stand for
 
     A thread runs step after step, and between two of them what else there is to do with ranks. A
-    rank that dies is started again on the same memory, and the step is made again: it writes what
-    it wrote. Everything but ``close`` may be called from any thread.
+    rank that dies is replaced on the same memory, and the step is made again: it writes what it
+    wrote. Where a device's memory is gone, the others take over its experts, and its requests are
+    computed again. Everything but ``close`` may be called from any thread.
     """
 
-    def __init__(self, model: Path, ranks: int, slots: int | None = None, scratch: int = 2) -> None:
+    def __init__(
+        self,
+        model: Path,
+        ranks: int,
+        slots: int | None = None,
+        scratch: int = 2,
+        *,
+        smallest: int = 0,
+        standbys: int = 0,
+        rate: float = 0.0,
+        pace: Pace | None = None,
+    ) -> None:
         self.shape, self._clock = read_model(str(model / "config.json")), SystemClock()
-        self._sizes = read_sizes(model)
-        slots = self._sizes.experts if slots is None else slots
-        _check_counts(ranks, slots, scratch, self._sizes.experts)
-        dense, pages = read_weights(model, self._sizes)
-        layout = Layout(self._sizes, ranks, slots // ranks + scratch)
-        served = fresh(linear(self._sizes.layers, slots, self._sizes.experts, ranks))
-        digests = [[arrays.digest(page) for page in row] for row in pages]
-        self._folder = Folder(layout)
+        self._checkpoint = checkpoint = Checkpoint(model, read_sizes(model))
+        self._sizes = sizes = checkpoint.sizes
+        slots = sizes.experts if slots is None else slots
+        _check_counts(ranks, slots, scratch, sizes.experts)
+        each = max(slots // ranks, -(-sizes.experts // (smallest or ranks)))
+        pages = sizes.layers * (each + scratch)
+        served = fresh(linear(sizes.layers, slots, sizes.experts, ranks))
+        order = range(ranks)
+        self.devices = Devices(layout(Memfd(), checkpoint, pages), checkpoint)
         try:
-            _fill(Memory(self._folder.path, layout), dense, pages, served)
-            self._ranks = Ranks(self._folder.path, layout, (Serve(served), NOTHING))
+            self.devices.add(order)
+            loaded = _load(self.devices, served, order)
+            waiting = Standbys(sizes, pace, standbys)
+            waiting.fill()
+            self._ranks = Ranks(self.devices, order, served, waiting)
         except BaseException:
-            self._folder.close()
+            self.devices.close()
             raise
-        self._migration = Migration(served, layout, digests, self._ranks)
-        self._batch, self._tally = Batch(ranks), Tally(self._sizes, self._clock)
+        self._loaded, self._standbys = loaded, waiting
+        self._batch, self._tally = Batch(ranks), Tally(sizes, self._clock)
+        self._migration = Migration(self._ranks, self.devices, self._batch, sizes, loaded, rate)
         self._jobs: deque[Callable[[], None]] = deque()
         self._steps = self._failures = 0
         self._over = ""  # why nothing is served any more
@@ -117,7 +142,7 @@ class LocalEngine:
             self._wake.notify()
         self._thread.join()
         self._ranks.close()
-        self._folder.close()
+        self.devices.close()
 
     def _run(self) -> None:
         try:
@@ -152,6 +177,7 @@ class LocalEngine:
                 self._compute(step)
             else:
                 self._ranks.supervise()
+                self.devices.supervise()
             self._failures = 0
         except RankLostError as lost:
             self._failures += 1
@@ -159,7 +185,37 @@ class LocalEngine:
                 raise EngineError(
                     f"ranks {lost.ranks} died {ATTEMPTS} times in a step: see the engine's stderr"
                 ) from lost
+            self._repair()
+        except LostDeviceError as lost:
+            self._recover([lost.device])
+
+    def _repair(self) -> None:
+        """Make the group whole again, with fewer ranks if devices are gone."""
+        try:
             self._ranks.repair()
+        except LostDeviceError as lost:
+            self._recover([lost.device])
+
+    def _recover(self, gone: list[int]) -> None:
+        """Go on without these devices: the others hold their experts, read anew from the checkpoint
+        where no replica is left, and their requests are computed again."""
+        while True:
+            before = self._ranks.order
+            ranks = [before.index(device) for device in gone]
+            self._migration.forget()
+            for device in gone:
+                self.devices.remove(device)
+            try:
+                left = without(self._ranks.served, before, ranks, self.devices, self._loaded)
+                self._ranks.go_on(*left)
+            except LostDeviceError as lost:
+                gone = [lost.device]
+                continue
+            except RefusedError as error:
+                raise EngineError(str(error)) from error
+            with self._wake:
+                self._batch.lose(ranks, len(self._ranks))
+            return
 
     def _compute(self, step: Plan) -> None:
         """One step of all ranks, and what follows from it."""
@@ -185,7 +241,7 @@ class LocalEngine:
                 try:
                     work()
                 except RankLostError:
-                    self._ranks.repair()
+                    self._repair()
                     raise
             except Exception as error:
                 future.set_exception(error)
@@ -211,11 +267,26 @@ def _check_counts(ranks: int, slots: int, scratch: int, experts: int) -> None:
         raise PlacementError(f"scratch is {scratch}: give 0 pages or more")
 
 
-def _fill(memory: Memory, dense: Dense, pages: Float32, served: ExpertMap) -> None:
-    """Put the weights where ranks look for them."""
-    for name, weight in dense.items():
-        memory.dense[name][...] = weight
-    for layer, row in enumerate(served.table.tolist()):
-        for slot, expert in enumerate(row):
-            rank, page = slot // served.slots_per_rank, served.pages[layer, slot]
-            memory.pages[rank, layer, page] = pages[layer, expert]
+def _load(devices: Devices, served: ExpertMap, order: Sequence[int]) -> Loaded:
+    """Each weight is read once; what several devices need is copied from the first."""
+    pages: dict[int, list[Filled]] = {device: [] for device in order}
+    first: dict[tuple[int, int], tuple[int, int]] = {}
+    again: list[tuple[int, int, int, Filled]] = []
+    for rank, device in enumerate(order):
+        for one in served.filled(rank):
+            if (what := (one.layer, one.expert)) in first:
+                again.append((device, *first[what], one))
+            else:
+                first[what] = device, one.page
+                pages[device].append(one)
+    found = devices.ask_all({at: (Load(at == order[0], pages[at]), None) for at in order})
+    dense = found[order[0]].pop(0)
+    experts = [[""] * served.experts for _ in served.table]
+    for device, digests in found.items():
+        for one, digest in zip(pages[device], digests, strict=True):
+            experts[one.layer][one.expert] = digest
+    name = devices.name(order[0])
+    devices.ask_all({at: (Copy(name, True, [], 0.0), order[0]) for at in order[1:]})
+    for device, source, page, one in again:
+        devices.ask(device, Copy(devices.name(source), False, [(page, one)], 0.0), source)
+    return Loaded(dense, experts)

@@ -1,28 +1,31 @@
 """A migration's commands, as controller/migration/commands.py describes them, on this engine.
 
-What a command does is done between two steps, in pieces no longer than a page a rank; the pieces
-run on the engine's thread, and the map changes there only.
+Memory processes copy beside serving. What concerns the ranks is done between two steps, on the
+engine's thread, and the map changes there only.
 """
 
 import threading
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any, Protocol
 
-import numpy as np
-
+from controller.elastic.devices import Devices, LostDeviceError
+from controller.elastic.hmm import Copy as CopyPages
+from controller.elastic.hmm import Digests, Free
 from controller.local_engine.arrivals import (
     Arrivals,
+    Copying,
     RefusedError,
     check_place,
     text,
 )
 from controller.local_engine.expert_map import ExpertMap
-from controller.local_engine.rank_messages import CopyPage, Digests, Holds, Report, Serve, Staged
+from controller.local_engine.rank_messages import Holds, Report, Staged
 from controller.local_engine.ranks import EngineError, RankLostError, Ranks
-from controller.local_engine.shared_memory import Layout
+from controller.local_engine.requests import Batch
+from controller.local_engine.resizing import Loaded, Resizing
+from controller.local_engine.weights import Sizes
 from controller.migration.commands import (
     Agree,
     Command,
@@ -34,21 +37,27 @@ from controller.migration.commands import (
     Lost,
     Outcome,
     Refused,
+    Release,
     Stage,
+    Switch,
+    Transfer,
     Verify,
 )
+from placer import schedule as scheduled
 from placer.checks import violations
 from placer.objective import Objective
-from placer.placement import EMPTY
-from placer.schedule import Transfer
 
 NOTHING = Staged(0, "")
+BATCH = 16  # pages that are copied before somebody else may ask a memory process
 DOING = {
     Stage: "staging",
     Agree: "agreeing",
     Drop: "dropping",
     Copy: "copying",
     Commit: "committing",
+    Transfer: "transferring",
+    Switch: "switching",
+    Release: "releasing",
     Verify: "verifying",
     Discard: "discarding",
 }
@@ -64,19 +73,33 @@ class BetweenSteps(Protocol):
 
 
 class Migration:
-    """One engine's side of it. ``served`` is the map that steps go by.
-
-    digests: [layers][experts] of the pages as they were read from the checkpoint
-    """
+    """One engine's side of it. rate: bytes a second that a device may copy for another width"""
 
     def __init__(
-        self, served: ExpertMap, layout: Layout, digests: Sequence[Sequence[str]], ranks: Ranks
+        self,
+        ranks: Ranks,
+        devices: Devices,
+        batch: Batch,
+        sizes: Sizes,
+        loaded: Loaded,
+        rate: float,
     ) -> None:
-        self.served = served
-        self._sizes, self._digests, self._ranks = layout.sizes, digests, ranks
+        self._ranks, self._devices, self._loaded = ranks, devices, loaded
         self._staged = NOTHING
-        self._arrivals = Arrivals(layout.pages)
+        self._arrivals = Arrivals(devices.layout.pages)
+        self._resizing = Resizing(ranks, devices, batch, sizes, loaded, rate)
         self._one_at_a_time = threading.Lock()
+
+    @property
+    def served(self) -> ExpertMap:
+        """The map that steps go by."""
+        return self._ranks.served
+
+    def forget(self) -> None:
+        """What was staged: it started from a map that was lost. On the engine's thread."""
+        self._staged = NOTHING
+        self._arrivals.forget()
+        self._resizing.lose()
 
     def carry_out(self, command: Command, between_steps: BetweenSteps) -> Outcome:
         with self._one_at_a_time:
@@ -86,7 +109,7 @@ class Migration:
                 self._do(command)
             except RefusedError as no:
                 return Refused(str(no))
-            except EngineError as error:
+            except (EngineError, LostDeviceError) as error:
                 return Lost(str(error))
             except RankLostError as lost:
                 names = " and ".join(f"rank {rank}" for rank in lost.ranks) or "a rank"
@@ -100,9 +123,7 @@ class Migration:
         if isinstance(command, Stage):
             return self._stage(command)
         if isinstance(command, Discard):
-            if self._staged != NOTHING and self._staged.epoch <= command.epoch:
-                self._in_between(partial(self._hold, NOTHING))
-            return None
+            return self._discard(command)
         if command.epoch != self._staged.epoch:
             staged = f"{self._staged.epoch} is" if self._staged.epoch else "nothing is"
             raise RefusedError(f"epoch {command.epoch} is not staged ({staged}): stage it first")
@@ -117,7 +138,25 @@ class Migration:
                 self._in_between(partial(self._commit, round.commits))
             case Verify(digest=digest):
                 self._verify(digest)
+            case _:
+                self._resize(command)
         return None
+
+    def _resize(self, command: Command) -> None:
+        match command:
+            case Transfer():
+                self._copied_bytes = self._resizing.transfer()
+                self._in_between(self._resizing.prepare)
+            case Switch():
+                self._in_between(self._resizing.switch)
+                self._copied_bytes = self._resizing.handed_over_bytes
+            case Release():
+                self._resizing.release()
+
+    def _discard(self, command: Discard) -> None:
+        if self._staged != NOTHING and self._staged.epoch <= command.epoch:
+            self._clear()
+            self._in_between(partial(self._hold, NOTHING))
 
     def _in_between(self, work: Callable[[], Any]) -> None:
         self._pause_s = max(self._pause_s, self._between_steps(work))
@@ -131,18 +170,31 @@ class Migration:
             raise RefusedError(
                 f"the engine serves {now.digest}, not {before.digest}: plan from its map"
             )
-        if after.shape != now.shape:
+        if (after.layers, after.experts) != (now.layers, now.experts) or (
+            after.gpus == now.gpus and after.slots != now.slots
+        ):
             raise RefusedError(f"the change leads to {after.shape}, the engine has {now.shape}")
         if found := violations(after, Objective(allow_duplicates=True)):
             raise RefusedError(found[0])
-        if change != self._staged:
-            self._in_between(partial(self._hold, change))
+        if change == self._staged:
+            return
+        self._clear()
+        if after.gpus != now.gpus:
+            self._resizing.stage(after)
+        self._in_between(partial(self._hold, change))
+
+    def _clear(self) -> None:
+        """What was copied for the last change, or made ready, is free again."""
+        for rank, pages in self._arrivals.pages(self.served).items():
+            self._free(rank, pages)
+        self._arrivals.forget()
+        if self._resizing.is_staged:
+            self._in_between(self._ranks.forget)
+            self._resizing.discard()
 
     def _hold(self, change: Staged) -> None:
-        """Another change, or none: what was copied for the last one is free again."""
-        self._arrivals.forget()
         self._staged = change
-        self._ranks.hold(change)
+        self._ranks.stage(change)
 
     def _agree(self) -> None:
         for rank, holds in enumerate(self._reports()):
@@ -160,38 +212,63 @@ class Migration:
             check_place(self.served, layer, slot)
         self._serve(_complete(self.served.without(drops)))
 
-    def _commit(self, commits: Sequence[Transfer]) -> None:
+    def _commit(self, commits: Sequence[scheduled.Transfer]) -> None:
         served = _complete(self._arrivals.committed(self.served, commits))
         self._arrivals.leave(commits)
         self._serve(served)
 
     def _serve(self, served: ExpertMap) -> None:
-        if not served.same_as(self.served):
-            self.served = served
-            self._ranks.hold(Serve(served))
+        if served.same_as(self.served):
+            return
+        before = [self.served.pages_in_use(rank) for rank in range(served.ranks)]
+        self._ranks.serve(served)
+        for rank, pages in enumerate(before):
+            self._free(rank, pages - served.pages_in_use(rank))
 
-    def _copy(self, copies: Sequence[Transfer]) -> None:
-        """A page into each rank at a time."""
-        waiting: dict[int, deque[tuple[Transfer, CopyPage]]] = defaultdict(deque)
-        for copy, page in self._arrivals.plan(self.served, copies):
-            waiting[copy.gpu].append((copy, page))
+    def _free(self, rank: int, pages: Collection[int]) -> None:
+        if pages:
+            self._devices.ask(self._ranks.order[rank], Free(sorted(pages)))
+
+    def _copy(self, copies: Sequence[scheduled.Transfer]) -> None:
+        """Memory processes copy side by side."""
+        waiting: dict[int, list[Copying]] = defaultdict(list)
+        for one in self._arrivals.plan(self.served, copies):
+            waiting[one.copy.gpu].append(one)
         while any(waiting.values()):
-            now = {rank: pages.popleft() for rank, pages in waiting.items() if pages}
-            self._in_between(partial(self._copy_pages, now))
+            now = {}
+            for rank, left in waiting.items():
+                same = [one for one in left[:BATCH] if one.copy.source == left[0].copy.source]
+                if same:
+                    now[rank], waiting[rank] = same, [one for one in left if one not in same]
+            self._copy_pages(now)
 
-    def _copy_pages(self, now: dict[int, tuple[Transfer, CopyPage]]) -> None:
-        made = self._ranks.ask({rank: page for rank, (_, page) in now.items()})
-        for rank, (copy, page) in now.items():
-            if made[rank] != self._digests[copy.layer][copy.expert]:
-                raise RefusedError(f"{text(copy)} is not what was loaded: copy from another rank")
-            self._arrivals.add(copy, page.page)
-            if copy.source != copy.gpu:
-                self._copied_bytes += self._sizes.page * np.float32().itemsize
+    def _copy_pages(self, now: Mapping[int, list[Copying]]) -> None:
+        device = self._ranks.order
+        messages: dict[int, tuple[object, int | None]] = {}
+        for rank, batch in now.items():
+            source = device[batch[0].copy.source]
+            pages = [(one.source_page, one.filled) for one in batch]
+            message = CopyPages(self._devices.name(source), False, pages, 0.0)
+            messages[device[rank]] = message, source
+        self._devices.ask_all(messages)
+        for rank, batch in now.items():
+            made = self._devices.ask(
+                device[rank], Digests(False, [one.filled.page for one in batch])
+            )
+            for one, digest in zip(batch, made, strict=True):
+                copy = one.copy
+                if digest != self._loaded.experts[copy.layer][copy.expert]:
+                    raise RefusedError(
+                        f"{text(copy)} is not what was loaded: copy from another rank"
+                    )
+                self._arrivals.add(copy, one.filled.page)
+                if copy.source != copy.gpu:
+                    self._copied_bytes += self._devices.layout.page_size
 
     def _verify(self, digest: str) -> None:
         self._in_between(partial(self._verify_map, digest))
-        for layer in range(self._sizes.layers):
-            self._in_between(partial(self._verify_weights, layer))
+        for rank, device in enumerate(self._ranks.order):
+            self._verify_weights(rank, device)
 
     def _verify_map(self, digest: str) -> None:
         if (now := self.served.placement.digest) != digest:
@@ -200,12 +277,16 @@ class Migration:
             if not holds.served.same_as(self.served):
                 raise RefusedError(f"rank {rank} serves another map than the engine")
 
-    def _verify_weights(self, layer: int) -> None:
-        found = list(chain(*self._ranks.ask_all(Digests(layer))))
-        for slot, expert in enumerate(self.served.table[layer].tolist()):
-            if expert != EMPTY and found[slot] != self._digests[layer][expert]:
+    def _verify_weights(self, rank: int, device: int) -> None:
+        held = self.served.filled(rank)
+        dense, *found = self._devices.ask(device, Digests(True, [one.page for one in held]))
+        if dense != self._loaded.dense:
+            raise RefusedError(f"the dense weights of rank {rank} are not what was loaded")
+        for one, digest in zip(held, found, strict=True):
+            if digest != self._loaded.experts[one.layer][one.expert]:
                 raise RefusedError(
-                    f"layer {layer}: slot {slot} does not hold expert {expert}'s weights"
+                    f"layer {one.layer}: page {one.page} of rank {rank} does not hold expert "
+                    f"{one.expert}'s weights"
                 )
 
 

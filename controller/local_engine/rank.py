@@ -1,108 +1,190 @@
-"""The process of one rank: ``python -m controller.local_engine.rank DESCRIPTOR RANK``.
+"""The process of one rank.
 
 It attends for the tokens of its own requests and computes the experts in its own slots for
 everybody's. In a layer all ranks meet twice: when every token is where its experts find it, and
 when every output is there. Meeting is a byte to each peer and one from each; whoever misses a peer
 leaves the step and hangs up, so that the others do too. A rank ends with its engine.
+
+Without memory it is a standby: all that takes long to start is there, and no weights.
 """
 
+import os
 import socket
-import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from controller.elastic.arena import Layout
+from controller.elastic.memfd import Memfd
+from controller.elastic.process import NEVER, answer
+from controller.elastic.ranges import Range
+from controller.local_engine.exchange import Exchange, seat_shape
 from controller.local_engine.expert_map import ExpertMap, Replicas
 from controller.local_engine.forward import Model, expert
 from controller.local_engine.rank_messages import (
     Aborted,
-    CopyPage,
-    Digests,
+    Attach,
+    Detach,
+    Forget,
     Holds,
-    Link,
     Message,
     Piece,
+    Prepare,
     Report,
-    Serve,
     Setup,
     Staged,
     Step,
     Stepped,
-    receive,
-    send,
+    Switch,
 )
-from controller.local_engine.shared_memory import Memory
-from controller.local_engine.weights import Float32
-from placer import arrays
+from controller.local_engine.weights import Float32, dense_of
 from placer.arrays import IntArray
+from placer.clock import SystemClock
 from placer.placement import EMPTY
 
+DEVICE = Memfd()
 
-class Peers:
-    """Sockets to the other ranks."""
 
-    def __init__(self) -> None:
-        self._sockets: list[socket.socket] = []
+class Group:
+    """Ranks that step together, as one of them sees it: sockets to the others, and the memory that
+    they share."""
 
-    def link(self, engine: socket.socket, count: int) -> None:
-        """Take the sockets that the engine made."""
-        self.hang_up()
-        if count:
-            data, descriptors, _, _ = socket.recv_fds(engine, 1, count)
-            if not data:
-                raise EOFError
-            self._sockets = [socket.socket(fileno=one) for one in descriptors]
+    def __init__(self, exchange: Exchange, peers: Sequence[int]) -> None:
+        self.exchange = exchange
+        self._peers = [socket.socket(fileno=os.dup(one)) for one in peers]
 
     def meet(self) -> None:
         """Wait until all are here. Raises OSError or EOFError if one is gone."""
-        for peer in self._sockets:
+        for peer in self._peers:
             peer.sendall(b"\0")
-        for peer in self._sockets:
+        for peer in self._peers:
             if not peer.recv(1):
                 raise EOFError
 
     def hang_up(self) -> None:
-        for peer in self._sockets:
+        for peer in self._peers:
             peer.close()
-        self._sockets = []
+
+    def close(self) -> None:
+        self.hang_up()
+        self.exchange.close()
+
+
+@dataclass(eq=False)
+class Serving:
+    """What steps go by. experts: the weights in its own slots, layer by layer"""
+
+    served: ExpertMap
+    rank: int
+    group: Group
+    experts: Range
+
+    def __post_init__(self) -> None:
+        self.replicas = Replicas(self.served)
+        size = self.served.slots_per_rank
+        self.slots = range(self.rank * size, (self.rank + 1) * size)
+
+
+class Memory:
+    """One arena, as its rank sees it."""
+
+    def __init__(self, layout: Layout, arena: int) -> None:
+        self.layout, self.descriptor = layout, os.dup(arena)
+        self.dense = Range(DEVICE, [layout.dense(self.descriptor)])
+        self.cache = Range(DEVICE, [layout.cache(self.descriptor)])
+
+    def experts(self, served: ExpertMap, rank: int) -> Range:
+        """The pages of a rank's slots, in their order; an empty slot shows any page."""
+        pages = served.pages_of(rank).ravel()
+        return Range(DEVICE, [self.layout.page(self.descriptor, page) for page in pages.tolist()])
+
+    def close(self) -> None:
+        self.dense.close()
+        self.cache.close()
+        os.close(self.descriptor)
 
 
 class Rank:
     """What a rank does, message by message."""
 
-    served: ExpertMap
-    replicas: Replicas
+    memory: Memory | None = None
+    serving: Serving | None = None
+    prepared: Serving | None = None
+    staged = Staged(0, "")
 
-    def __init__(self, engine: socket.socket, setup: Setup) -> None:
-        self.engine, self.rank, self.sizes = engine, setup.rank, setup.layout.sizes
-        self.memory = Memory(setup.folder, setup.layout)
-        self.model = Model(self.sizes, self.memory.dense, self.memory.cache[self.rank])
-        self.peers = Peers()
-        self.staged = Staged(0, "")
-
-    def answer(self, message: Message) -> object:
+    def reply(self, message: Message, descriptors: list[int]) -> tuple[object, Sequence[int]]:
         match message:
             case Step(pieces):
-                return self._step(pieces)
-            case CopyPage():
-                return self._copy(message)
-            case Digests(layer):
-                return [self._digest(layer, slot) for slot in self._slots()]
+                return self._step(pieces), ()
+            case Setup(sizes, pace):
+                self.sizes, self.pace, self.clock = sizes, pace, SystemClock()
+                self.model = Model(sizes)
+            case Attach(layout):
+                self._attach(layout, descriptors[0])
+            case Prepare():
+                self._prepare(message, descriptors)
+            case Switch():
+                self._switch()
+            case Forget():
+                self._forget()
+            case Detach():
+                self._detach()
             case Report():
-                return Holds(self.served, self.staged)
+                assert self.serving is not None
+                return Holds(self.serving.served, self.staged), ()
             case Staged():
                 self.staged = message
-            case Serve(served):
-                self.served, self.replicas = served, Replicas(served)
-            case Link(count):
-                self.peers.link(self.engine, count)
-        return None
+        return None, ()
 
-    def _slots(self) -> range:
-        """Its own."""
-        size = self.served.slots_per_rank
-        return range(self.rank * size, (self.rank + 1) * size)
+    def _attach(self, layout: Layout, arena: int) -> None:
+        self.memory = memory = Memory(layout, arena)
+        self.model.dense = dense_of(memory.dense.array(np.float32), self.sizes)
+        shape = seat_shape(self.sizes)
+        seats = memory.cache.array(np.float32).reshape(layout.seats, -1)
+        self.model.cache = seats[:, : np.prod(shape)].reshape(layout.seats, *shape)
+
+    def _detach(self) -> None:
+        self._forget()
+        if self.serving is not None:
+            self.serving.group.close()
+            self.serving.experts.close()
+        if self.memory is not None:
+            del self.model.dense, self.model.cache
+            self.memory.close()
+        self.serving, self.memory, self.staged = None, None, Staged(0, "")
+
+    def _prepare(self, message: Prepare, descriptors: list[int]) -> None:
+        self._forget()
+        assert self.memory is not None
+        if message.group:
+            exchange, *peers = descriptors
+            shared = Exchange(DEVICE, exchange, self.sizes, message.group)
+            group = Group(shared, peers)
+        else:
+            assert self.serving is not None
+            group = self.serving.group
+        experts = self.memory.experts(message.served, message.rank)
+        self.prepared = Serving(message.served, message.rank, group, experts)
+
+    def _switch(self) -> None:
+        last, self.serving, self.prepared = self.serving, self.prepared, None
+        assert self.serving is not None
+        if last is not None:
+            last.experts.close()
+            if last.group is not self.serving.group:
+                last.group.close()
+
+    def _forget(self) -> None:
+        if self.prepared is not None:
+            self.prepared.experts.close()
+            if self.serving is None or self.prepared.group is not self.serving.group:
+                self.prepared.group.close()
+        self.prepared = None
 
     def _step(self, pieces: tuple[Piece, ...]) -> Stepped | Aborted:
+        assert self.serving is not None
+        begun_s = self.clock.monotonic()
         places = [
             (token, piece.seat, position)
             for piece in pieces
@@ -115,60 +197,49 @@ class Rank:
             for layer in range(self.sizes.layers):
                 x = self.model.attend(layer, x, seats, positions)
                 rows, chosen, weights = self.model.route(layer, x)
-                outputs = self._dispatch(
-                    layer, rows, self.replicas.choose(layer, chosen, positions)
-                )
-                x = self.model.combine(x, outputs, weights)
+                slots = self.serving.replicas.choose(layer, chosen, positions)
+                x = self.model.combine(x, self._dispatch(self.serving, layer, rows, slots), weights)
                 experts[:, layer] = chosen
         except (OSError, EOFError):
-            self.peers.hang_up()
+            self.serving.group.hang_up()
             return Aborted()
         ends = np.cumsum([len(piece.tokens) for piece in pieces], dtype=np.int64)
         last = ends[[piece.samples for piece in pieces]] - 1
-        return Stepped(self.model.next_tokens(x[last]).tolist(), experts)
+        found = Stepped(self.model.next_tokens(x[last]).tolist(), experts)
+        if self.pace is not None:
+            due_s = begun_s + self.pace.step_s + self.pace.token_s * len(tokens)
+            self.clock.wait(NEVER, max(due_s - self.clock.monotonic(), 0.0))
+        return found
 
-    def _dispatch(self, layer: int, rows: Float32, slots: IntArray) -> Float32:
+    def _dispatch(self, serving: Serving, layer: int, rows: Float32, slots: IntArray) -> Float32:
         """[tokens, top_k, hidden] what the experts in ``slots`` make of its tokens."""
-        count, mine = len(rows), self.rank
-        self.memory.states[mine, :count] = rows
-        self.memory.slots[mine, :count] = slots
-        self.memory.slots[mine, count:] = EMPTY
-        self.peers.meet()
-        self._compute(layer)
-        self.peers.meet()
-        return self.memory.outputs[mine, :count]
+        exchange, count, mine = serving.group.exchange, len(rows), serving.rank
+        exchange.states[mine, :count] = rows
+        exchange.slots[mine, :count] = slots
+        exchange.slots[mine, count:] = EMPTY
+        serving.group.meet()
+        self._compute(serving, layer)
+        serving.group.meet()
+        return exchange.outputs[mine, :count]
 
-    def _compute(self, layer: int) -> None:
+    def _compute(self, serving: Serving, layer: int) -> None:
         """Everybody's tokens that are for its own slots."""
-        memory, own = self.memory, self._slots()
-        rank, token, choice = np.nonzero((memory.slots >= own.start) & (memory.slots < own.stop))
-        slots = memory.slots[rank, token, choice]
+        assert self.memory is not None
+        exchange, own = serving.group.exchange, serving.slots
+        stride, page = self.memory.layout.page_stride // 4, self.sizes.page
+        weights = serving.experts.array(np.float32).reshape(-1, stride)[:, :page]
+        rank, token, choice = np.nonzero(
+            (exchange.slots >= own.start) & (exchange.slots < own.stop)
+        )
+        slots = exchange.slots[rank, token, choice]
         for slot in np.unique(slots):
             rows = np.flatnonzero(slots == slot)
-            page = memory.pages[self.rank, layer, self.served.pages[layer, slot]]
-            outputs = expert(memory.states[rank[rows], token[rows]], page)
-            memory.outputs[rank[rows], token[rows], choice[rows]] = outputs
-
-    def _copy(self, copy: CopyPage) -> str:
-        own = self.memory.pages[self.rank, copy.layer, copy.page]
-        own[:] = self.memory.pages[copy.source, copy.layer, copy.source_page]
-        return arrays.digest(own)
-
-    def _digest(self, layer: int, slot: int) -> str:
-        if self.served.table[layer, slot] == EMPTY:
-            return ""
-        return arrays.digest(self.memory.pages[self.rank, layer, self.served.pages[layer, slot]])
+            outputs = expert(
+                exchange.states[rank[rows], token[rows]],
+                weights[layer * len(own) + slot - own.start],
+            )
+            exchange.outputs[rank[rows], token[rows], choice[rows]] = outputs
 
 
 def main(descriptor: int) -> None:
-    with socket.socket(fileno=descriptor) as engine:
-        try:
-            rank = Rank(engine, receive(engine))
-            while True:
-                send(engine, rank.answer(receive(engine)))
-        except (OSError, EOFError):
-            return  # the engine is gone
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    answer(descriptor, Rank().reply)

@@ -1,44 +1,64 @@
-"""What the engine says to its ranks. Each message but the first has one answer; they take turns.
+"""What the engine says to its ranks. Each message has one answer; they take turns."""
 
-Both ends are this package in processes of one user, over a socket that only they have: hence
-pickle.
-"""
-
-import pickle
-import socket
-import struct
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+from controller.elastic.arena import Layout
 from controller.local_engine.expert_map import ExpertMap
-from controller.local_engine.shared_memory import Layout
+from controller.local_engine.weights import Sizes
 from placer.arrays import IntArray
 
-_LENGTH = struct.Struct("<Q")
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Of a device that stands for a faster or slower one: seconds that a step takes at least, and
+    more for each of the rank's own tokens."""
+
+    step_s: float
+    token_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The first message: who the rank is, and where its memory is. It has no answer."""
+    """The first message: get ready for weights of these sizes, as a standby does."""
 
-    rank: int
-    folder: Path
+    sizes: Sizes
+    pace: Pace | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Map the arena whose descriptor comes with this: dense weights and the KV cache."""
+
     layout: Layout
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
-    """Forget the sockets to your peers: new ones follow, one a peer."""
-
-    peers: int
+class Detach:
+    """Let go of all memory, to be a standby."""
 
 
 @dataclass(frozen=True, slots=True)
-class Serve:
-    """Steps go by this map from now on."""
+class Prepare:
+    """Get ready to serve this map, beside what is served now.
+
+    group: ranks that will step together; the descriptors of their exchange and of sockets to the
+           others come with this. 0: those that do
+    """
 
     served: ExpertMap
+    rank: int
+    group: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Steps go by what was prepared from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """What was prepared will not come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +104,6 @@ class Aborted:
 
 
 @dataclass(frozen=True, slots=True)
-class CopyPage:
-    """Copy a page of rank ``source`` to one of your own; answered by its digest."""
-
-    layer: int
-    source: int
-    source_page: int
-    page: int
-
-
-@dataclass(frozen=True, slots=True)
-class Digests:
-    """Asks for the digests of a layer's slots, empty for empty ones."""
-
-    layer: int
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """Asks for what the rank holds: ``Holds``."""
 
@@ -111,25 +114,4 @@ class Holds:
     staged: Staged
 
 
-Message: TypeAlias = Setup | Link | Serve | Staged | Step | CopyPage | Digests | Report
-
-
-def send(to: socket.socket, message: object) -> None:
-    data = pickle.dumps(message)
-    to.sendall(_LENGTH.pack(len(data)) + data)
-
-
-def receive(source: socket.socket) -> Any:
-    """Raises EOFError if the other end is gone."""
-    (length,) = _LENGTH.unpack(_exactly(source, _LENGTH.size))
-    return pickle.loads(_exactly(source, length))
-
-
-def _exactly(source: socket.socket, count: int) -> bytes:
-    data = bytearray()
-    while len(data) < count:
-        part = source.recv(count - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return bytes(data)
+Message: TypeAlias = Setup | Attach | Detach | Prepare | Switch | Forget | Staged | Step | Report

@@ -1,31 +1,40 @@
-"""The processes of an engine's ranks: started, asked, and started again when they die."""
+"""The processes of an engine's ranks: asked, replaced when they die, and changed in number.
+
+Ranks that are not needed are standbys: started and ready, without weights. A rank that dies is
+replaced by one, on the arena of its device; ranks that a change of width retires become some.
+"""
 
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import combinations
-from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+from controller.elastic.devices import Devices
+from controller.elastic.memfd import Memfd
+from controller.elastic.process import GoneError, Process
+from controller.local_engine.exchange import exchange_size
+from controller.local_engine.expert_map import ExpertMap
 from controller.local_engine.rank_messages import (
     Aborted,
-    Link,
+    Attach,
+    Detach,
+    Forget,
     Message,
-    Serve,
+    Pace,
+    Prepare,
     Setup,
     Staged,
-    receive,
-    send,
+    Switch,
 )
-from controller.local_engine.shared_memory import Layout
+from controller.local_engine.weights import Sizes
 from placer.errors import PlacerError
 
-PATIENCE_S = 30.0  # a rank that does not answer for so long is taken for dead
+MODULE = "controller.local_engine.rank"
 ATTEMPTS = 20  # to start ranks, or to make a step, before the engine gives up
-ROOT = Path(__file__).parents[2]
 
 
 class EngineError(PlacerError):
@@ -40,139 +49,251 @@ class RankLostError(Exception):
         self.ranks = ranks
 
 
-class _Process:
-    """One rank. Its memory outlives it. ``links``: its ends of sockets to the others"""
+class Member(NamedTuple):
+    """A rank's process, and whose memory it has."""
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self.links: list[socket.socket] = []
-        self.start()
+    process: Process
+    device: int
 
-    def start(self) -> None:
-        self.socket, theirs = socket.socketpair()
-        self.socket.settimeout(PATIENCE_S)
-        # One thread each: ranks share the cores. Signals of the terminal are the engine's to take.
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        module = "controller.local_engine.rank"
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno()), str(self.setup.rank)],
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **single, "PYTHONPATH": os.pathsep.join(paths)},
-                stdin=subprocess.DEVNULL,
-                process_group=0,
-            )
-        with suppress(OSError):  # dead already, as the next question will tell
-            send(self.socket, self.setup)
 
-    def say(self, message: Message) -> None:
-        send(self.socket, message)
-        if isinstance(message, Link) and self.links:
-            socket.send_fds(self.socket, [b"\0"], [one.fileno() for one in self.links])
+class Standbys:
+    """Processes that wait to be ranks, of which ``keep`` are kept; those used last go last."""
 
-    @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
+    def __init__(self, sizes: Sizes, pace: Pace | None, keep: int) -> None:
+        self.sizes, self._keep = sizes, keep
+        self._setup = Setup(sizes, pace)
+        self._ready: deque[Process] = deque()
+        self._started = 0
 
-    def end(self, grace_s: float = 0.0) -> None:
-        """Hang up, on which it ends by itself; kill it after ``grace_s``."""
-        self.socket.close()
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def pids(self) -> list[int]:
+        return [one.pid for one in self._ready]
+
+    def fill(self) -> None:
+        """Start what is lacking, all at once."""
+        self._ready = deque(one for one in self._ready if one.is_alive)
+        new = [self._start() for _ in range(self._keep - len(self._ready))]
+        for one in new:
+            one.say(self._setup)
+        for one in new:
+            one.hear()
+        self._ready += new
+
+    def take(self) -> Process:
+        """One that lives; it is started if none waits."""
+        while self._ready:
+            if (one := self._ready.popleft()).is_alive:
+                return one
+        one = self._start()
+        one.ask(self._setup)
+        return one
+
+    def give(self, process: Process) -> None:
+        """One that has no work any more."""
         try:
-            self.process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            process.ask(Detach())
+        except GoneError:
+            return
+        self._ready.appendleft(process)
+        while len(self._ready) > self._keep:
+            self._ready.pop().end()
+
+    def close(self) -> None:
+        for one in self._ready:
+            one.end(grace_s=5.0)
+        self._ready.clear()
+
+    def _start(self) -> Process:
+        self._started += 1
+        return Process(MODULE, f"rank process {self._started}")
 
 
 class Ranks:
-    """All of them, on one thread. After ``RankLostError`` comes ``repair``."""
+    """All of them. One thread asks those that step; after ``RankLostError`` comes ``repair``.
 
-    def __init__(self, folder: Path, layout: Layout, held: Iterable[Serve | Staged]) -> None:
-        """``held``: see ``hold``."""
+    served: the map that steps go by
+    """
+
+    def __init__(
+        self, devices: Devices, order: Sequence[int], served: ExpertMap, standbys: Standbys
+    ) -> None:
+        """``order``: the ranks' devices."""
         self.restarts = 0
-        self._held: dict[type, Message] = {type(message): message for message in held}
-        self._processes: list[_Process] = []
+        self.served, self.staged = served, Staged(0, "")
+        self._devices, self._standbys = devices, standbys
+        self._memory, self._sizes = Memfd(), standbys.sizes
+        self._members: list[Member] = []
+        self._prepared: tuple[list[Member], ExpertMap] | None = None
         try:
-            for rank in range(layout.ranks):
-                self._processes.append(_Process(Setup(rank, folder, layout)))
-            self.repair()
+            for device in order:
+                self._members.append(Member(self._standbys.take(), device))
+            for one in self._members:
+                self._attach(one)
+            self._form()
         except BaseException:
             self.close()
             raise
 
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def order(self) -> list[int]:
+        """The devices, by rank."""
+        return [one.device for one in self._members]
+
     def pids(self) -> list[int]:
-        return [one.process.pid for one in self._processes]
+        return [one.process.pid for one in self._members]
 
     def ask(self, messages: Mapping[int, Message]) -> dict[int, Any]:
         """The answers of ranks. Raises RankLostError, once all that can have answered."""
-        lost, answers = set(), {}
-        for rank, message in messages.items():
-            try:
-                self._processes[rank].say(message)
-            except OSError:
-                lost.add(rank)
-        for rank in messages.keys() - lost:
-            try:
-                answers[rank] = receive(self._processes[rank].socket)
-            except (OSError, EOFError):
-                lost.add(rank)
-        for rank in lost:  # or it is merely silent
-            self._processes[rank].end()
-        if lost or any(isinstance(answer, Aborted) for answer in answers.values()):
-            raise RankLostError(sorted(lost))
-        return answers
+        return self._ask(self._members, messages)
 
     def ask_all(self, message: Message) -> list[Any]:
         """The answers of all ranks, in their order."""
-        answers = self.ask(dict.fromkeys(range(len(self._processes)), message))
-        return [answers[rank] for rank in range(len(self._processes))]
+        answers = self.ask(dict.fromkeys(range(len(self._members)), message))
+        return [answers[rank] for rank in range(len(self._members))]
 
-    def hold(self, message: Serve | Staged) -> None:
-        """Tell all ranks what holds from now on, also for those that will be started again."""
-        self._held[type(message)] = message
-        self.ask_all(message)
+    def stage(self, staged: Staged) -> None:
+        """Tell all ranks of the change that is to come, also those that come later."""
+        self.staged = staged
+        self.ask_all(staged)
+
+    def serve(self, served: ExpertMap) -> None:
+        """Steps go by this map of as many ranks from now on."""
+        self.served = served
+        self.ask({rank: Prepare(served, rank) for rank in range(len(self._members))})
+        self.ask_all(Switch())
 
     def supervise(self) -> None:
         """Raises RankLostError if one died unasked."""
-        if lost := [rank for rank, one in enumerate(self._processes) if not one.alive]:
+        if lost := [at for at, one in enumerate(self._members) if not one.process.is_alive]:
             raise RankLostError(lost)
 
     def repair(self) -> None:
-        """Start the dead again on the same memory, and join them with the others."""
+        """Replace the dead, on the memory that they had, and join them with the others."""
         for _ in range(ATTEMPTS):
-            for one in self._processes:
-                if not one.alive:
-                    one.end()
-                    one.start()
+            for rank, one in enumerate(self._members):
+                if not one.process.is_alive:
+                    one.process.end()
+                    self._members[rank] = Member(self._standbys.take(), one.device)
                     self.restarts += 1
+                    try:
+                        self._attach(self._members[rank])
+                    except GoneError:
+                        continue
             try:
-                return self._bring_up()
+                self._form()
+                return self.stage(self.staged)
             except RankLostError:
                 continue
         raise EngineError(f"ranks died {ATTEMPTS} times while starting: see the engine's stderr")
 
+    # To another width. Standbys are not among those that step: they are asked by any one thread.
+
+    def enlist(self, devices: Iterable[int]) -> list[Member]:
+        """Standbys that are attached to these devices."""
+        found = []
+        for device in devices:
+            for attempt in range(ATTEMPTS):
+                one = Member(self._standbys.take(), device)
+                try:
+                    self._attach(one)
+                    break
+                except GoneError:  # the next
+                    if attempt == ATTEMPTS - 1:
+                        raise EngineError(
+                            f"standbys died {ATTEMPTS} times: see the engine's stderr"
+                        ) from None
+            found.append(one)
+        return found
+
+    def dismiss(self, members: Iterable[Member]) -> None:
+        """Those that were enlisted for nothing."""
+        for one in members:
+            self._standbys.give(one.process)
+
+    def prepare(self, order: Sequence[int], new: Sequence[Member], served: ExpertMap) -> None:
+        """Have the ranks of a group to come ready for it, while these go on. Between two steps."""
+        known = {one.device: one for one in (*self._members, *new)}
+        members = [known[device] for device in order]
+        self._prepared = members, served
+        self._form_of(members, served)
+
+    def forget(self) -> None:
+        """The group that was prepared will not come. Between two steps."""
+        if self._prepared is not None:
+            self._prepared = None
+            self.ask_all(Forget())
+
+    def switch(self) -> list[Member]:
+        """The group that was prepared steps from now on; returns whom it does not need. If one of
+        it is lost then, ``repair`` makes it whole."""
+        assert self._prepared is not None
+        last, (self._members, self.served) = self._members, self._prepared
+        self._prepared = None
+        self.ask_all(Switch())
+        return [one for one in last if one not in self._members]
+
+    def go_on(self, order: Sequence[int], served: ExpertMap) -> None:
+        """With those of these devices alone, and what was staged forgotten. Between two steps."""
+        left = [one for one in self._members if one.device not in order]
+        known = {one.device: one for one in self._members}
+        new = self.enlist(device for device in order if device not in known)
+        known |= {one.device: one for one in new}
+        self._members = [known[device] for device in order]
+        self._prepared, self.served, self.staged = None, served, Staged(0, "")
+        for one in left:
+            one.process.end()
+        self.repair()
+
     def close(self) -> None:
-        for one in self._processes:
-            one.socket.close()
-        for one in self._processes:
-            one.end(grace_s=5.0)
+        for one in self._members:
+            one.process.socket.close()
+        for one in self._members:
+            one.process.end(grace_s=5.0)
+        self._standbys.close()
 
-    def _bring_up(self) -> None:
-        """Link all, and tell them what holds."""
-        self._link()
-        for message in self._held.values():
-            self.ask_all(message)
+    def _attach(self, one: Member) -> None:
+        with self._devices.descriptor(one.device) as arena:
+            one.process.ask(Attach(self._devices.layout), [arena])
 
-    def _link(self) -> None:
-        """New sockets between all ranks: what was on its way through the old ones is void."""
-        try:
-            for pair in combinations(self._processes, 2):
-                for one, end in zip(pair, socket.socketpair(), strict=True):
-                    one.links.append(end)
-            self.ask({rank: Link(len(one.links)) for rank, one in enumerate(self._processes)})
-        finally:
-            for one in self._processes:
-                for end in one.links:
-                    end.close()
-                one.links.clear()
+    def _form(self) -> None:
+        """New sockets and a new exchange for all: what was on its way through the old ones is
+        void."""
+        self._form_of(self._members, self.served)
+        self.ask_all(Switch())
+
+    def _form_of(self, members: list[Member], served: ExpertMap) -> None:
+        with ExitStack() as open_:
+            exchange = self._memory.create(exchange_size(self._memory, self._sizes, len(members)))
+            open_.callback(os.close, exchange)
+            links: dict[int, list[int]] = {rank: [exchange] for rank in range(len(members))}
+            for pair in combinations(range(len(members)), 2):
+                for rank, end in zip(pair, socket.socketpair(), strict=True):
+                    links[rank].append(open_.enter_context(end).fileno())
+            messages = {rank: Prepare(served, rank, len(members)) for rank in range(len(members))}
+            self._ask(members, messages, links)
+
+    def _ask(
+        self,
+        members: Sequence[Member],
+        messages: Mapping[int, Message],
+        descriptors: Mapping[int, Sequence[int]] = MappingProxyType({}),
+    ) -> dict[int, Any]:
+        lost, answers = set(), {}
+        for rank, message in messages.items():
+            try:
+                members[rank].process.say(message, descriptors.get(rank, ()))
+            except GoneError:
+                lost.add(rank)
+        for rank in messages.keys() - lost:
+            try:
+                answers[rank], _ = members[rank].process.hear()
+            except GoneError:
+                lost.add(rank)
+        if lost or any(isinstance(answer, Aborted) for answer in answers.values()):
+            raise RankLostError(sorted(lost))
+        return answers

@@ -2,12 +2,13 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
+from controller.local_engine.exchange import CHUNK, SEATS
 from controller.local_engine.rank_messages import Piece, Stepped
-from controller.local_engine.shared_memory import CHUNK, SEATS
 from controller.local_engine.weights import Sizes
 from placer.clock import Readings
 from placer.errors import PlacerError
@@ -109,6 +110,16 @@ class Running:
         return self.computed >= len(self.request.prompt)
 
 
+class Move(NamedTuple):
+    """A request that goes on elsewhere: rank and seat there, as of the width before, and here."""
+
+    running: Running
+    rank: int
+    seat: int
+    to: int
+    to_seat: int
+
+
 Plan = list[list[tuple[Running, Piece]]]
 
 
@@ -169,6 +180,57 @@ class Batch:
                     self._running[rank].remove(one)
                     done.append(one)
         return done
+
+    def moves(self, ranks: int) -> list[Move]:
+        """Who must go elsewhere if there are so many ranks, or does so that new ones have work:
+        each where the fewest are. Who finds no seat is not among them. Nothing changes yet."""
+        there = [list(here) for here in self._running[:ranks]]
+        there += [[] for _ in range(ranks - len(there))]
+        leaving = [one for here in self._running[ranks:] for one in here]
+        for new in range(len(self._running), ranks):
+            while len(fullest := max(there, key=len)) > len(there[new]) + 1:
+                leaving.append(fullest.pop())
+                there[new].append(leaving[-1])
+        found, taken = [], [{one.seat for one in here} for here in there]
+        for at in range(len(self._running), ranks):
+            taken[at] = set()
+        for one in leaving:
+            to = next((at for at, here in enumerate(there) if one in here), None)
+            if to is None:
+                to = min(range(ranks), key=lambda at: len(there[at]))
+                if len(there[to]) == SEATS:
+                    continue
+                there[to].append(one)
+            seat = min(set(range(SEATS)) - taken[to])
+            taken[to].add(seat)
+            found.append(Move(one, one.rank, one.seat, to, seat))
+        return found
+
+    def resize(self, ranks: int, moves: Iterable[Move]) -> None:
+        """Who is moved goes on where that leads; who has no seat any more begins again, and comes
+        to the same."""
+        every = [one for here in self._running for one in here]
+        for move in moves:
+            move.running.rank, move.running.seat = move.to, move.to_seat
+        self._running = [[] for _ in range(ranks)]
+        for one in every:
+            if one.rank < ranks:
+                self._running[one.rank].append(one)
+            else:
+                self.waiting.appendleft(one.request)
+
+    def lose(self, gone: Collection[int], left: int) -> None:
+        """The keys and values of these ranks are gone, and their requests begin again. If fewer
+        ranks are left, those take the numbers."""
+        here = self._running
+        self.waiting.extendleft(one.request for rank in gone for one in here[rank])
+        for rank in gone:
+            here[rank] = []
+        if left < len(here):
+            self._running = [several for rank, several in enumerate(here) if rank not in gone]
+        for rank, several in enumerate(self._running):
+            for one in several:
+                one.rank = rank
 
     def fail_all(self, error: str) -> None:
         for request in (*self.waiting, *(one.request for here in self._running for one in here)):

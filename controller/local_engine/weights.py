@@ -6,8 +6,8 @@ A page is one expert's weights: gate and up side by side [hidden, 2 x intermedia
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,10 @@ import numpy.typing as npt
 from placer.errors import FileError, ModelError
 
 Float32 = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 Dense = dict[str, Float32]
+ITEM = 4  # bytes of a number
+_BYTES = {"BF16": 2, "F32": 4}
 ROPE_THETA = 10_000.0  # what Hugging Face takes where config.json says nothing
 
 
@@ -125,75 +128,94 @@ def _rope_theta(config: dict[str, Any]) -> float:
     return float(nested.get("rope_theta") or config.get("rope_theta") or ROPE_THETA)
 
 
-def read_weights(folder: Path, sizes: Sizes) -> tuple[Dense, Float32]:
-    """All but the experts, and pages [layers, experts, page]."""
-    tensors = _Tensors(folder / "model.safetensors")
-    dense = {
-        f"{layer}.{name}": tensors.get(f"model.layers.{layer}.{theirs}.weight")
-        for layer in range(sizes.layers)
-        for name, theirs in _OF_LAYER.items()
-    }
-    dense["embedding"] = embedding = tensors.get("model.embed_tokens.weight", transposed=False)
-    dense["norm"] = tensors.get("model.norm.weight")
-    # Tied embeddings are stored once.
-    tied = "lm_head.weight" not in tensors
-    dense["head"] = np.ascontiguousarray(embedding.T) if tied else tensors.get("lm_head.weight")
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights in a model's folder; each tensor is read once, by its offset."""
+
+    folder: Path
+    sizes: Sizes
+
+    @property
+    def experts(self) -> int:
+        return self.sizes.experts
+
+    @property
+    def dense_size(self) -> int:
+        """Bytes of all but the experts."""
+        return ITEM * sum(map(math.prod, self.sizes.dense.values()))
+
+    def read_dense(self, into: Bytes) -> None:
+        views = dense_of(into.view(np.float32), self.sizes)
+        tensors = self._tensors
+        for layer in range(self.sizes.layers):
+            for name, theirs in _OF_LAYER.items():
+                tensors.read(f"model.layers.{layer}.{theirs}.weight", views[f"{layer}.{name}"])
+        tensors.read("model.embed_tokens.weight", views["embedding"], transposed=False)
+        tensors.read("model.norm.weight", views["norm"])
+        # Tied embeddings are stored once.
+        tied = "lm_head.weight" not in tensors
+        tensors.read("model.embed_tokens.weight" if tied else "lm_head.weight", views["head"])
+
+    def read_expert(self, layer: int, expert: int, into: Bytes) -> None:
+        hidden, half = self.sizes.hidden, self.sizes.intermediate
+        page = into.view(np.float32)
+        both = page[: 2 * hidden * half].reshape(hidden, 2 * half)
+        prefix = f"model.layers.{layer}.mlp.experts.{expert}"
+        self._tensors.read(f"{prefix}.gate_proj.weight", both[:, :half])
+        self._tensors.read(f"{prefix}.up_proj.weight", both[:, half:])
+        self._tensors.read(f"{prefix}.down_proj.weight", page[both.size :].reshape(half, hidden))
+
+    @cached_property
+    def _tensors(self) -> "_Tensors":
+        return _Tensors(self.folder / "model.safetensors")
+
+
+def dense_of(numbers: Float32, sizes: Sizes) -> Dense:
+    """Views of all weights but the experts, which stand one after the other."""
+    found, at = {}, 0
     for name, shape in sizes.dense.items():
-        if dense[name].shape != shape:
-            raise ModelError(
-                f"{tensors.path}: {name} is {list(dense[name].shape)} but config.json says"
-                f" {list(shape)}: take both from one model"
-            )
-    pages = np.empty((sizes.layers, sizes.experts, sizes.page), dtype=np.float32)
-    for layer in range(sizes.layers):
-        for expert in range(sizes.experts):
-            prefix = f"model.layers.{layer}.mlp.experts.{expert}"
-            gate, up, down = (
-                tensors.get(f"{prefix}.{name}_proj.weight") for name in ("gate", "up", "down")
-            )
-            page = np.concatenate([np.hstack([gate, up]).ravel(), down.ravel()])
-            if page.size != sizes.page:
-                raise ModelError(
-                    f"{tensors.path}: {prefix} has {page.size} weights but config.json says"
-                    f" {sizes.page}: take both from one model"
-                )
-            pages[layer, expert] = page
-    return dense, pages
+        size = math.prod(shape)
+        found[name] = numbers[at : at + size].reshape(shape)
+        at += size
+    return found
 
 
 class _Tensors:
-    """The tensors of one file, as float32."""
+    """The tensors of one file: a length, that many bytes of JSON, and the numbers."""
 
     def __init__(self, path: Path) -> None:
-        # Ranks import this module too and find their weights in shared memory.
-        import safetensors
-
         self.path = path
         try:
-            found = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-        except (OSError, safetensors.SafetensorError) as error:
+            self._data = np.memmap(path, np.uint8, mode="r")
+            self._begin = 8 + int(self._data[:8].view("<u8")[0])
+            self._tensors: dict[str, Any] = json.loads(self._data[8 : self._begin].tobytes())
+        except (OSError, ValueError, IndexError) as error:
             raise FileError(f"cannot read {path}: {error}: give a model's folder") from error
-        self._tensors: Mapping[str, Mapping[str, Any]] = dict(found)
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
-    def get(self, name: str, transposed: bool = True) -> Float32:
-        """Hugging Face keeps outputs by inputs; ``transposed`` turns that round."""
+    def read(self, name: str, into: Float32, transposed: bool = True) -> None:
+        """As float32. Hugging Face keeps outputs by inputs; ``transposed`` turns that round."""
         tensor = self._tensors.get(name)
         if tensor is None:
             raise ModelError(f"{self.path} has no {name}: is it a Qwen3-MoE's?")
-        if tensor["dtype"] == "BF16":  # the upper half of a float32
-            raw = np.frombuffer(tensor["data"], dtype="<u2").astype(np.uint32) << 16
-            values: Float32 = raw.view(np.float32)
-        elif tensor["dtype"] == "F32":
-            values = np.frombuffer(tensor["data"], dtype="<f4")
-        else:
+        begin, end = (self._begin + offset for offset in tensor["data_offsets"])
+        raw, shape = self._data[begin:end], tuple(tensor["shape"])
+        wanted = into.shape[::-1] if transposed else into.shape
+        if shape != wanted:
+            raise ModelError(
+                f"{self.path}: {name} is {list(shape)} but config.json says {list(wanted)}"
+                ": take both from one model"
+            )
+        if tensor["dtype"] not in _BYTES:
             raise ModelError(
                 f"{self.path}: {name} is {tensor['dtype']}: the local engine reads BF16 and F32"
             )
-        shape = tensor["shape"]
-        if math.prod(shape) != values.size:
-            raise FileError(f"{self.path}: {name} has {values.size} numbers: it must be {shape}")
-        shaped = values.reshape(shape)
-        return np.ascontiguousarray(shaped.T) if transposed else shaped
+        if len(raw) != math.prod(shape) * _BYTES[tensor["dtype"]]:
+            raise FileError(f"{self.path}: {name} has {len(raw)} bytes: it must be {list(shape)}")
+        target = into.T if transposed else into
+        if tensor["dtype"] == "F32":
+            target[...] = raw.view("<f4").reshape(shape)
+        else:  # the upper half of a float32
+            target[...] = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)

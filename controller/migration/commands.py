@@ -16,8 +16,9 @@ from placer.schedule import Round
 class Stage:
     """Take the change in, check it and get ready; nothing moves.
 
-    An engine whose map is not ``before``, or that may not serve ``after``, refuses. Staging another
-    epoch forgets what was staged.
+    An engine whose map is not ``before``, or that may not serve ``after``, refuses; so does one
+    that cannot change its width, if ``after`` has another. Staging another epoch forgets what was
+    staged.
     """
 
     epoch: int
@@ -58,6 +59,28 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer:
+    """To another width: bring weights to where the new ranks need them, beside serving."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Serve with the new ranks from one step to the next; sequences go on, with their keys and
+    values."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Free what the width before needed. Once more is no harm."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Verify:
     """Read map and weights back from the ranks: refused unless the map has this digest and every
     slot holds its expert's weights."""
@@ -74,7 +97,9 @@ class Discard:
     epoch: int
 
 
-Command: TypeAlias = Stage | Agree | Drop | Copy | Commit | Verify | Discard
+Command: TypeAlias = (
+    Stage | Agree | Drop | Copy | Commit | Transfer | Switch | Release | Verify | Discard
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import pytest
 
 from controller.local_engine.forward import expert, norm, product
 from controller.local_engine.local_engine import LocalEngine
-from controller.local_engine.shared_memory import SEATS
+from controller.local_engine.exchange import SEATS
 from tests.controller.local_engine.tiny_engine import GOLDEN, MODEL, PROMPTS, generate
 
 TOKENS = 50

@@ -1,0 +1,228 @@
+"""A change of width on this engine: ElasticMoE's scale-up and scale-down, with sequences in flight.
+
+Whatever takes long goes on beside serving: standbys attach to the arenas, and memory processes copy
+what the new ranks need. Between two steps the ranks build their second ranges; between two later
+ones sequences whose rank goes are handed over with their keys and values, and the new group serves.
+What the old width needed is freed last, so that until the switch there is nothing to undo.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from controller.elastic.devices import Devices
+from controller.elastic.hmm import Copy, CopySeats, Filled, Forget, Free, Load
+from controller.local_engine.allotment import crowded, new_devices, placed, sources
+from controller.local_engine.arrivals import RefusedError
+from controller.local_engine.exchange import seat_shape
+from controller.local_engine.expert_map import ExpertMap
+from controller.local_engine.ranks import Member, Ranks
+from controller.local_engine.requests import Batch
+from controller.local_engine.weights import ITEM, Sizes
+from placer.placement import Placement
+
+BATCH = 32  # pages that are copied before somebody else may ask a memory process
+
+
+class Loaded(NamedTuple):
+    """Digests of what was read from the checkpoint. experts: [layers][experts]"""
+
+    dense: str
+    experts: list[list[str]]
+
+
+@dataclass(eq=False)
+class _Change:
+    """after: the map to come; order: its ranks' devices; new: those that come, with their ranks"""
+
+    after: ExpertMap
+    order: list[int]
+    new: list[Member]
+    copies: Mapping[int, list[tuple[int, int, Filled]]]  # by device: source, its page, page here
+    loads: Mapping[int, list[Filled]]  # by device
+    retired: Sequence[Member] = ()
+    is_prepared: bool = False
+    is_done: bool = False
+
+
+class Resizing:
+    """What is staged of it. rate: bytes a second that a device may copy; 0 for as many as can be"""
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        devices: Devices,
+        batch: Batch,
+        sizes: Sizes,
+        loaded: Loaded,
+        rate: float,
+    ) -> None:
+        self._ranks, self._devices, self._batch = ranks, devices, batch
+        self._sizes, self._loaded, self._rate = sizes, loaded, rate
+        self._change: _Change | None = None
+        self.handed_over_bytes = 0
+
+    def stage(self, after: Placement) -> None:
+        """Allot pages, and attach standbys to new devices. Raises RefusedError, and leaves nothing
+        then."""
+        now, order = self._ranks.served, self._ranks.order
+        stay = order[: after.gpus]
+        came = new_devices(order, after.gpus - len(stay))
+        served, missing = placed(now, after, order, [*stay, *came], self._devices.layout.pages)
+        copies, loads = sources(now, order, missing)
+        self._devices.add(came)
+        try:
+            new = self._ranks.enlist(came)
+        except BaseException:
+            self._give_back(came)
+            raise
+        self._change = _Change(served, [*stay, *came], new, copies, loads)
+
+    @property
+    def is_staged(self) -> bool:
+        return self._change is not None
+
+    def transfer(self) -> int:
+        """Returns the bytes that went between devices."""
+        change = self._staged()
+        first = self._ranks.order[0]
+        if came := [one.device for one in change.new]:
+            source = self._devices.name(first)
+            dense = Copy(source, True, [], self._rate)
+            self._devices.ask_all(dict.fromkeys(came, (dense, first)))
+        copied = len(came) * self._devices.layout.dense_size
+        load(self._devices, change.loads, self._loaded)
+        waiting = {device: list(rows) for device, rows in change.copies.items()}
+        while any(waiting.values()):
+            messages: dict[int, tuple[object, int | None]] = {}
+            for device, rows in waiting.items():
+                if not rows:
+                    continue
+                giver = rows[0][0]
+                now = [one for one in rows if one[0] == giver][:BATCH]
+                waiting[device] = [one for one in rows if one not in now]
+                pages = [(page, filled) for _, page, filled in now]
+                message = Copy(self._devices.name(giver), False, pages, self._rate)
+                messages[device] = message, giver
+            copied += sum(self._devices.ask_all(messages).values())
+        return copied
+
+    def prepare(self) -> None:
+        """Between two steps."""
+        change = self._staged()
+        self._ranks.prepare(change.order, change.new, change.after)
+        change.is_prepared = True
+
+    def switch(self) -> None:
+        """Between two steps: from here on there is no way back but another change."""
+        change = self._staged()
+        if change.is_done:
+            return
+        if not change.is_prepared:
+            raise RefusedError("the ranks are not ready: transfer first")
+        before = self._ranks.order
+        moves = self._batch.moves(change.after.ranks)
+        by_pair = defaultdict(list)
+        for move in moves:
+            by_pair[before[move.rank], change.order[move.to]].append(move)
+        self.handed_over_bytes = 0
+        *_, _, size = shape = seat_shape(self._sizes)
+        for (source, device), group in by_pair.items():
+            seats = [(one.seat, one.to_seat, one.running.computed) for one in group]
+            rows = int(np.prod(shape[:-2]))
+            message = CopySeats(self._devices.name(source), seats, rows, size * ITEM)
+            self.handed_over_bytes += self._devices.ask(device, message, source)
+        self._batch.resize(change.after.ranks, moves)
+        change.is_done = True
+        change.retired = self._ranks.switch()
+
+    def release(self) -> None:
+        change = self._staged()
+        if not change.is_done:
+            raise RefusedError("the old ranks still serve: switch first")
+        self._ranks.dismiss(change.retired)
+        retired = [one.device for one in change.retired]
+        change.retired = ()
+        self._give_back(retired)
+        for rank, device in enumerate(self._ranks.order):
+            self._free_all_but(device, self._ranks.served.pages_in_use(rank))
+
+    def discard(self) -> None:
+        """What was staged, as it is too late for that or not done; ``Ranks.forget`` comes first."""
+        change = self._staged()
+        if change.is_done:
+            self.release()
+        else:
+            self._ranks.dismiss(change.new)
+            self._give_back([one.device for one in change.new])
+            for rank, device in enumerate(self._ranks.order):
+                self._free_all_but(device, self._ranks.served.pages_in_use(rank))
+        self._change = None
+
+    def lose(self) -> None:
+        """What was staged is void, and so may be those that were to take part."""
+        if (change := self._change) is not None:
+            self._ranks.dismiss([] if change.is_done else change.new)
+        self._change = None
+
+    def _staged(self) -> _Change:
+        if self._change is None:
+            raise RefusedError("the change that is staged has no other width")
+        return self._change
+
+    def _give_back(self, devices: Collection[int]) -> None:
+        names = [self._devices.name(device) for device in devices]
+        for device in devices:
+            self._devices.remove(device)
+        for device in self._ranks.order:
+            for name in names:
+                self._devices.ask(device, Forget(name))
+
+    def _free_all_but(self, device: int, pages: Collection[int]) -> None:
+        every = range(self._devices.layout.pages)
+        self._devices.ask(device, Free([page for page in every if page not in pages]))
+
+
+def load(devices: Devices, pages: Mapping[int, Sequence[Filled]], loaded: Loaded) -> None:
+    """Read pages from the checkpoint, on every device its own. Raises RefusedError if that is
+    another than the engine was started with."""
+    found = devices.ask_all({at: (Load(False, rows), None) for at, rows in pages.items() if rows})
+    for device, digests in found.items():
+        for one, digest in zip(pages[device], digests, strict=True):
+            if digest != loaded.experts[one.layer][one.expert]:
+                raise RefusedError(
+                    f"expert {one.expert} of layer {one.layer} is not what was loaded: the "
+                    "checkpoint changed; put it back, or start the engine anew"
+                )
+
+
+def without(
+    now: ExpertMap, before: Sequence[int], gone: Collection[int], devices: Devices, loaded: Loaded
+) -> tuple[list[int], ExpertMap]:
+    """Devices that go on, and what they serve, once those of some ranks are gone.
+
+    before: the devices, by rank; gone: ranks
+
+    The others take over: in every layer, experts that nobody has any more go where the fewest are,
+    and are read from the checkpoint. If their arenas have no room for that, new devices come in
+    place of those that are gone. Raises RefusedError if the checkpoint was changed meanwhile.
+    """
+    left = [rank for rank in range(now.ranks) if rank not in gone]
+    order = [before[rank] for rank in left]
+    pages = devices.layout.pages
+    try:
+        served, missing = placed(now, crowded(now, left), before, order, pages)
+    except RefusedError:
+        new = iter(new_devices(before, len(gone)))
+        order = [next(new) if rank in gone else one for rank, one in enumerate(before)]
+        came = [order[rank] for rank in gone]
+        devices.add(came)
+        source = order[left[0]] if left else None
+        dense = Load(True, []) if source is None else Copy(devices.name(source), True, [], 0.0)
+        devices.ask_all(dict.fromkeys(came, (dense, source)))
+        served, missing = placed(now, now.placement, before, order, pages)
+    load(devices, missing, loaded)
+    return order, served
