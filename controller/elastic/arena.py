@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from controller.elastic.device import Device, Run, padded
-from controller.elastic.ranges import Range
+from placer.memory.device import Device, Run, padded
+from placer.memory.ranges import Range
 
 FREE = -1
 DENSE = 0  # of the journal: whether the dense weights are there; the pages' entries follow

@@ -13,11 +13,11 @@ from typing import Any
 
 from controller.elastic.arena import Layout
 from controller.elastic.hmm import Adopt, Create, Export, Weights
-from controller.elastic.keeper import Drop, Give, Keep
-from controller.elastic.process import GoneError, Process
 from placer.errors import PlacerError
+from placer.memory.keeper import Drop, Give, Keep
+from placer.memory.process import GoneError, Process
 
-HMM, KEEPER = "controller.elastic.hmm", "controller.elastic.keeper"
+HMM, KEEPER = "controller.elastic.hmm", "placer.memory.keeper"
 ATTEMPTS = 20
 
 

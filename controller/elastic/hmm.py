@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from controller.elastic.arena import FREE, Arena, Layout
-from controller.elastic.device import DeviceError
-from controller.elastic.memfd import Memfd
-from controller.elastic.process import NEVER, answer
 from placer.arrays import digest
 from placer.clock import SystemClock
+from placer.memory.device import DeviceError
+from placer.memory.memfd import Memfd
+from placer.memory.process import NEVER, answer
 
 CHUNK = 2**20  # bytes that are copied before the rate is looked at
 Bytes = npt.NDArray[np.uint8]

@@ -5,10 +5,10 @@ import math
 import numpy as np
 
 from controller.elastic.arena import Layout
-from controller.elastic.device import Device, Run, padded
-from controller.elastic.ranges import Range
 from controller.local_engine.weights import ITEM, Checkpoint, Float32, Sizes
 from placer.arrays import IntArray
+from placer.memory.device import Device, Run, padded
+from placer.memory.ranges import Range
 
 CHUNK = 16  # prompt tokens that a rank computes in a step, at most
 SEATS = 16  # requests that a rank serves at once: its KV cache has room for one in each

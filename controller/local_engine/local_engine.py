@@ -10,7 +10,6 @@ from typing import Any, Self
 
 from controller.elastic.devices import Devices, LostDeviceError
 from controller.elastic.hmm import Copy, Filled, Load
-from controller.elastic.memfd import Memfd
 from controller.local_engine.arrivals import RefusedError
 from controller.local_engine.exchange import layout
 from controller.local_engine.expert_map import ExpertMap, fresh
@@ -26,6 +25,7 @@ from placer.agent.recording import Recording
 from placer.clock import SystemClock
 from placer.errors import PlacementError
 from placer.files.specs import read_model
+from placer.memory.memfd import Memfd
 from placer.placement import Placement, linear, slots_remedy
 
 SUPERVISE_S = 0.5  # how often an idle engine looks after its ranks

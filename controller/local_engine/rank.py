@@ -16,9 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from controller.elastic.arena import Layout
-from controller.elastic.memfd import Memfd
-from controller.elastic.process import NEVER, answer
-from controller.elastic.ranges import Range
 from controller.local_engine.exchange import Exchange, seat_shape
 from controller.local_engine.expert_map import ExpertMap, Replicas
 from controller.local_engine.forward import Model, expert
@@ -41,6 +38,9 @@ from controller.local_engine.rank_messages import (
 from controller.local_engine.weights import Float32, dense_of
 from placer.arrays import IntArray
 from placer.clock import SystemClock
+from placer.memory.memfd import Memfd
+from placer.memory.process import NEVER, answer
+from placer.memory.ranges import Range
 from placer.placement import EMPTY
 
 DEVICE = Memfd()

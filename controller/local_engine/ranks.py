@@ -14,8 +14,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from controller.elastic.devices import Devices
-from controller.elastic.memfd import Memfd
-from controller.elastic.process import GoneError, Process
 from controller.local_engine.exchange import exchange_size
 from controller.local_engine.expert_map import ExpertMap
 from controller.local_engine.rank_messages import (
@@ -32,6 +30,8 @@ from controller.local_engine.rank_messages import (
 )
 from controller.local_engine.weights import Sizes
 from placer.errors import PlacerError
+from placer.memory.memfd import Memfd
+from placer.memory.process import GoneError, Process
 
 MODULE = "controller.local_engine.rank"
 ATTEMPTS = 20  # to start ranks, or to make a step, before the engine gives up

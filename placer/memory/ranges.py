@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from controller.elastic.device import Device, Run
+from placer.memory.device import Device, Run
 
 
 class Range:

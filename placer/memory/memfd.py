@@ -3,7 +3,7 @@
 import ctypes
 import os
 
-from controller.elastic.device import DeviceError, Run
+from placer.memory.device import DeviceError, Run
 
 PROT_NONE, PROT_READ_WRITE = 0, 3
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000

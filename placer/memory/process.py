@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from controller.elastic.messages import receive_with, send
+from placer.memory.messages import receive_with, send
 
 PATIENCE_S = 30.0  # one that does not answer for so long is taken for dead
 ROOT = Path(__file__).parents[2]

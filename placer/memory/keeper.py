@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from controller.elastic.process import answer
+from placer.memory.process import answer
 
 
 @dataclass(frozen=True, slots=True)
