@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from controller.elastic.devices import Devices, LostDeviceError
-from controller.elastic.hmm import Copy, Filled, Load
+from controller.elastic.hmm import Copy, Filled, Load, Prefault
 from controller.local_engine.arrivals import RefusedError
 from controller.local_engine.exchange import layout
 from controller.local_engine.expert_map import ExpertMap, fresh
@@ -47,7 +47,7 @@ class LocalEngine:
     slots:    physical experts a layer, of all ranks; as many as experts if not given
     scratch:  pages that a rank has for each layer besides its slots, for copies on their way
     smallest: ranks that the engine must be able to shrink to: arenas have room for that
-    standbys: processes that wait to be ranks
+    standbys: processes that wait to be ranks; spares: devices that wait, with memory behind them
     rate:     bytes a second that a device may copy for another width; 0 for as many as can be
     pace:     of devices that these processes stand for
 
@@ -66,6 +66,7 @@ class LocalEngine:
         *,
         smallest: int = 0,
         standbys: int = 0,
+        spares: int = 0,
         rate: float = 0.0,
         pace: Pace | None = None,
     ) -> None:
@@ -78,12 +79,14 @@ class LocalEngine:
         pages = sizes.layers * (each + scratch)
         served = fresh(linear(sizes.layers, slots, sizes.experts, ranks))
         order = range(ranks)
-        self.devices = Devices(layout(Memfd(), checkpoint, pages), checkpoint)
+        self.devices = Devices(layout(Memfd(), checkpoint, pages), checkpoint, spares)
         try:
-            self.devices.add(order)
+            every = range(ranks + spares)
+            self.devices.add(every)
             loaded = _load(self.devices, served, order)
+            self.devices.ask_all({device: (Prefault(), None) for device in every})
             waiting = Standbys(sizes, pace, standbys)
-            waiting.fill()
+            waiting.fill(ranks)
             self._ranks = Ranks(self.devices, order, served, waiting)
         except BaseException:
             self.devices.close()

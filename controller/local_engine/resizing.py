@@ -174,11 +174,9 @@ class Resizing:
         return self._change
 
     def _give_back(self, devices: Collection[int]) -> None:
-        names = [self._devices.name(device) for device in devices]
-        for device in devices:
-            self._devices.remove(device)
-        for device in self._ranks.order:
-            for name in names:
+        used = self._ranks.order
+        for name in self._devices.retire(devices, used):
+            for device in used:
                 self._devices.ask(device, Forget(name))
 
     def _free_all_but(self, device: int, pages: Collection[int]) -> None:
