@@ -103,7 +103,7 @@ def sources(
     sent: IntArray,
     from_disk: tuple[bool, bool] = (False, False),
 ) -> IntArray:
-    """[layers, experts, devices] which device each new expert of a device is copied from; NONE where
+    """[layers, experts, devices] whom each new expert of a device is copied from; NONE where
     it is read from the checkpoint, or nothing comes.
 
     Copies come from the own node if it holds the expert, else over the network, and the busiest

@@ -8,6 +8,8 @@ The candidates, of which all but the last two keep as much as fits on every devi
     others that the caller knows of, such as a plan that looks at the new width alone
 
     price = seconds of the resize + seconds of a step's MoE layers * steps in the horizon
+
+A later one is taken if it is worth the bytes that it copies more: a hundredth of the price.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,7 @@ from placer.errors import PlacementError
 from placer.limits import clashes
 from placer.placement import Placement
 from placer.plan import Infeasible
-from placer.planner import TIE, solve
+from placer.planner import solve
 from placer.problem import Problem
 from placer.repair import refit
 from placer.resize.devices import Devices
@@ -28,6 +30,8 @@ from placer.resize.engine import Engine
 from placer.resize.naming import carried
 from placer.resize.way import Resize, resize
 from placer.schedule import Relabel
+
+WORTH = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def resize_to(
         step_s = score(problem, way.after, only_timed=True).step_s
         count = count or steps.rate(problem, step_s).per_s * problem.objective.horizon_s
         taken_s = way.seconds.total + step_s * count
-        if taken_s < price * (1 - TIE):
+        if taken_s < price * (1 - WORTH):
             best, price = Target(way, step_s), taken_s
     assert best is not None
     return best
