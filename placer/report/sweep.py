@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.console import RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 
 from placer.plan import Infeasible
@@ -39,7 +40,12 @@ def sweep_tables(advice: Advice, sized: bool) -> Iterator[RenderableType]:
 
 
 def _resize_table(rows: list[list[str]], sized: bool) -> Iterator[RenderableType]:
-    table = Table(title="resized from the current plan", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title="resized from the current plan",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0),
+    )
     for name in resize_names(sized)[2:]:
         table.add_column(name, justify="right", no_wrap=True)
     priced = [row for row in rows if len(row) == len(resize_names(sized))]
@@ -86,8 +92,8 @@ def _row(advice: Advice, outcome: Outcome, sized: bool) -> list[str]:
 
 
 def resize_names(sized: bool) -> list[str]:
-    figures = ["p2p, GB", "disk, GB", "peak, GB/GPU", "seconds", "step, ms"] if sized else []
-    return ["topology", "dispatch", "slots +", "kept", "remapped", "copied", "read", *figures]
+    figures = ["p2p", "disk", "peak/GPU", "seconds", "step, ms"] if sized else []
+    return ["topology", "dispatch", "slots +", "keep", "remap", "copy", "load", *figures]
 
 
 def resize_rows(advice: Advice, sized: bool) -> list[list[str]]:
@@ -107,8 +113,7 @@ def _price(price: Price | Infeasible, sized: bool) -> list[str]:
     cells = [f"{count / sum(slots):.0%}" for count in slots]
     if sized:
         cells += [
-            *(f"{size / 1e9:.1f}" for size in (price.p2p_bytes, price.disk_bytes)),
-            f"{price.peak_bytes / 1e9:.1f}",
+            *map(decimal, (price.p2p_bytes, price.disk_bytes, price.peak_bytes)),
             f"{price.seconds.total:.2f}",
             f"{price.step_s * 1e3:.2f}",
         ]

@@ -1,6 +1,6 @@
 """What a change of width costs, in the figures of a sweep."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from placer.cost.memory import budget_bytes
 from placer.errors import PlacerError
@@ -52,10 +52,9 @@ def price(
     free.
     """
     where = problem.topology
-    if runs_on and (runs_on.gpu, runs_on.local) != (where.gpu, where.local):
-        return Infeasible(
-            f"the current plan runs on {runs_on.name}: give --topology {runs_on.name}"
-        )
+    if runs_on and replace(runs_on, gpus=where.gpus, nodes=where.nodes, name=where.name) != where:
+        name = runs_on.name
+        return Infeasible(f"the current plan runs on {name} and stays there: use --topology {name}")
     try:
         if current.gpus > where.gpus:
             where = where.resized(current.gpus, current.nodes)
