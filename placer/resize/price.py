@@ -53,8 +53,7 @@ def price(
     """
     where = problem.topology
     if runs_on and replace(runs_on, gpus=where.gpus, nodes=where.nodes, name=where.name) != where:
-        name = runs_on.name
-        return Infeasible(f"the current plan runs on {name} and stays there: use --topology {name}")
+        return Infeasible(f"the current plan runs on {runs_on.name}: give that --topology")
     try:
         if current.gpus > where.gpus:
             where = where.resized(current.gpus, current.nodes)

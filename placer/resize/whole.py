@@ -92,17 +92,16 @@ def kv(engine: Engine, devices: Devices) -> tuple[Part, ...] | Infeasible:
             used[group] += sequence.bytes
             parts += [Part(Kind.KEEP, number, at, at, sequence.bytes) for at in group]
         else:
-            leaving.append((-sequence.bytes, number, group))
-    for negative, number, group in sorted(leaving):
-        size = -negative
+            leaving.append((sequence.bytes, number, group))
+    free = engine.kv_room * len(after) - sum(used.values())
+    for size, number, group in sorted(leaving, key=lambda one: (-one[0], one[1])):
         to = min(after, key=lambda one: (used[one], node[one[0]] != node[group[0]]))
         if used[to] + size > engine.kv_room:
-            waiting = sum(size for size, *_ in leaving)
+            whole = sum(size for size, *_ in leaving)
             return Infeasible(
-                f"sequence {number} of group {group} has {size / 1e9:.3g} GB of KV on each device"
-                f" and no group after the change has room for it: {-waiting / 1e9:.3g} GB leave and"
-                f" {(engine.kv_room * len(after) - sum(used.values())) / 1e9:.3g} GB are free"
-                ": let requests finish first, or keep more ranks"
+                f"sequence {number} of devices {group} has {size / 1e9:.3g} GB of KV on each and no"
+                f" group has room for it after the change: {whole / 1e9:.3g} GB leave,"
+                f" {free / 1e9:.3g} GB are free: let requests finish first, or keep more ranks"
             )
         used[to] += size
         pairs = zip(group, to, strict=True)
