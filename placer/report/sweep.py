@@ -55,7 +55,7 @@ def _resize_table(rows: list[list[str]], sized: bool) -> Iterator[RenderableType
         yield table
     for row in rows:
         if row not in priced:
-            yield f"  {row[2]}: no resize from the current plan: {row[3]}"
+            yield f"  {row[2]}: no resize: {row[3]}"
 
 
 def names(sized: bool) -> list[str]:

@@ -54,8 +54,9 @@ def resize_to(
     after.
 
     Infeasible, with what would fit, if the problem's limits clash, or its experts need more memory
-    or more devices; or else as ``resize``.
+    or more devices; or else as ``resize``. Raises PlacementError if ``before`` or the problem are not these devices'.
     """
+    devices.fits(before, problem.linear)
     try:
         clash = clashes(problem)
     except PlacementError as error:  # not even one copy of each expert fits
