@@ -6,6 +6,7 @@ from placer.cost.memory import budget_bytes
 from placer.errors import PlacerError
 from placer.placement import Placement
 from placer.plan import Infeasible
+from placer.planner import SAFEGUARDED
 from placer.problem import Problem
 from placer.resize.devices import resized
 from placer.resize.engine import Engine
@@ -62,7 +63,9 @@ def price(
             return devices
         model, capacity = problem.model, budget_bytes(where, problem.objective)
         engine = Engine(model.expert_bytes, model.other_bytes, capacity)
-        found = resize_to(problem, current, devices, engine, optimizer, [planned])
+        # The others look at no current plan: they would find ``planned`` again.
+        again = optimizer if optimizer == SAFEGUARDED else None
+        found = resize_to(problem, current, devices, engine, again, [planned])
     except PlacerError as error:
         return Infeasible(str(error))
     if isinstance(found, Infeasible):

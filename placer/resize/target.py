@@ -4,7 +4,7 @@ The candidates, of which all but the last two keep as much as fits on every devi
 
     bare:  one copy of what would be lost; slots that this leaves over stay empty
     full:  these slots hold replicas, too
-    tuned: the optimizer's, that begins at ``full`` and weighs what further moves win
+    tuned: the optimizer's, if there is one, that begins at ``full`` and weighs further moves
     others that the caller knows of, such as a plan that looks at the new width alone
 
     price = seconds of the resize + seconds of a step's MoE layers * steps in the horizon
@@ -21,8 +21,8 @@ from placer.cost import score, steps
 from placer.errors import PlacementError
 from placer.limits import clashes
 from placer.placement import Placement
-from placer.plan import Infeasible
-from placer.planner import solve
+from placer.plan import Infeasible, Solution
+from placer.planner import SAFEGUARDED, solve
 from placer.problem import Problem
 from placer.repair import refit
 from placer.resize.devices import Devices
@@ -47,14 +47,15 @@ def resize_to(
     before: Placement,
     devices: Devices,
     engine: Engine,
-    optimizer: str = "joint",
+    optimizer: str | None = SAFEGUARDED,
     others: Sequence[Placement] = (),
 ) -> Target | Infeasible:
     """The cheapest way from ``before`` to a placement of the problem, whose GPUs are the devices
     after.
 
     Infeasible, with what would fit, if the problem's limits clash, or its experts need more memory
-    or more devices; or else as ``resize``. Raises PlacementError if ``before`` or the problem are not these devices'.
+    or more devices; or else as ``resize``. Raises PlacementError for placements or problems that
+    these devices cannot have.
     """
     devices.fits(before, problem.linear)
     try:
@@ -85,15 +86,16 @@ def _candidates(
     problem: Problem,
     before: Placement,
     devices: Devices,
-    optimizer: str,
+    optimizer: str | None,
     others: Sequence[Placement],
 ) -> Iterator[Placement]:
     running = carried(before, devices, problem.topology.nodes, before.slots_per_gpu)
     yield refit(problem, running)
     full = refit(problem, running, fill=True)
     yield full
-    free = replace(problem.objective, max_moved=1.0)
-    tuned = solve(replace(problem, current=full, objective=free), optimizer)
-    if not isinstance(tuned, Infeasible):
-        yield tuned.placement
+    if optimizer is not None:
+        free = replace(problem.objective, max_moved=1.0)
+        tuned = solve(replace(problem, current=full, objective=free), optimizer)
+        if isinstance(tuned, Solution):
+            yield tuned.placement
     yield from others
