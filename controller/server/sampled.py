@@ -1,0 +1,90 @@
+"""Sampled requests in messages: asked for, as agents push them, and as they are given out."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from controller.config import Traces
+from controller.fleet.traces import Request, trace_of
+from controller.fleet.windows import Delta
+from controller.server.wire import PHASES, array
+from placer.errors import RoutingError
+from placer.model import ModelShape
+from placer.trace import Trace
+from placer.v1 import profile_pb2
+
+PART = 2**20  # bytes of requests in an answer, unless one request has more
+
+
+def requests(sampled: Any, counted: Sequence[Delta], with_ids: bool) -> list[Request]:
+    """Of a Trace message, cut where prompts end; vocabulary ids are not even looked at unless they
+    are wanted. counted: by the same push. Raises RoutingError for what no model routes."""
+    if not counted:
+        raise RoutingError("sampled requests without counts: push both")
+    (layers, experts), top_k, lens = counted[0].load.shape, counted[0].top_k, sampled.seq_lens
+    if (sampled.layers, sampled.top_k) != (layers, top_k):
+        raise RoutingError(
+            f"sampled requests of {sampled.layers} layers, top-{sampled.top_k}, but counts of "
+            f"{layers} layers, top-{top_k}: is both of one model?"
+        )
+    tokens, token_ids = sum(lens), None
+    if with_ids and sampled.token_ids:
+        token_ids = array("token_ids", sampled.token_ids, (tokens,))
+    expert_ids = array("expert_ids", sampled.expert_ids, (tokens, layers, top_k), "<u2")
+    trace = Trace(expert_ids, np.array(lens, dtype=np.int64), experts, token_ids)
+    known = len(sampled.prompt_lens) > 0
+    prompts = sampled.prompt_lens if known else [0] * len(lens)
+    if len(prompts) != len(lens):
+        raise RoutingError(f"{len(prompts)} prompt_lens of {len(lens)} sampled requests")
+    found, first = [], 0
+    for length, prompt in zip(lens, prompts, strict=True):
+        middle, end = first + min(prompt, length), first + length
+        rest = "decode" if known else "mixed"
+        for phase, begin, until in (("prefill", first, middle), (rest, middle, end)):
+            if begin < until:  # copied, or the whole push would be kept
+                ids = None if trace.token_ids is None else trace.token_ids[begin:until].copy()
+                found.append(Request(phase, experts, trace.expert_ids[begin:until].copy(), ids))
+        first = end
+    return found
+
+
+def sampling(wanted: Traces, workers: int) -> Any:
+    """What each of so many workers is asked to sample, so that all together sample as many requests
+    as are kept in as long as they are kept."""
+    every_s = wanted.kept_s * max(workers, 1) / wanted.requests
+    return profile_pb2.Sampling(every_s=every_s, token_ids=wanted.token_ids)
+
+
+def answers(model: ModelShape, phase: str, requests: Iterable[Request]) -> Iterator[Any]:
+    """Sampled requests of one phase, in as many answers as that takes."""
+    shape = json.dumps(asdict(model)) if model.sized else ""
+    part: list[Request] = []
+    size = 0
+    for one in requests:
+        if part and size + one.bytes > PART:
+            yield _answer(shape, phase, part)
+            part, size = [], 0
+        part.append(one)
+        size += one.bytes
+    if part:
+        yield _answer(shape, phase, part)
+
+
+def _answer(shape: str, phase: str, requests: Sequence[Request]) -> Any:
+    trace = trace_of(requests)
+    numbers = {name: number for number, name in PHASES.items()}
+    return profile_pb2.ReadTracesResponse(
+        phase=numbers.get(phase, profile_pb2.PHASE_UNSPECIFIED),
+        experts=trace.experts,
+        shape=shape,
+        trace=profile_pb2.Trace(
+            layers=trace.layers,
+            top_k=trace.top_k,
+            seq_lens=trace.seq_lens.tolist(),
+            expert_ids=trace.expert_ids.astype("<u2").tobytes(),
+            token_ids=b"" if trace.token_ids is None else trace.token_ids.astype("<u4").tobytes(),
+        ),
+    )
