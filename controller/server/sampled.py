@@ -5,15 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from controller.config import Traces
 from controller.fleet.traces import Request, trace_of
 from controller.fleet.windows import Delta
-from controller.server.wire import PHASES, array
+from controller.server.wire import PHASES
+from placer import messages
 from placer.errors import RoutingError
 from placer.model import ModelShape
-from placer.trace import Trace
 from placer.v1 import profile_pb2
 
 PART = 2**20  # bytes of requests in an answer, unless one request has more
@@ -28,13 +26,9 @@ def requests(sampled: Any, counted: Sequence[Delta], with_ids: bool) -> list[Req
     if (sampled.layers, sampled.top_k) != (layers, top_k):
         raise RoutingError(
             f"sampled requests of {sampled.layers} layers, top-{sampled.top_k}, but counts of "
-            f"{layers} layers, top-{top_k}: is both of one model?"
+            f"{layers} layers, top-{top_k}: are both of one model?"
         )
-    tokens, token_ids = sum(lens), None
-    if with_ids and sampled.token_ids:
-        token_ids = array("token_ids", sampled.token_ids, (tokens,))
-    expert_ids = array("expert_ids", sampled.expert_ids, (tokens, layers, top_k), "<u2")
-    trace = Trace(expert_ids, np.array(lens, dtype=np.int64), experts, token_ids)
+    trace = messages.trace_of(sampled, experts, with_ids=with_ids)
     known = len(sampled.prompt_lens) > 0
     prompts = sampled.prompt_lens if known else [0] * len(lens)
     if len(prompts) != len(lens):
@@ -59,32 +53,23 @@ def sampling(wanted: Traces, workers: int) -> Any:
 
 
 def answers(model: ModelShape, phase: str, requests: Iterable[Request]) -> Iterator[Any]:
-    """Sampled requests of one phase, in as many answers as that takes."""
-    shape = json.dumps(asdict(model)) if model.sized else ""
+    """Those of one phase, in as many answers as that takes."""
     part: list[Request] = []
     size = 0
     for one in requests:
         if part and size + one.bytes > PART:
-            yield _answer(shape, phase, part)
+            yield _answer(model, phase, part)
             part, size = [], 0
         part.append(one)
         size += one.bytes
     if part:
-        yield _answer(shape, phase, part)
+        yield _answer(model, phase, part)
 
 
-def _answer(shape: str, phase: str, requests: Sequence[Request]) -> Any:
-    trace = trace_of(requests)
-    numbers = {name: number for number, name in PHASES.items()}
+def _answer(model: ModelShape, phase: str, requests: Sequence[Request]) -> Any:
+    known = {name: number for number, name in PHASES.items()}
     return profile_pb2.ReadTracesResponse(
-        phase=numbers.get(phase, profile_pb2.PHASE_UNSPECIFIED),
-        experts=trace.experts,
-        shape=shape,
-        trace=profile_pb2.Trace(
-            layers=trace.layers,
-            top_k=trace.top_k,
-            seq_lens=trace.seq_lens.tolist(),
-            expert_ids=trace.expert_ids.astype("<u2").tobytes(),
-            token_ids=b"" if trace.token_ids is None else trace.token_ids.astype("<u4").tobytes(),
-        ),
+        phase=known.get(phase, profile_pb2.PHASE_UNSPECIFIED),
+        shape=json.dumps(asdict(model)),
+        trace=messages.trace_message(trace_of(requests)),
     )

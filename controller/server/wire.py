@@ -1,11 +1,9 @@
 """Messages <-> values. What comes in is checked here: nobody is trusted."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import numpy as np
 from pydantic import ValidationError
 
 from controller.changes.operations import Operation
@@ -15,12 +13,12 @@ from controller.fleet.windows import Delta
 from controller.fleet.workers import NAME
 from controller.ledger.ledger import Record
 from controller.server.intake import read_push
-from placer.arrays import IntArray
 from placer.bounds import MOST_EXPERTS, MOST_LAYERS, MOST_PAIRS, MOST_TOP_K
 from placer.errors import FileError, ModelError, RoutingError
 from placer.files.documents import of_json
 from placer.files.plans import LIMIT
 from placer.files.specs import first_fault, shape_of
+from placer.messages import array
 from placer.model import ModelShape
 from placer.pace import Pace
 from placer.placement import MOST_CELLS
@@ -186,17 +184,6 @@ def _delta(counts: Any) -> Delta:
         transitions=transitions,
         coactivation=coactivation,
     )
-
-
-def array(name: str, data: bytes, shape: tuple[int, ...], kind: str = "<u4") -> IntArray:
-    """Raises RoutingError unless it has as many bytes as that takes."""
-    dtype = np.dtype(kind)
-    size = math.prod(shape) * dtype.itemsize
-    if len(data) != size:
-        raise RoutingError(
-            f"{name} has {len(data)} bytes and not {size}, for {list(shape)} {dtype.name}"
-        )
-    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def fitting(messages: Iterable[Any], room: int) -> list[Any]:

@@ -16,6 +16,7 @@ from placer.client import ControllerError
 from placer.clock import ThreadClock
 from placer.errors import FileError, PlacerError
 from placer.files.plans import LIMIT, parse_plan
+from placer.messages import trace_message
 from placer.model import ModelShape
 from placer.plan import Plan
 from placer.profile import Profile
@@ -192,13 +193,6 @@ def _trace(recording: Recording, sampling: Sampling | None) -> Any:
     trace = replace(recording, sequences=kept).trace()
     if trace is None or sampling is None:
         return None
-    return profile_pb2.Trace(
-        layers=trace.layers,
-        top_k=trace.top_k,
-        seq_lens=trace.seq_lens.tolist(),
-        expert_ids=trace.expert_ids.astype("<u2").tobytes(),
-        token_ids=trace.token_ids.astype("<u4").tobytes()
-        if trace.token_ids is not None and sampling.token_ids
-        else b"",
-        prompt_lens=[one.prompt for one in kept],
-    )
+    if not sampling.token_ids:
+        trace = replace(trace, token_ids=None)
+    return trace_message(trace, [one.prompt for one in kept])

@@ -319,27 +319,24 @@ class ReadTracesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PHASE_FIELD_NUMBER: _builtins.int
-    EXPERTS_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     phase: Global___Phase.ValueType
     """Of all these tokens; PHASE_UNSPECIFIED if their workers did not tell."""
-    experts: _builtins.int
     shape: _builtins.str
-    """The model's sizes as in a model file (docs/files.md), in JSON; empty if they are not known."""
+    """The model's sizes as in a model file (docs/files.md), in JSON."""
     @_builtins.property
     def trace(self) -> Global___Trace: ...
     def __init__(
         self,
         *,
         phase: Global___Phase.ValueType = ...,
-        experts: _builtins.int = ...,
         shape: _builtins.str = ...,
         trace: Global___Trace | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "phase", b"phase", "shape", b"shape", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phase", b"phase", "shape", b"shape", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
