@@ -58,9 +58,11 @@ class Reading:
     @property
     def told(self) -> str:
         """For people."""
-        parts = [f"{number:,} requests of {phase}" for phase, number in self.requests.items()]
-        ids = f", with{'' if self.token_ids else 'out'} token ids" if parts else ""
-        return f"{self.who} read {' and '.join(parts) or 'none, since there were none'}{ids}"
+        if not self.requests:
+            return f"{self.who} read sampled requests: there were none"
+        parts = " and ".join(f"{number:,} of {phase}" for phase, number in self.requests.items())
+        ids = "with" if self.token_ids else "without"
+        return f"{self.who} read sampled requests: {parts}, {ids} token ids"
 
 
 FORM = form_of(Reading)
@@ -120,10 +122,10 @@ class SampledRequests:
                 tokens += one.tokens
         if tokens < least_tokens:
             return Unseen(
-                f"judged on its own traffic alone: sampled requests of before its window have "
+                f"judged on its own traffic alone: sampled requests from before its window have "
                 f"{tokens:,} tokens < {least_tokens:,} (least_tokens)"
             )
-        told = f"{len(chosen):,} sampled requests of before its window"
+        told = f"{len(chosen):,} sampled requests from before its window"
         return Unseen(told, trace_of(chosen[::-1]))
 
     def _forget(self, pool: str) -> None:

@@ -27,7 +27,7 @@ from tests.controller.tiny_pool import (
 )
 
 TURNED = [[400, 100, 400, 100]] * 2  # what is even for SKEWED is uneven for this, and HOME even
-TOLD = "2 sampled requests of before its window"
+TOLD = "2 sampled requests from before its window"
 
 
 def a_trace(rows: list[int], **more: Any) -> Trace:
@@ -139,7 +139,9 @@ async def test_requests_of_the_window_itself_are_no_judges(sampled: bool) -> Non
     await world.tick()
     outcome, reason = decided(world)
     assert outcome == "act"
-    assert "judged on its own traffic alone: sampled requests of before its window have 0" in reason
+    assert (
+        "judged on its own traffic alone: sampled requests from before its window have 0" in reason
+    )
 
 
 @in_virtual_time
