@@ -1,5 +1,6 @@
 """Sampled requests on real servers: who is asked for them, what is kept, and who may read it."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ from controller.config import Traces
 from controller.ledger.ledger import LedgerFull
 from controller.server import sampled
 from controller.server.sampled import sampling
+from placer.agent.grpc_sink import GrpcSink
+from placer.agent.sampling import Sampling
 from placer.channel import Settings, open_aio_channel
+from placer.clock import SystemClock
 from placer.files.documents import of_json
 from placer.files.specs import shape_of
 from placer.v1 import profile_pb2
 from placer.v1.fleet_pb2 import ExplainRequest, HistoryRequest
 from placer.v1.fleet_pb2_grpc import LedgerServiceStub
 from placer.v1.profile_pb2_grpc import ProfileServiceStub
+from placer.worker import Identity
+from tests.agent.workers import a_recording, a_sequence, a_status, a_worker
 from tests.builders import a_model
 from tests.controller.server.tiny_server import (
     POLICY,
@@ -120,6 +126,19 @@ async def test_requests_are_kept_by_phase_cut_where_their_prompts_end() -> None:
             ("decode", IDS[3:], [70_003, 70_004]),
         ]
         assert only(world.loop.fleet.pool("tiny")).tokens("decode") == 1200
+
+
+@asynchronous
+async def test_an_agent_of_today_hands_over_what_it_is_asked_for_with_where_prompts_end() -> None:
+    async with a_world(Setting(WANTED)) as world:
+        sink = GrpcSink(world.address, a_worker(), Identity("tiny", "e"), a_model(), SystemClock())
+        tokens = [[[0], [1]], [[2], [2]], [[3], [0]]]
+        recording = a_recording(decode=tokens, sampled=[a_sequence(tokens, 7, prompt=2)])
+        await asyncio.to_thread(sink.report, a_status())
+        assert sink.sampling == Sampling(9.0, token_ids=True)
+        await asyncio.to_thread(sink.push, 1, recording)
+        await asyncio.to_thread(sink.close)
+        assert kept(world) == [("prefill", tokens[:2], [7, 8]), ("decode", tokens[2:], [9])]
 
 
 @asynchronous
