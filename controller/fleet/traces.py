@@ -125,8 +125,8 @@ class SampledRequests:
                 f"judged on its own traffic alone: sampled requests from before its window have "
                 f"{tokens:,} tokens < {least_tokens:,} (least_tokens)"
             )
-        told = f"{len(chosen):,} sampled requests from before its window"
-        return Unseen(told, trace_of(chosen[::-1]))
+        number = f"{len(chosen):,} sampled request{'s' if len(chosen) > 1 else ''}"
+        return Unseen(f"{number} from before its window", trace_of(chosen[::-1]))
 
     def _forget(self, pool: str) -> None:
         since_s = self._clock.monotonic() - self._settings(pool).kept_s

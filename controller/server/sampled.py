@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 from controller.config import Traces
@@ -14,12 +15,14 @@ from placer.errors import RoutingError
 from placer.model import ModelShape
 from placer.v1 import profile_pb2
 
+MOST = 10_000  # requests of a push: more would hold the others up
 PART = 2**20  # bytes of requests in an answer, unless one request has more
 
 
 def requests(sampled: Any, counted: Sequence[Delta], with_ids: bool) -> list[Request]:
-    """Of a Trace message, cut where prompts end; vocabulary ids are not even looked at unless they
-    are wanted. counted: by the same push. Raises RoutingError for what no model routes."""
+    """Of a Trace message the first MOST, cut where prompts end; vocabulary ids are not even looked
+    at unless they are wanted. counted: by the same push. Raises RoutingError for what no model
+    routes."""
     if not counted:
         raise RoutingError("sampled requests without counts: push both")
     (layers, experts), top_k, lens = counted[0].load.shape, counted[0].top_k, sampled.seq_lens
@@ -34,7 +37,7 @@ def requests(sampled: Any, counted: Sequence[Delta], with_ids: bool) -> list[Req
     if len(prompts) != len(lens):
         raise RoutingError(f"{len(prompts)} prompt_lens of {len(lens)} sampled requests")
     found, first = [], 0
-    for length, prompt in zip(lens, prompts, strict=True):
+    for length, prompt in islice(zip(lens, prompts, strict=True), MOST):
         middle, end = first + min(prompt, length), first + length
         rest = "decode" if known else "mixed"
         for phase, begin, until in (("prefill", first, middle), (rest, middle, end)):

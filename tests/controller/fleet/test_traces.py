@@ -126,7 +126,7 @@ def pushed(clock: VirtualClock, *seconds: float) -> tuple[Fleet, SampledRequests
     [
         (40, "2 sampled requests from before its window", 2),
         (20, "2 sampled requests from before its window", 2),
-        (10, "1 sampled requests from before its window", 1),  # four times that is enough
+        (10, "1 sampled request from before its window", 1),  # four times that is enough
         (81, "have 80 tokens < 81 (least_tokens)", 0),
     ],
 )

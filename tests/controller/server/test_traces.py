@@ -206,6 +206,17 @@ async def test_requests_that_make_no_sense_are_refused_with_their_push(
 
 
 @asynchronous
+async def test_of_a_push_no_more_requests_are_taken_than_hold_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampled, "MOST", 1)
+    async with a_world(Setting(WANTED)) as world:
+        await world.register()
+        assert await world.pushed(a_sampled_push()) == [(1, "")]
+        assert [phase for phase, *_ in kept(world)] == ["prefill", "decode"]
+
+
+@asynchronous
 async def test_requests_without_counts_are_refused() -> None:
     async with a_world(Setting(WANTED)) as world:
         await world.register()
