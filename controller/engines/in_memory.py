@@ -16,7 +16,7 @@ from controller.migration.commands import (
     Stage,
     Verify,
 )
-from controller.ports import EngineLostError
+from controller.ports import EngineLostError, Unseen
 from placer.checks import violations
 from placer.clock import Clock
 from placer.objective import Objective
@@ -32,8 +32,10 @@ class MemoryPlanner:
     def __init__(self, clock: Clock, solve_s: float = 0.0) -> None:
         self.clock, self.solve_s = clock, solve_s
 
-    async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
-        found = answer(problem, optimizer)
+    async def answer(
+        self, problem: Problem, optimizer: str, unseen: Unseen | None = None
+    ) -> Plan | Hold | Infeasible:
+        found = answer(problem, optimizer, unseen)
         await self.clock.sleep(self.solve_s)
         return found
 

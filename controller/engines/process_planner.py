@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from controller.engines.planning import answer
+from controller.ports import Unseen
 from placer.errors import PlacerError
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
@@ -33,14 +34,17 @@ class ProcessPlanner:
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
 
-    async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
+    async def answer(
+        self, problem: Problem, optimizer: str, unseen: Unseen | None = None
+    ) -> Plan | Hold | Infeasible:
         """Raises PlannerError if the process dies."""
         running = asyncio.get_running_loop()
         async with self._room:
             worker = self._idle.pop() if self._idle else _Worker()
             self._all.add(worker)
             try:
-                found = await running.run_in_executor(self._beside, worker.ask, problem, optimizer)
+                asked = problem, optimizer, unseen
+                found = await running.run_in_executor(self._beside, worker.ask, *asked)
             except (EOFError, OSError) as error:
                 code = self._end(worker, DIES_S)
                 what = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -78,10 +82,10 @@ class _Worker:
         self._process.start()
         theirs.close()
 
-    def ask(self, problem: Problem, optimizer: str) -> Any:
+    def ask(self, problem: Problem, optimizer: str, unseen: Unseen | None) -> Any:
         """Plan, Hold, Infeasible, a PlacerError, or the trace of another one. Raises EOFError or
         OSError if the process dies."""
-        self._pipe.send((problem, optimizer))
+        self._pipe.send((problem, optimizer, unseen))
         return self._pipe.recv()
 
     def end(self, patience_s: float = 0.0) -> int:
@@ -96,12 +100,12 @@ def _work(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's, which ends this one
     while True:
         try:
-            problem, optimizer = pipe.recv()
+            problem, optimizer, unseen = pipe.recv()
         except (EOFError, OSError):
             return
         found: Any
         try:
-            found = answer(problem, optimizer)
+            found = answer(problem, optimizer, unseen)
         except PlacerError as error:
             found = error
         except Exception:

@@ -13,6 +13,7 @@ from controller.migration.commands import Command, Outcome
 from placer.agent.grpc_sink import GrpcSink
 from placer.agent.recording import PAUSE_S, Recording
 from placer.agent.reporter import Reporter
+from placer.agent.sampling import Sampling
 from placer.clock import Readings, SystemClock
 from placer.placement import Placement
 from placer.worker import Identity, Worker
@@ -87,6 +88,9 @@ class Recorder:
 
     def __init__(self, engine: LocalEngine, clock: Readings) -> None:
         self._engine, self._clock, self._due_s = engine, clock, 0.0
+
+    def sample(self, how: Sampling | None) -> None:
+        self._engine.sample(how)
 
     def take(self) -> Recording:
         return self._engine.record()

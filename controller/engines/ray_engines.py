@@ -8,7 +8,7 @@ from ray.exceptions import RayActorError, RayError
 from controller.engines.planning import answer
 from controller.fleet.workers import Fleet, FleetError
 from controller.migration.commands import Command, Lost, Outcome
-from controller.ports import EngineLostError
+from controller.ports import EngineLostError, Unseen
 from placer.errors import PlacerError
 from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
@@ -24,17 +24,21 @@ class RayPlanner:
     def __init__(self) -> None:
         self._task: Any = ray.remote(num_cpus=0)(_answer)
 
-    async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
+    async def answer(
+        self, problem: Problem, optimizer: str, unseen: Unseen | None = None
+    ) -> Plan | Hold | Infeasible:
         found: Plan | Hold | Infeasible | PlacerError
-        found = await self._task.remote(problem, optimizer)
+        found = await self._task.remote(problem, optimizer, unseen)
         if isinstance(found, PlacerError):
             raise found
         return found
 
 
-def _answer(problem: Problem, optimizer: str) -> Plan | Hold | Infeasible | PlacerError:
+def _answer(
+    problem: Problem, optimizer: str, unseen: Unseen | None
+) -> Plan | Hold | Infeasible | PlacerError:
     try:
-        return answer(problem, optimizer)
+        return answer(problem, optimizer, unseen)
     except PlacerError as error:  # as itself, not in Ray's clothes
         return error
 

@@ -22,6 +22,7 @@ from controller.local_engine.tally import Tally
 from controller.local_engine.weights import Checkpoint, read_sizes
 from controller.migration.commands import Command, Outcome
 from placer.agent.recording import Recording
+from placer.agent.sampling import Sampling
 from placer.clock import SystemClock
 from placer.errors import PlacementError
 from placer.files.specs import read_model
@@ -124,6 +125,10 @@ class LocalEngine:
 
     def carry_out(self, command: Command) -> Outcome:
         return self._migration.carry_out(command, self._between_steps)
+
+    def sample(self, how: Sampling | None) -> None:
+        """Which requests to keep token by token from now on; none before it is called."""
+        self._tally.sample(how)
 
     def record(self) -> Recording:
         """What routers chose since the last time."""

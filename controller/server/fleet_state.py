@@ -10,7 +10,7 @@ from controller.changes.plans import Kept, PlanState
 from controller.fleet.pools import Group, Member, Pool, width_of
 from controller.ledger.ledger import Ledger, Record
 from controller.loop import Loop
-from controller.server import explain, wire
+from controller.server import explain, sampled, wire
 from controller.server.answers import answering
 from controller.server.callers import CALLER
 from placer.v1 import fleet_pb2
@@ -34,7 +34,11 @@ class FleetState(FleetServiceServicer):
         registration = wire.registration(request)
         sequence = self.fleet.register(registration)
         self.loop.acknowledge(registration)
-        return fleet_pb2.RegisterResponse(sequence=sequence)
+        answer = fleet_pb2.RegisterResponse(sequence=sequence)
+        if (wanted := self.loop.config.of(id.pool).traces).requests:
+            workers = self.fleet.recording(id.pool)
+            answer.sampling.CopyFrom(sampled.sampling(wanted, workers))
+        return answer
 
     @answering
     async def Status(self, request: Any) -> Any:
