@@ -8,6 +8,7 @@ from placer.errors import PlacerError
 from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
+from placer.resize.price import Price
 from placer.trace import Trace
 
 
@@ -45,3 +46,8 @@ class Planner(Protocol):
         self, problem: Problem, optimizer: str, unseen: Unseen | None = None
     ) -> Plan | Hold | Infeasible:
         """unseen: what its plan is judged on besides, if anything was to be sampled"""
+
+    async def resized(
+        self, problem: Problem, current: Placement, optimizer: str
+    ) -> Price | Infeasible:
+        """The cheapest way from ``current`` to the problem's width."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from controller.engines.planning import answer
+from controller.engines.planning import answer, resized
 from controller.migration.commands import (
     Command,
     Commit,
@@ -14,6 +14,7 @@ from controller.migration.commands import (
     Outcome,
     Refused,
     Stage,
+    Switch,
     Verify,
 )
 from controller.ports import EngineLostError, Unseen
@@ -23,6 +24,7 @@ from placer.objective import Objective
 from placer.placement import EMPTY, Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
+from placer.resize.price import Price
 from placer.schedule import Transfer
 
 
@@ -39,6 +41,13 @@ class MemoryPlanner:
         await self.clock.sleep(self.solve_s)
         return found
 
+    async def resized(
+        self, problem: Problem, current: Placement, optimizer: str
+    ) -> Price | Infeasible:
+        found = resized(problem, current, optimizer)
+        await self.clock.sleep(self.solve_s)
+        return found
+
 
 class MemoryEngine:
     """A map that changes as an engine's would. ``is_gone``: nothing is answered any more."""
@@ -46,6 +55,7 @@ class MemoryEngine:
     def __init__(self, placement: Placement, expert_bytes: int = 1) -> None:
         self.placement, self.expert_bytes, self.is_gone = placement, expert_bytes, False
         self._epoch = 0
+        self._after: Placement | None = None  # of another width
         self._arrived: dict[tuple[int, int], int] = {}  # layer and slot -> expert
 
     def carry_out(self, command: Command) -> Outcome:
@@ -64,12 +74,14 @@ class MemoryEngine:
                 return Done(copied_bytes=self.expert_bytes * len(far))
             case Commit(round=round):
                 return self._commit(round.commits)
+            case Switch():
+                self.placement = self._after or self.placement
             case Verify(digest=digest):
                 now = self.placement.digest
                 return Done() if now == digest else Refused(f"it serves {now} and not {digest}")
             case Discard(epoch=epoch):
                 if epoch >= self._epoch:
-                    self._epoch, self._arrived = 0, {}
+                    self._epoch, self._arrived, self._after = 0, {}, None
         return Done()
 
     def _stage(self, command: Stage) -> Outcome:
@@ -79,6 +91,9 @@ class MemoryEngine:
             return Refused(broken[0])
         if command.epoch != self._epoch:
             self._epoch, self._arrived = command.epoch, {}
+            self._after = None
+        if command.after.gpus != self.placement.gpus:
+            self._after = command.after
         return Done()
 
     def _commit(self, commits: Sequence[Transfer]) -> Outcome:

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 from controller.config import in_settings, told_in_settings
 from controller.ports import Unseen
+from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan, Provenance
 from placer.planner import make_plan, solve
 from placer.problem import Problem
+from placer.resize.price import Price, price
 
 
 def answer(
@@ -20,6 +22,13 @@ def answer(
         notes = tuple(map(in_settings, found.notes))
         return replace(found, reason=in_settings(found.reason), notes=notes)
     return replace(found, reason=in_settings(found.reason))
+
+
+def resized(problem: Problem, current: Placement, optimizer: str) -> Price | Infeasible:
+    """See ``Planner.resized``."""
+    with told_in_settings():
+        found = price(problem, current, None, None, optimizer)
+    return Infeasible(in_settings(found.reason)) if isinstance(found, Infeasible) else found
 
 
 def _answer(problem: Problem, optimizer: str, unseen: Unseen | None) -> Plan | Hold | Infeasible:

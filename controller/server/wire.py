@@ -1,12 +1,12 @@
 """Messages <-> values. What comes in is checked here: nobody is trusted."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from controller.changes.operations import Operation
+from controller.changes.operations import Operation, Scale
 from controller.changes.plans import Kept
 from controller.fleet.pools import Registration, WorkerId
 from controller.fleet.windows import Delta
@@ -216,12 +216,20 @@ def plan(record: Record[Kept], file: bytes = b"") -> Any:
 def operation(record: Record[Operation]) -> Any:
     found = record.value
     phase = fleet_pb2.OperationPhase.Value(f"OPERATION_PHASE_{_upper(found.phase)}")
+    change = found.change
     return fleet_pb2.Operation(
         id=found.id, idempotency_key=found.key, pool=found.pool, kind=found.kind, phase=phase,
         plan_id=found.plan_id, progress=found.progress, reason=found.why or record.reason,
         begun_s=found.begun_s, changed_s=record.at_s, copied_bytes=found.copied_bytes,
         longest_pause_s=found.longest_pause_s, version=record.version, ranks=found.width,
+        seconds=found.seconds, bytes=found.bytes,
+        resize=resize(change) if isinstance(change, Scale) else None,
     )  # fmt: skip
+
+
+def resize(change: Scale) -> Any:
+    costs = {} if change.price is None else asdict(change.price)
+    return fleet_pb2.Resize(ranks_before=change.before, ranks=change.ranks, **costs)
 
 
 def record(found: Record[Any]) -> Any:

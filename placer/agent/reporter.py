@@ -57,14 +57,21 @@ class Source(Protocol):
 class Applier(Protocol):
     """What applies plans.
 
-    worker:  what it is now; ``changes`` goes up when it, or the group that it is of, is another
+    worker:  what it is now; ``changes`` is another when it, or the group that it is of, is
     epoch, digest: of the plan applied last
     """
 
-    worker: Worker
-    changes: int
-    epoch: int
-    digest: str
+    @property
+    def worker(self) -> Worker: ...
+
+    @property
+    def changes(self) -> int: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
 
     def offer(self, epoch: int, plan: Plan) -> str:
         """Apply ``plan`` when that can be, or say why not."""

@@ -23,6 +23,7 @@ class Price:
     kept, remapped, copied, loaded: slots of all layers, by what becomes of them
     peak_bytes: weights of the fullest device at the switch
     step_s:     seconds of a step's MoE layers after the change, as expected from the profile
+    after:      the target
     """
 
     kept: int
@@ -35,18 +36,19 @@ class Price:
     peak_bytes: int
     seconds: Seconds
     step_s: float
+    after: Placement
 
 
 def price(
     problem: Problem,
     current: Placement,
     runs_on: Topology | None,
-    planned: Placement,
+    planned: Placement | None,
     optimizer: str,
 ) -> Price | Infeasible:
     """Of going from ``current`` to the problem's width, the last ranks coming or going.
 
-    planned: a placement of the problem's, which is where to go if that is worth it
+    planned: a placement of the problem's, if there is one, which is where to go if that is worth it
     runs_on: the hardware of ``current``, if it is known; nobody resizes onto another kind
 
     KV is left out, since nobody knows what will be in flight; the KV cache must leave the peak
@@ -65,7 +67,7 @@ def price(
         engine = Engine(model.expert_bytes, model.other_bytes, capacity)
         # The others look at no current plan: they would find ``planned`` again.
         again = optimizer if optimizer == SAFEGUARDED else None
-        found = resize_to(problem, current, devices, engine, again, [planned])
+        found = resize_to(problem, current, devices, engine, again, [planned] if planned else [])
     except PlacerError as error:
         return Infeasible(str(error))
     if isinstance(found, Infeasible):
@@ -85,4 +87,5 @@ def price(
         peak_bytes=int(way.peak_bytes.max()),
         seconds=way.seconds,
         step_s=found.step_s,
+        after=way.after,
     )

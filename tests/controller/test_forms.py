@@ -62,7 +62,7 @@ def test_each_kind_of_change_stands_in_the_table() -> None:
     ("change", "why"),
     [
         ('"$.kind", "shrink"', "is of kind 'shrink', which this version does not know"),
-        ('"$.kind", "scale"', "is a scale that is running, which this version cannot do"),
+        ('"$.goal", ""', "is running, and leads nowhere"),
         ('"$.rollback_targets", 7', "has an unknown form: "),
     ],
 )
