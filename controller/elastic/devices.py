@@ -177,6 +177,7 @@ class Devices:
         found = self._given(device)
         if not found:
             raise LostDeviceError(device)
+        self._hmms[device].end()
         self._hmms[device] = hmm = Process(HMM, f"hmm-{device}")
         self.restarts += 1
         try:
@@ -210,6 +211,7 @@ class Devices:
         raise PlacerError(f"the keeper of arenas died {ATTEMPTS} times: see the engine's stderr")
 
     def _start_keeper(self) -> None:
+        self._keeper.end()
         self._keeper = Process(KEEPER, "the keeper")
         self._kept.clear()
         self.restarts += 1

@@ -138,6 +138,25 @@ class LocalEngine:
         """Of the ranks' processes."""
         return self._ranks.pids()
 
+    def standbys(self) -> list[int]:
+        """Processes that wait to be ranks."""
+        return self._standbys.pids()
+
+    @property
+    def served(self) -> ExpertMap:
+        """The map that serves now, with the pages of its slots."""
+        return self._migration.served
+
+    @property
+    def order(self) -> list[int]:
+        """The ranks' devices."""
+        return self._ranks.order
+
+    @property
+    def over(self) -> str:
+        """Why nothing is served any more; empty while it is."""
+        return self._over
+
     @property
     def status(self) -> EngineStatus:
         batch = self._batch

@@ -97,6 +97,7 @@ class Standbys:
             while True:
                 if (one := self._ready.popleft()).is_alive:
                     return one
+                one.end()
         one = self._start()
         one.ask(self._setup)
         return one
