@@ -133,6 +133,11 @@ def test_tensor_parallel_groups_come_and_go_as_a_whole_with_their_shards() -> No
     way = found(a_map([[[0, 1], [2, 3]]]), a_map([[[0], [1], [2], [3]]]), up)
     copies = [part[1:] for part in way.dense if part.kind == Kind.COPY]
     assert copies == [(0, 0, 2, DENSE), (1, 1, 3, DENSE)]
+    # Device 1 retires with device 0, which is dead, and cannot give shard 0.
+    lost = Devices(a_topology(6), (0, 1, 2, 3), (2, 3, 4, 5), tp=2, dead=frozenset({0}))
+    way = found(a_map([[[0], [1], [2], [3]]]), a_map([[[0], [1], [2], [3]]]), lost)
+    copies = [part[1:] for part in way.dense if part.kind == Kind.COPY]
+    assert copies == [(0, 2, 4, DENSE), (1, 1, 5, DENSE)]
     engine = an_engine(in_flight=(Sequence(0, 30), Sequence(1, 40)), kv_room=100)
     down = Devices(a_topology(4), (0, 1, 2, 3), (2, 3), tp=2)
     kv = found(a_map([[[0], [1], [2], [3]]]), a_map([[[0, 1], [2, 3]]]), down, engine).kv
