@@ -13,13 +13,14 @@ from placer.placement import EMPTY, Placement, linear
 from placer.plan import Infeasible
 from placer.problem import Problem
 from placer.repair import refit
-from placer.resize import Devices, Kind, Target, resize_to
+from placer.resize import Devices, Kind, Speeds, Target, resize_to
 from placer.resize.naming import carried
 from placer.topology import Link
 from tests.builders import a_model, by_hand, loads
 from tests.resize.worlds import DOWN, UP, a_map, an_engine, found, maps
 
 US = 1e-6
+DEFAULT = Speeds()
 NEAR = 1e-3  # what tokens take on the links
 
 
@@ -34,11 +35,11 @@ def sixteen(slots: int = 18) -> Problem:
     return Problem(model, hardware, loads([[1e12] * 16]), slots, Objective(tokens_per_gpu=16))
 
 
-def went(page_bytes: int, optimizer: str = "joint", others: Sequence[Placement] = ()) -> Target:
+def went(page_bytes: int, others: Sequence[Placement] = (), speeds: Speeds = DEFAULT) -> Target:
     problem = sixteen()
-    engine = an_engine(expert_bytes=page_bytes, dense_bytes=0, capacity=10**15)
+    engine = an_engine(expert_bytes=page_bytes, dense_bytes=0, capacity=10**15, speeds=speeds)
     devices = replace(THREE, hardware=problem.topology)
-    found = resize_to(problem, EIGHT_EACH, devices, engine, optimizer, others)
+    found = resize_to(problem, EIGHT_EACH, devices, engine, others=others)
     assert isinstance(found, Target)
     return found
 
@@ -71,6 +72,9 @@ def test_a_target_that_the_caller_knows_is_taken_if_its_steps_are_worth_it() -> 
     assert found.step_s == pytest.approx(16 * US, rel=NEAR)
     assert found.resize.experts.count(Kind.COPY) == 7
     assert went(4 * 10**12, others=[best]).resize.after.empty == 2
+    # It takes 1.7 s less; of 255 s that is no hundredth.
+    long = went(10**9, others=[best], speeds=Speeds(switch_s=200))
+    assert long.resize.experts.count(Kind.COPY) == 6
     # As fast as six copies allow, and it moves nearly all: not worth it.
     mixed = a_map([[[0, 3, 6, 9, 12, 15], [1, 4, 7, 10, 13, 0], [2, 5, 8, 11, 14, 1]]], experts=16)
     assert went(10**9, others=[mixed]).resize.experts.count(Kind.COPY) == 6

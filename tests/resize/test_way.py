@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from placer.errors import PlacementError
-from placer.placement import Placement
+from placer.placement import EMPTY, Placement
 from placer.plan import Infeasible
 from placer.resize import (
     NONE,
@@ -133,6 +133,11 @@ def test_tensor_parallel_groups_come_and_go_as_a_whole_with_their_shards() -> No
     way = found(a_map([[[0, 1], [2, 3]]]), a_map([[[0], [1], [2], [3]]]), up)
     copies = [part[1:] for part in way.dense if part.kind == Kind.COPY]
     assert copies == [(0, 0, 2, DENSE), (1, 1, 3, DENSE)]
+    # Device 1 retires with device 0, which is dead, and cannot give shard 0.
+    lost = Devices(a_topology(6), (0, 1, 2, 3), (2, 3, 4, 5), tp=2, dead=frozenset({0}))
+    way = found(a_map([[[0], [1], [2], [3]]]), a_map([[[0], [1], [2], [3]]]), lost)
+    copies = [part[1:] for part in way.dense if part.kind == Kind.COPY]
+    assert copies == [(0, 2, 4, DENSE), (1, 1, 5, DENSE)]
     engine = an_engine(in_flight=(Sequence(0, 30), Sequence(1, 40)), kv_room=100)
     down = Devices(a_topology(4), (0, 1, 2, 3), (2, 3), tp=2)
     kv = found(a_map([[[0], [1], [2], [3]]]), a_map([[[0, 1], [2, 3]]]), down, engine).kv
@@ -144,13 +149,14 @@ def test_tensor_parallel_groups_come_and_go_as_a_whole_with_their_shards() -> No
 
 def test_sequences_of_retiring_ranks_go_to_the_emptiest_and_new_ranks_begin_without() -> None:
     before = a_map([[[0, 1], [2, 3], [0, 2]]])
-    flying = (Sequence(0, 50), Sequence(2, 10), Sequence(2, 30), Sequence(1, 15))
+    flying = (Sequence(0, 50), Sequence(2, 10), Sequence(2, 40), Sequence(1, 15))
     engine = an_engine(in_flight=flying, kv_room=60)
     way = found(before, a_map([[[0, 1], [2, 3]]]), DOWN, engine)
-    # The largest first: 30 to GPU 1 with 15, then 10 to the same with 45, since GPU 0 has 50.
-    assert [part[1:] for part in way.kv if part.kind == Kind.COPY] == [(1, 2, 1, 10), (2, 2, 1, 30)]
+    # The largest first: 40 to GPU 1 with 15, then 10 to GPU 0 with 50. The other way round 40 would
+    # find no room: GPU 0 has 50, and GPU 1 would have 25.
+    assert [part[1:] for part in way.kv if part.kind == Kind.COPY] == [(1, 2, 0, 10), (2, 2, 1, 40)]
     assert [part.number for part in way.kv if part.kind == Kind.KEEP] == [0, 3]
-    assert way.p2p_bytes == 40
+    assert way.p2p_bytes == 50
     assert way.peak_bytes.tolist() == [200 + DENSE + 60] * 3
     up = found(
         a_map([[[0, 1], [2, 3]]]),
@@ -185,6 +191,11 @@ def test_seconds_are_the_busiest_devices_by_step() -> None:
     # KV has the whole network: GPU 0 is as empty and nearer, with ten times the rate.
     assert way.seconds == Seconds(disk=0, transfer=200 / 50, attach=7 + 2, switch=3 + 50 / 1000)
     assert way.seconds.total == pytest.approx(16.05)
+    # The third slot of each is no more: one page a device shows in the second instead.
+    moved = a_map([[[0, EMPTY, 1], [2, EMPTY, 3]]])
+    remap = found(moved, before, Devices(hardware, (0, 1), (0, 1)), replace(engine, in_flight=()))
+    assert by_kind(remap) == {"KEEP": 2, "REMAP": 2}
+    assert remap.seconds == Seconds(disk=0, transfer=0, attach=7 + 1, switch=3)
 
 
 # Refused
