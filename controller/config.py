@@ -20,6 +20,7 @@ from placer.topology import Topology
 
 LIMIT = 2**20
 Mode = Literal["advisory", "automatic"]
+AutoscalePolicy = Literal["ours", "threshold", "horizontal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,43 @@ class Hours:
 
 
 @dataclass(frozen=True, slots=True)
+class Autoscale:
+    """How a pool's size follows its load; docs/autoscaling.md has the rules.
+
+    policy:          ``ours``, ``threshold`` or ``horizontal``
+    ttft_s, tpot_s:  seconds to a request's first token, and to each of the others
+    attainment:      share of requests that should keep to them
+    least, most:     ranks of an engine
+    step:            ranks by which a width changes
+    max_gpus:        of all engines of the pool; None: as ``most`` says
+    every_s:         between two looks at the load
+    window_s:        of the load that the size is made for
+    stabilisation_s: in which nothing larger was wanted, before the pool gets smaller
+    cooldown_s:      after a change of size, before the next
+    load:            share of full speed that ranks should run at (ours), or below which the pool
+                     gets smaller (threshold)
+    quantile:        of the load in the window (ours)
+    requests:        that a rank should have, running or waiting (horizontal)
+    """
+
+    policy: AutoscalePolicy = "ours"
+    ttft_s: float = 2.0
+    tpot_s: float = 0.1
+    attainment: float = 0.9
+    least: int = 1
+    most: int = 16
+    step: int = 1
+    max_gpus: int | None = None
+    every_s: float = 1.0
+    window_s: float = 60.0
+    stabilisation_s: float = 60.0
+    cooldown_s: float = 5.0
+    load: float = 0.8
+    quantile: float = 0.9
+    requests: float = 8.0
+
+
+@dataclass(frozen=True, slots=True)
 class PoolPolicy:
     """How one pool is looked after.
 
@@ -58,6 +96,7 @@ class PoolPolicy:
     rank_bytes:       in flight to or from a rank
     scratch_slots:    experts that a rank can hold beside its slots
     hours:            when changes may begin; empty: always
+    autoscale:        how its size follows its load; None: it does not
     """
 
     topology: Topology
@@ -79,6 +118,7 @@ class PoolPolicy:
     rank_bytes: int = 2**30
     scratch_slots: int = 2
     hours: tuple[Hours, ...] = ()
+    autoscale: Autoscale | None = None
 
     def hardware(self, ranks: int) -> Topology:
         with told_in_settings():
