@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text
@@ -175,6 +175,32 @@ DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(PoolPolicy)}
 DEFAULTS["topology"] = TOPOLOGY
 
 
+class _AutoscaleSpec(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    policy: AutoscalePolicy = "ours"
+    ttft_s: float = Field(default=2.0, gt=0)
+    tpot_s: float = Field(default=0.1, gt=0)
+    attainment: float = Field(default=0.9, gt=0, le=1)
+    ranks: tuple[PositiveInt, PositiveInt] = (1, 16)
+    step: int = Field(default=1, ge=1)
+    max_gpus: int | None = Field(default=None, ge=1)
+    every_s: float = Field(default=1.0, ge=0.1)
+    window_s: float = Field(default=60.0, gt=0, le=1800)
+    stabilisation_s: float = Field(default=60.0, ge=0, le=1800)
+    cooldown_s: float = Field(default=5.0, ge=0)
+    load: float = Field(default=0.8, gt=0, le=2)
+    quantile: float = Field(default=0.9, gt=0, le=1)
+    requests: float = Field(default=8.0, gt=0)
+
+    def checked(self) -> Autoscale:
+        least, most = self.ranks
+        if least > most:
+            raise FileError(f"autoscale: ranks are {least} to {most}: write the smaller first")
+        told = self.model_dump(exclude={"ranks"})
+        return Autoscale(**told, least=least, most=most)
+
+
 class _PoolSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -197,6 +223,7 @@ class _PoolSpec(BaseModel):
     rank_bytes: int | None = Field(default=None, ge=1)
     scratch_slots: int | None = Field(default=None, ge=0)
     hours: list[str] | None = None
+    autoscale: _AutoscaleSpec | None = None
 
     def on(self, policy: PoolPolicy) -> PoolPolicy:
         """What is said here, and the rest as in ``policy``. What is null is as if nobody had ever
@@ -207,6 +234,8 @@ class _PoolSpec(BaseModel):
             given["topology"] = read_topology(given["topology"])
         if "hours" in given:
             given["hours"] = tuple(_hours(text) for text in given["hours"])
+        if self.autoscale is not None:
+            given["autoscale"] = self.autoscale.checked()
         if "optimizer" in given:
             known_optimizer(given["optimizer"])
         return replace(policy, **given)

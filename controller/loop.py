@@ -8,17 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 from controller.changes.arbiter import Arbiter
+from controller.changes.operations import Operation
 from controller.changes.plans import PlanState
 from controller.config import Config, PoolPolicy, told_in_settings
 from controller.fleet import snapshots
 from controller.fleet.acknowledgements import Acknowledgements
 from controller.fleet.pools import Group, Pool, Registration
 from controller.fleet.workers import Fleet
-from controller.ledger.ledger import LedgerError, Unreadable
+from controller.ledger.ledger import LedgerError, Record, Unreadable
 from controller.ledger.watched import WatchedLedger
+from controller.loads import Loads
 from controller.policies import POLICIES
-from controller.policies.policy import Decision, Kept, Past, Seen
-from controller.ports import EngineLostError, Engines, Planner
+from controller.policies.policy import Answer, Decision, Kept, Past, Scaling, Seen
+from controller.ports import Capacity, EngineLostError, Engines, Metrics, Planner
 from controller.views import View
 from placer.cost import score
 from placer.errors import PlacerError
@@ -33,6 +35,7 @@ KEPT = {
     "placement": 2000,  # besides those that are in use
 }  # fmt: skip
 Key = tuple[str, int]  # a pool's name, and the ranks of its engines that are meant
+SIZES = "autoscale"  # the policy that is asked more often
 YIELDS = 10  # to the event loop, in which calls are answered
 
 log = logging.getLogger("placer.controller")
@@ -52,10 +55,13 @@ class Loop:
         fleet: Fleet,
         engines: Engines,
         planner: Planner,
+        metrics: Metrics | None = None,
+        capacity: Capacity | None = None,
     ) -> None:
         self.config, self.ledger, self.fleet = config, ledger, fleet
         self.engines, self.planner = engines, planner
         self.arbiter = Arbiter(config, ledger, fleet, engines)
+        self.loads = Loads(config, fleet, self.arbiter, metrics, capacity)
         self.views: dict[Key, View] = {}
         self.conditions: dict[str, str] = {}
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -63,6 +69,7 @@ class Loop:
         # Decisions in a row that wanted to move, by policy too, since which change.
         self._streaks: dict[tuple[Key, str], tuple[int, str]] = {}
         self._written: dict[Key, tuple[View, float]] = {}  # and when
+        self._answers: dict[Key, Answer] = {}  # the optimizer's, last
         self._acknowledgements = Acknowledgements(ledger)
         try:
             snapshots.recall(ledger, fleet, lambda pool: config.of(pool).window_s)
@@ -86,9 +93,13 @@ class Loop:
 
     async def run(self) -> None:
         """Until cancelled."""
+        clock = self.ledger.clock
         while True:
             await self.tick()
-            await self.ledger.clock.sleep(self.config.every_s)
+            due_s = clock.monotonic() + self.config.every_s
+            while (left_s := due_s - clock.monotonic()) > 0:
+                await clock.sleep(min(left_s, self.loads.every_s or left_s))
+                await self.look_at_sizes()
 
     async def tick(self) -> None:
         """Look at every pool, and begin what is approved. What goes wrong with one is a condition,
@@ -112,6 +123,12 @@ class Loop:
             await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
 
+    async def look_at_sizes(self) -> None:
+        """Between two looks at all else, of pools whose size follows their load."""
+        for pool in list(self.fleet.pools.values()):
+            if self.config.of(pool.name).autoscale is not None:
+                await self._try(f"{pool.name}: size", self._look_at_size(pool))
+
     def acknowledge(self, registration: Registration) -> None:
         """Write down what a worker newly acknowledges or refuses."""
         try:
@@ -132,26 +149,49 @@ class Loop:
     async def _look(self, group: Group) -> None:
         """Observe the engines of one pool and width, and decide."""
         now, key = self.ledger.clock.now(), (group.pool, group.ranks)
-        running = self.arbiter.running
-        if (
-            running is not None
-            and running.pool == group.pool
-            and running.value.width in (0, group.ranks)
-        ):  # what stands is in between
+        running = self._at_work(group)
+        if running is not None:  # what stands is in between
             reason = f"{running.id} is at work: {running.value.progress}"
             last, decisions = self.views.get(key, View({}, now)), {"": Decision("wait", reason)}
             self._decided(key, replace(last, decisions=decisions, at_s=now))
             return
         problem = await self.problem(group)
-        answer: Plan | Hold | Infeasible
+        answer: Answer
         if isinstance(problem, Hold):
             answer, before, view = problem, "", View({}, now)
         else:
             answer, before = await self._answer(group, problem), problem.start.digest
             view = self._view(group, problem, now)
-        self._decided(key, replace(view, decisions=self._ask(group, answer, before, now)))
+        self._answers[key] = answer
+        balance = view.score.balancedness if view.score else 1.0
+        scaling = await self.loads.scaling(group, balance)
+        decisions = await self._ask(group, answer, before, now, scaling)
+        self._decided(key, replace(view, decisions=decisions))
 
-    async def _answer(self, group: Group, problem: Problem) -> Plan | Hold | Infeasible:
+    async def _look_at_size(self, pool: Pool) -> None:
+        await self.loads.read(pool)
+        if (group := pool.group()) is None or self._at_work(group) is not None:
+            return
+        key, now = (group.pool, group.ranks), self.ledger.clock.now()
+        view = self.views.get(key, View({}, now))
+        balance = view.score.balancedness if view.score else 1.0
+        scaling = await self.loads.scaling(group, balance)
+        answer = self._answers.get(key, Hold("no optimizer was asked yet"))
+        seen = Seen(answer, Past(), self.config.of(pool.name), now, scaling)
+        if (decision := POLICIES[SIZES](seen)) is not None:
+            before = view.placement.digest if view.placement is not None else ""
+            decision = await self._take(group, decision, before)
+            decisions = {**view.decisions, SIZES: decision}
+            self._decided(key, replace(view, decisions=decisions, at_s=now))
+
+    def _at_work(self, group: Group) -> Record[Operation] | None:
+        """The operation that changes these engines, if one does."""
+        running = self.arbiter.running
+        if running is None or running.pool != group.pool:
+            return None
+        return running if running.value.width in (0, group.ranks) else None
+
+    async def _answer(self, group: Group, problem: Problem) -> Answer:
         optimizer = self.config.of(group.pool).optimizer
         answer = await self.planner.answer(problem, optimizer)
         if isinstance(answer, Hold) and (
@@ -167,8 +207,8 @@ class Loop:
         known = None if stands.lost else score(problem, stands)
         return View({}, now, problem.profile.load, stands, known, *self._gains(problem, group))
 
-    def _ask(
-        self, group: Group, answer: Plan | Hold | Infeasible, before: str, now: float
+    async def _ask(
+        self, group: Group, answer: Answer, before: str, now: float, scaling: Scaling | None
     ) -> dict[str, Decision]:
         """What the policies say, in turn, up to the first that wants a change: the arbiter gets it.
         before: digest of the map that stands"""
@@ -179,13 +219,20 @@ class Loop:
             # What was wanted before the change is of no interest.
             streak, since = self._streaks.get((key, name), (0, change))
             past = Past(streak if since == change else 0, rested_s, failures)
-            decision = policy(Seen(answer, past, settings, now))
+            if (decision := policy(Seen(answer, past, settings, now, scaling))) is None:
+                continue
             self._streaks[key, name] = decision.streak, change
-            found[name] = decision
-            if decision.plan is not None:
-                found[name] = self.arbiter.take(group, decision, decision.plan, before)
+            found[name] = await self._take(group, decision, before)
+            if decision.plan is not None or decision.size is not None:
                 break
         return found
+
+    async def _take(self, group: Group, decision: Decision, before: str) -> Decision:
+        """Hand on what a policy wants."""
+        if decision.plan is not None:
+            return self.arbiter.take(group, decision, decision.plan, before)
+        await self.loads.release(group, decision)
+        return await self.loads.take(group, decision)
 
     async def problem(self, group: Group) -> Problem | Hold:
         """What an optimizer would be asked about these engines now; or why there is nothing to
@@ -238,7 +285,7 @@ class Loop:
         balancedness = view.score.balancedness if view.score else None
         for policy, one in view.decisions.items():
             then = last.decisions.get(policy) if last is not None else None
-            if then is None or then.outcome != one.outcome:
+            if then is None or (then.outcome, then.size) != (one.outcome, one.size):
                 kept = Kept(one.outcome, one.reason, one.streak, balancedness, policy, ranks)
                 id = self.ledger.next_id("decision", "decision")
                 self.ledger.write("decision", id, one.reason, kept, pool=pool)

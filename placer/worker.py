@@ -15,6 +15,8 @@ class Worker:
     ep_rank, ep_size: its place in expert parallelism
     can_apply: whether the engine's balancer is on, which moves the weights
     records:  whether it counts; of ranks that see the same tokens the first does
+    can_resize, can_replicate: whether its engine changes its number of ranks, and of redundant
+        experts, while it serves
     """
 
     name: str
@@ -27,6 +29,8 @@ class Worker:
     ep_size: int
     can_apply: bool
     records: bool
+    can_resize: bool = False
+    can_replicate: bool = False
 
     @property
     def dims(self) -> str:
@@ -40,11 +44,13 @@ class Identity:
     pool:   engines that serve the same model at the same width, and share a plan
     engine: the expert-parallel group of workers that it belongs to
     actor:  the Ray actor that carries out migrations; without one the engine moves by itself
+    metrics: where the engine answers with its metrics, if somebody said
     """
 
     pool: str
     engine: str
     actor: str = ""
+    metrics: str = ""
 
 
 @dataclass(frozen=True, slots=True)

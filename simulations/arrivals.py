@@ -51,7 +51,9 @@ def read_azure(path: Path) -> Arrivals:
     with path.open(newline="") as file:
         rows = csv.reader(file)
         if next(rows, None) != COLUMNS:
-            raise FileError(f"{path}: its columns are not {', '.join(COLUMNS)}: give an Azure trace")
+            raise FileError(
+                f"{path}: its columns are not {', '.join(COLUMNS)}: give an Azure trace"
+            )
         told = [(_instant(stamp), int(prompt), int(output)) for stamp, prompt, output in rows]
     told.sort()
     at_s, prompt, output = zip(*told, strict=True)

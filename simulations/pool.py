@@ -19,15 +19,10 @@ from typing import Any
 import numba
 import numpy as np
 
-from controller.fleet.signals import Histogram
+from controller.samples import GAP_BOUNDS, TTFT_BOUNDS, Histogram
 from placer.arrays import FloatArray, IntArray
 from simulations.arrivals import Arrivals
 
-# vLLM's buckets of seconds to first tokens, and between tokens.
-TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-        20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)  # fmt: skip
-GAPS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-        20.0, 40.0, 80.0)  # fmt: skip
 # Where the kernel keeps its numbers.
 NOW, BUSY, RANKS, SWITCH_AT, NEXT_RANKS, PARTIAL, PREFILLED, DECODED = range(8)
 COME, STARTED, RUNNING, KV, DONE, GENERATED_PROMPTS = range(6)
@@ -121,11 +116,7 @@ def _advance(
             counts[STARTED] += 1
             running[begun] = one
             begun += 1
-        took_s = (
-            step_s
-            + (prefilled * prompt_token_s + decoded * output_token_s) / ranks
-            + pause_s
-        )
+        took_s = step_s + (prefilled * prompt_token_s + decoded * output_token_s) / ranks + pause_s
         end = now + took_s
         kept = 0
         for at in range(begun):
@@ -160,7 +151,7 @@ class PoolModel:
         self.first_s: FloatArray = np.full(requests, NEVER)
         self.last_s: FloatArray = np.full(requests, NEVER)
         self.left: IntArray = arrivals.output.copy()
-        self._bounds = np.array(TTFT), np.array(GAPS)
+        self._bounds = np.array(TTFT_BOUNDS), np.array(GAP_BOUNDS)
         self._tokens = tuple(np.zeros(len(one) + 1) for one in self._bounds)
         self._told: FloatArray = np.zeros(8)
         self._told[[RANKS, NEXT_RANKS]], self._told[SWITCH_AT] = ranks, NEVER
@@ -197,12 +188,12 @@ class PoolModel:
     @property
     def ttft(self) -> Histogram:
         """Seconds to first tokens."""
-        return Histogram(TTFT, tuple(self._tokens[0].tolist()))
+        return Histogram(TTFT_BOUNDS, tuple(self._tokens[0].tolist()))
 
     @property
     def gaps(self) -> Histogram:
         """Seconds between the other tokens."""
-        return Histogram(GAPS, tuple(self._tokens[1].tolist()))
+        return Histogram(GAP_BOUNDS, tuple(self._tokens[1].tolist()))
 
     @property
     def prompt_tokens(self) -> int:
@@ -211,6 +202,11 @@ class PoolModel:
     @property
     def output_tokens(self) -> int:
         return int(self._told[DECODED])
+
+    @property
+    def started(self) -> int:
+        """Requests whose prompts are computed: those after them wait."""
+        return int(self._counts[STARTED])
 
     @property
     def running(self) -> int:

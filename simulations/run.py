@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from math import inf
 
 from controller.config import Autoscale, PoolPolicy
-from controller.fleet.signals import Sample, SignalWindow
+from controller.fleet.signals import SignalWindow
 from controller.policies.autoscale import autoscale
 from controller.policies.policy import Decision, Past, Scaling, Seen, Size
+from controller.samples import Sample
 from placer.plan import Hold
 from placer.topology import preset
 from placer.virtual_clock import VirtualClock
 from simulations.arrivals import Arrivals
 from simulations.pool import PoolModel, Rank
 
-Decide = Callable[[Seen, float], Decision]  # at a second of the simulation
+Decide = Callable[[Seen, PoolModel], Decision]  # rules look at the first alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Outcome:
     finished: int
 
 
-def by_policy(seen: Seen, at_s: float) -> Decision:
+def by_policy(seen: Seen, pool: PoolModel) -> Decision:
     """As the loop asks."""
     decision = autoscale(seen)
     assert decision is not None
@@ -111,7 +112,7 @@ class _World:
             wishes=tuple((now_s - at_s, gpus) for at_s, gpus in self._wishes),
         )
         seen = Seen(Hold("nothing is planned here"), Past(), self.policy, now_s, scaling)
-        decision = self.decide(seen, now_s)
+        decision = self.decide(seen, pool)
         self._wishes.append((now_s, decision.wish))
         if decision.outcome == "act" and decision.size is not None:
             self._target, self._due_s = decision.size.ranks, now_s + self.delay_s

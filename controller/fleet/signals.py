@@ -9,69 +9,10 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from controller.samples import Histogram, Sample
+
 MOST_READINGS = 3600  # that are kept of a pool
 NEWEST = 0.1  # weight of the newest full speed in their mean
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """bounds: upper ends of all buckets but the last, which has none; counts: in each"""
-
-    bounds: tuple[float, ...] = ()
-    counts: tuple[float, ...] = (0.0,)
-
-    @property
-    def total(self) -> float:
-        return sum(self.counts)
-
-    def within(self, bound: float) -> float:
-        """Share of what was counted that is at most ``bound``; inside a bucket as if it were even,
-        as Prometheus has it. 1 if nothing was counted."""
-        total, low, found = self.total, 0.0, 0.0
-        for high, count in zip(self.bounds, self.counts, strict=False):
-            if high > bound:
-                found += count * (bound - low) / (high - low)
-                break
-            found, low = found + count, high
-        return found / total if total > 0 else 1.0
-
-    def since(self, before: "Histogram") -> "Histogram":
-        """What came since; all of it if it was reset, or has other buckets now."""
-        if self.bounds != before.bounds:
-            return self
-        grown = tuple(now - then for now, then in zip(self.counts, before.counts, strict=True))
-        return self if min(grown) < 0 else Histogram(self.bounds, grown)
-
-    def plus(self, other: "Histogram") -> "Histogram":
-        if self.bounds != other.bounds:
-            return other if other.total else self
-        both = zip(self.counts, other.counts, strict=True)
-        return Histogram(self.bounds, tuple(one + two for one, two in both))
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What one engine's /metrics say.
-
-    ttft, gaps: seconds to first tokens, and between tokens of a request
-    running, waiting: requests now; kv_use: share of its KV room
-    finished, finished_prompt_tokens: requests, and the tokens of their prompts
-    prompt_tokens, output_tokens: computed
-    """
-
-    ttft: Histogram = Histogram()
-    gaps: Histogram = Histogram()
-    running: float = 0.0
-    waiting: float = 0.0
-    kv_use: float = 0.0
-    finished: float = 0.0
-    finished_prompt_tokens: float = 0.0
-    prompt_tokens: float = 0.0
-    output_tokens: float = 0.0
-
-    @property
-    def present(self) -> float:
-        return self.running + self.waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +93,12 @@ class Signals:
 class SignalWindow:
     """Of one pool. window_s: how far back readings are kept
 
-    full_rate: prompt tokens a second that a rank computes at full speed: a running mean of what it
-        did while requests waited; before they ever did, the most that it has shown
+    full_rate: prompt tokens a second that a rank computes at full speed: the most that it has shown,
+        and less as soon as it computes less while requests wait
     """
 
     def __init__(self, window_s: float) -> None:
-        self.window_s, self.full_rate, self._waited = window_s, 0.0, False
+        self.window_s, self.full_rate = window_s, 0.0
         self._readings: deque[Reading] = deque(maxlen=MOST_READINGS)
         self._samples: dict[str, Sample] = {}
 
@@ -201,12 +142,10 @@ class SignalWindow:
         if took_s <= 0 or then.ranks != now.ranks:
             return
         rate = (now.sums.prompt_tokens - then.sums.prompt_tokens) / took_s / now.ranks
-        if min(then.sums.waiting, now.sums.waiting) > 0:
-            weight = NEWEST if self._waited else 1.0
-            self.full_rate += (rate - self.full_rate) * weight
-            self._waited = True
-        elif not self._waited:
-            self.full_rate = max(self.full_rate, rate)
+        if rate > self.full_rate:
+            self.full_rate = rate
+        elif min(then.sums.waiting, now.sums.waiting) > 0:
+            self.full_rate += NEWEST * (rate - self.full_rate)
 
 
 def _since(now: Sample, then: Sample) -> Sample:

@@ -17,6 +17,7 @@ from controller.local_engine.shared_memory import Folder, Layout, Memory
 from controller.local_engine.tally import Tally
 from controller.local_engine.weights import Dense, Float32, read_sizes, read_weights
 from controller.migration.commands import Command, Outcome
+from controller.samples import Sample
 from placer import arrays
 from placer.agent.recording import Recording
 from placer.clock import SystemClock
@@ -109,6 +110,12 @@ class LocalEngine:
     def status(self) -> EngineStatus:
         batch = self._batch
         return EngineStatus(batch.running, len(batch.waiting), self._steps, self._ranks.restarts)
+
+    @property
+    def sample(self) -> Sample:
+        """What vLLM's /metrics would say of it."""
+        with self._wake:
+            return self._batch.sample
 
     def close(self) -> None:
         """End all processes and free their memory; requests under way fail."""

@@ -7,7 +7,8 @@ A rule of the table says how many GPUs it would have by the load of now; this sa
     ability        another width, or more replicas, only if engines registered that they change it
                    live; else, or beyond ``most``, one more or one fewer engine
     stabilisation  smaller only down to the largest wish of the last ``stabilisation_s``
-    cool-down      nothing within ``cooldown_s`` of the last change of size
+    cool-down      nothing within ``cooldown_s`` of the last change of size, twice as long for each in
+                   a row that was refused or failed
     mode, hours    advisory proposes; automatic acts when hours and budgets allow
 """
 
@@ -22,6 +23,7 @@ from controller.policies.policy import Decision, Rule, Scaling, Seen, Size, Wish
 from controller.policies.threshold import threshold
 from placer.plan import Plan
 
+DOUBLINGS = 6  # of the cool-down, at most
 RULES: Mapping[str, Rule] = {"ours": ours, "threshold": threshold, "horizontal": horizontal}
 
 
@@ -62,9 +64,9 @@ def fitting(wanted: int, scaling: Scaling, settings: Autoscale) -> Size:
     found = [size]
     if "width" in scaling.live:
         widths = range(settings.least, settings.most + 1, settings.step)
-        found += [replace(size, ranks=ranks) for ranks in widths if ranks != size.ranks]
+        found += [Size(ranks, size.engines, size.slots) for ranks in widths if ranks != size.ranks]
     fewer = [size.engines - 1] if size.engines > 1 else []
-    found += [replace(size, engines=engines) for engines in (*fewer, size.engines + 1)]
+    found += [Size(size.ranks, engines, size.slots) for engines in (*fewer, size.engines + 1)]
     allowed = [one for one in found if one.gpus <= limit] or [min(found, key=lambda one: one.gpus)]
     enough = [one for one in allowed if one.gpus >= wanted]
     if enough:
@@ -82,9 +84,12 @@ def _when(
     policy: PoolPolicy, settings: Autoscale, scaling: Scaling, now: float
 ) -> tuple[Literal["propose", "wait", "act"], str]:
     """Whether a change may begin, or why not yet."""
-    rested_s = scaling.rested_s
-    if rested_s is not None and (left_s := settings.cooldown_s - rested_s) > 0:
-        return "wait", f"the last change of size is too fresh, {left_s:.1f} s of cooldown_s are left"
+    rested_s, failures = scaling.rested_s, min(scaling.failures, DOUBLINGS)
+    cooldown_s = settings.cooldown_s * 2**failures
+    if rested_s is not None and (left_s := cooldown_s - rested_s) > 0:
+        failed = f" and {scaling.failures} in a row failed" if failures else ""
+        why = f"the last change of size is too fresh{failed}, {left_s:.1f} s of cooldown_s are left"
+        return "wait", why
     if policy.mode == "advisory":
         return "propose", "advisory, waits for approval"
     if why := policy.closed(now):

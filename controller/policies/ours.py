@@ -3,11 +3,12 @@
     work    = the ``quantile`` of the last ``window_s`` of arrivals in spans of ``ttft_s``, in prompt
               tokens a second: requests times the mean length of prompts
     backlog = waiting requests times that length, tokens
-    left_s  = ttft_s - resize_s - every_s, at least a quarter of ttft_s
+    left_s  = half of ttft_s - resize_s - every_s, at least a quarter of ttft_s
     ranks   = (work / load + backlog / left_s) / full_rate
 
 An objective of TTFT is kept if what comes in its span can be computed in it; what waits already has
-as much of it as is left when the change is done. ``full_rate`` is measured: prompt tokens a second
+half of what is left of it when the change is done, since it has waited already, and to hurry costs
+no more: a backlog is so many rank-seconds on whatever ranks. ``full_rate`` is measured: prompt tokens a second
 and rank while requests waited, so decoding, routing and its imbalance are in it; before any waited,
 the most that ranks have shown, which they can do.
 
@@ -30,7 +31,7 @@ from controller.config import Autoscale
 from controller.policies.policy import Answer, Scaling, Wish
 from placer.plan import Plan
 
-LEFT = 0.25  # of the objective, at least, to work a backlog off in
+LEFT = 0.25  # of the objective, at least, to compute a backlog in
 
 
 def ours(scaling: Scaling, settings: Autoscale, answer: Answer) -> Wish:
@@ -42,7 +43,8 @@ def ours(scaling: Scaling, settings: Autoscale, answer: Answer) -> Wish:
     length, rate = signals.prompt_length, scaling.full_rate
     spans = sorted(signals.arrivals(settings.window_s, settings.ttft_s))
     work = quantile(spans, settings.quantile) * length
-    left_s = max(settings.ttft_s - scaling.resize_s - settings.every_s, LEFT * settings.ttft_s)
+    ttft_s = settings.ttft_s
+    left_s = max((ttft_s - scaling.resize_s - settings.every_s) / 2, LEFT * ttft_s)
     tokens = work / settings.load + waiting * length / left_s
     told = (
         f"{work:,.0f} prompt tokens/s at a load of {settings.load:g} and {waiting:g} requests of "

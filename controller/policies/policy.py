@@ -51,6 +51,7 @@ class Scaling:
     live:      what its engines can change while they serve: ``width``, ``redundancy``
     resize_s:  that a change takes, from when it is asked for
     rested_s:  since the last one ended; None if there was none
+    failures:  changes in a row, up to that one, that were refused or failed
     wishes:    how many seconds ago which number of GPUs was wanted, newest last
     ready:     GPUs that it has or could have at once; None: nobody keeps count
     """
@@ -62,6 +63,7 @@ class Scaling:
     live: frozenset[str] = frozenset({"width"})
     resize_s: float = 0.0
     rested_s: float | None = None
+    failures: int = 0
     wishes: tuple[tuple[float, int], ...] = ()
     ready: int | None = None
 
@@ -99,7 +101,8 @@ class Decision:
 class Policy(Protocol):
     """One reason to change something. Pure: the same was seen, the same is decided."""
 
-    def __call__(self, seen: Seen) -> Decision: ...
+    def __call__(self, seen: Seen) -> Decision | None:
+        """None if it is off."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,53 +25,53 @@ _sym_db = _symbol_database.Default()
 from placer.v1 import profile_pb2 as placer_dot_v1_dot_profile__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15placer/v1/fleet.proto\x12\tplacer.v1\x1a\x17placer/v1/profile.proto\"\xaa\x01\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x01(\r\x12\x0f\n\x07\x65xperts\x18\x04 \x01(\r\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\r\n\x05slots\x18\x06 \x01(\r\x12\x0f\n\x07\x65p_rank\x18\x07 \x01(\r\x12\x0f\n\x07\x65p_size\x18\x08 \x01(\r\x12\x11\n\tcan_apply\x18\t \x01(\x08\x12\x0f\n\x07records\x18\n \x01(\x08\"\xec\x01\n\x0fRegisterRequest\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.placer.v1.WorkerId\x12!\n\x06worker\x18\x02 \x01(\x0b\x32\x11.placer.v1.Worker\x12\r\n\x05shape\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x15\n\rrefused_epoch\x18\x07 \x01(\x04\x12\x0f\n\x07refused\x18\x08 \x01(\t\x12\x0e\n\x06tokens\x18\t \x01(\x04\x12\x0f\n\x07\x64ropped\x18\n \x01(\x04\x12\x0f\n\x07trouble\x18\x0b \x01(\t\"$\n\x10RegisterResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x1d\n\rStatusRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\"g\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08uptime_s\x18\x02 \x01(\x01\x12\x1e\n\x05pools\x18\x03 \x03(\x0b\x32\x0f.placer.v1.Pool\x12\x12\n\nconditions\x18\x04 \x03(\t\"\x88\x03\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\r\n\x05ranks\x18\x04 \x01(\r\x12\r\n\x05slots\x18\x05 \x01(\r\x12\"\n\x07\x65ngines\x18\x06 \x03(\x0b\x32\x11.placer.v1.Engine\x12\x0e\n\x06tokens\x18\x07 \x01(\x01\x12\x10\n\x08window_s\x18\x08 \x01(\x01\x12\x14\n\x0c\x62\x61lancedness\x18\t \x01(\x01\x12\x0f\n\x07outcome\x18\n \x01(\t\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12\x11\n\tdecided_s\x18\x0c \x01(\x01\x12\x14\n\x0c\x61pplied_plan\x18\r \x01(\t\x12\x11\n\tapplied_s\x18\x0e \x01(\x01\x12\x15\n\rproposed_plan\x18\x0f \x01(\t\x12\'\n\toperation\x18\x10 \x01(\x0b\x32\x14.placer.v1.Operation\x12\x0e\n\x06step_s\x18\x11 \x01(\x01\x12\x0c\n\x04\x62usy\x18\x12 \x01(\x01\x12 \n\x06widths\x18\x13 \x03(\x0b\x32\x10.placer.v1.Width\"\xbd\x01\n\x05Width\x12\r\n\x05ranks\x18\x01 \x01(\r\x12\r\n\x05slots\x18\x02 \x01(\r\x12\x0f\n\x07\x65ngines\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\x01\x12\x14\n\x0c\x62\x61lancedness\x18\x05 \x01(\x01\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x11\n\tdecided_s\x18\x08 \x01(\x01\x12\x14\n\x0c\x61pplied_plan\x18\t \x01(\t\x12\x15\n\rproposed_plan\x18\n \x01(\t\"\xab\x01\n\x06\x45ngine\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07workers\x18\x04 \x01(\r\x12\x10\n\x08silent_s\x18\x05 \x01(\x01\x12\x0e\n\x06tokens\x18\x06 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x07 \x01(\x04\x12\x12\n\nconditions\x18\x08 \x03(\t\x12\r\n\x05ranks\x18\t \x01(\r\x12\r\n\x05slots\x18\n \x01(\r\"\x9c\x02\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12(\n\x05phase\x18\x05 \x01(\x0e\x32\x19.placer.v1.OperationPhase\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\x10\n\x08progress\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x0f\n\x07\x62\x65gun_s\x18\t \x01(\x01\x12\x11\n\tchanged_s\x18\n \x01(\x01\x12\x14\n\x0c\x63opied_bytes\x18\x0b \x01(\x04\x12\x17\n\x0flongest_pause_s\x18\x0c \x01(\x01\x12\x0f\n\x07version\x18\r \x01(\x04\x12\r\n\x05ranks\x18\x0e \x01(\r\"V\n\x0eScaleToRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05ranks\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\":\n\x0fScaleToResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.placer.v1.Operation\"F\n\x11OperationsRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\r\">\n\x12OperationsResponse\x12(\n\noperations\x18\x01 \x03(\x0b\x32\x14.placer.v1.Operation\"m\n\x06Record\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x0c\n\x04\x61t_s\x18\x05 \x01(\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0c\n\x04\x62ody\x18\x07 \x01(\t\"-\n\x0eHistoryRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"5\n\x0fHistoryResponse\x12\"\n\x07records\x18\x01 \x03(\x0b\x32\x11.placer.v1.Record\"\x1c\n\x0e\x45xplainRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x0f\x45xplainResponse\x12\r\n\x05lines\x18\x01 \x03(\t\x12\"\n\x07records\x18\x02 \x03(\x0b\x32\x11.placer.v1.Record*\xe6\x01\n\x0eOperationPhase\x12\x1f\n\x1bOPERATION_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OPERATION_PHASE_RUNNING\x10\x01\x12\x1d\n\x19OPERATION_PHASE_RETURNING\x10\x02\x12\x1d\n\x19OPERATION_PHASE_SUCCEEDED\x10\x03\x12\x1f\n\x1bOPERATION_PHASE_ROLLED_BACK\x10\x04\x12\x1a\n\x16OPERATION_PHASE_HALTED\x10\x05\x12\x1b\n\x17OPERATION_PHASE_REFUSED\x10\x06\x32\x9f\x02\n\x0c\x46leetService\x12\x43\n\x08Register\x12\x1a.placer.v1.RegisterRequest\x1a\x1b.placer.v1.RegisterResponse\x12=\n\x06Status\x12\x18.placer.v1.StatusRequest\x1a\x19.placer.v1.StatusResponse\x12@\n\x07ScaleTo\x12\x19.placer.v1.ScaleToRequest\x1a\x1a.placer.v1.ScaleToResponse\x12I\n\nOperations\x12\x1c.placer.v1.OperationsRequest\x1a\x1d.placer.v1.OperationsResponse2\x93\x01\n\rLedgerService\x12@\n\x07History\x12\x19.placer.v1.HistoryRequest\x1a\x1a.placer.v1.HistoryResponse\x12@\n\x07\x45xplain\x12\x19.placer.v1.ExplainRequest\x1a\x1a.placer.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15placer/v1/fleet.proto\x12\tplacer.v1\x1a\x17placer/v1/profile.proto\"\xd5\x01\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x01(\r\x12\x0f\n\x07\x65xperts\x18\x04 \x01(\r\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\r\n\x05slots\x18\x06 \x01(\r\x12\x0f\n\x07\x65p_rank\x18\x07 \x01(\r\x12\x0f\n\x07\x65p_size\x18\x08 \x01(\r\x12\x11\n\tcan_apply\x18\t \x01(\x08\x12\x0f\n\x07records\x18\n \x01(\x08\x12\x12\n\ncan_resize\x18\x0b \x01(\x08\x12\x15\n\rcan_replicate\x18\x0c \x01(\x08\"\xfd\x01\n\x0fRegisterRequest\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.placer.v1.WorkerId\x12!\n\x06worker\x18\x02 \x01(\x0b\x32\x11.placer.v1.Worker\x12\r\n\x05shape\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x15\n\rrefused_epoch\x18\x07 \x01(\x04\x12\x0f\n\x07refused\x18\x08 \x01(\t\x12\x0e\n\x06tokens\x18\t \x01(\x04\x12\x0f\n\x07\x64ropped\x18\n \x01(\x04\x12\x0f\n\x07trouble\x18\x0b \x01(\t\x12\x0f\n\x07metrics\x18\x0c \x01(\t\"$\n\x10RegisterResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x1d\n\rStatusRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\"g\n\x0eStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08uptime_s\x18\x02 \x01(\x01\x12\x1e\n\x05pools\x18\x03 \x03(\x0b\x32\x0f.placer.v1.Pool\x12\x12\n\nconditions\x18\x04 \x03(\t\"\x88\x03\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\r\n\x05ranks\x18\x04 \x01(\r\x12\r\n\x05slots\x18\x05 \x01(\r\x12\"\n\x07\x65ngines\x18\x06 \x03(\x0b\x32\x11.placer.v1.Engine\x12\x0e\n\x06tokens\x18\x07 \x01(\x01\x12\x10\n\x08window_s\x18\x08 \x01(\x01\x12\x14\n\x0c\x62\x61lancedness\x18\t \x01(\x01\x12\x0f\n\x07outcome\x18\n \x01(\t\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12\x11\n\tdecided_s\x18\x0c \x01(\x01\x12\x14\n\x0c\x61pplied_plan\x18\r \x01(\t\x12\x11\n\tapplied_s\x18\x0e \x01(\x01\x12\x15\n\rproposed_plan\x18\x0f \x01(\t\x12\'\n\toperation\x18\x10 \x01(\x0b\x32\x14.placer.v1.Operation\x12\x0e\n\x06step_s\x18\x11 \x01(\x01\x12\x0c\n\x04\x62usy\x18\x12 \x01(\x01\x12 \n\x06widths\x18\x13 \x03(\x0b\x32\x10.placer.v1.Width\"\xbd\x01\n\x05Width\x12\r\n\x05ranks\x18\x01 \x01(\r\x12\r\n\x05slots\x18\x02 \x01(\r\x12\x0f\n\x07\x65ngines\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\x01\x12\x14\n\x0c\x62\x61lancedness\x18\x05 \x01(\x01\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x11\n\tdecided_s\x18\x08 \x01(\x01\x12\x14\n\x0c\x61pplied_plan\x18\t \x01(\t\x12\x15\n\rproposed_plan\x18\n \x01(\t\"\xab\x01\n\x06\x45ngine\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07workers\x18\x04 \x01(\r\x12\x10\n\x08silent_s\x18\x05 \x01(\x01\x12\x0e\n\x06tokens\x18\x06 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x07 \x01(\x04\x12\x12\n\nconditions\x18\x08 \x03(\t\x12\r\n\x05ranks\x18\t \x01(\r\x12\r\n\x05slots\x18\n \x01(\r\"\x9c\x02\n\tOperation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12(\n\x05phase\x18\x05 \x01(\x0e\x32\x19.placer.v1.OperationPhase\x12\x0f\n\x07plan_id\x18\x06 \x01(\t\x12\x10\n\x08progress\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x0f\n\x07\x62\x65gun_s\x18\t \x01(\x01\x12\x11\n\tchanged_s\x18\n \x01(\x01\x12\x14\n\x0c\x63opied_bytes\x18\x0b \x01(\x04\x12\x17\n\x0flongest_pause_s\x18\x0c \x01(\x01\x12\x0f\n\x07version\x18\r \x01(\x04\x12\r\n\x05ranks\x18\x0e \x01(\r\"V\n\x0eScaleToRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05ranks\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\":\n\x0fScaleToResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.placer.v1.Operation\"F\n\x11OperationsRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x14\n\x0coperation_id\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\r\">\n\x12OperationsResponse\x12(\n\noperations\x18\x01 \x03(\x0b\x32\x14.placer.v1.Operation\"m\n\x06Record\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x0c\n\x04\x61t_s\x18\x05 \x01(\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0c\n\x04\x62ody\x18\x07 \x01(\t\"-\n\x0eHistoryRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"5\n\x0fHistoryResponse\x12\"\n\x07records\x18\x01 \x03(\x0b\x32\x11.placer.v1.Record\"\x1c\n\x0e\x45xplainRequest\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x0f\x45xplainResponse\x12\r\n\x05lines\x18\x01 \x03(\t\x12\"\n\x07records\x18\x02 \x03(\x0b\x32\x11.placer.v1.Record*\xe6\x01\n\x0eOperationPhase\x12\x1f\n\x1bOPERATION_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OPERATION_PHASE_RUNNING\x10\x01\x12\x1d\n\x19OPERATION_PHASE_RETURNING\x10\x02\x12\x1d\n\x19OPERATION_PHASE_SUCCEEDED\x10\x03\x12\x1f\n\x1bOPERATION_PHASE_ROLLED_BACK\x10\x04\x12\x1a\n\x16OPERATION_PHASE_HALTED\x10\x05\x12\x1b\n\x17OPERATION_PHASE_REFUSED\x10\x06\x32\x9f\x02\n\x0c\x46leetService\x12\x43\n\x08Register\x12\x1a.placer.v1.RegisterRequest\x1a\x1b.placer.v1.RegisterResponse\x12=\n\x06Status\x12\x18.placer.v1.StatusRequest\x1a\x19.placer.v1.StatusResponse\x12@\n\x07ScaleTo\x12\x19.placer.v1.ScaleToRequest\x1a\x1a.placer.v1.ScaleToResponse\x12I\n\nOperations\x12\x1c.placer.v1.OperationsRequest\x1a\x1d.placer.v1.OperationsResponse2\x93\x01\n\rLedgerService\x12@\n\x07History\x12\x19.placer.v1.HistoryRequest\x1a\x1a.placer.v1.HistoryResponse\x12@\n\x07\x45xplain\x12\x19.placer.v1.ExplainRequest\x1a\x1a.placer.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'placer.v1.fleet_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATIONPHASE']._serialized_start=2293
-  _globals['_OPERATIONPHASE']._serialized_end=2523
+  _globals['_OPERATIONPHASE']._serialized_start=2353
+  _globals['_OPERATIONPHASE']._serialized_end=2583
   _globals['_WORKER']._serialized_start=62
-  _globals['_WORKER']._serialized_end=232
-  _globals['_REGISTERREQUEST']._serialized_start=235
-  _globals['_REGISTERREQUEST']._serialized_end=471
-  _globals['_REGISTERRESPONSE']._serialized_start=473
-  _globals['_REGISTERRESPONSE']._serialized_end=509
-  _globals['_STATUSREQUEST']._serialized_start=511
-  _globals['_STATUSREQUEST']._serialized_end=540
-  _globals['_STATUSRESPONSE']._serialized_start=542
-  _globals['_STATUSRESPONSE']._serialized_end=645
-  _globals['_POOL']._serialized_start=648
-  _globals['_POOL']._serialized_end=1040
-  _globals['_WIDTH']._serialized_start=1043
-  _globals['_WIDTH']._serialized_end=1232
-  _globals['_ENGINE']._serialized_start=1235
-  _globals['_ENGINE']._serialized_end=1406
-  _globals['_OPERATION']._serialized_start=1409
-  _globals['_OPERATION']._serialized_end=1693
-  _globals['_SCALETOREQUEST']._serialized_start=1695
-  _globals['_SCALETOREQUEST']._serialized_end=1781
-  _globals['_SCALETORESPONSE']._serialized_start=1783
-  _globals['_SCALETORESPONSE']._serialized_end=1841
-  _globals['_OPERATIONSREQUEST']._serialized_start=1843
-  _globals['_OPERATIONSREQUEST']._serialized_end=1913
-  _globals['_OPERATIONSRESPONSE']._serialized_start=1915
-  _globals['_OPERATIONSRESPONSE']._serialized_end=1977
-  _globals['_RECORD']._serialized_start=1979
-  _globals['_RECORD']._serialized_end=2088
-  _globals['_HISTORYREQUEST']._serialized_start=2090
-  _globals['_HISTORYREQUEST']._serialized_end=2135
-  _globals['_HISTORYRESPONSE']._serialized_start=2137
-  _globals['_HISTORYRESPONSE']._serialized_end=2190
-  _globals['_EXPLAINREQUEST']._serialized_start=2192
-  _globals['_EXPLAINREQUEST']._serialized_end=2220
-  _globals['_EXPLAINRESPONSE']._serialized_start=2222
-  _globals['_EXPLAINRESPONSE']._serialized_end=2290
-  _globals['_FLEETSERVICE']._serialized_start=2526
-  _globals['_FLEETSERVICE']._serialized_end=2813
-  _globals['_LEDGERSERVICE']._serialized_start=2816
-  _globals['_LEDGERSERVICE']._serialized_end=2963
+  _globals['_WORKER']._serialized_end=275
+  _globals['_REGISTERREQUEST']._serialized_start=278
+  _globals['_REGISTERREQUEST']._serialized_end=531
+  _globals['_REGISTERRESPONSE']._serialized_start=533
+  _globals['_REGISTERRESPONSE']._serialized_end=569
+  _globals['_STATUSREQUEST']._serialized_start=571
+  _globals['_STATUSREQUEST']._serialized_end=600
+  _globals['_STATUSRESPONSE']._serialized_start=602
+  _globals['_STATUSRESPONSE']._serialized_end=705
+  _globals['_POOL']._serialized_start=708
+  _globals['_POOL']._serialized_end=1100
+  _globals['_WIDTH']._serialized_start=1103
+  _globals['_WIDTH']._serialized_end=1292
+  _globals['_ENGINE']._serialized_start=1295
+  _globals['_ENGINE']._serialized_end=1466
+  _globals['_OPERATION']._serialized_start=1469
+  _globals['_OPERATION']._serialized_end=1753
+  _globals['_SCALETOREQUEST']._serialized_start=1755
+  _globals['_SCALETOREQUEST']._serialized_end=1841
+  _globals['_SCALETORESPONSE']._serialized_start=1843
+  _globals['_SCALETORESPONSE']._serialized_end=1901
+  _globals['_OPERATIONSREQUEST']._serialized_start=1903
+  _globals['_OPERATIONSREQUEST']._serialized_end=1973
+  _globals['_OPERATIONSRESPONSE']._serialized_start=1975
+  _globals['_OPERATIONSRESPONSE']._serialized_end=2037
+  _globals['_RECORD']._serialized_start=2039
+  _globals['_RECORD']._serialized_end=2148
+  _globals['_HISTORYREQUEST']._serialized_start=2150
+  _globals['_HISTORYREQUEST']._serialized_end=2195
+  _globals['_HISTORYRESPONSE']._serialized_start=2197
+  _globals['_HISTORYRESPONSE']._serialized_end=2250
+  _globals['_EXPLAINREQUEST']._serialized_start=2252
+  _globals['_EXPLAINREQUEST']._serialized_end=2280
+  _globals['_EXPLAINRESPONSE']._serialized_start=2282
+  _globals['_EXPLAINRESPONSE']._serialized_end=2350
+  _globals['_FLEETSERVICE']._serialized_start=2586
+  _globals['_FLEETSERVICE']._serialized_end=2873
+  _globals['_LEDGERSERVICE']._serialized_start=2876
+  _globals['_LEDGERSERVICE']._serialized_end=3023
 # @@protoc_insertion_point(module_scope)
