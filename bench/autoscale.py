@@ -1,8 +1,8 @@
 """Rules for the size of a pool on the Azure hours: tuned on the first half, scored on the second.
 
-The pool is simulations/pool.py's, of 2 to 16 ranks; objectives are a TTFT of 3 s and a TPOT of 55 ms.
-Each request of the code trace comes five times, of the conversation trace twice. Every rule has as
-many settings to choose from, and takes those that are worth most on the first half:
+The pool is simulations/pool.py's, of 2 to 16 ranks; objectives are a TTFT of 3 s and a TPOT of
+55 ms. Each request of the code trace comes five times, of the conversation trace twice. Every rule
+has as many settings to choose from, and takes those that are worth most on the first half:
 
     worth = attainment - price * rank-seconds / rank-seconds of the widest static pool
 
@@ -19,8 +19,8 @@ from typing import Any
 from rich.table import Table
 
 from bench.timing import console
-from controller.config import Autoscale
 from controller.policies.policy import Decision
+from controller.size_settings import Autoscale
 from simulations.arrivals import Arrivals, read_azure
 from simulations.clairvoyant import Clairvoyant
 from simulations.run import Outcome, simulate

@@ -124,9 +124,10 @@ class Loads:
     async def release(self, group: Group, decision: Decision) -> None:
         """GPUs beyond those that engines have, if nothing is to change."""
         gpus = group.ranks * len(group.engines)
-        if self.capacity is not None and decision.outcome == "hold":
-            if (await self.capacity.ready(group.pool)).desired > gpus:
-                await self.capacity.release(group.pool, gpus)
+        if self.capacity is None or decision.outcome != "hold":
+            return
+        if (await self.capacity.ready(group.pool)).desired > gpus:
+            await self.capacity.release(group.pool, gpus)
 
     async def _sample(self, pool: str, engine: str) -> Sample | EngineLostError:
         assert self.metrics is not None

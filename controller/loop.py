@@ -10,22 +10,21 @@ from typing import Any
 from controller.changes.arbiter import Arbiter
 from controller.changes.operations import Operation
 from controller.changes.plans import PlanState
-from controller.config import Config, PoolPolicy, told_in_settings
+from controller.config import Config
 from controller.fleet import snapshots
 from controller.fleet.acknowledgements import Acknowledgements
 from controller.fleet.pools import Group, Pool, Registration
 from controller.fleet.workers import Fleet
-from controller.ledger.ledger import LedgerError, Record, Unreadable
+from controller.ledger.ledger import LedgerError, Record
 from controller.ledger.watched import WatchedLedger
 from controller.loads import Loads
 from controller.policies import POLICIES
 from controller.policies.policy import Answer, Decision, Kept, Past, Scaling, Seen
-from controller.ports import Capacity, EngineLostError, Engines, Metrics, Planner
-from controller.views import View
+from controller.ports import Capacity, Engines, Metrics, Planner
+from controller.views import View, gains, problem_of
 from placer.cost import score
 from placer.errors import PlacerError
-from placer.placement import Placement
-from placer.plan import Hold, Infeasible, Plan
+from placer.plan import Hold, Plan
 from placer.problem import Problem
 
 AGAIN_S = 600.0  # a decision that stays the same is written down this often
@@ -155,7 +154,7 @@ class Loop:
             last, decisions = self.views.get(key, View({}, now)), {"": Decision("wait", reason)}
             self._decided(key, replace(last, decisions=decisions, at_s=now))
             return
-        problem = await self.problem(group)
+        problem = await problem_of(group, self.config, self.arbiter)
         answer: Answer
         if isinstance(problem, Hold):
             answer, before, view = problem, "", View({}, now)
@@ -205,7 +204,9 @@ class Loop:
     def _view(self, group: Group, problem: Problem, now: float) -> View:
         stands = problem.start
         known = None if stands.lost else score(problem, stands)
-        return View({}, now, problem.profile.load, stands, known, *self._gains(problem, group))
+        return View(
+            {}, now, problem.profile.load, stands, known, *gains(problem, group, self.arbiter)
+        )
 
     async def _ask(
         self, group: Group, answer: Answer, before: str, now: float, scaling: Scaling | None
@@ -234,44 +235,12 @@ class Loop:
         await self.loads.release(group, decision)
         return await self.loads.take(group, decision)
 
-    async def problem(self, group: Group) -> Problem | Hold:
-        """What an optimizer would be asked about these engines now; or why there is nothing to
-        ask."""
-        policy = self.config.of(group.pool)
-        profile = group.profile(policy.phase, self.ledger.clock.monotonic())
-        tokens = profile.tokens if profile else 0
-        if profile is None or tokens < policy.least_tokens:
-            return Hold(
-                f"{tokens:,.0f} tokens of {policy.phase} traffic in {policy.window_s:g} s < "
-                f"{policy.least_tokens:,} (least_tokens): too few to tell"
-            )
-        try:
-            current = await self.arbiter.stands(group)
-        except EngineLostError as error:
-            return Hold(f"{error}: it is not known what stands")
-        return _problem(group, policy, profile, current)
-
     async def _begin_approved(self, pool: Pool) -> None:
         for record in self.arbiter.plans.in_state(pool.name, PlanState.APPROVED):
             closed = self.config.of(pool.name).closed(self.ledger.clock.now())
             if self.arbiter.running is not None or closed:
                 return
             await self.arbiter.begin(record, key="", reason=record.reason)
-
-    def _gains(self, problem: Problem, group: Group) -> tuple[float | None, float | None]:
-        """Of the plan that is applied: as predicted, and on today's traffic."""
-        states, ranks = (PlanState.APPLIED,), group.ranks
-        applied = self.arbiter.plans.in_state(group.pool, *states, width=ranks)
-        if not applied or not applied[0].value.before:
-            return None, None
-        try:
-            before = self.ledger.placement(applied[0].value.before)
-        except Unreadable:
-            return None, None
-        if before.shape != problem.start.shape or problem.start.lost:
-            return None, None
-        now = score(problem, problem.start).step_s / score(problem, before).step_s
-        return applied[0].value.gain, 1 - now
 
     def _decided(self, key: Key, view: View) -> None:
         """Remember, and write down what is new."""
@@ -311,15 +280,3 @@ class Loop:
                 for _ in range(YIELDS):
                     await self.ledger.clock.sleep(0)
             yield pool
-
-
-def _problem(group: Group, policy: PoolPolicy, profile: Any, current: Placement) -> Problem:
-    with told_in_settings():
-        return Problem(
-            model=group.model,
-            topology=policy.hardware(group.ranks),
-            profile=profile,
-            slots=group.slots,
-            objective=policy.objective,
-            current=current,
-        )

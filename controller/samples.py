@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf, isfinite
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
-from prometheus_client.utils import floatToGoString
 
 from placer.errors import PlacerError
 
@@ -130,16 +130,16 @@ def parse(text: str) -> Sample:
         raise SampleError(
             f"no {GAUGE_NAMES['running'][0]} among the metrics: is it vLLM's address?"
         )
-    counts = {
+    told: dict[str, Any] = {
         field: next((sums[name] for name in names if name in sums), 0.0)
         for field, names in (COUNTER_NAMES | GAUGE_NAMES).items()
     }
-    counts["kv_use"] = next((most[name] for name in GAUGE_NAMES["kv_use"] if name in most), 0.0)
-    histograms = {
+    told["kv_use"] = next((most[name] for name in GAUGE_NAMES["kv_use"] if name in most), 0.0)
+    told |= {
         field: next((_histogram(buckets[name]) for name in names if name in buckets), Histogram())
         for field, names in HISTOGRAM_NAMES.items()
     }
-    return Sample(**histograms, **counts)
+    return Sample(**told)
 
 
 def _histogram(buckets: dict[float, float]) -> Histogram:
@@ -183,5 +183,5 @@ def _family(name: str, histogram: Histogram, total: float = 0.0) -> HistogramMet
     upto, buckets = 0.0, []
     for bound, count in zip((*histogram.bounds, inf), histogram.counts, strict=True):
         upto += count
-        buckets.append((floatToGoString(bound), upto))
+        buckets.append(("+Inf" if bound == inf else repr(bound), upto))
     return HistogramMetricFamily(name, name, buckets, total)

@@ -41,9 +41,8 @@ class Arrivals:
 
     def times(self, factor: int) -> Self:
         """Each request so many times at its moment: bursts stay bursts, and grow."""
-        columns = self.at_s, self.prompt, self.output
-        at_s, prompt, output = (np.repeat(one, factor) for one in columns)
-        return type(self)(at_s, prompt, output)
+        again = np.repeat(np.arange(len(self)), factor)
+        return type(self)(self.at_s[again], self.prompt[again], self.output[again])
 
 
 def read_azure(path: Path) -> Arrivals:

@@ -6,16 +6,16 @@ it is done by then. So of every request that waits or comes soon,
     ranks >= work up to and with it / (full speed * (its deadline - when a change would be done))
 
 and the most that one of them asks for is the width. What is too late already is no reason to hurry.
-It gets smaller at once, since it sees whether more comes. The bound of what a rule can do with the
-same width, delay and looks; not of what is possible: it plans a few seconds, and looks now and then.
+It gets smaller at once, since it sees whether more comes. What a rule could do that knew so much,
+with the same widths, delay and looks; not all that is possible, since it looks now and then.
 """
 
 from math import ceil
 
 import numpy as np
 
-from controller.config import Autoscale
 from controller.policies.policy import Decision, Seen, Size
+from controller.size_settings import Autoscale
 from simulations.pool import PoolModel
 
 

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from controller.config import Autoscale, PoolPolicy
+from controller.config import PoolPolicy
 from controller.fleet.signals import SignalWindow
 from controller.policies.autoscale import autoscale
 from controller.policies.policy import Decision, Past, Scaling, Seen, Size
 from controller.samples import Sample
+from controller.size_settings import Autoscale
 from placer.plan import Hold
 from placer.topology import preset
 from placer.virtual_clock import VirtualClock

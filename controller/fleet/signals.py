@@ -7,7 +7,7 @@ counts from its first reading on. So the pool's sums never fall, and rates are d
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from controller.samples import Histogram, Sample
 
@@ -25,7 +25,7 @@ class Reading:
     at_s: float
     ranks: int
     arrived: float = 0.0
-    sums: Sample = Sample()
+    sums: Sample = field(default_factory=Sample)
 
 
 COUNTERS = ("finished", "finished_prompt_tokens", "prompt_tokens", "output_tokens")
@@ -93,8 +93,8 @@ class Signals:
 class SignalWindow:
     """Of one pool. window_s: how far back readings are kept
 
-    full_rate: prompt tokens a second that a rank computes at full speed: the most that it has shown,
-        and less as soon as it computes less while requests wait
+    full_rate: prompt tokens a second that a rank computes at full speed: the most that it has
+        shown, and less as soon as it computes less while requests wait
     """
 
     def __init__(self, window_s: float) -> None:

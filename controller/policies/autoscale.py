@@ -2,13 +2,12 @@
 
 A rule of the table says how many GPUs it would have by the load of now; this says what comes of it:
 
-    limits         ``least`` to ``most`` ranks an engine in steps of ``step``, ``max_gpus`` of all, and
-                   what the cluster has ready
+    limits         ``least`` to ``most`` ranks an engine in steps of ``step``, ``max_gpus`` of all
     ability        another width, or more replicas, only if engines registered that they change it
                    live; else, or beyond ``most``, one more or one fewer engine
     stabilisation  smaller only down to the largest wish of the last ``stabilisation_s``
-    cool-down      nothing within ``cooldown_s`` of the last change of size, twice as long for each in
-                   a row that was refused or failed
+    cool-down      nothing within ``cooldown_s`` of the last change of size, twice as long for each
+                   in a row that was refused or failed
     mode, hours    advisory proposes; automatic acts when hours and budgets allow
 """
 
@@ -16,11 +15,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from controller.config import Autoscale, PoolPolicy
+from controller.config import PoolPolicy
 from controller.policies.horizontal import horizontal
 from controller.policies.ours import ours
 from controller.policies.policy import Decision, Rule, Scaling, Seen, Size, Wish
 from controller.policies.threshold import threshold
+from controller.size_settings import Autoscale
 from placer.plan import Plan
 
 DOUBLINGS = 6  # of the cool-down, at most
@@ -99,7 +99,8 @@ def _when(
 
 def _held(wish: Wish, size: Size, settings: Autoscale) -> str:
     if wish.gpus < size.gpus:
-        return f"{wish.gpus} would do now, and more was wanted in {settings.stabilisation_s:g} s or is the least: {wish.reason}"
+        why = f"more was wanted in {settings.stabilisation_s:g} s, or it is the least"
+        return f"{wish.gpus} would do now, but {why}: {wish.reason}"
     if wish.gpus > size.gpus:
         return f"{wish.gpus} would be wanted, and there are no more: {wish.reason}"
     return wish.reason

@@ -13,8 +13,8 @@ mean has heard of it.
 
 from math import ceil
 
-from controller.config import Autoscale
 from controller.policies.policy import Answer, Scaling, Wish
+from controller.size_settings import Autoscale
 
 TOLERANCE = 0.1
 

@@ -1,23 +1,23 @@
 """How many ranks meet the objectives, by what ranks compute at full speed.
 
-    work    = the ``quantile`` of the last ``window_s`` of arrivals in spans of ``ttft_s``, in prompt
-              tokens a second: requests times the mean length of prompts
+    work    = the ``quantile`` of arrivals in spans of ``ttft_s`` in the last ``window_s``, in
+              prompt tokens a second: requests times the mean length of prompts
     backlog = waiting requests times that length, tokens
     left_s  = half of ttft_s - resize_s - every_s, at least a quarter of ttft_s
     ranks   = (work / load + backlog / left_s) / full_rate
 
 An objective of TTFT is kept if what comes in its span can be computed in it; what waits already has
 half of what is left of it when the change is done, since it has waited already, and to hurry costs
-no more: a backlog is so many rank-seconds on whatever ranks. ``full_rate`` is measured: prompt tokens a second
-and rank while requests waited, so decoding, routing and its imbalance are in it; before any waited,
-the most that ranks have shown, which they can do.
+no more: a backlog is so many rank-seconds on whatever ranks. ``full_rate`` is measured, the most
+prompt tokens a second that a rank has shown, or less as soon as it computes less while requests
+wait: so decoding, routing and its imbalance are in it.
 
 For the others of a request's tokens: below ``attainment`` of TPOT in the last seconds, ranks grow
 by the ratio of the time between tokens to its objective.
 
 Better than ranks is what costs none. If the optimizer's plan takes a share g off a whole step, and
-ranks * (1 - g) do, experts are moved instead. If ranks * balance do, and engines can change it live,
-they get more replicas: that the step follows balance in full is the best that these can do.
+ranks * (1 - g) do, experts are moved instead. If ranks * balance do, and engines can change it
+live, they get more replicas: that the step follows balance in full is the best these can do.
 
 It loses where load comes in one burst that needs more than ``most``, or is over before the change;
 where prompts get longer at once, since the mean of lengths is of those that finished; and against
@@ -27,8 +27,8 @@ a rule that knows the hour of the day.
 from math import ceil
 from typing import Literal
 
-from controller.config import Autoscale
 from controller.policies.policy import Answer, Scaling, Wish
+from controller.size_settings import Autoscale
 from placer.plan import Plan
 
 LEFT = 0.25  # of the objective, at least, to compute a backlog in

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
-from controller.config import Autoscale, PoolPolicy
+from controller.config import PoolPolicy
 from controller.fleet.signals import Signals
 from controller.ledger.records import form_of
+from controller.size_settings import Autoscale
 from placer.plan import Hold, Infeasible, Plan
 
 Outcome = Literal["hold", "infeasible", "wait", "propose", "act"]

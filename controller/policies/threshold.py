@@ -1,7 +1,7 @@
-"""The rule of ElasticMoE (arXiv 2510.02613): a step up below the objective, a step down at low load.
+"""The rule of ElasticMoE (arXiv 2510.02613): a step up below the objective, down at low load.
 
     up    if attainment in the window < ``attainment``
-    down  if not, and the computed tokens in the window < ``load`` * what ranks compute at full speed
+    down  if not, and prompt tokens computed in the window < ``load`` * those of full speed
 
 The paper has 90% and "low load"; window, cool-down, step and what low means are not in it and are
 settings here. Where full speed was never seen, low means that nobody waited.
@@ -10,8 +10,8 @@ It loses whenever load rises fast: attainment falls when first tokens come late,
 queue, and each step up waits for a window that shows the one before.
 """
 
-from controller.config import Autoscale
 from controller.policies.policy import Answer, Scaling, Wish
+from controller.size_settings import Autoscale
 
 
 def threshold(scaling: Scaling, settings: Autoscale, answer: Answer) -> Wish:

@@ -13,6 +13,7 @@ from controller.server import explain, wire
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
 from controller.server.intake import LIGHT
+from controller.views import problem_of
 from placer.errors import PlacementError, RoutingError
 from placer.files.plans import parse_plan, plan_text
 from placer.optimizers import optimizer as known_optimizer
@@ -172,7 +173,7 @@ class Placements(PlacementServiceServicer):
             raise FleetError(f"no engine of {pool} has {ranks} ranks: there are such of {widths}")
         chosen = optimizer or self.loop.config.of(pool).optimizer
         known_optimizer(chosen)
-        problem = await self.loop.problem(group)
+        problem = await problem_of(group, self.loop.config, self.arbiter)
         if isinstance(problem, Hold):
             return problem, ""
         return await self.loop.planner.answer(problem, chosen), problem.start.digest
