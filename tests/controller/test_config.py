@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from controller.config import Config, Hours, PoolPolicy, read_config
+from controller.size_settings import Autoscale
 from placer.errors import PlacerError, TopologyError
 
 KEYS: dict[str, tuple[str, Any]] = {
@@ -26,6 +27,7 @@ KEYS: dict[str, tuple[str, Any]] = {
     "rank_bytes": ("4096", 4096),
     "scratch_slots": ("0", 0),
     "hours": ("['22:00-06:00']", (Hours(22 * 60, 6 * 60),)),
+    "autoscale": ("{ranks: [2, 8]}", Autoscale(least=2, most=8)),
 }
 
 
@@ -194,3 +196,19 @@ def test_what_makes_no_sense_is_told_on_one_line(read: Any, text: str, why: str)
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(PlacerError, match=r"gone\.yaml"):
         read_config(tmp_path / "gone.yaml")
+
+
+def test_a_size_follows_its_load_only_where_that_is_said(read: Any) -> None:
+    config = read(
+        "pools: {chat: {autoscale: {policy: horizontal, requests: 4, ranks: [2, 8], max_gpus: 6}}}"
+    )
+    meant = Autoscale("horizontal", least=2, most=8, max_gpus=6, requests=4.0)
+    assert (config.of("chat").autoscale, config.of("code").autoscale) == (meant, None)
+    for text, why in (
+        ("{ranks: [8, 2]}", "ranks are 8 to 2: write the smaller first"),
+        ("{ranks: [0, 2]}", "ranks"),
+        ("{policy: best}", "policy"),
+        ("{attainment: 90}", "attainment"),
+    ):
+        with pytest.raises(PlacerError, match=why):
+            read(f"default: {{autoscale: {text}}}")
