@@ -2,7 +2,7 @@
 
 The pool is simulations/pool.py's, of 2 to 16 ranks; objectives are a TTFT of 3 s and a TPOT of
 55 ms. Each request of the code trace comes five times, of the conversation trace twice. Every rule
-has as many settings to choose from, and takes those that are worth most on the first half:
+has 32 or 40 settings to choose from, and takes those that are worth most on the first half:
 
     worth = attainment - price * rank-seconds / rank-seconds of the widest static pool
 
@@ -28,18 +28,19 @@ DELAYS = (0.6, 4.0, 31.0)
 PRICE, PRICES = 0.4, (0.2, 0.4, 0.8)
 AHEAD_S, AIMS = 4.0, (1.0, 2.0, 3.0)
 BASE = Autoscale(ttft_s=3.0, tpot_s=0.055, least=2, most=16, max_gpus=16, cooldown_s=0.0)
+HELD_S = (2.0, 10.0, 60.0, 300.0)
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "ours": {
-        "policy": ("ours",), "load": (0.7, 0.9, 1.1), "quantile": (0.3, 0.6, 0.9),
-        "stabilisation_s": (2.0, 5.0, 10.0),
+        "policy": ("ours",), "load": (0.7, 1.1), "quantile": (0.3, 0.6, 0.9, 0.97),
+        "stabilisation_s": HELD_S,
     },
     "threshold": {
-        "policy": ("threshold",), "load": (0.2, 0.5), "window_s": (3.0, 10.0, 30.0),
-        "stabilisation_s": (0.0, 10.0), "step": (1, 4),
+        "policy": ("threshold",), "load": (0.2, 0.5), "window_s": (3.0, 15.0),
+        "stabilisation_s": HELD_S, "step": (1, 4),
     },
     "horizontal": {
         "policy": ("horizontal",), "requests": (0.5, 2.0, 4.0, 8.0, 16.0),
-        "window_s": (1.0, 15.0), "stabilisation_s": (10.0, 60.0, 300.0), "every_s": (15.0,),
+        "window_s": (1.0, 15.0), "stabilisation_s": HELD_S, "every_s": (15.0,),
     },
 }  # fmt: skip
 EACH_SECOND = "horizontal each second"
@@ -80,7 +81,8 @@ def static(arrivals: Arrivals, ranks: int) -> Outcome:
 
 
 def oracle(arrivals: Arrivals, delay_s: float, aim_s: float) -> Outcome:
-    return simulate(arrivals, BASE, delay_s, decide=Clairvoyant(BASE, AHEAD_S, delay_s, aim_s))
+    ahead_s = AHEAD_S + delay_s
+    return simulate(arrivals, BASE, delay_s, decide=Clairvoyant(BASE, ahead_s, delay_s, aim_s))
 
 
 def told(settings: dict[str, Any]) -> str:
@@ -131,7 +133,9 @@ def rows(hour: Hour) -> Iterator[tuple[str, ...]]:
         aims: Tried = [(aim_s, oracle(hour.first, delay_s, aim_s)) for aim_s in AIMS]
         aim_s = best(aims, PRICE, hour.first)
         found = oracle(hour.second, delay_s, aim_s)
-        yield row(f"oracle that sees {AHEAD_S:g} s", delay_s, PRICE, found, f"aim_s {aim_s:g}")
+        yield row(
+            f"oracle, {AHEAD_S + delay_s:g} s ahead", delay_s, PRICE, found, f"aim_s {aim_s:g}"
+        )
 
 
 def row(

@@ -67,7 +67,7 @@ class Loads:
         ranks = group.ranks * len(group.engines)
         window.add(self.clock.monotonic(), ranks, found)
 
-    async def scaling(self, group: Group, balance: float) -> Scaling | None:
+    def scaling(self, group: Group, balance: float) -> Scaling | None:
         """None if it is off, nothing was read, or engines differ in width, as while they change."""
         settings = self.config.of(group.pool).autoscale
         window = self._windows.get(group.pool)
@@ -81,9 +81,6 @@ class Loads:
         while wishes and wishes[0][0] < now_s - settings.stabilisation_s:
             wishes.popleft()
         rested_s, resize_s, failures = self._last_changes(group.pool)
-        ready = None
-        if self.capacity is not None:
-            ready = (await self.capacity.ready(group.pool)).available
         return Scaling(
             signals,
             Size(group.ranks, len(group.engines), group.slots),
@@ -94,7 +91,6 @@ class Loads:
             rested_s,
             failures,
             tuple((now_s - at_s, gpus) for at_s, gpus in wishes),
-            ready,
         )
 
     async def take(self, group: Group, decision: Decision) -> Decision:

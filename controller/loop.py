@@ -163,7 +163,7 @@ class Loop:
             view = self._view(group, problem, now)
         self._answers[key] = answer
         balance = view.score.balancedness if view.score else 1.0
-        scaling = await self.loads.scaling(group, balance)
+        scaling = self.loads.scaling(group, balance)
         decisions = await self._ask(group, answer, before, now, scaling)
         self._decided(key, replace(view, decisions=decisions))
 
@@ -174,7 +174,7 @@ class Loop:
         key, now = (group.pool, group.ranks), self.ledger.clock.now()
         view = self.views.get(key, View({}, now))
         balance = view.score.balancedness if view.score else 1.0
-        scaling = await self.loads.scaling(group, balance)
+        scaling = self.loads.scaling(group, balance)
         answer = self._answers.get(key, Hold("no optimizer was asked yet"))
         seen = Seen(answer, Past(), self.config.of(pool.name), now, scaling)
         if (decision := POLICIES[SIZES](seen)) is not None:

@@ -1,11 +1,13 @@
 """An oracle: it sees the arrivals of the next seconds, with their sizes, and what waits.
 
-Requests are served in the order in which they come, each within its objective if all work before
-it is done by then. So of every request that waits or comes soon,
+Requests are served in the order in which they come. They keep to their objective if, from now or
+from whenever one of them comes, all that comes until any later one is computed by the deadline of
+that; what is computed before a change is done, on as many ranks as there are, is taken off:
 
-    ranks >= work up to and with it / (full speed * (its deadline - when a change would be done))
+    ranks >= (work between - ranks now * time before the change) / time after it until the deadline
 
-and the most that one of them asks for is the width. What is too late already is no reason to hurry.
+and the most that any of these asks for is the width. Whose deadline is before the change is done is
+no reason to hurry.
 It gets smaller at once, since it sees whether more comes. What a rule could do that knew so much,
 with the same widths, delay and looks; not all that is possible, since it looks now and then.
 """
@@ -32,11 +34,16 @@ class Clairvoyant:
             pool.started,
             int(np.searchsorted(come.at_s, pool.now_s + self.ahead_s, "right")),
         )
+        at_s = np.maximum(come.at_s[first:last], pool.now_s) - pool.now_s
+        due_s = come.at_s[first:last] + self.aim_s - pool.now_s
         work = np.cumsum(come.prompt[first:last]) / pool.rank.prompt_tokens_per_s
-        left_s = come.at_s[first:last] + self.aim_s - pool.now_s
-        during = pool.ranks * np.minimum(self.delay_s, left_s)  # done before the change is
-        later_s = np.maximum(left_s - self.delay_s, 1e-9)
-        needs = np.where(left_s > self.delay_s, (work - during) / later_s, 0.0)
+        begin_s, begins = np.unique(at_s, return_index=True)
+        between = work - np.concatenate(([0.0], work))[begins, None]
+        delay_s, start_s = self.delay_s, begin_s[:, None]
+        before = pool.ranks * np.maximum(np.minimum(due_s, delay_s) - start_s, 0.0)
+        after_s = due_s - np.maximum(start_s, delay_s)
+        counts = (due_s > delay_s) & (np.arange(len(work)) >= begins[:, None])
+        needs = np.where(counts, (between - before) / np.where(counts, after_s, 1.0), 0.0)
         wanted = ceil(max(needs.max(initial=0.0), settings.least))
         ranks = min(max(wanted, settings.least), settings.most)
         if ranks == pool.ranks:

@@ -59,8 +59,6 @@ def fitting(wanted: int, scaling: Scaling, settings: Autoscale) -> Size:
     width goes before another number of engines."""
     size = scaling.size
     limit = settings.most * size.engines if settings.max_gpus is None else settings.max_gpus
-    if scaling.ready is not None:
-        limit = min(limit, scaling.ready)
     found = [size]
     if "width" in scaling.live:
         widths = range(settings.least, settings.most + 1, settings.step)

@@ -54,7 +54,6 @@ class Scaling:
     rested_s:  since the last one ended; None if there was none
     failures:  changes in a row, up to that one, that were refused or failed
     wishes:    how many seconds ago which number of GPUs was wanted, newest last
-    ready:     GPUs that it has or could have at once; None: nobody keeps count
     """
 
     signals: Signals
@@ -66,7 +65,6 @@ class Scaling:
     rested_s: float | None = None
     failures: int = 0
     wishes: tuple[tuple[float, int], ...] = ()
-    ready: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
