@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import replace
 
 from controller.changes.arbiter import Arbiter
-from controller.changes.operations import Phase
+from controller.changes.operations import Phase, Scale
 from controller.config import Config
 from controller.fleet.pools import Group, Pool
 from controller.fleet.signals import SignalWindow
@@ -141,7 +141,7 @@ class Loads:
         ledger, failures = self.arbiter.ledger, 0
         rested_s, resize_s = None, RESIZE_S
         for record in ledger.records.newest("operation", LATELY, pool, final=True):
-            if record.value.kind != "scale":
+            if not isinstance(record.value.change, Scale):
                 continue
             if rested_s is None:
                 rested_s = ledger.age_s(record)

@@ -124,6 +124,7 @@ async def test_capacity_is_asked_for_and_waited_for_and_given_back() -> None:
     await world.look(30.0)
     assert world.scalings() == [3]  # which no engine does here: it stays at 2
     world.load(8.0)
+    await world.look()
     assert (await world.look())[0] == "hold"
     assert (await world.capacity.ready(POOL)).desired == 2
 
