@@ -34,7 +34,7 @@ class Loads:
         self.config, self.fleet, self.arbiter = config, fleet, arbiter
         self.metrics, self.capacity = metrics, capacity
         self._windows: dict[str, SignalWindow] = {}
-        self._wishes: dict[str, deque[tuple[float, int]]] = {}
+        self._wishes: dict[str, deque[tuple[float, int]]] = {}  # when, and how many GPUs
 
     @property
     def clock(self) -> Clock:
@@ -45,6 +45,12 @@ class Loads:
         """Of the pool that is looked at most often; None if none is."""
         found = [self.config.of(pool).autoscale for pool in self.fleet.pools]
         return min((one.every_s for one in found if one is not None), default=None)
+
+    def forget(self) -> None:
+        """Pools that are gone."""
+        for known in (self._windows, self._wishes):
+            for pool in known.keys() - self.fleet.pools.keys():
+                known.pop(pool)
 
     async def read(self, pool: Pool) -> None:
         """What all engines say, side by side. Raises EngineLostError if none says anything."""
@@ -107,7 +113,9 @@ class Loads:
         if decision.outcome == "propose":
             remedy = f"placer scale {pool} {size.ranks}"
             return replace(decision, reason=f"{decision.reason}: {remedy}")
-        self.arbiter.refuse_if_busy()
+        if (running := self.arbiter.running) is not None:
+            why = f"{running.id} is at work on {running.pool}"
+            return replace(decision, outcome="wait", reason=f"{decision.reason}: {why}")
         if self.capacity is not None:
             await self.capacity.ask(pool, size.gpus)
             stock = await self.capacity.ready(pool)

@@ -92,13 +92,17 @@ class Loop:
 
     async def run(self) -> None:
         """Until cancelled."""
-        clock = self.ledger.clock
+        async with asyncio.TaskGroup() as looks:
+            looks.create_task(self._follow_loads())
+            while True:
+                await self.tick()
+                await self.ledger.clock.sleep(self.config.every_s)
+
+    async def _follow_loads(self) -> None:
+        """Beside all else: a plan may take a while to make."""
         while True:
-            await self.tick()
-            due_s = clock.monotonic() + self.config.every_s
-            while (left_s := due_s - clock.monotonic()) > 0:
-                await clock.sleep(min(left_s, self.loads.every_s or left_s))
-                await self.look_at_sizes()
+            await self.ledger.clock.sleep(self.loads.every_s or self.config.every_s)
+            await self.look_at_sizes()
 
     async def tick(self) -> None:
         """Look at every pool, and begin what is approved. What goes wrong with one is a condition,
@@ -123,10 +127,12 @@ class Loop:
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
 
     async def look_at_sizes(self) -> None:
-        """Between two looks at all else, of pools whose size follows their load."""
-        for pool in list(self.fleet.pools.values()):
-            if self.config.of(pool.name).autoscale is not None:
-                await self._try(f"{pool.name}: size", self._look_at_size(pool))
+        """Of all pools whose size follows their load."""
+        self.loads.forget()
+        async with asyncio.TaskGroup() as looks:
+            for pool in list(self.fleet.pools.values()):
+                if self.config.of(pool.name).autoscale is not None:
+                    looks.create_task(self._try(f"{pool.name}: size", self._look_at_size(pool)))
 
     def acknowledge(self, registration: Registration) -> None:
         """Write down what a worker newly acknowledges or refuses."""

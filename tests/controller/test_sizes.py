@@ -7,11 +7,22 @@ from typing import Any
 import pytest
 
 from controller.changes.operations import Scale
+from controller.engines.in_memory import MemoryEngine
 from controller.engines.memory_capacity import MemoryCapacity
+from controller.fleet.pools import WorkerId
 from controller.loop import AGAIN_S
 from controller.samples import Histogram, Sample
 from controller.size_settings import Autoscale
-from tests.controller.tiny_pool import HOME, POOL, World, a_registration, decided, in_virtual_time
+from tests.controller.tiny_pool import (
+    BYTES,
+    HOME,
+    POOL,
+    World,
+    a_delta,
+    a_registration,
+    decided,
+    in_virtual_time,
+)
 
 SETTINGS = Autoscale(
     "horizontal", least=1, most=8, requests=4.0, window_s=1.0, stabilisation_s=0.0, cooldown_s=5.0
@@ -127,6 +138,20 @@ async def test_capacity_is_asked_for_and_waited_for_and_given_back() -> None:
     await world.look()
     assert (await world.look())[0] == "hold"
     assert (await world.capacity.ready(POOL)).desired == 2
+
+
+@in_virtual_time
+async def test_while_another_pool_is_changed_a_size_waits() -> None:
+    world = Loaded(mode="automatic", confirmations=1, bytes_per_minute=1)
+    world.engines.engines["code", "e0"] = MemoryEngine(HOME, BYTES)
+    world.fleet.register(a_registration(pool="code", actor="there"))
+    world.load(12.0)
+    world.fleet.push(WorkerId("code", "e0", "w0", 1), 1, [a_delta([[400, 400, 100, 100]] * 2)])
+    await world.loop.tick()
+    await world.loop.look_at_sizes()
+    decision = world.loop.views[POOL, 2].decisions["autoscale"]
+    assert (decision.outcome, world.scalings()) == ("wait", [])
+    assert decision.reason.endswith("op-1 is at work on code")
 
 
 @in_virtual_time
