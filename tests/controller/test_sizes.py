@@ -33,7 +33,7 @@ class Loaded(World):
     """One engine of two ranks that can change its width. Its requests are counted from 0."""
 
     def __init__(self, live: Sequence[str] = ("can_resize",), **policy: Any) -> None:
-        self.live = dict.fromkeys(live, True)
+        self.live: dict[str, Any] = dict.fromkeys(live, True)
         super().__init__([HOME], **{"autoscale": SETTINGS, **policy})
 
     def hear(self) -> None:

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 
 from controller.local_engine.local_engine import LocalEngine
+from controller.samples import expose, parse
 from placer.agent.recording import Recording
 from placer.arrays import IntArray
 from placer.profile import of_trace
@@ -119,3 +120,18 @@ def test_each_recording_begins_anew() -> None:
     assert second.counts.tokens.tolist() == [0, 0]
     assert not second.counts.load.any()
     assert not second.sequences
+
+
+def test_its_metrics_say_what_it_computed() -> None:
+    """The last token of each request is its last gap; nobody waits any more."""
+    prompts = PROMPTS[:5]
+    with LocalEngine(MODEL, 2, 20) as engine:
+        assert engine.sample.prompt_tokens == 0
+        generate(engine, prompts, TOKENS)
+        sample = engine.sample
+    tokens = sum(map(len, prompts))
+    assert (sample.prompt_tokens, sample.finished_prompt_tokens) == (tokens, tokens)
+    assert (sample.finished, sample.output_tokens) == (5, 5 * TOKENS)
+    assert (sample.ttft.total, sample.gaps.total) == (5, 5 * (TOKENS - 1))
+    assert (sample.running, sample.waiting, sample.kv_use) == (0, 0, 0)
+    assert parse(expose(sample)) == sample
