@@ -44,11 +44,13 @@ class Identity:
     pool:   engines that serve the same model at the same width, and share a plan
     engine: the expert-parallel group of workers that it belongs to
     actor:  the Ray actor that carries out migrations; without one the engine moves by itself
+    metrics: where the engine answers with its metrics, if somebody said
     """
 
     pool: str
     engine: str
     actor: str = ""
+    metrics: str = ""
 
 
 @dataclass(frozen=True, slots=True)

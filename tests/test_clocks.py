@@ -11,6 +11,7 @@ MODULES = [*ROOT.glob("controller/**/*.py"), *ROOT.glob("placer/agent/**/*.py")]
 OF_AN_EVENT_LOOP = ("time", "call_later", "call_at")
 # Others' clocks, which no virtual time passes on.
 REAL = {
+    "controller/engines/http_metrics.py": "HTTP's deadline of an answer",
     "controller/hosts/process.py": "whether a controller has started",
     "controller/hosts/ray.py": "whether Ray answers",
     "controller/ledger/file.py": "SQLite's, for its file's lock",

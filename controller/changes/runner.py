@@ -12,7 +12,16 @@ from controller.config import Config
 from controller.ledger.ledger import LedgerError, Record, Unreadable
 from controller.ledger.records import form_of
 from controller.ledger.watched import WatchedLedger
-from controller.migration.commands import Command, Copy, Discard, Done, Lost, Outcome, Refused
+from controller.migration.commands import (
+    Command,
+    Copy,
+    Discard,
+    Done,
+    Lost,
+    Outcome,
+    Refused,
+    Transfer,
+)
 from controller.migration.machine import Attempt, Event, State
 from controller.ports import EngineLostError, Engines
 from placer.errors import PlacerError
@@ -127,7 +136,7 @@ class Runner:
                 outcome = await self.engines.carry_out(operation.pool, operation.engine, command)
         except TimeoutError:
             return None
-        if isinstance(command, Copy) and isinstance(outcome, Done):
+        if isinstance(command, Copy | Transfer) and isinstance(outcome, Done):
             await self._slow_down(operation.pool, outcome.copied_bytes)
         return outcome
 

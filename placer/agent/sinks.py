@@ -31,4 +31,5 @@ def way_to(target: str, clock: ThreadClock) -> OpenSink:
 
 def _identity(model: str) -> Identity:
     pool = os.environ.get("PLACER_POOL", "").strip() or Path(model).name
-    return Identity(pool, os.environ.get("PLACER_ENGINE", "").strip() or socket.gethostname())
+    engine = os.environ.get("PLACER_ENGINE", "").strip() or socket.gethostname()
+    return Identity(pool, engine, metrics=os.environ.get("PLACER_METRICS", "").strip())

@@ -69,8 +69,8 @@ class Worker(_message.Message):
     EP_SIZE_FIELD_NUMBER: _builtins.int
     CAN_APPLY_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
-    CHANGES_WIDTH_FIELD_NUMBER: _builtins.int
-    CHANGES_SLOTS_FIELD_NUMBER: _builtins.int
+    CAN_RESIZE_FIELD_NUMBER: _builtins.int
+    CAN_REPLICATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     layers: _builtins.int
@@ -81,9 +81,9 @@ class Worker(_message.Message):
     ep_size: _builtins.int
     can_apply: _builtins.bool
     records: _builtins.bool
-    changes_width: _builtins.bool
-    """What its engine can change while it serves: its ranks, and its physical experts."""
-    changes_slots: _builtins.bool
+    can_resize: _builtins.bool
+    """What its engine can change while it serves; agents of before that was asked say neither."""
+    can_replicate: _builtins.bool
     def __init__(
         self,
         *,
@@ -97,12 +97,12 @@ class Worker(_message.Message):
         ep_size: _builtins.int = ...,
         can_apply: _builtins.bool = ...,
         records: _builtins.bool = ...,
-        changes_width: _builtins.bool = ...,
-        changes_slots: _builtins.bool = ...,
+        can_resize: _builtins.bool = ...,
+        can_replicate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_apply", b"can_apply", "changes_slots", b"changes_slots", "changes_width", b"changes_width", "ep_rank", b"ep_rank", "ep_size", b"ep_size", "experts", b"experts", "layers", b"layers", "model", b"model", "name", b"name", "records", b"records", "slots", b"slots", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_apply", b"can_apply", "can_replicate", b"can_replicate", "can_resize", b"can_resize", "ep_rank", b"ep_rank", "ep_size", b"ep_size", "experts", b"experts", "layers", b"layers", "model", b"model", "name", b"name", "records", b"records", "slots", b"slots", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -123,6 +123,7 @@ class RegisterRequest(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     shape: _builtins.str
     """The model's sizes as in a model file (docs/files.md), in JSON; empty if they are not known."""
     actor: _builtins.str
@@ -138,6 +139,8 @@ class RegisterRequest(_message.Message):
     dropped: _builtins.int
     trouble: _builtins.str
     """What keeps the worker from its work."""
+    metrics: _builtins.str
+    """Where its engine answers with its metrics, such as http://host:8000/metrics; empty if nobody said."""
     @_builtins.property
     def id(self) -> _profile_pb2.WorkerId: ...
     @_builtins.property
@@ -156,10 +159,11 @@ class RegisterRequest(_message.Message):
         tokens: _builtins.int = ...,
         dropped: _builtins.int = ...,
         trouble: _builtins.str = ...,
+        metrics: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "id", b"id", "refused", b"refused", "refused_epoch", b"refused_epoch", "shape", b"shape", "tokens", b"tokens", "trouble", b"trouble", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "id", b"id", "metrics", b"metrics", "refused", b"refused", "refused_epoch", b"refused_epoch", "shape", b"shape", "tokens", b"tokens", "trouble", b"trouble", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -242,16 +242,16 @@ def test_a_refused_push_is_over_and_each_reason_is_logged_once(
 
 
 def test_a_registration_says_everything(controller: Controller, address: str) -> None:
-    worker = Worker("worker-3", "a model", 58, 256, 8, 288, 3, 16, can_apply=True, records=False)
+    worker = Worker("worker-3", "a model", 58, 256, 8, 288, 3, 16, can_apply=True, records=False,
+                    can_resize=True)  # fmt: skip
     status = Status(worker, 7, "sha256:ab", 8, "why not", 2**40, 9, "what keeps it")
     shape = model.preset("deepseek-v3")
-    sink = GrpcSink(
-        address, worker, Identity("a pool", "an engine", "an actor"), shape, SystemClock()
-    )
+    identity = Identity("a pool", "an engine", "an actor", "http://host:8000/metrics")
+    sink = GrpcSink(address, worker, identity, shape, SystemClock())
     sink.report(status)
     sink.close()
     (request,) = controller.requests
-    own = {"id", "shape", "actor"}
+    own = {"id", "shape", "actor", "metrics"}
     for of, message, rest in ((worker, request.worker, set()), (status, request, own)):
         names = {field.name for field in message.DESCRIPTOR.fields} - rest
         assert names == set(type(of).__slots__)
@@ -262,7 +262,7 @@ def test_a_registration_says_everything(controller: Controller, address: str) ->
         "an engine",
         "worker-3",
     )
-    assert request.actor == "an actor"
+    assert (request.actor, request.metrics) == ("an actor", "http://host:8000/metrics")
     assert shape_of(json.loads(request.shape)) == shape
 
 

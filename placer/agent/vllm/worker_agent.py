@@ -167,6 +167,7 @@ def _worker(
         ep_size=get_ep_group().world_size if has_ranks else 1,
         can_apply=can_apply,
         records=records,
+        can_resize=bool(getattr(parallel, "enable_elastic_ep", False)),  # its slots a rank stay
     )
 
 
