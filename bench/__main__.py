@@ -19,7 +19,7 @@ BENCHMARKS = (
     "agent",
     "controller",
 )
-LONG = ("autoscale", "elastic", "mutants", "matrix", "verdicts", "hostile")
+LONG = ("autoscale", "elastic", "elastic_kills", "mutants", "matrix", "verdicts", "hostile")
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:
