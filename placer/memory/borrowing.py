@@ -35,22 +35,27 @@ def borrow(path: Path, fill: Callable[[int], None]) -> int:
     Raises BorrowError."""
     for _ in range(ATTEMPTS):
         with _connected(path) as owner, suppress(EOFError, ConnectionError):
-            return _borrowed(owner, fill)
+            send(owner, Borrow())
+            is_filled, (descriptor,) = receive_with(owner)
+            if not is_filled:
+                _fill(owner, descriptor, fill, path)
+            return descriptor
     raise BorrowError(f"the HMM at {path} died {ATTEMPTS} times: see what `placer hmm` says")
 
 
-def _borrowed(owner: socket.socket, fill: Callable[[int], None]) -> int:
-    send(owner, Borrow())
-    is_filled, (descriptor,) = receive_with(owner)
+def _fill(owner: socket.socket, descriptor: int, fill: Callable[[int], None], path: Path) -> None:
     try:
-        if not is_filled:
-            fill(descriptor)
-            send(owner, Filled())
-            receive(owner)
+        fill(descriptor)
+        send(owner, Filled())
+        receive(owner)
+    except (EOFError, ConnectionError) as error:
+        os.close(descriptor)
+        raise BorrowError(
+            f"the HMM at {path} died while its memory was filled: start this process again"
+        ) from error
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
 
 
 @contextmanager

@@ -9,7 +9,7 @@ The header is written last.
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -43,29 +43,35 @@ class Header:
     entries: list[Entry] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Named:
+    name: str
+    tensor: torch.Tensor
+    is_parameter: bool
+
+
 class Writer:
-    """Of an empty file. Tensors that share memory are written once."""
+    """Of an empty file."""
 
     def __init__(self, descriptor: int, header: Header) -> None:
         self._descriptor, self._header, self._end = descriptor, header, HEADER_ROOM
-        self._written: dict[int, int] = {}
         self._names: set[str] = set()
 
-    def add(self, name: str, tensor: torch.Tensor, is_parameter: bool) -> None:
-        """Once for a name: what is added again is left out."""
-        if name in self._names:
-            return
-        self._names.add(name)
-        data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
-        found = self._written.get(tensor.data_ptr()) if len(data) else self._end
-        if found is None:
-            found = self._end
-            self._write(data, found)
-            self._written[tensor.data_ptr()] = found
-            self._end += -(-len(data) // ALIGNMENT) * ALIGNMENT
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        entry = Entry(name, is_parameter, dtype, tuple(tensor.shape), found, len(data))
-        self._header.entries.append(entry)
+    def add(self, tensors: Iterable[Named]) -> None:
+        """Those whose names are new. What has several names is written once."""
+        new = [one for one in tensors if one.name not in self._names]
+        offsets: dict[tuple[int, int], int] = {}  # while they all live, so that addresses differ
+        for one in new:
+            data = one.tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+            where = (one.tensor.data_ptr(), len(data))
+            if where not in offsets:
+                offsets[where] = self._end
+                self._write(data.data, self._end)
+                self._end += -(-len(data) // ALIGNMENT) * ALIGNMENT
+            dtype, shape = str(one.tensor.dtype).removeprefix("torch."), tuple(one.tensor.shape)
+            entry = Entry(one.name, one.is_parameter, dtype, shape, offsets[where], len(data))
+            self._header.entries.append(entry)
+            self._names.add(one.name)
 
     def close(self) -> None:
         """Write the header."""
