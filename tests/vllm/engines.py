@@ -39,9 +39,10 @@ class Engine:
         redundant: int = 0,
         every: int = 16,
         hmm: Path | None = None,
+        is_one_process: bool = False,
         **more: Any,
     ) -> None:
-        """hmm: whose weights it shares; more: of vllm.LLM"""
+        """hmm: whose weights it shares; is_one_process: which starts sooner; more: of vllm.LLM"""
         options: dict[str, Any] = {"model": str(MODEL), **more}
         if width > 1:
             options |= {"tensor_parallel_size": width, "enable_expert_parallel": True}
@@ -67,6 +68,9 @@ class Engine:
         env.pop("PLACER_HMM", None)
         if agent is not None:
             env["PLACER_AGENT"] = agent
+        if is_one_process:
+            env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            options["distributed_executor_backend"] = "uni"
         if hmm is not None:
             env["PLACER_HMM"] = str(hmm)
             options["load_format"] = "placer"
@@ -98,6 +102,10 @@ class Engine:
         """[ranks] what a method of Extension answers on each."""
         return self._ask(["call", method, list(args)])
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def close(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -105,6 +113,14 @@ class Engine:
             self._process.stdin.close()
             self._log.writelines(self._process.stdout)
         self._process.wait(timeout=60)
+
+    def abandon(self) -> None:
+        """It was killed."""
+        self._process.wait(timeout=60)
+        for pipe in (self._process.stdin, self._process.stdout, self._log):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
 
     def __enter__(self) -> Self:
         return self

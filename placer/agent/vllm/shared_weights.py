@@ -33,7 +33,7 @@ from vllm.v1.worker.worker_base import WorkerWrapperBase
 
 from placer.agent.vllm.checkpoint import change, digested, stamps
 from placer.agent.vllm.settings import check_shareable, difference, settings_of
-from placer.agent.vllm.weights_file import Header, Named, Writer, read_header
+from placer.agent.vllm.weights_file import HEADER_ROOM, Header, Named, Writer, read_header
 from placer.clock import SystemClock
 from placer.errors import PlacerError
 from placer.memory.borrowing import borrow
@@ -81,7 +81,8 @@ class SharedWeights:
         self._bind()
         self.is_attached = True
         took_ms = 1000 * (CLOCK.monotonic() - begun_s)
-        log.info("placer: %d MB of weights attached in %.0f ms", self._size / 1e6, took_ms)
+        size_mb = (self._size - HEADER_ROOM) / 1e6
+        log.info("placer: %.1f MB of weights attached in %.0f ms", size_mb, took_ms)
 
     def _bind(self) -> None:
         """Make the memory the model's tensors, and what is packed privately out of them."""
@@ -131,7 +132,7 @@ def _packed_privately(model: torch.nn.Module) -> Iterator[Named]:
 
 
 @register_model_loader("placer")
-class SharedWeightsLoader(BaseModelLoader):
+class SharedWeightsLoader(BaseModelLoader):  # type: ignore[misc]
     """hmm, standby: of --model-loader-extra-config; the path of the HMM's socket, PLACER_HMM if it
     is not given, and whether this engine waits with zero pages."""
 
