@@ -10,7 +10,6 @@ them and packs the dense layers again. It does so before its first step, so that
 request gets no answer from zeros: the request waits for some milliseconds.
 """
 
-import ctypes
 import dataclasses
 import logging
 import os
@@ -39,6 +38,7 @@ from placer.errors import PlacerError
 from placer.memory.borrowing import borrow
 from placer.memory.device import Run, padded
 from placer.memory.memfd import CopyOnWrite
+from placer.memory.ranges import seen_at
 
 PACKED_PRIVATELY = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
 CPU = torch.device("cpu")
@@ -55,8 +55,7 @@ class SharedWeights:
         self._device = CopyOnWrite()
         self._size = padded(os.fstat(descriptor).st_size, self._device.granularity)
         self._address = self._device.reserve(self._size)
-        memory = (ctypes.c_uint8 * self._size).from_address(self._address)
-        self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
+        self._bytes = torch.from_numpy(seen_at(self._address, self._size))
         self._model: Any = None
         self.is_attached = False
 
