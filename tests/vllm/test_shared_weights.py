@@ -28,7 +28,7 @@ from tests.vllm.engines import MODEL, ROOT, Engine
 from tests.vllm.memory import Memory, an_hmm, memory_of
 from tests.vllm.story import real_prompts
 
-TOKENS, LONG = 40, 400
+TOKENS, LONG = 40, 200
 ZERO_PAGES = {"standby": True}
 
 
@@ -113,7 +113,7 @@ def _api_server(place: Path, hmm: Path) -> Iterator[Callable[[str, Any], Any]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(MODEL),
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL),
         "--load-format", "placer", "--model-loader-extra-config", json.dumps(ZERO_PAGES),
         "--dtype", "float32", "--enforce-eager", "--skip-tokenizer-init",
         "--max-model-len", "1024", "--host", "127.0.0.1", "--port", str(port),
@@ -180,45 +180,56 @@ def test_a_standby_behind_an_api_server_is_told_by_vllms_own_rpc(sharing: Sharin
     assert sharing.http["attached"] == sharing.http["again"] == {"results": [None]}
 
 
-def load(hmm: Path, model: Path = MODEL, extra: Any = None, **options: Any) -> None:
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """As a worker does it, up to the point where it makes a model."""
     from vllm.engine.arg_utils import EngineArgs
 
     from placer.agent.vllm.shared_weights import SharedWeightsLoader
 
-    usual = {"model": str(model), "dtype": "float32", "skip_tokenizer_init": True}
-    args = EngineArgs(load_format="placer", **{**usual, **options})
-    args.model_loader_extra_config = extra or {"hmm": str(hmm)}
-    config = args.create_engine_config()
-    loader = SharedWeightsLoader(config.load_config)
-    loader.load_model(config, config.model_config)
+    def load(hmm: Path, **options: Any) -> None:
+        monkeypatch.setenv("PLACER_HMM", str(hmm))
+        usual = {"model": str(MODEL), "dtype": "float32", "skip_tokenizer_init": True}
+        config = EngineArgs(load_format="placer", **{**usual, **options}).create_engine_config()
+        SharedWeightsLoader(config.load_config).load_model(config, config.model_config)
+
+    return load
 
 
-def test_an_hmm_that_is_not_there_is_named(tmp_path: Path) -> None:
+Load = Callable[..., None]
+
+
+def test_an_hmm_that_is_not_there_is_named(load: Load, tmp_path: Path) -> None:
     nobody = tmp_path / "nobody.sock"
     with pytest.raises(PlacerError, match=f"no HMM at {nobody}.*placer hmm --socket {nobody}"):
         load(nobody)
 
 
-def test_another_dtype_than_the_exported_is_refused_with_both_named(sharing: Sharing) -> None:
+def test_another_dtype_than_the_exported_is_refused_with_both_named(
+    sharing: Sharing, load: Load
+) -> None:
     with pytest.raises(PlacerError, match="wants dtype bfloat16, not float32: start another"):
         load(sharing.socket, dtype="bfloat16")
 
 
-def test_another_model_is_refused_with_both_named(sharing: Sharing, tmp_path: Path) -> None:
+def test_another_model_is_refused_with_both_named(
+    sharing: Sharing, load: Load, tmp_path: Path
+) -> None:
     model = shutil.copytree(MODEL, tmp_path / "other")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "num_experts_per_tok": 1}))
     with pytest.raises(PlacerError, match=f"has weights of {MODEL}, and this engine of {model} "):
-        load(sharing.socket, model)
+        load(sharing.socket, model=str(model))
 
 
-def test_a_width_above_one_is_refused(sharing: Sharing) -> None:
+def test_a_width_above_one_is_refused(sharing: Sharing, load: Load) -> None:
     with pytest.raises(PlacerError, match="tensor parallel size is 2: use 1, and an engine for"):
         load(sharing.socket, tensor_parallel_size=2)
 
 
-def test_a_checkpoint_that_changed_on_disk_is_refused(sharing: Sharing, tmp_path: Path) -> None:
+def test_a_checkpoint_that_changed_on_disk_is_refused(
+    sharing: Sharing, load: Load, tmp_path: Path
+) -> None:
     model = shutil.copytree(MODEL, tmp_path / "changed")
     weights = model / "model.safetensors"
     data = bytearray(weights.read_bytes())
@@ -226,10 +237,12 @@ def test_a_checkpoint_that_changed_on_disk_is_refused(sharing: Sharing, tmp_path
     weights.write_bytes(data)
     shutil.copystat(MODEL / weights.name, weights)
     with pytest.raises(PlacerError, match=r"SHA-256 [0-9a-f]{12} in model.safetensors, and had"):
-        load(sharing.socket, model)
+        load(sharing.socket, model=str(model))
 
 
-@pytest.mark.parametrize("extra", [{"standby": "yes"}, {"hmn": "/x.sock"}])
-def test_settings_that_cannot_be_are_refused(extra: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(PlacerError, match="takes hmm, a path, and standby, true or false"):
-        load(tmp_path, extra={"hmm": str(tmp_path), **extra})
+@pytest.mark.parametrize("extra", [{"standby": "yes"}, {"standbye": True}])
+def test_settings_that_cannot_be_are_refused(
+    load: Load, extra: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(PlacerError, match="takes standby, which is true or false"):
+        load(tmp_path, model_loader_extra_config=extra)

@@ -132,19 +132,19 @@ def _packed_privately(model: torch.nn.Module) -> Iterator[Named]:
 
 @register_model_loader("placer")
 class SharedWeightsLoader(BaseModelLoader):  # type: ignore[misc]
-    """hmm, standby: of --model-loader-extra-config; the path of the HMM's socket, PLACER_HMM if it
-    is not given, and whether this engine waits with zero pages."""
+    """From the HMM at PLACER_HMM. With {"standby": true} as --model-loader-extra-config the engine
+    waits with zero pages."""
 
     def __init__(self, load_config: Any) -> None:
         super().__init__(load_config)
-        extra = dict(load_config.model_loader_extra_config or {})
-        self._path = Path(extra.pop("hmm", os.environ["PLACER_HMM"]))
-        self._is_standby = extra.pop("standby", False)
-        if extra or not isinstance(self._is_standby, bool):
+        self._path = Path(os.environ["PLACER_HMM"])
+        extra = load_config.model_loader_extra_config or {}
+        if not set(extra) <= {"standby"} or extra.get("standby", False) not in (False, True):
             raise PlacerError(
-                f"--model-loader-extra-config is {load_config.model_loader_extra_config}: "
-                "--load-format placer takes hmm, a path, and standby, true or false"
+                f"--model-loader-extra-config is {extra}: --load-format placer takes standby, "
+                "which is true or false"
             )
+        self._is_standby = bool(extra.get("standby"))
         from_disk = dataclasses.replace(
             load_config, load_format="auto", model_loader_extra_config={}
         )
