@@ -114,14 +114,6 @@ class Engine:
             self._log.writelines(self._process.stdout)
         self._process.wait(timeout=60)
 
-    def abandon(self) -> None:
-        """It was killed."""
-        self._process.wait(timeout=60)
-        for pipe in (self._process.stdin, self._process.stdout, self._log):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
-
     def __enter__(self) -> Self:
         return self
 

@@ -8,12 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from tests.vllm.story import real_prompts
 
 TOKENS, LONG = 40, 200
 ZERO_PAGES = {"standby": True}
+Ask = Callable[[str, Any], Any]
 
 
 @dataclass
@@ -46,22 +48,24 @@ class Sharing:
 def sharing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sharing]:
     place = tmp_path_factory.mktemp("shared")
     found = Sharing(place / "hmm.sock")
-    with an_hmm(found.socket) as hmm:
-        _tell(place, found, hmm.pid)
+    with an_hmm(found.socket) as hmm, ExitStack() as stack, ThreadPoolExecutor() as threads:
+        settings = [(None, {}), (found.socket, {}), (found.socket, ZERO_PAGES)]
+        engines = threads.map(lambda one: stack.enter_context(_engine(place, *one)), settings)
+        _tell(place, found, hmm.pid, *engines)
         yield found
 
 
-def _tell(place: Path, found: Sharing, hmm: int) -> None:
+def _engine(place: Path, hmm: Path | None, settings: dict[str, Any]) -> Engine:
+    folder = Path(tempfile.mkdtemp(dir=place))
+    return Engine(folder, None, hmm=hmm, is_one_process=True, model_loader_extra_config=settings)
+
+
+def _tell(
+    place: Path, found: Sharing, hmm: int, disk: Engine, first: Engine, standby: Engine
+) -> None:
     prompts = real_prompts()[:4]
-    engines = _started(
-        disk=lambda: _engine(place / "disk"),
-        first=lambda: _engine(place / "first", found.socket),
-        standby=lambda: _engine(place / "standby", found.socket, ZERO_PAGES),
-    )
-    disk, first, standby = engines["disk"], engines["first"], engines["standby"]
     found.tokens["disk"] = disk.generate(prompts, TOKENS).tokens
     found.tokens["disk, long"] = disk.generate(prompts, LONG).tokens
-    disk.close()
     found.memory["standby before"] = memory_of([standby.pid])
     found.tokens["first"] = first.generate(prompts, TOKENS).tokens
     found.memory["first alone"] = memory_of([first.pid])
@@ -69,47 +73,32 @@ def _tell(place: Path, found: Sharing, hmm: int) -> None:
     found.memory["first"] = memory_of([first.pid])
     found.memory["standby"] = memory_of([standby.pid])
 
-    (server,) = (pid for pid in children(hmm))
+    (server,) = children(hmm)
     os.kill(server, signal.SIGKILL)
-    standby.begin(prompts, LONG)
-    os.kill(first.pid, signal.SIGKILL)
-    found.tokens["standby, long"] = standby.finish().tokens
-    first.abandon()
-    standby.close()
-
-    with _api_server(place, found.socket) as ask:
-        found.http["health"] = ask("/health", None)
+    with (
+        _api_server(place, found.socket) as (ask, pids),
+        ThreadPoolExecutor(1) as threads,
+    ):
         found.http["attached"] = ask("/collective_rpc", {"method": "placer_attach"})
         found.http["again"] = ask("/collective_rpc", {"method": "placer_attach"})
-        completion = {"model": str(MODEL), "max_tokens": TOKENS, "temperature": 0}
-        more = {"ignore_eos": True, "return_token_ids": True, "prompt": prompts}
-        answer = ask("/v1/completions", {**completion, **more})
-        found.tokens["API server"] = [one["token_ids"] for one in answer["choices"]]
+        found.tokens["API server"] = _completed(ask, prompts, TOKENS)
+        found.memory["API server"] = memory_of(pids())
+        standby.begin(prompts, LONG)
+        completing = threads.submit(_completed, ask, prompts, LONG)
+        os.kill(first.pid, signal.SIGKILL)
+        found.tokens["standby, long"] = standby.finish().tokens
+        found.tokens["API server, long"] = completing.result()
 
 
-def _engine(place: Path, hmm: Path | None = None, extra: dict[str, Any] | None = None) -> Engine:
-    place.mkdir()
-    settings = extra or {}
-    return Engine(place, None, hmm=hmm, is_one_process=True, model_loader_extra_config=settings)
-
-
-def _started(**engines: Callable[[], Engine]) -> dict[str, Engine]:
-    """All at once."""
-    found: dict[str, Engine] = {}
-    threads = [
-        threading.Thread(target=lambda name=name, start=start: found.update({name: start()}))
-        for name, start in engines.items()
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+def _completed(ask: Ask, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    greedy = {"model": str(MODEL), "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    answer = ask("/v1/completions", {**greedy, "prompt": prompts, "return_token_ids": True})
+    return [one["token_ids"] for one in answer["choices"]]
 
 
 @contextmanager
-def _api_server(place: Path, hmm: Path) -> Iterator[Callable[[str, Any], Any]]:
-    """A standby of `vllm serve`, and what asks it."""
+def _api_server(place: Path, hmm: Path) -> Iterator[tuple[Ask, Callable[[], set[int]]]]:
+    """A standby of `vllm serve`: what asks it, and its processes."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [
@@ -148,7 +137,7 @@ def _api_server(place: Path, hmm: Path) -> Iterator[Callable[[str, Any], Any]]:
                 break
             except urllib.error.URLError:
                 time.sleep(0.5)
-        yield ask
+        yield ask, lambda: {server.pid, *children(server.pid)}
     finally:
         server.terminate()
         server.wait(timeout=60)
@@ -169,11 +158,16 @@ def test_a_standby_has_none_of_the_weights_and_then_shares_them(sharing: Sharing
     assert standby.mapped > 0
     # Every page is there once: it counts half for each.
     assert first.share + standby.share == pytest.approx(max(first.mapped, standby.mapped), rel=0.1)
+    server = sharing.memory["API server"]
+    assert server.mapped > 0
+    assert server.share == pytest.approx(server.mapped / 3, rel=0.1)
 
 
-def test_one_engine_goes_on_when_another_one_and_the_hmm_are_killed(sharing: Sharing) -> None:
-    assert sharing.tokens["standby, long"] == sharing.tokens["disk, long"]
-    assert sharing.tokens["API server"]  # it came to the second HMM
+def test_engines_go_on_when_another_one_and_the_hmm_are_killed(sharing: Sharing) -> None:
+    """And the API server came to the second HMM."""
+    want = sharing.tokens["disk, long"]
+    assert sharing.tokens["standby, long"] == want
+    assert sharing.tokens["API server, long"] == want
 
 
 def test_a_standby_behind_an_api_server_is_told_by_vllms_own_rpc(sharing: Sharing) -> None:
