@@ -23,7 +23,7 @@ from bench.timing import console
 from tests.vllm.engines import Engine
 from tests.vllm.memory import Memory, an_hmm, memory_of
 
-ROUNDS, PAIRS = 3, 20
+ROUNDS, PAIRS = 3, 10
 REQUESTS, PROMPT, TOKENS = 16, 256, 40  # which use every expert
 LAYERS, EXPERTS, HIDDEN, EXPERT, VOCABULARY = 8, 64, 512, 256, 1024
 HEADS, KV_HEADS, HEAD = 8, 2, 64
