@@ -42,18 +42,23 @@ def serve(path: Path) -> None:
 
 @contextmanager
 def _listening(path: Path) -> Iterator[socket.socket]:
+    """Whoever finds the path can connect, and only its owner finds it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         _remove_left_over(path)
-        before = os.umask(0o177)  # its owner's alone, from the first moment
+        begun = path.with_name(f"{path.name}.{os.getpid()}")
+        before = os.umask(0o177)
         try:
-            listener.bind(str(path))
+            listener.bind(str(begun))
+            listener.listen()
+            os.link(begun, path)
         except OSError as error:
             raise PlacerError(
                 f"cannot listen at {path} ({error.strerror or error}): choose another --socket"
             ) from error
         finally:
             os.umask(before)
-        listener.listen()
+            with suppress(OSError):
+                begun.unlink()
         try:
             yield listener
         finally:

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def test_it_ends_when_told_and_leaves_nothing(tmp_path: Path, way: signal.Signal
     ) as process:
         while not path.is_socket():
             assert process.poll() is None
+            time.sleep(0.05)
         process.send_signal(way)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 0

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     with subprocess.Popen([sys.executable, "-c", SERVE.format(str(path))]) as process:
         while not path.is_socket():
             assert process.poll() is None
+            time.sleep(0.05)
         yield path
         process.kill()
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ def an_hmm(socket: Path) -> Iterator[subprocess.Popen[str]]:
         try:
             while not socket.is_socket():
                 assert process.poll() is None, "the HMM ended"
+                time.sleep(0.05)
             yield process
         finally:
             process.terminate()
