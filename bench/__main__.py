@@ -19,7 +19,7 @@ BENCHMARKS = (
     "agent",
     "controller",
 )
-LONG = ("mutants", "matrix", "verdicts", "hostile", "shared_weights")
+LONG = ("mutants", "matrix", "verdicts", "hostile", "elastic", "shared_weights")
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from placer.optimizers import optimizer as known_optimizer
 from placer.topology import Topology
 
 LIMIT = 2**20
+MOST_REQUESTS = 100_000
 Mode = Literal["advisory", "automatic"]
 
 
@@ -42,6 +43,20 @@ class Hours:
 
 
 @dataclass(frozen=True, slots=True)
+class Traces:
+    """Which requests are sampled token by token. They tell what users wrote.
+
+    requests:  kept in each phase, at most; 0: none is sampled
+    kept_s:    how long
+    token_ids: whether with their vocabulary ids
+    """
+
+    requests: int = 0
+    kept_s: float = 900.0
+    token_ids: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PoolPolicy:
     """How one pool is looked after.
 
@@ -58,6 +73,7 @@ class PoolPolicy:
     rank_bytes:       in flight to or from a rank
     scratch_slots:    experts that a rank can hold beside its slots
     hours:            when changes may begin; empty: always
+    traces:           requests that are sampled, to judge plans on and for who may read them
     """
 
     topology: Topology
@@ -79,6 +95,7 @@ class PoolPolicy:
     rank_bytes: int = 2**30
     scratch_slots: int = 2
     hours: tuple[Hours, ...] = ()
+    traces: Traces = Traces()
 
     def hardware(self, ranks: int) -> Topology:
         with told_in_settings():
@@ -135,6 +152,23 @@ DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(PoolPolicy)}
 DEFAULTS["topology"] = TOPOLOGY
 
 
+def _given(spec: BaseModel, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said. What is null is as if nobody had ever said anything else."""
+    said = spec.model_dump(exclude_unset=True)
+    return {key: defaults[key] if value is None else value for key, value in said.items()}
+
+
+class _TracesSpec(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    requests: int | None = Field(default=None, ge=0, le=MOST_REQUESTS)
+    kept_s: float | None = Field(default=None, gt=0, le=1e9)
+    token_ids: bool | None = None
+
+    def on(self, traces: Traces) -> Traces:
+        return replace(traces, **_given(self, asdict(Traces())))
+
+
 class _PoolSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -157,12 +191,13 @@ class _PoolSpec(BaseModel):
     rank_bytes: int | None = Field(default=None, ge=1)
     scratch_slots: int | None = Field(default=None, ge=0)
     hours: list[str] | None = None
+    traces: _TracesSpec | None = None
 
     def on(self, policy: PoolPolicy) -> PoolPolicy:
-        """What is said here, and the rest as in ``policy``. What is null is as if nobody had ever
-        said anything else."""
-        said: dict[str, Any] = self.model_dump(exclude_unset=True)
-        given = {key: DEFAULTS[key] if value is None else value for key, value in said.items()}
+        """What is said here, and the rest as in ``policy``."""
+        given = _given(self, DEFAULTS)
+        if self.traces is not None:
+            given["traces"] = self.traces.on(policy.traces)
         if "topology" in given:
             given["topology"] = read_topology(given["topology"])
         if "hours" in given:

@@ -1,7 +1,7 @@
 """The forms of all that the ledger keeps, by kind: what is of none of them is left out."""
 
 from controller.changes import operations, plans, runner
-from controller.fleet import acknowledgements, snapshots
+from controller.fleet import acknowledgements, snapshots, traces
 from controller.ledger import watched
 from controller.ledger.records import Forms
 from controller.policies import policy
@@ -13,5 +13,6 @@ FORMS: Forms = {
     "acknowledgement": acknowledgements.FORM,
     "decision": policy.FORM,
     "snapshot": snapshots.FORM,
+    "reading": traces.FORM,
     **watched.FORMS,
 }

@@ -13,12 +13,13 @@ from controller.config import Config, PoolPolicy, told_in_settings
 from controller.fleet import snapshots
 from controller.fleet.acknowledgements import Acknowledgements
 from controller.fleet.pools import Group, Pool, Registration
+from controller.fleet.traces import SampledRequests
 from controller.fleet.workers import Fleet
 from controller.ledger.ledger import LedgerError, Unreadable
 from controller.ledger.watched import WatchedLedger
 from controller.policies import POLICIES
 from controller.policies.policy import Decision, Kept, Past, Seen
-from controller.ports import EngineLostError, Engines, Planner
+from controller.ports import EngineLostError, Engines, Planner, Unseen
 from controller.views import View
 from placer.cost import score
 from placer.errors import PlacerError
@@ -29,7 +30,7 @@ from placer.problem import Problem
 AGAIN_S = 600.0  # a decision that stays the same is written down this often
 KEPT = {
     "plan": 500, "decision": 2000, "operation": 500, "abort": 500, "acknowledgement": 20_000,
-    "snapshot": 20_000,
+    "snapshot": 20_000, "reading": 10_000,
     "placement": 2000,  # besides those that are in use
 }  # fmt: skip
 Key = tuple[str, int]  # a pool's name, and the ranks of its engines that are meant
@@ -55,6 +56,7 @@ class Loop:
     ) -> None:
         self.config, self.ledger, self.fleet = config, ledger, fleet
         self.engines, self.planner = engines, planner
+        self.traces = SampledRequests(lambda pool: config.of(pool).traces, ledger.clock)
         self.arbiter = Arbiter(config, ledger, fleet, engines)
         self.views: dict[Key, View] = {}
         self.conditions: dict[str, str] = {}
@@ -94,6 +96,7 @@ class Loop:
         """Look at every pool, and begin what is approved. What goes wrong with one is a condition,
         never the end."""
         self.fleet.forget()
+        self.traces.forget()
         await self._try("ledger", self._keep_house())
         await self._try("operations", self.arbiter.resume())
         for what, look in self.looks.items():
@@ -142,18 +145,21 @@ class Loop:
             last, decisions = self.views.get(key, View({}, now)), {"": Decision("wait", reason)}
             self._decided(key, replace(last, decisions=decisions, at_s=now))
             return
-        problem = await self.problem(group)
+        asked = await self.question(group)
         answer: Plan | Hold | Infeasible
-        if isinstance(problem, Hold):
-            answer, before, view = problem, "", View({}, now)
+        if isinstance(asked, Hold):
+            answer, before, view = asked, "", View({}, now)
         else:
-            answer, before = await self._answer(group, problem), problem.start.digest
+            problem, unseen = asked
+            answer, before = await self._answer(group, problem, unseen), problem.start.digest
             view = self._view(group, problem, now)
         self._decided(key, replace(view, decisions=self._ask(group, answer, before, now)))
 
-    async def _answer(self, group: Group, problem: Problem) -> Plan | Hold | Infeasible:
+    async def _answer(
+        self, group: Group, problem: Problem, unseen: Unseen | None
+    ) -> Plan | Hold | Infeasible:
         optimizer = self.config.of(group.pool).optimizer
-        answer = await self.planner.answer(problem, optimizer)
+        answer = await self.planner.answer(problem, optimizer, unseen)
         if isinstance(answer, Hold) and (
             drifted := await self.arbiter.drifted(group, problem.start)
         ):
@@ -187,9 +193,9 @@ class Loop:
                 break
         return found
 
-    async def problem(self, group: Group) -> Problem | Hold:
-        """What an optimizer would be asked about these engines now; or why there is nothing to
-        ask."""
+    async def question(self, group: Group) -> tuple[Problem, Unseen | None] | Hold:
+        """What an optimizer would be asked about these engines now, and what its plan would be
+        judged on besides; or why there is nothing to ask."""
         policy = self.config.of(group.pool)
         profile = group.profile(policy.phase, self.ledger.clock.monotonic())
         tokens = profile.tokens if profile else 0
@@ -198,11 +204,14 @@ class Loop:
                 f"{tokens:,.0f} tokens of {policy.phase} traffic in {policy.window_s:g} s < "
                 f"{policy.least_tokens:,} (least_tokens): too few to tell"
             )
+        unseen = None
+        if policy.traces.requests:  # now: the window goes on
+            unseen = self.traces.unseen(group, policy.phase, policy.least_tokens)
         try:
             current = await self.arbiter.stands(group)
         except EngineLostError as error:
             return Hold(f"{error}: it is not known what stands")
-        return _problem(group, policy, profile, current)
+        return _problem(group, policy, profile, current), unseen
 
     async def _begin_approved(self, pool: Pool) -> None:
         for record in self.arbiter.plans.in_state(pool.name, PlanState.APPROVED):

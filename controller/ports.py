@@ -1,5 +1,6 @@
 """What the loop acts through. Adapters are in engines/; each passes the same contract tests."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from controller.migration.commands import Command, Outcome
@@ -7,10 +8,21 @@ from placer.errors import PlacerError
 from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
+from placer.resize.price import Price
+from placer.trace import Trace
 
 
 class EngineLostError(PlacerError):
     """The engine cannot be reached, or does not say how it stands."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unseen:
+    """Requests that a plan is not made from, to judge it on. trace: None if there are too few;
+    told: of which requests that is, or why there is none"""
+
+    told: str
+    trace: Trace | None = None
 
 
 class Engines(Protocol):
@@ -30,4 +42,12 @@ class Planner(Protocol):
     """Where optimizers run: never on a real loop's own thread. In virtual time a solve takes as
     long as its planner says."""
 
-    async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible: ...
+    async def answer(
+        self, problem: Problem, optimizer: str, unseen: Unseen | None = None
+    ) -> Plan | Hold | Infeasible:
+        """unseen: what its plan is judged on besides, if anything was to be sampled"""
+
+    async def resized(
+        self, problem: Problem, current: Placement, optimizer: str
+    ) -> Price | Infeasible:
+        """The cheapest way from ``current`` to the problem's width."""

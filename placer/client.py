@@ -14,6 +14,7 @@ from placer.probe import tls_fault
 from placer.v1.fleet_pb2 import ExplainRequest
 from placer.v1.fleet_pb2_grpc import FleetServiceStub, LedgerServiceStub
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
+from placer.v1.profile_pb2_grpc import ProfileServiceStub
 
 ADDRESS = "127.0.0.1:7077"
 DEADLINE_S = 10.0
@@ -70,6 +71,7 @@ class Controller:
         self.placement = PlacementServiceStub(channel)
         self.fleet = FleetServiceStub(channel)
         self.ledger = LedgerServiceStub(channel)
+        self.profile = ProfileServiceStub(channel)
 
     @property
     def option(self) -> str:
@@ -82,12 +84,16 @@ class Controller:
         except grpc.RpcError as error:
             raise self._failure(error) from error
 
-    def listen(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
-        """What a stream brings. Ends with an error only."""
+    def read(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
+        """What a stream brings."""
         try:
             yield from method(request)
         except grpc.RpcError as error:
             raise self._failure(error) from error
+
+    def listen(self, method: Callable[..., Any], request: Any) -> Iterator[Any]:
+        """What a stream brings. Ends with an error only."""
+        yield from self.read(method, request)
         raise ControllerError(f"the controller at {self.address} ended the stream: watch again")
 
     def newest(self, kind: str, id: str) -> Any:

@@ -19,6 +19,7 @@ u slots in use that keeps k copies and lacks m experts takes max(u - k, m) moves
 lacks goes where something has to go anyway. (Fewer may do where duplicates are allowed, too.)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,14 +65,39 @@ def repair(problem: Problem, fill: bool = False) -> Placement:
         broken |= (running.physical_to_logical == EMPTY).any(axis=1)
     if not broken.any():
         return running
-    table = running.physical_to_logical.reshape(running.layers, running.gpus, -1).copy()
-    for layer in np.flatnonzero(broken).tolist():
-        table[layer] = EMPTY
-        held = _Layer.of(problem, layer, fill).mended()
-        for gpu, row in enumerate(table[layer]):
+    mended = running.physical_to_logical.copy()
+    layers = np.flatnonzero(broken).tolist()
+    mended[broken] = _fewest(problem, running, running.slots_per_gpu, layers, fill)
+    return match_slots(running, problem.placement(mended))
+
+
+def refit(problem: Problem, running: Placement, fill: bool = False) -> Placement:
+    """The problem's slots filled with the fewest moves from a map with other slots.
+
+    running: on the problem's GPUs, with any number of slots a GPU, and may lack experts. Of what a
+             GPU holds as much stays as fits.
+    fill:    put an expert into every slot; if not, a GPU has as many as it had, and what rules need
+
+    The problem's limits must not clash.
+    """
+    size = problem.slots // problem.topology.gpus
+    return problem.placement(_fewest(problem, running, size, range(running.layers), fill))
+
+
+def _fewest(
+    problem: Problem, running: Placement, size: int, layers: Sequence[int], fill: bool
+) -> IntArray:
+    """[layers, slots] what those layers hold with the fewest moves; on a GPU, ids ascend.
+
+    size: slots of a GPU
+    """
+    table = np.full((len(layers), running.gpus, size), EMPTY)
+    for of_layer, layer in zip(table, layers, strict=True):
+        held = _Layer.of(problem, running, size, layer, fill).mended()
+        for gpu, row in enumerate(of_layer):
             experts = np.repeat(np.arange(len(held)), held[:, gpu])
             row[: len(experts)] = experts
-    return match_slots(running, problem.placement(table.reshape(running.layers, -1)))
+    return table.reshape(len(layers), -1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,15 +157,18 @@ class _Layer:
     again: bool
 
     @classmethod
-    def of(cls, problem: Problem, layer: int, fill: bool) -> "_Layer":
-        objective, running = problem.objective, problem.start
-        row, size = running.physical_to_logical[layer], running.slots_per_gpu
+    def of(
+        cls, problem: Problem, running: Placement, size: int, layer: int, fill: bool
+    ) -> "_Layer":
+        objective, row = problem.objective, running.physical_to_logical[layer]
         used = row != EMPTY
         held = np.zeros((running.experts, running.gpus), dtype=np.int64)
         np.add.at(held, (row[used], running.gpu_of_slot[used]), 1)
         if not objective.allow_duplicates:
             held = np.minimum(held, 1)
-        in_use = np.full(running.gpus, size) if fill else used.reshape(-1, size).sum(axis=1)
+        in_use = np.full(running.gpus, size)
+        if not fill:
+            in_use = np.minimum(in_use, used.reshape(running.gpus, -1).sum(axis=1))
         may = np.ones(held.shape, dtype=np.bool_)
         if objective.keep_groups:
             node = _node_of_group(held, in_use, problem)

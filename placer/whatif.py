@@ -25,6 +25,7 @@ from placer.plan import Infeasible
 from placer.planner import solve
 from placer.problem import Problem
 from placer.profile import Profile
+from placer.resize.price import Price, price
 from placer.topology import Topology
 from placer.trace import Trace
 
@@ -50,7 +51,8 @@ class Case:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Study:
-    """What all cases share. No plan sees the ``holdout`` sequences; ``current`` is what runs.
+    """What all cases share. No plan sees the ``holdout`` sequences; ``current`` is what runs, on
+    ``runs_on``, if that is known.
 
     The best of so many ``cases`` is chosen: the more, the likelier that chance makes one shine.
     """
@@ -60,6 +62,7 @@ class Study:
     objective: Objective = Objective()
     holdout: Trace | None = None
     current: Placement | None = None
+    runs_on: Topology | None = None
     optimizer: str = "joint"
     seed: int = 0
     effort: Effort = Effort()
@@ -82,6 +85,7 @@ class Outcome:
     kv_bytes:      memory of a GPU that the weights leave to the KV cache
     moved:         share of the slots that moves from the current plan, if it fits the case
     against:       what would run otherwise
+    resize:        what it costs to come here from a current plan of another width
     """
 
     case: Case
@@ -96,6 +100,7 @@ class Outcome:
     kv_bytes: int = 0
     moved: float | None = None
     against: str = ""
+    resize: Price | Infeasible | None = None
 
     @property
     def traffic_gain(self) -> float:
@@ -146,7 +151,15 @@ def evaluate(study: Study, case: Case) -> Outcome:
         kv_bytes=budget_bytes(case.topology, problem.objective) - weights,
         moved=moved.moved_share if moved else None,
         against="the current plan" if otherwise.current else "the linear placement",
+        resize=_resize(study, problem, solution.placement),
     )
+
+
+def _resize(study: Study, problem: Problem, planned: Placement) -> Price | Infeasible | None:
+    current = study.current
+    if current is None or current.gpus == problem.topology.gpus:
+        return None
+    return price(problem, current, study.runs_on, planned, study.optimizer)
 
 
 @dataclass(frozen=True, slots=True)

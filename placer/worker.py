@@ -15,6 +15,8 @@ class Worker:
     ep_rank, ep_size: its place in expert parallelism
     can_apply: whether the engine's balancer is on, which moves the weights
     records:  whether it counts; of ranks that see the same tokens the first does
+    can_resize, can_replicate: whether its engine can have other ranks, or more physical experts,
+              while it serves
     """
 
     name: str
@@ -27,6 +29,8 @@ class Worker:
     ep_size: int
     can_apply: bool
     records: bool
+    can_resize: bool = False
+    can_replicate: bool = False
 
     @property
     def dims(self) -> str:

@@ -44,7 +44,9 @@ def test_the_settings_and_tokens_are_what_the_controller_takes(tmp_path: Path) -
     config = read_config(EXAMPLES / "controller.yaml")
     assert config.of("chat").mode == "automatic"
     assert config.of("code").mode == "advisory"
+    assert (config.of("chat").traces.requests, config.of("code").traces.requests) == (1000, 0)
     private = tmp_path / "tokens.yaml"
     shutil.copy(EXAMPLES / "tokens.yaml", private)
     private.chmod(0o600)
     assert Tokens(private).role("0" * 47 + "3") is not None
+    assert Tokens(private).reader("0" * 47 + "4") == "alice"

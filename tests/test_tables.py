@@ -1,5 +1,6 @@
 """Tokens 7 and 9 in a model of 2 layers x 4 experts on 2 GPUs, unless said otherwise."""
 
+from dataclasses import fields, is_dataclass
 from itertools import combinations
 
 import numpy as np
@@ -157,3 +158,32 @@ def test_tables_expect_the_rate_that_their_own_trace_has(seed: int, gpus: int) -
 def test_another_models_trace_is_refused() -> None:
     with pytest.raises(RoutingError, match=r"the trace has 2 layers .* placement 1 layers"):
         device_tables(TRACE, a_placement([[0, 1, 2, 3]]))
+
+
+def arrays_of(tables: object) -> dict[str, np.ndarray]:
+    """Of the tables and their vocabulary, by name."""
+    found = {}
+    for field in fields(tables):  # type: ignore[arg-type]
+        value = getattr(tables, field.name)
+        if isinstance(value, np.ndarray):
+            found[field.name] = value
+        elif is_dataclass(value):
+            found |= arrays_of(value)
+    return found
+
+
+@given(st.permutations(range(12)), st.integers(1, 11))
+def test_tables_hold_no_sequence_whatever_order_tokens_came_in_they_are_the_same(
+    order: list[int], first: int
+) -> None:
+    """Nor where a request ended: 12 tokens of 4 kinds, in two requests."""
+    ids, routing = np.array([5, 7, 7, 9] * 3), random_trace(3, tokens=12, layers=3).expert_ids
+    trace = Trace(routing, np.array([12]), 4, ids)
+    mixed = Trace(routing[order], np.array([first, 12 - first]), 4, ids[order])
+    placement = a_placement([[0, 1, 2, 3]] * 3)
+    for made in (token_table, lambda of: device_tables(of, placement)):
+        ours, theirs = arrays_of(made(trace)), arrays_of(made(mixed))
+        assert ours.keys() == theirs.keys()
+        for name, array in ours.items():
+            np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+            assert 12 not in array.shape, f"{name} has an entry for each token"

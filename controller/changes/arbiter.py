@@ -123,13 +123,21 @@ class Arbiter:
 
         def change() -> Rollback:
             undone = self.history.to_undo(pool)
-            return Rollback(undone.plan_id, next(iter(undone.rollback_targets.values())))
+            goal = next(iter(undone.rollback_targets.values()))
+            stand = self.ledger.placement(undone.goal).gpus
+            resized = stand != self.ledger.placement(goal).gpus
+            return Rollback(undone.plan_id, goal, stand if resized else 0)
 
         return await self._begin(pool, change, key, reason)
 
-    async def scale(self, pool: str, ranks: int, key: str, reason: str) -> Record[Operation]:
-        """Give the pool's engines another width."""
-        return await self._begin(pool, lambda: Scale(ranks), key, reason)
+    async def scale(
+        self, pool: str, sized: tuple[Scale, Placement | None, str], key: str, reason: str
+    ) -> Record[Operation]:
+        """Give the pool's engines another width. sized: as ``sizing.sized`` finds"""
+        change, after, refused = sized
+        if after is not None:
+            self.ledger.keep_placement(after)
+        return await self._begin(pool, lambda: change, key, reason, refused)
 
     async def resume(self) -> None:
         """Go on with what a killed controller left, or a full disk held up."""
@@ -196,20 +204,26 @@ class Arbiter:
         return targets
 
     async def _begin(
-        self, pool_name: str, what: Callable[[], Change], key: str, reason: str
+        self,
+        pool_name: str,
+        what: Callable[[], Change],
+        key: str,
+        reason: str,
+        refused: str = "",
     ) -> Record[Operation]:
-        """Written down together with what belongs to it, or not at all."""
+        """Written down together with what belongs to it, or not at all. refused: why it cannot be,
+        if that is known"""
         async with self._begun:
             if (known := self.history.known(key)) is not None:
                 return known
             pool, change = self.fleet.pool(pool_name), what()
             kind, size = self.kinds[type(change)], pool.model.expert_bytes
-            if why := kind.refusal(pool, change):
+            if why := refused or kind.refusal(pool, change):
                 now_s = self.ledger.clock.now()
                 id = self._next_id()
-                refused = Operation(id, key, pool.name, change, size, now_s,
-                                    phase=Phase.REFUSED, why=why)  # fmt: skip
-                return self.ledger.write("operation", id, reason, refused, pool=pool.name)
+                no = Operation(id, key, pool.name, change, size, now_s,
+                               phase=Phase.REFUSED, why=why)  # fmt: skip
+                return self.ledger.write("operation", id, reason, no, pool=pool.name)
             self.refuse_if_busy()
             group = pool.group(kind.width(change))
             width = group.ranks if group else 0

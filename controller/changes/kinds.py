@@ -108,7 +108,7 @@ class RollingBack(_Migrating):
     """To where the pool was before its last change."""
 
     def width(self, change: Rollback) -> int:
-        return self.plans.ledger.placement(change.goal).gpus
+        return change.ranks or self.plans.ledger.placement(change.goal).gpus
 
     def begin(
         self, change: Rollback, pool: Pool, targets: Mapping[str, str], reason: str
@@ -130,34 +130,39 @@ class RollingBack(_Migrating):
             self.plans.change_state(again, PlanState.APPLIED, f"{operation.id} went back to it")
 
 
-class Scaling:
-    """To another width, which no engine can do yet: it is refused, and never begins."""
+class Scaling(_Migrating):
+    """To another width, engine after engine, while they serve."""
 
     def refusal(self, pool: Pool, change: Scale) -> str:
-        return (
-            f"{pool.name} stays at {' and '.join(map(str, sorted(pool.slots)))} ranks: its engines "
-            f"cannot change their width to {change.ranks} while they serve"
-        )
+        group = pool.group(change.before)
+        for name, members in group.engines.items() if group else ():
+            if not all(member.registration.worker.can_resize for member in members):
+                return (
+                    f"{pool.name} stays at {change.before} ranks: {name} cannot change its width "
+                    "while it serves: start engines of that width instead"
+                )
+        return ""
 
-    def width(self, change: Any) -> int:
-        return 0
+    def width(self, change: Scale) -> int:
+        return change.before
 
     def begin(
-        self, change: Any, pool: Pool, targets: Mapping[str, str], reason: str
+        self, change: Scale, pool: Pool, targets: Mapping[str, str], reason: str
     ) -> list[Record[Any]]:
-        raise FleetError("engines cannot change their width while they serve: start others")
-
-    async def run(self, record: Record[Operation], is_restart: bool) -> Record[Operation]:
-        return record
-
-    def abort(self, record: Record[Operation], reason: str, key: str) -> None:
-        pass
+        if not targets:
+            raise FleetError(f"{pool.name} has no engine of {change.before} ranks now: ask again")
+        return []
 
     def close(self, operation: Operation) -> None:
-        pass
+        """Plans for the width before are of no use."""
+        if operation.phase is not Phase.SUCCEEDED:
+            return
+        states = PlanState.PROPOSED, PlanState.APPROVED, PlanState.APPLIED
+        for record in self.plans.in_state(operation.pool, *states, width=operation.width):
+            self.plans.change_state(record, PlanState.SUPERSEDED, operation.outcome)
 
 
 def kinds(plans: Plans, history: History, runner: Runner) -> dict[type[Change], Kind]:
     """By the change."""
     parts = plans, history, runner
-    return {Apply: Applying(*parts), Rollback: RollingBack(*parts), Scale: Scaling()}
+    return {Apply: Applying(*parts), Rollback: RollingBack(*parts), Scale: Scaling(*parts)}

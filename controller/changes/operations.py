@@ -24,34 +24,62 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """What a change of width costs an engine, as ``placer.resize.price`` finds: slots of all layers
+    by what becomes of them, bytes, and seconds by step."""
+
+    kept: int
+    remapped: int
+    copied: int
+    loaded: int
+    p2p_bytes: int
+    network_bytes: int
+    disk_bytes: int
+    peak_bytes: int
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
     """Bring engines to a plan's placement. goal: its digest"""
 
     kind: ClassVar[str] = "apply"
-    is_possible: ClassVar[bool] = True
+    resizes: ClassVar[bool] = False
     plan_id: str
     goal: str
 
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Bring engines back to where they stood before the change that carried ``plan_id`` out."""
+    """Bring engines back to where they stood before the change that carried ``plan_id`` out, or
+    gave them another width. ranks: that they have since, 0 if as many as before"""
 
     kind: ClassVar[str] = "rollback"
-    is_possible: ClassVar[bool] = True
     plan_id: str
     goal: str
+    ranks: int = 0
+
+    @property
+    def resizes(self) -> bool:
+        return self.ranks > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Give engines another width. ranks: that they should have, 0 if 0.1.0 wrote it"""
+    """Give engines another width.
+
+    ranks: that they should have, 0 if 0.1.0 wrote it; before: that they have
+    goal:  digest of the placement there; empty if it is refused
+    price: that was expected, for each engine
+    """
 
     kind: ClassVar[str] = "scale"
-    is_possible: ClassVar[bool] = False
+    resizes: ClassVar[bool] = True
     plan_id: ClassVar[str] = ""
-    goal: ClassVar[str] = ""
     ranks: int = 0
+    before: int = 0
+    goal: str = ""
+    price: Expected | None = None
 
 
 Change: TypeAlias = Apply | Rollback | Scale
@@ -70,6 +98,7 @@ class Operation:
     why:    what made it go back, or ended it
     width:  ranks of these engines, 0 if 0.1.0 wrote it
     left_out: those that had another width when it was their turn
+    seconds, bytes: so far, by state
     moved:  slots that were given another expert, on the way back too
     """
 
@@ -94,6 +123,8 @@ class Operation:
     longest_pause_s: float = 0.0
     width: int = 0
     left_out: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -151,6 +182,14 @@ class Operation:
         """An engine that stays where it is."""
         return replace(self, left_out=tuple(dict.fromkeys([*self.left_out, engine])))
 
+    def spent(self, seconds: float, copied_bytes: int) -> "Operation":
+        """In its state."""
+        times = {**self.seconds, self.state: self.seconds.get(self.state, 0.0) + seconds}
+        sizes = {**self.bytes, self.state: self.bytes.get(self.state, 0) + copied_bytes}
+        return replace(
+            self, seconds=times, bytes={state: size for state, size in sizes.items() if size}
+        )
+
     def after(self, event: Event, now_s: float) -> "Operation":
         """What follows from an event: the machine's next state, or the next engine's first."""
         state = TRANSITIONS[self.state, event]
@@ -206,8 +245,8 @@ def _write(operation: Operation) -> dict[str, Any]:
 
 def _check(record: Record[Operation]) -> None:
     found = record.value
-    if not found.change.is_possible and found.phase is not Phase.REFUSED:
-        raise ValueError(f"is a {found.kind} that is {found.phase}, which this version cannot do")
+    if not found.goal and found.phase is not Phase.REFUSED:
+        raise ValueError(f"is {found.phase}, and leads nowhere")
     if record.final != found.is_final or (found.state in FINAL and not record.final):
         raise ValueError(f"is {found.phase} and {found.state}, but open or ended otherwise")
     counts = (found.width, found.expert_bytes, found.round, found.rounds, found.epoch, found.tries)

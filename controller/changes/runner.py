@@ -70,9 +70,14 @@ class Runner:
                 if attempt is None and operation.state is not State.DISCARDING:
                     attempt = await self._attempt(operation)
                     operation = replace(operation, rounds=len(attempt.rounds))
-                    if attempt.after.gpus != operation.width > 0:
+                    other = not operation.change.resizes and attempt.after.gpus != operation.width
+                    if other and operation.width:
                         operation = operation.without(operation.engine)
+                begun_s = self.ledger.clock.monotonic()
                 outcome: Outcome | None = await self._ask(operation, attempt)
+                took_s = self.ledger.clock.monotonic() - begun_s
+                copied = outcome.copied_bytes if isinstance(outcome, Done) else 0
+                operation = operation.spent(took_s, copied)
             except Unreadable as error:
                 outcome = Refused(str(error))
             except LedgerError:
@@ -96,9 +101,9 @@ class Runner:
         pool, engine = operation.pool, operation.engine
         before = await self.engines.stands(pool, engine)
         goal = self.ledger.placement(operation.target)
-        if goal.gpus != before.gpus:  # it was resized: what is meant is another engine
-            goal = before
-        if self.engines.moves_itself(pool, engine):
+        if goal.gpus != before.gpus and not operation.change.resizes:
+            goal = before  # it was resized: what is meant is another engine
+        if goal.gpus != before.gpus or self.engines.moves_itself(pool, engine):
             return Attempt(operation.epoch, before, goal, ())
         policy = self.config.of(pool)
         size = operation.expert_bytes
@@ -139,6 +144,8 @@ class Runner:
                 operation = replace(operation, moved=moved)
             if self._abort and operation.phase is Phase.RUNNING:
                 return Event.ABORT, replace(operation, why=self._abort)
+            if operation.state is State.AGREEING and attempt is not None and attempt.resizes:
+                return Event.RESIZES, operation
             if operation.has_no_round_left:
                 return Event.LAST, operation
             tired = operation.state is State.DISCARDING and operation.tries >= TRIES

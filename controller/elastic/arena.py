@@ -91,10 +91,14 @@ class Arena:
     def tell_dense(self) -> None:
         self._dense_flag[0] = 1
 
-    def found(self) -> "Arena":
-        """A new one: all pages are free."""
+    def vacate(self) -> None:
+        """All pages are free, and the dense weights are not there, as in a new one."""
         self.table[:] = FREE
-        return self
+        self._dense_flag[0] = 0
+
+    def touch(self) -> None:
+        """Reading is enough for there to be memory behind a page."""
+        self._bytes[:: self.layout.granularity].max()
 
     def dense(self) -> npt.NDArray[np.uint8]:
         at = self.layout.journal_room

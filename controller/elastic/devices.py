@@ -6,13 +6,13 @@ given the descriptors again by the memory processes. Only who loses both loses a
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
 
 from controller.elastic.arena import Layout
-from controller.elastic.hmm import Adopt, Create, Export, Weights
+from controller.elastic.hmm import Adopt, Create, Export, Vacate, Weights
 from placer.errors import PlacerError
 from placer.memory.keeper import Drop, Give, Keep
 from placer.memory.process import GoneError, Process
@@ -30,11 +30,14 @@ class LostDeviceError(PlacerError):
 
 
 class Devices:
-    """By number. Any thread may ask; a process answers one of them at a time."""
+    """By number. Any thread may ask; a process answers one of them at a time.
 
-    def __init__(self, layout: Layout, weights: Weights) -> None:
+    spares: how many that are not used are kept ready
+    """
+
+    def __init__(self, layout: Layout, weights: Weights, spares: int) -> None:
         self.layout, self._weights = layout, weights
-        self.restarts = 0
+        self.restarts, self._spares = 0, spares
         self._hmms: dict[int, Process] = {}
         self._locks: dict[int, threading.RLock] = {}
         self._arenas: dict[int, str] = {}  # names are never used again
@@ -68,6 +71,18 @@ class Devices:
             _, (descriptor,) = self._hmms[device].hear()
             self._keep(device, descriptor)
             os.close(descriptor)
+
+    def retire(self, devices: Iterable[int], used: Collection[int]) -> list[str]:
+        """Keep them as spares, or give their memory back if there are enough; returns the names of
+        arenas that are gone. used: devices that are none"""
+        gone = []
+        for device in devices:
+            if len(self._hmms.keys() - set(used)) <= self._spares:
+                self.ask(device, Vacate())
+            else:
+                gone.append(self.name(device))
+                self.remove(device)
+        return gone
 
     def remove(self, device: int) -> None:
         """Give its memory back, or what is left of it."""
@@ -162,6 +177,7 @@ class Devices:
         found = self._given(device)
         if not found:
             raise LostDeviceError(device)
+        self._hmms[device].end()
         self._hmms[device] = hmm = Process(HMM, f"hmm-{device}")
         self.restarts += 1
         try:
@@ -195,6 +211,7 @@ class Devices:
         raise PlacerError(f"the keeper of arenas died {ATTEMPTS} times: see the engine's stderr")
 
     def _start_keeper(self) -> None:
+        self._keeper.end()
         self._keeper = Process(KEEPER, "the keeper")
         self._kept.clear()
         self.restarts += 1

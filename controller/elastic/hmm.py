@@ -119,10 +119,13 @@ class Free:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefault:
-    """Have memory behind these pages, which makes copies into them four times as fast."""
+class Vacate:
+    """Nobody needs anything of it."""
 
-    pages: Sequence[int]
+
+@dataclass(frozen=True, slots=True)
+class Prefault:
+    """Have memory behind all of the arena, which makes copies into it four times as fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +159,8 @@ class Hmm:
             case Create(layout, weights):
                 descriptor = self.device.create(layout.capacity)
                 self.weights = weights
-                self.arena = Arena(self.device, layout, descriptor).found()
+                self.arena = Arena(self.device, layout, descriptor)
+                self.arena.vacate()
                 return None, [descriptor]
             case Adopt(layout, weights):
                 self.weights = weights
@@ -182,10 +186,10 @@ class Hmm:
                 return self._load(dense, pages)
             case Free(pages):
                 self.arena.table[list(pages)] = FREE
-            case Prefault(pages):
-                for page in pages:
-                    if self.arena.table[page] == FREE:
-                        self.arena.page(page)[:: self.device.granularity] = 0
+            case Vacate():
+                self.arena.vacate()
+            case Prefault():
+                self.arena.touch()
             case Digests(dense, pages):
                 every = [self.arena.dense()] if dense else []
                 return [digest(one) for one in (*every, *map(self.arena.page, pages))]

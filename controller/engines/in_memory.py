@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from controller.engines.planning import answer
+from controller.engines.planning import answer, resized
 from controller.migration.commands import (
     Command,
     Commit,
@@ -14,15 +14,17 @@ from controller.migration.commands import (
     Outcome,
     Refused,
     Stage,
+    Switch,
     Verify,
 )
-from controller.ports import EngineLostError
+from controller.ports import EngineLostError, Unseen
 from placer.checks import violations
 from placer.clock import Clock
 from placer.objective import Objective
 from placer.placement import EMPTY, Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
+from placer.resize.price import Price
 from placer.schedule import Transfer
 
 
@@ -32,8 +34,17 @@ class MemoryPlanner:
     def __init__(self, clock: Clock, solve_s: float = 0.0) -> None:
         self.clock, self.solve_s = clock, solve_s
 
-    async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
-        found = answer(problem, optimizer)
+    async def answer(
+        self, problem: Problem, optimizer: str, unseen: Unseen | None = None
+    ) -> Plan | Hold | Infeasible:
+        found = answer(problem, optimizer, unseen)
+        await self.clock.sleep(self.solve_s)
+        return found
+
+    async def resized(
+        self, problem: Problem, current: Placement, optimizer: str
+    ) -> Price | Infeasible:
+        found = resized(problem, current, optimizer)
         await self.clock.sleep(self.solve_s)
         return found
 
@@ -44,6 +55,7 @@ class MemoryEngine:
     def __init__(self, placement: Placement, expert_bytes: int = 1) -> None:
         self.placement, self.expert_bytes, self.is_gone = placement, expert_bytes, False
         self._epoch = 0
+        self._after: Placement | None = None  # of another width
         self._arrived: dict[tuple[int, int], int] = {}  # layer and slot -> expert
 
     def carry_out(self, command: Command) -> Outcome:
@@ -62,12 +74,14 @@ class MemoryEngine:
                 return Done(copied_bytes=self.expert_bytes * len(far))
             case Commit(round=round):
                 return self._commit(round.commits)
+            case Switch():
+                self.placement = self._after or self.placement
             case Verify(digest=digest):
                 now = self.placement.digest
                 return Done() if now == digest else Refused(f"it serves {now} and not {digest}")
             case Discard(epoch=epoch):
                 if epoch >= self._epoch:
-                    self._epoch, self._arrived = 0, {}
+                    self._epoch, self._arrived, self._after = 0, {}, None
         return Done()
 
     def _stage(self, command: Stage) -> Outcome:
@@ -77,6 +91,9 @@ class MemoryEngine:
             return Refused(broken[0])
         if command.epoch != self._epoch:
             self._epoch, self._arrived = command.epoch, {}
+            self._after = None
+        if command.after.gpus != self.placement.gpus:
+            self._after = command.after
         return Done()
 
     def _commit(self, commits: Sequence[Transfer]) -> Outcome:

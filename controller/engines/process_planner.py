@@ -5,14 +5,18 @@ import multiprocessing
 import os
 import signal
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
-from controller.engines.planning import answer
+from controller.engines.planning import answer, resized
+from controller.ports import Unseen
 from placer.errors import PlacerError
+from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
+from placer.resize.price import Price
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would have the controller's locks and files
 DIES_S = 1.0  # between the end of its pipe and its own
@@ -33,19 +37,32 @@ class ProcessPlanner:
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
 
-    async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
+    async def answer(
+        self, problem: Problem, optimizer: str, unseen: Unseen | None = None
+    ) -> Plan | Hold | Infeasible:
         """Raises PlannerError if the process dies."""
+        found: Plan | Hold | Infeasible = await self._ask(answer, problem, optimizer, unseen)
+        return found
+
+    async def resized(
+        self, problem: Problem, current: Placement, optimizer: str
+    ) -> Price | Infeasible:
+        """Raises PlannerError if the process dies."""
+        found: Price | Infeasible = await self._ask(resized, problem, current, optimizer)
+        return found
+
+    async def _ask(self, what: Callable[..., Any], *of: Any) -> Any:
         running = asyncio.get_running_loop()
         async with self._room:
             worker = self._idle.pop() if self._idle else _Worker()
             self._all.add(worker)
             try:
-                found = await running.run_in_executor(self._beside, worker.ask, problem, optimizer)
+                found = await running.run_in_executor(self._beside, worker.ask, what, *of)
             except (EOFError, OSError) as error:
                 code = self._end(worker, DIES_S)
-                what = f"signal {-code}" if code < 0 else f"exit code {code}"
+                how = f"signal {-code}" if code < 0 else f"exit code {code}"
                 raise PlannerError(
-                    f"the process that planned died ({what}): is there enough memory?"
+                    f"the process that planned died ({how}): is there enough memory?"
                 ) from error
             except BaseException:
                 self._end(worker)
@@ -70,7 +87,7 @@ class ProcessPlanner:
 
 
 class _Worker:
-    """A process that answers one problem after another, until its pipe ends."""
+    """A process that answers one question after another, until its pipe ends."""
 
     def __init__(self) -> None:
         self._pipe, theirs = SPAWN.Pipe()
@@ -78,10 +95,10 @@ class _Worker:
         self._process.start()
         theirs.close()
 
-    def ask(self, problem: Problem, optimizer: str) -> Any:
-        """Plan, Hold, Infeasible, a PlacerError, or the trace of another one. Raises EOFError or
-        OSError if the process dies."""
-        self._pipe.send((problem, optimizer))
+    def ask(self, what: Callable[..., Any], *of: Any) -> Any:
+        """What a function of this package answers, a PlacerError, or the trace of another one.
+        Raises EOFError or OSError if the process dies."""
+        self._pipe.send((what, of))
         return self._pipe.recv()
 
     def end(self, patience_s: float = 0.0) -> int:
@@ -96,12 +113,12 @@ def _work(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's, which ends this one
     while True:
         try:
-            problem, optimizer = pipe.recv()
+            what, of = pipe.recv()
         except (EOFError, OSError):
             return
         found: Any
         try:
-            found = answer(problem, optimizer)
+            found = what(*of)
         except PlacerError as error:
             found = error
         except Exception:

@@ -13,8 +13,10 @@ from controller.migration.commands import Command, Outcome
 from placer.agent.grpc_sink import GrpcSink
 from placer.agent.recording import PAUSE_S, Recording
 from placer.agent.reporter import Reporter
+from placer.agent.sampling import Sampling
 from placer.clock import Readings, SystemClock
 from placer.placement import Placement
+from placer.plan import Plan
 from placer.worker import Identity, Worker
 
 CONCURRENCY = 128  # requests that an engine's callers may wait for at once
@@ -22,7 +24,11 @@ CONCURRENCY = 128  # requests that an engine's callers may wait for at once
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """One engine of a pool. model: its folder; address: of the controller"""
+    """One engine of a pool.
+
+    model: its folder; address: of the controller
+    smallest, largest: ranks that it can have; 0 for as many as it starts with
+    """
 
     pool: str
     engine: str
@@ -30,6 +36,13 @@ class Serving:
     ranks: int
     slots: int
     address: str
+    smallest: int = 0
+    largest: int = 0
+
+    @property
+    def standbys(self) -> int:
+        """Ranks and devices that wait."""
+        return max(self.largest - self.ranks, 0)
 
     @property
     def actor(self) -> str:
@@ -40,25 +53,20 @@ class EngineActor:
     """Methods may be called at once, each on a thread of its own."""
 
     def __init__(self, serving: Serving) -> None:
-        self.engine = LocalEngine(serving.model, serving.ranks, serving.slots)
-        shape = self.engine.shape
-        worker = Worker(
-            name="engine",
-            model=str(serving.model),
-            layers=shape.layers,
-            experts=shape.experts,
-            top_k=shape.top_k,
-            slots=serving.slots,
-            ep_rank=0,
-            ep_size=serving.ranks,
-            can_apply=True,
-            records=True,
+        self.engine = LocalEngine(
+            serving.model,
+            serving.ranks,
+            serving.slots,
+            smallest=serving.smallest,
+            standbys=serving.standbys,
+            spares=serving.standbys,
         )
         identity = Identity(serving.pool, serving.engine, serving.actor)
-        clock = SystemClock()
-        sink = GrpcSink(serving.address, worker, identity, shape, clock)
-        self._courier = Reporter(worker, sink, Recorder(self.engine, clock), None, clock)
-        self._courier.start()
+        clock, standing = SystemClock(), Standing(serving, self.engine)
+        worker = standing.worker
+        sink = GrpcSink(serving.address, worker, identity, self.engine.shape, clock)
+        self._reporter = Reporter(worker, sink, Recorder(self.engine, clock), standing, clock)
+        self._reporter.start()
 
     def generate(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], float]:
         """The tokens, and the longest time between two of them."""
@@ -78,8 +86,45 @@ class EngineActor:
         return self.engine.status
 
     def close(self) -> None:
-        self._courier.close()
+        self._reporter.close()
         self.engine.close()
+
+
+class Standing:
+    """What the engine is now, for its registration; changes come to it through the actor."""
+
+    epoch, digest = 0, ""
+
+    def __init__(self, serving: Serving, engine: LocalEngine) -> None:
+        self._serving, self._engine = serving, engine
+
+    @property
+    def changes(self) -> int:
+        """The width stands for it."""
+        return self._engine.placement.gpus
+
+    @property
+    def worker(self) -> Worker:
+        shape, placement = self._engine.shape, self._engine.placement
+        return Worker(
+            name="engine",
+            model=str(self._serving.model),
+            layers=shape.layers,
+            experts=shape.experts,
+            top_k=shape.top_k,
+            slots=placement.slots,
+            ep_rank=0,
+            ep_size=placement.gpus,
+            can_apply=True,
+            records=True,
+            can_resize=bool(self._serving.smallest or self._serving.standbys),
+        )
+
+    def offer(self, epoch: int, plan: Plan) -> str:
+        return "it takes its changes from the controller, through its actor"
+
+    def trouble(self) -> str:
+        return ""
 
 
 class Recorder:
@@ -87,6 +132,9 @@ class Recorder:
 
     def __init__(self, engine: LocalEngine, clock: Readings) -> None:
         self._engine, self._clock, self._due_s = engine, clock, 0.0
+
+    def sample(self, how: Sampling | None) -> None:
+        self._engine.sample(how)
 
     def take(self) -> Recording:
         return self._engine.record()

@@ -1,18 +1,20 @@
 """The door to Ray: engines as actors, planners as tasks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from controller.engines.planning import answer
+from controller.engines.planning import answer, resized
 from controller.fleet.workers import Fleet, FleetError
 from controller.migration.commands import Command, Lost, Outcome
-from controller.ports import EngineLostError
+from controller.ports import EngineLostError, Unseen
 from placer.errors import PlacerError
 from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
+from placer.resize.price import Price
 
 NAMESPACE = "placer"
 PATIENCE_S = 10.0  # for an actor to say how it stands
@@ -22,19 +24,30 @@ class RayPlanner:
     """Each answer is a task of its own, so pools are planned side by side."""
 
     def __init__(self) -> None:
-        self._task: Any = ray.remote(num_cpus=0)(_answer)
+        self._task: Any = ray.remote(num_cpus=0)(_call)
 
-    async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
-        found: Plan | Hold | Infeasible | PlacerError
-        found = await self._task.remote(problem, optimizer)
+    async def answer(
+        self, problem: Problem, optimizer: str, unseen: Unseen | None = None
+    ) -> Plan | Hold | Infeasible:
+        found: Plan | Hold | Infeasible = await self._ask(answer, problem, optimizer, unseen)
+        return found
+
+    async def resized(
+        self, problem: Problem, current: Placement, optimizer: str
+    ) -> Price | Infeasible:
+        found: Price | Infeasible = await self._ask(resized, problem, current, optimizer)
+        return found
+
+    async def _ask(self, what: Callable[..., Any], *of: Any) -> Any:
+        found = await self._task.remote(what, *of)
         if isinstance(found, PlacerError):
             raise found
         return found
 
 
-def _answer(problem: Problem, optimizer: str) -> Plan | Hold | Infeasible | PlacerError:
+def _call(what: Callable[..., Any], *of: Any) -> Any:
     try:
-        return answer(problem, optimizer)
+        return what(*of)
     except PlacerError as error:  # as itself, not in Ray's clothes
         return error
 

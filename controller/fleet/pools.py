@@ -117,6 +117,12 @@ class Group:
         windows = list(self.windows.items())
         return merged((name, window.pace) for name, window in windows if phase in (name, "mixed"))
 
+    def since_s(self, phase: str) -> float | None:
+        """When the oldest of what is in the window may have been counted; None if nothing was."""
+        windows = list(self.windows.items())
+        begun = [window.since_s for name, window in windows if phase in (name, "mixed")]
+        return min((one for one in begun if one is not None), default=None)
+
     def profile(self, phase: str, now_s: float) -> Profile | None:
         """Of the window; ``mixed`` is all phases. None if there was no traffic."""
         found = []

@@ -193,6 +193,11 @@ class Window:
             self._this.pace = pace
 
     @property
+    def since_s(self) -> float | None:
+        """When the oldest of what is in it may have been counted; None if nothing was."""
+        return min((half.begun_s for half in self._halves), default=None)
+
+    @property
     def tokens(self) -> int:
         return sum(half.tokens for half in self._halves)
 

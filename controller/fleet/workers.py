@@ -52,6 +52,11 @@ class Fleet:
     def is_heard(self, member: Member) -> bool:
         return self.silent_s(member) < GONE_S
 
+    def recording(self, pool: str) -> int:
+        """Workers that are heard and record."""
+        members = self.pool(pool).members.values()
+        return sum(one.registration.worker.records and self.is_heard(one) for one in members)
+
     def register(self, registration: Registration) -> int:
         """The newest push of this incarnation. Raises FleetError for whom the pool has no place."""
         key = registration.id.engine, registration.id.worker
@@ -76,14 +81,15 @@ class Fleet:
         sequence: int,
         deltas: Sequence[Delta],
         paces: Mapping[str, Pace] | None = None,
-    ) -> None:
-        """Count a push, once. Raises FleetError for a worker that must register first, and
-        RoutingError for counts that cannot be. paces: how steps went, by phase"""
+    ) -> bool:
+        """Count a push, once; whether it was news. Raises FleetError for a worker that must
+        register first, and RoutingError for counts that cannot be. paces: how steps went, by phase
+        """
         member = self.member(id)
         if sequence < 1:
             raise RoutingError(f"push {sequence}: they are counted from 1")
         if sequence <= member.sequence:
-            return
+            return False
         pool = self.pools[id.pool]
         model = pool.model
         for delta in deltas:
@@ -100,6 +106,7 @@ class Fleet:
         if member.sequence:  # those before the first were acknowledged by another controller
             member.lost += sequence - member.sequence - 1
         member.sequence, member.last_seen_s = sequence, now_s
+        return True
 
     def member(self, id: WorkerId) -> Member:
         """Raises UnknownError for a worker that must register first."""

@@ -67,8 +67,9 @@ def placed(
                 page = next(free, None)
                 if page is None:
                     raise RefusedError(
-                        f"device {device} has {pages} pages, and {len(used)} are in use: "
-                        f"{after.gpus} ranks are fewer than this engine's memory allows"
+                        f"device {device} has {pages} pages, too few for what it serves and what "
+                        f"it is to serve on {after.gpus} ranks: use more ranks, or a placement "
+                        "that keeps more of what it has"
                     )
                 here.append(Filled(page, layer, expert))
             numbers[place] = page

@@ -4,12 +4,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from controller.elastic.devices import Devices, LostDeviceError
-from controller.elastic.hmm import Copy, Filled, Load
+from controller.elastic.hmm import Copy, Filled, Load, Prefault
 from controller.local_engine.arrivals import RefusedError
 from controller.local_engine.exchange import layout
 from controller.local_engine.expert_map import ExpertMap, fresh
@@ -19,9 +19,10 @@ from controller.local_engine.ranks import ATTEMPTS, EngineError, RankLostError, 
 from controller.local_engine.requests import Batch, Plan, Request, checked
 from controller.local_engine.resizing import Loaded, without
 from controller.local_engine.tally import Tally
-from controller.local_engine.weights import Checkpoint, read_sizes
+from controller.local_engine.weights import ITEM, Checkpoint, read_sizes
 from controller.migration.commands import Command, Outcome
 from placer.agent.recording import Recording
+from placer.agent.sampling import Sampling
 from placer.clock import SystemClock
 from placer.errors import PlacementError
 from placer.files.specs import read_model
@@ -47,7 +48,7 @@ class LocalEngine:
     slots:    physical experts a layer, of all ranks; as many as experts if not given
     scratch:  pages that a rank has for each layer besides its slots, for copies on their way
     smallest: ranks that the engine must be able to shrink to: arenas have room for that
-    standbys: processes that wait to be ranks
+    standbys: processes that wait to be ranks; spares: devices that wait, with memory behind them
     rate:     bytes a second that a device may copy for another width; 0 for as many as can be
     pace:     of devices that these processes stand for
 
@@ -66,11 +67,14 @@ class LocalEngine:
         *,
         smallest: int = 0,
         standbys: int = 0,
+        spares: int = 0,
         rate: float = 0.0,
         pace: Pace | None = None,
     ) -> None:
-        self.shape, self._clock = read_model(str(model / "config.json")), SystemClock()
-        self._checkpoint = checkpoint = Checkpoint(model, read_sizes(model))
+        shape, self._clock = read_model(str(model / "config.json")), SystemClock()
+        checkpoint = Checkpoint(model, read_sizes(model))
+        dense = checkpoint.dense_size
+        self.shape = replace(shape, weight_bits=8 * ITEM, other_bytes=dense)
         self._sizes = sizes = checkpoint.sizes
         slots = sizes.experts if slots is None else slots
         _check_counts(ranks, slots, scratch, sizes.experts)
@@ -78,12 +82,14 @@ class LocalEngine:
         pages = sizes.layers * (each + scratch)
         served = fresh(linear(sizes.layers, slots, sizes.experts, ranks))
         order = range(ranks)
-        self.devices = Devices(layout(Memfd(), checkpoint, pages), checkpoint)
+        self.devices = Devices(layout(Memfd(), checkpoint, pages), checkpoint, spares)
         try:
-            self.devices.add(order)
+            every = range(ranks + spares)
+            self.devices.add(every)
             loaded = _load(self.devices, served, order)
+            self.devices.ask_all({device: (Prefault(), None) for device in every})
             waiting = Standbys(sizes, pace, standbys)
-            waiting.fill()
+            waiting.fill(ranks)
             self._ranks = Ranks(self.devices, order, served, waiting)
         except BaseException:
             self.devices.close()
@@ -122,6 +128,10 @@ class LocalEngine:
     def carry_out(self, command: Command) -> Outcome:
         return self._migration.carry_out(command, self._between_steps)
 
+    def sample(self, how: Sampling | None) -> None:
+        """Which requests to keep token by token from now on; none before it is called."""
+        self._tally.sample(how)
+
     def record(self) -> Recording:
         """What routers chose since the last time."""
         return self._tally.take()
@@ -129,6 +139,25 @@ class LocalEngine:
     def pids(self) -> list[int]:
         """Of the ranks' processes."""
         return self._ranks.pids()
+
+    def standbys(self) -> list[int]:
+        """Processes that wait to be ranks."""
+        return self._standbys.pids()
+
+    @property
+    def served(self) -> ExpertMap:
+        """The map that serves now, with the pages of its slots."""
+        return self._migration.served
+
+    @property
+    def order(self) -> list[int]:
+        """The ranks' devices."""
+        return self._ranks.order
+
+    @property
+    def over(self) -> str:
+        """Why nothing is served any more; empty while it is."""
+        return self._over
 
     @property
     def status(self) -> EngineStatus:

@@ -129,7 +129,7 @@ class Migration:
             raise RefusedError(f"epoch {command.epoch} is not staged ({staged}): stage it first")
         match command:
             case Agree():
-                self._in_between(self._agree)
+                self._agree()
             case Drop(round=round):
                 self._in_between(partial(self._drop, round.drops))
             case Copy(round=round):
@@ -179,9 +179,11 @@ class Migration:
         if change == self._staged:
             return
         self._clear()
-        if after.gpus != now.gpus:
+        if after.gpus == now.gpus:
+            self._in_between(partial(self._hold, change))
+        else:
             self._resizing.stage(after)
-        self._in_between(partial(self._hold, change))
+            self._staged = change
 
     def _clear(self) -> None:
         """What was copied for the last change, or made ready, is free again."""
@@ -197,6 +199,12 @@ class Migration:
         self._ranks.stage(change)
 
     def _agree(self) -> None:
+        """Those of another width agree by getting ready for it: all have to, and some are new."""
+        if self._resizing.is_staged:
+            return
+        self._in_between(self._check_staged)
+
+    def _check_staged(self) -> None:
         for rank, holds in enumerate(self._reports()):
             if holds.staged != self._staged:
                 raise RefusedError(

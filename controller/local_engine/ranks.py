@@ -6,10 +6,11 @@ replaced by one, on the arena of its device; ranks that a change of width retire
 
 import os
 import socket
+import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from itertools import combinations
+from contextlib import ExitStack, suppress
+from itertools import combinations, count
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -57,13 +58,15 @@ class Member(NamedTuple):
 
 
 class Standbys:
-    """Processes that wait to be ranks, of which ``keep`` are kept; those used last go last."""
+    """Processes that wait to be ranks, of which ``keep`` are kept; those used last go last. Any
+    thread may take and give."""
 
     def __init__(self, sizes: Sizes, pace: Pace | None, keep: int) -> None:
         self.sizes, self._keep = sizes, keep
         self._setup = Setup(sizes, pace)
         self._ready: deque[Process] = deque()
-        self._started = 0
+        self._numbers = count(1)
+        self._filling: threading.Thread | None = None
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -71,21 +74,30 @@ class Standbys:
     def pids(self) -> list[int]:
         return [one.pid for one in self._ready]
 
-    def fill(self) -> None:
-        """Start what is lacking, all at once."""
-        self._ready = deque(one for one in self._ready if one.is_alive)
-        new = [self._start() for _ in range(self._keep - len(self._ready))]
+    def fill(self, beside: int = 0) -> None:
+        """Start what is lacking, and some beside, all at once."""
+        new = [self._start() for _ in range(self._keep + beside - len(self._ready))]
         for one in new:
-            one.say(self._setup)
+            with suppress(GoneError):
+                one.say(self._setup)
         for one in new:
-            one.hear()
-        self._ready += new
+            with suppress(GoneError):
+                one.hear()
+                self._ready.append(one)
+
+    def fill_meanwhile(self) -> None:
+        """The same, on a thread of its own."""
+        if self._filling is None or not self._filling.is_alive():
+            self._filling = threading.Thread(target=self.fill, name="standbys", daemon=True)
+            self._filling.start()
 
     def take(self) -> Process:
-        """One that lives; it is started if none waits."""
-        while self._ready:
-            if (one := self._ready.popleft()).is_alive:
-                return one
+        """One that lives; it is started if none waits. Raises GoneError if it dies at that."""
+        with suppress(IndexError):
+            while True:
+                if (one := self._ready.popleft()).is_alive:
+                    return one
+                one.end()
         one = self._start()
         one.ask(self._setup)
         return one
@@ -101,13 +113,14 @@ class Standbys:
             self._ready.pop().end()
 
     def close(self) -> None:
+        if self._filling is not None:
+            self._filling.join()
         for one in self._ready:
             one.end(grace_s=5.0)
         self._ready.clear()
 
     def _start(self) -> Process:
-        self._started += 1
-        return Process(MODULE, f"rank process {self._started}")
+        return Process(MODULE, f"rank process {next(self._numbers)}")
 
 
 class Ranks:
@@ -178,17 +191,14 @@ class Ranks:
             for rank, one in enumerate(self._members):
                 if not one.process.is_alive:
                     one.process.end()
-                    self._members[rank] = Member(self._standbys.take(), one.device)
                     self.restarts += 1
-                    try:
+                    with suppress(GoneError):
+                        self._members[rank] = Member(self._standbys.take(), one.device)
                         self._attach(self._members[rank])
-                    except GoneError:
-                        continue
-            try:
+            with suppress(RankLostError):
                 self._form()
-                return self.stage(self.staged)
-            except RankLostError:
-                continue
+                self.stage(self.staged)
+                return self._standbys.fill_meanwhile()
         raise EngineError(f"ranks died {ATTEMPTS} times while starting: see the engine's stderr")
 
     # To another width. Standbys are not among those that step: they are asked by any one thread.
@@ -197,23 +207,22 @@ class Ranks:
         """Standbys that are attached to these devices."""
         found = []
         for device in devices:
-            for attempt in range(ATTEMPTS):
-                one = Member(self._standbys.take(), device)
-                try:
+            for _ in range(ATTEMPTS):
+                with suppress(GoneError):  # the next
+                    one = Member(self._standbys.take(), device)
                     self._attach(one)
+                    found.append(one)
                     break
-                except GoneError:  # the next
-                    if attempt == ATTEMPTS - 1:
-                        raise EngineError(
-                            f"standbys died {ATTEMPTS} times: see the engine's stderr"
-                        ) from None
-            found.append(one)
+            else:
+                self.dismiss(found)
+                raise EngineError(f"standbys died {ATTEMPTS} times: see the engine's stderr")
         return found
 
     def dismiss(self, members: Iterable[Member]) -> None:
         """Those that were enlisted for nothing."""
         for one in members:
             self._standbys.give(one.process)
+        self._standbys.fill_meanwhile()
 
     def prepare(self, order: Sequence[int], new: Sequence[Member], served: ExpertMap) -> None:
         """Have the ranks of a group to come ready for it, while these go on. Between two steps."""

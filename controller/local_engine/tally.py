@@ -9,7 +9,7 @@ from controller.local_engine.rank_messages import Stepped
 from controller.local_engine.requests import Plan, Running
 from controller.local_engine.weights import Sizes
 from placer.agent.recording import PHASES, Counts, Recording
-from placer.agent.sampling import Sampler
+from placer.agent.sampling import Sampler, Sampling
 from placer.agent.stopwatch import Stopwatch
 from placer.arrays import IntArray
 from placer.clock import Readings
@@ -34,11 +34,17 @@ class Tally:
         self._tokens = np.zeros(2, dtype=np.int64)
         self._requests = np.zeros(2, dtype=np.int64)
 
+    def sample(self, how: Sampling | None) -> None:
+        """Which requests to keep token by token from now on; none before it is called."""
+        with self._lock:
+            self._sampler.ask(how)
+
     def begin(self, admitted: Iterable[Running]) -> None:
         with self._lock:
             for one in admitted:
                 self._requests[0] += 1
-                self._sampler.begin(one.name, 0, self._clock.monotonic())
+                prompt = len(one.request.prompt)
+                self._sampler.begin(one.name, 0, prompt, self._clock.monotonic())
 
     def step(self, step: Plan, answers: Sequence[Stepped], seconds: float) -> None:
         """Count a step and its tokens, before their requests advance."""
@@ -52,7 +58,8 @@ class Tally:
             for one, piece in pieces:
                 size = len(piece.tokens)
                 # Copied, since a view would keep the whole step.
-                ids, tokens = experts[row : row + size].copy(), np.array(piece.tokens, np.int32)
+                ids, how = experts[row : row + size].copy(), self._sampler.how
+                tokens = np.array(piece.tokens, np.int32) if how and how.token_ids else None
                 self._sampler.add(one.name, piece.start, ids, tokens)
                 self._requests[1] += piece.start == len(one.request.prompt)
                 row += size

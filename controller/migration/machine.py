@@ -2,11 +2,13 @@
 
 Going there and coming back are the same walk: an attempt to get from one placement to another, in
 the rounds of placer's schedule. Each round drops replicas that others cover, copies beside serving,
-then commits from one step to the next; so at every moment each expert stands in some slot, and
-whatever goes wrong, what was copied and not committed is discarded, and another attempt starts from
-what stands: back, or after a restart of the controller on to the same goal.
+then commits from one step to the next. To another width all is transferred beside serving, and the
+new ranks serve from one step to the next. So at every moment each expert stands in some slot, and
+whatever goes wrong, what was copied and does not serve is discarded, and another attempt starts
+from what stands: back, or after a restart of the controller on to the same goal.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,7 +19,10 @@ from controller.migration.commands import (
     Copy,
     Discard,
     Drop,
+    Release,
     Stage,
+    Switch,
+    Transfer,
     Verify,
 )
 from placer.placement import Placement
@@ -30,6 +35,9 @@ class State(StrEnum):
     DROPPING = "dropping"
     COPYING = "copying"
     COMMITTING = "committing"
+    TRANSFERRING = "transferring"
+    SWITCHING = "switching"
+    RELEASING = "releasing"
     VERIFYING = "verifying"
     DISCARDING = "discarding"
     SETTLED = "settled"
@@ -39,6 +47,7 @@ class State(StrEnum):
 class Event(StrEnum):
     DONE = "done"
     LAST = "done, no round left"
+    RESIZES = "done, to another width"
     REFUSED = "refused"
     LOST = "lost"
     LATE = "late"
@@ -56,6 +65,10 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.COPYING, Event.DONE): State.COMMITTING,
     (State.COMMITTING, Event.DONE): State.DROPPING,
     (State.COMMITTING, Event.LAST): State.VERIFYING,
+    (State.AGREEING, Event.RESIZES): State.TRANSFERRING,
+    (State.TRANSFERRING, Event.DONE): State.SWITCHING,
+    (State.SWITCHING, Event.DONE): State.RELEASING,
+    (State.RELEASING, Event.DONE): State.VERIFYING,
     (State.VERIFYING, Event.DONE): State.SETTLED,
     # An engine that says no.
     (State.STAGING, Event.REFUSED): State.DISCARDING,
@@ -63,6 +76,9 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DROPPING, Event.REFUSED): State.DISCARDING,
     (State.COPYING, Event.REFUSED): State.DISCARDING,
     (State.COMMITTING, Event.REFUSED): State.DISCARDING,
+    (State.TRANSFERRING, Event.REFUSED): State.DISCARDING,
+    (State.SWITCHING, Event.REFUSED): State.DISCARDING,
+    (State.RELEASING, Event.REFUSED): State.DISCARDING,
     (State.VERIFYING, Event.REFUSED): State.DISCARDING,
     # A rank or an engine that went away in the middle.
     (State.STAGING, Event.LOST): State.DISCARDING,
@@ -70,6 +86,9 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DROPPING, Event.LOST): State.DISCARDING,
     (State.COPYING, Event.LOST): State.DISCARDING,
     (State.COMMITTING, Event.LOST): State.DISCARDING,
+    (State.TRANSFERRING, Event.LOST): State.DISCARDING,
+    (State.SWITCHING, Event.LOST): State.DISCARDING,
+    (State.RELEASING, Event.LOST): State.DISCARDING,
     (State.VERIFYING, Event.LOST): State.DISCARDING,
     # The watchdog: no answer by the deadline.
     (State.STAGING, Event.LATE): State.DISCARDING,
@@ -77,6 +96,9 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DROPPING, Event.LATE): State.DISCARDING,
     (State.COPYING, Event.LATE): State.DISCARDING,
     (State.COMMITTING, Event.LATE): State.DISCARDING,
+    (State.TRANSFERRING, Event.LATE): State.DISCARDING,
+    (State.SWITCHING, Event.LATE): State.DISCARDING,
+    (State.RELEASING, Event.LATE): State.DISCARDING,
     (State.VERIFYING, Event.LATE): State.DISCARDING,
     # An operator who wants it back.
     (State.STAGING, Event.ABORT): State.DISCARDING,
@@ -84,6 +106,9 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DROPPING, Event.ABORT): State.DISCARDING,
     (State.COPYING, Event.ABORT): State.DISCARDING,
     (State.COMMITTING, Event.ABORT): State.DISCARDING,
+    (State.TRANSFERRING, Event.ABORT): State.DISCARDING,
+    (State.SWITCHING, Event.ABORT): State.DISCARDING,
+    (State.RELEASING, Event.ABORT): State.DISCARDING,
     (State.VERIFYING, Event.ABORT): State.DISCARDING,
     (State.DISCARDING, Event.ABORT): State.DISCARDING,
     # A controller that was killed and finds itself in the middle.
@@ -92,6 +117,9 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DROPPING, Event.RESTART): State.DISCARDING,
     (State.COPYING, Event.RESTART): State.DISCARDING,
     (State.COMMITTING, Event.RESTART): State.DISCARDING,
+    (State.TRANSFERRING, Event.RESTART): State.DISCARDING,
+    (State.SWITCHING, Event.RESTART): State.DISCARDING,
+    (State.RELEASING, Event.RESTART): State.DISCARDING,
     (State.VERIFYING, Event.RESTART): State.DISCARDING,
     (State.DISCARDING, Event.RESTART): State.DISCARDING,
     # From what stands then, on to where it should; that is tried again, up to a point.
@@ -102,25 +130,36 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DISCARDING, Event.TIRED): State.HALTED,
 }
 FINAL = (State.SETTLED, State.HALTED)
+SIMPLE: dict[State, Callable[[int], Command]] = {  # what is asked has an epoch alone
+    State.AGREEING: Agree,
+    State.TRANSFERRING: Transfer,
+    State.SWITCHING: Switch,
+    State.RELEASING: Release,
+    State.DISCARDING: Discard,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attempt:
     """The way from ``before`` to what stands after the last round, ``after``. An engine that moves
-    by itself is given no rounds."""
+    by itself is given no rounds; nor is one that changes its width, which it does all at once."""
 
     epoch: int
     before: Placement
     after: Placement
     rounds: tuple[Round, ...]
 
+    @property
+    def resizes(self) -> bool:
+        return self.before.gpus != self.after.gpus
+
     def command(self, state: State, index: int) -> Command:
         """What to ask of the engine in this state. index: of ``rounds``, where the state has one"""
+        if state in SIMPLE:
+            return SIMPLE[state](self.epoch)
         match state:
             case State.STAGING:
                 return Stage(self.epoch, self.before, self.after)
-            case State.AGREEING:
-                return Agree(self.epoch)
             case State.DROPPING:
                 return Drop(self.epoch, self.rounds[index])
             case State.COPYING:
@@ -129,8 +168,6 @@ class Attempt:
                 return Commit(self.epoch, self.rounds[index])
             case State.VERIFYING:
                 return Verify(self.epoch, self.after.digest)
-            case State.DISCARDING:
-                return Discard(self.epoch)
         raise ValueError(f"{state} is final")
 
 

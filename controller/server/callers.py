@@ -2,16 +2,19 @@
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Flag
 
 from placer.errors import PlacerError
 
 
-class Role(IntEnum):
-    """Who may do more is more."""
+class Role(Flag):
+    """What a caller may do. What agents may is part of what operators may; what trace readers may,
+    of nothing else."""
 
+    NONE = 0
     AGENT = 1
-    OPERATOR = 2
+    OPERATOR = 3
+    TRACE_READER = 4
 
 
 class ForbiddenError(PlacerError):
@@ -34,14 +37,16 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls. names: that it may have, if it is an agent"""
+    """Who calls. names: that it may have, if it is an agent; reader: who it is, if it may read
+    traces"""
 
     role: Role
     names: tuple[Names, ...] = ()
+    reader: str = ""
 
     def check(self, pool: str, engine: str, worker: str = "") -> None:
         """Raises ForbiddenError for who may not speak and hear as this worker, or this engine."""
-        if self.role >= Role.OPERATOR:
+        if Role.OPERATOR in self.role:
             return
         if not pool or not engine:
             raise ForbiddenError(

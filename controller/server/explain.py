@@ -12,7 +12,7 @@ from controller.ledger.ledger import Ledger, Record, Unreadable
 from controller.policies import policy
 from placer.plan import saving
 
-KINDS = ("plan", "operation", "decision", "acknowledgement")
+KINDS = ("plan", "operation", "decision", "acknowledgement", "reading")
 
 
 def story(ledger: Ledger, id: str, most: int) -> list[Record[Any]]:

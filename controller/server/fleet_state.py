@@ -7,10 +7,12 @@ from importlib.metadata import version
 from typing import Any
 
 from controller.changes.plans import Kept, PlanState
+from controller.changes.sizing import sized
 from controller.fleet.pools import Group, Member, Pool, width_of
+from controller.fleet.workers import FleetError
 from controller.ledger.ledger import Ledger, Record
 from controller.loop import Loop
-from controller.server import explain, wire
+from controller.server import explain, sampled, wire
 from controller.server.answers import answering
 from controller.server.callers import CALLER
 from placer.v1 import fleet_pb2
@@ -34,7 +36,11 @@ class FleetState(FleetServiceServicer):
         registration = wire.registration(request)
         sequence = self.fleet.register(registration)
         self.loop.acknowledge(registration)
-        return fleet_pb2.RegisterResponse(sequence=sequence)
+        answer = fleet_pb2.RegisterResponse(sequence=sequence)
+        if (wanted := self.loop.config.of(id.pool).traces).requests:
+            workers = self.fleet.recording(id.pool)
+            answer.sampling.CopyFrom(sampled.sampling(wanted, workers))
+        return answer
 
     @answering
     async def Status(self, request: Any) -> Any:
@@ -67,10 +73,15 @@ class FleetState(FleetServiceServicer):
         known = self.loop.arbiter.history.known(request.idempotency_key)
         if known is None:
             reason = request.reason or f"an operator wants {request.ranks} ranks"
-            known = await self.loop.arbiter.scale(
-                request.pool, request.ranks, request.idempotency_key, reason
-            )
-        return fleet_pb2.ScaleToResponse(operation=wire.operation(known))
+            arbiter, pool = self.loop.arbiter, request.pool
+            change = await sized(arbiter, self.loop.planner, pool, request.ranks)
+            if request.dry_run:
+                if change[2]:
+                    raise FleetError(change[2])
+                return fleet_pb2.ScaleToResponse(resize=wire.resize(change[0]))
+            known = await arbiter.scale(pool, change, request.idempotency_key, reason)
+        operation = wire.operation(known)
+        return fleet_pb2.ScaleToResponse(operation=operation, resize=operation.resize)
 
     @answering
     async def Operations(self, request: Any) -> Any:

@@ -21,7 +21,7 @@ REGISTER = "/placer.v1.FleetService/Register"  # whose texts are cut, not refuse
 PUSH = "/placer.v1.ProfileService/Push"  # read by ``read_push``
 TEXT = 1000  # characters of a reason, a key, an id, a name
 FIELDS = 32  # of a push, and of each part of it: an agent's has up to 9
-SEQUENCES = 2**22  # bytes of a trace's seq_lens
+SEQUENCES = 2**22  # bytes of a trace's seq_lens, and of its prompt_lens
 LIGHT = 2**20  # bytes of a push that is read between two others; larger ones are read beside them
 
 _PARTS = {
@@ -94,8 +94,8 @@ def _check_parts(push: memoryview) -> None:
         if (field := _PARTS.get(number)) is None:
             continue
         for inner, of in _fields(part, field.name):
-            if field.name == "trace" and of == 3 and len(inner) > SEQUENCES:
-                raise RequestError(f"a trace of {len(inner):,} bytes of seq_lens: send fewer")
+            if field.name == "trace" and of in (3, 6) and len(inner) > SEQUENCES:
+                raise RequestError(f"a trace of {len(inner):,} bytes of lengths: send fewer")
 
 
 def _fields(message: memoryview, name: str) -> Iterator[tuple[memoryview, int]]:

@@ -1,38 +1,34 @@
 """Who may connect to the controller, and what they may then do; docs/controller.md."""
 
-import hmac
-import logging
 import re
-import stat
-import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any
 
 import grpc
 import grpc.aio
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-from controller.server.callers import CALLER, Caller, Names, Role
+from controller.server.callers import CALLER, Caller, Role
 from controller.server.strangers import Strangers
+from controller.server.tokens import Fresh, Tokens
 from placer.certificates import Credentials
 from placer.channel import is_loopback
 from placer.clock import Clock
-from placer.errors import FileError, PlacerError
-from placer.files.atomic import read_text
-from placer.files.documents import of_yaml
+from placer.errors import PlacerError
 
 __all__ = ["Guard", "Listening", "Role", "SecurityError", "Tokens"]
 
-LIMIT = 2**20
-SHORTEST = 16  # characters of a token
 OPEN = ("/grpc.health.v1.Health/", "/grpc.reflection.")  # to whoever has a token, whichever
 
-T = TypeVar("T")
+# Many of them, and whose a token is; the one that may do more first.
+_WORDS = {
+    Role.OPERATOR: ("operators", "an operator's"),
+    Role.AGENT: ("agents", "an agent's"),
+    Role.TRACE_READER: ("trace readers", "a trace reader's"),
+}
+
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(?P<port>[0-9]{1,5})")
-log = logging.getLogger("placer.controller")
 
 
 class SecurityError(PlacerError):
@@ -120,58 +116,6 @@ class Listening:
         return grpc.ssl_server_certificate_configuration([(key, certificate)], ca)
 
 
-class Fresh(Generic[T]):
-    """What was read from files, read again when one of them changes. Broken ones change nothing."""
-
-    def __init__(self, paths: list[Path], read: Callable[[], T]) -> None:
-        self._paths, self._read = paths, read
-        self._guard = threading.Lock()  # gRPC asks from threads of its own
-        self._stamps = self._stamp()
-        self._value = read()
-
-    def get(self) -> T:
-        with self._guard:
-            stamps = self._stamp()
-            if stamps != self._stamps:
-                self._stamps = stamps  # before reading: what changes meanwhile is read next time
-                try:
-                    self._value = self._read()
-                    log.info("read %s again", _all(self._paths))
-                except PlacerError as error:
-                    log.warning("%s; going on with what stood there before", error)
-            return self._value
-
-    def _stamp(self) -> list[tuple[int, ...]]:
-        return [_stat(path) for path in self._paths]
-
-
-class Tokens:
-    """Who shows which role's token. They are kept as digests and are in no message.
-
-    The file is YAML: ``agent`` and ``operator``, each a list. An agent's token may be one of some
-    names only. Tokens may come and go at any time; one that is in both is an operator's.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._digests = Fresh([path], lambda: _read_tokens(path))
-
-    def role(self, token: str) -> Role | None:
-        return max((role for role, _ in self._entries(token)), default=None)
-
-    def names(self, token: str) -> tuple[Names, ...]:
-        """That an agent may have who shows it."""
-        return tuple(names for _, names in self._entries(token))
-
-    def _entries(self, token: str) -> list[tuple[Role, Names]]:
-        """Takes as long whatever is shown."""
-        shown = sha256(token.encode(errors="replace")).digest()
-        return [
-            (role, names)
-            for digest, role, names in self._digests.get()
-            if hmac.compare_digest(digest, shown)
-        ]
-
-
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Turns away whoever may not call a method.
 
@@ -201,82 +145,35 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _refusal(
         self, method: str, headers: Mapping[str, Any]
     ) -> tuple[grpc.StatusCode, str] | None:
+        needed = Role.NONE if method.startswith(OPEN) else self._needed.get(method, Role.OPERATOR)
+        many, whose = _WORDS.get(needed, ("", ""))
         if self._tokens is None:
             CALLER.set(Caller(Role.OPERATOR))
-            return None
+            if needed in Role.OPERATOR:
+                return None
+            return (
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"{method} is for {many}, whom the controller knows by {whose} token: start it "
+                "with --tokens, and show one",
+            )
         scheme, _, token = str(headers.get("authorization", "")).partition(" ")
         if scheme.lower() != "bearer" or not token:
             return (
                 grpc.StatusCode.UNAUTHENTICATED,
                 "no token: set PLACER_TOKEN or PLACER_TOKEN_FILE to one of the controller's",
             )
-        role = self._tokens.role(token.strip())
+        token = token.strip()
+        role = self._tokens.role(token)
         if role is None:
             return (
                 grpc.StatusCode.UNAUTHENTICATED,
                 "unknown token: set PLACER_TOKEN or PLACER_TOKEN_FILE to one of the controller's",
             )
-        least = Role.AGENT if method.startswith(OPEN) else self._needed.get(method, Role.OPERATOR)
-        CALLER.set(Caller(role, self._tokens.names(token.strip())))
-        if role < least:
-            return (
-                grpc.StatusCode.PERMISSION_DENIED,
-                f"{method} is for operators, and this is an agent's token: use an operator's",
-            )
-        return None
-
-
-_Token = Annotated[str, StringConstraints(min_length=SHORTEST, pattern="^[!-~]+$")]
-
-
-_Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-
-
-class _Bound(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    token: _Token
-    pool: _Name | None = None
-    engine: _Name | None = None
-    worker: _Name | None = None
-
-
-class _TokensFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    agent: list[_Token | _Bound] = []
-    operator: list[_Token] = []
-
-
-def _read_tokens(path: Path) -> list[tuple[bytes, Role, Names]]:
-    """Their digests. Errors say where, never what: parsers quote what they stumble over."""
-    remedy = f"write agent and operator as lists of tokens, {SHORTEST} characters or more each"
-    try:  # plain strings, also of what looks like a number or a date
-        data = of_yaml(read_text(path, LIMIT), str(path), as_text=True)
-        found = _TokensFile.model_validate(data)
-    except ValidationError as error:
-        name, *place = error.errors()[0]["loc"] or ("",)
-        where = f"{name}.{place[0]}" if place else name if name in _TokensFile.model_fields else ""
-        raise FileError(f"{path}: {where or 'it'} is not as it should be: {remedy}") from None
-    if any(stat.S_IROTH & mode for mode in _stat(path)[:1]):
-        log.warning("%s can be read by everybody on this host: chmod 600 it", path)
-    told = [(token, Role.OPERATOR, Names()) for token in found.operator]
-    for one in found.agent:
-        bound = one if isinstance(one, _Bound) else _Bound(token=one)
-        names = Names(bound.pool or "", bound.engine or "", bound.worker or "")
-        told.append((bound.token, Role.AGENT, names))
-    if not told:
-        raise FileError(f"{path} holds no token, so that nobody could connect: {remedy}")
-    return [(sha256(token.encode()).digest(), role, names) for token, role, names in told]
-
-
-def _stat(path: Path) -> tuple[int, ...]:
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_mode, found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _all(paths: list[Path]) -> str:
-    return ", ".join(map(str, paths))
+        CALLER.set(Caller(role, self._tokens.names(token), self._tokens.reader(token)))
+        if needed in role:
+            return None
+        own = next(words[1] for one, words in _WORDS.items() if one in role)
+        return (
+            grpc.StatusCode.PERMISSION_DENIED,
+            f"{method} is for {many}, and this is {own} token: use {whose}",
+        )

@@ -33,10 +33,11 @@ OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.so_reuseport", 0),  # a second controller on this port is a mistake
 ]
-FOR_AGENTS = {
+FOR_OTHERS = {
     "/placer.v1.ProfileService/Push": Role.AGENT,
     "/placer.v1.FleetService/Register": Role.AGENT,
     "/placer.v1.PlacementService/Watch": Role.AGENT,
+    "/placer.v1.ProfileService/ReadTraces": Role.TRACE_READER,
 }
 SERVICES = [
     file.DESCRIPTOR.services_by_name[name].full_name
@@ -49,7 +50,7 @@ OTHERS = [HEALTH, reflection.SERVICE_NAME]
 async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[Any, int]:
     """The server, which serves, and its port."""
     tokens = Tokens(listening.tokens) if listening.tokens else None
-    doors = [Guard(FOR_AGENTS, tokens, loop.ledger.clock), Intake()]
+    doors = [Guard(FOR_OTHERS, tokens, loop.ledger.clock), Intake()]
     largest = LARGEST if loop.config.asks_for_affinity else LARGEST_PLAIN
     options = [*OPTIONS, ("grpc.max_receive_message_length", largest)]
     server = grpc.aio.server(interceptors=doors, options=options)

@@ -1,15 +1,16 @@
 """ProfileService and PlacementService: counts in, plans out."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.pools import Pool, WorkerId
+from controller.fleet.traces import Reading, Request
 from controller.fleet.workers import FleetError
 from controller.loop import Loop
-from controller.server import explain, wire
+from controller.server import explain, sampled, wire
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
 from controller.server.intake import LIGHT
@@ -22,6 +23,7 @@ from placer.v1.placement_pb2_grpc import PlacementServiceServicer
 from placer.v1.profile_pb2_grpc import ProfileServiceServicer
 
 VALUES, SLOT_VALUES = 10_000, 12  # of a plan file: an expert and a move have 7, its reason a few
+T = TypeVar("T")
 VALUE = 40  # bytes of each, in the mean; without a reason it is five
 
 # gRPC names methods as protos do.
@@ -30,32 +32,60 @@ VALUE = 40  # bytes of each, in the mean; without a reason it is five
 
 class Profiles(ProfileServiceServicer):
     def __init__(self, loop: Loop) -> None:
-        self.fleet, self.config = loop.fleet, loop.config
+        self.fleet, self.config, self.traces = loop.fleet, loop.config, loop.traces
+        self.ledger = loop.ledger
         self._beside = ThreadPoolExecutor(1, "push")
 
     @streaming
     async def Push(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for data in requests:
-            push = await self._read(data)
+            is_large = len(data) > LIGHT
+            push = await self._read(is_large, wire.push, data)
             CALLER.get().check(push.id.pool, push.id.engine, push.id.worker)
             self.fleet.member(push.id)
             refused, wants_affinity = push.refused, self._wants_affinity(push.id)
             if not refused:
                 deltas = push.deltas if wants_affinity else [one.lean for one in push.deltas]
+                wanted, found = self.config.of(push.id.pool).traces, []
                 try:
-                    self.fleet.push(push.id, push.sequence, deltas, push.paces)
+                    if wanted.requests and push.trace is not None:
+                        parts = push.trace, deltas, wanted.token_ids
+                        found = await self._read(is_large, sampled.requests, *parts)
+                    if self.fleet.push(push.id, push.sequence, deltas, push.paces):
+                        self.traces.add(push.id.pool, found)
                 except RoutingError as error:
                     refused = str(error)
             yield profile_pb2.PushResponse(
                 sequence=push.sequence, refused=refused, send_affinity=wants_affinity
             )
 
-    async def _read(self, data: bytes) -> wire.Push:
+    @streaming
+    async def ReadTraces(self, request: Any) -> AsyncIterator[Any]:
+        """Written down before anything is given out."""
+        pool, phase = self.fleet.pool(request.pool), "mixed"
+        if request.phase:
+            phase = wire.phase(request.phase)
+        if not self.config.of(pool.name).traces.requests:
+            raise FleetError(f"{pool.name} samples no requests: set traces.requests of the pool")
+        found: dict[str, list[Request]] = {}
+        for _, one in self.traces.of(pool.name, pool.model, phase):
+            found.setdefault(one.phase, []).append(one)
+        reading = Reading(
+            who=CALLER.get().reader,
+            requests={name: len(found[name]) for name in sorted(found)},
+            token_ids=any(one.token_ids is not None for them in found.values() for one in them),
+        )
+        id = self.ledger.next_id("reading", "reading")
+        self.ledger.write("reading", id, reading.told, reading, pool=pool.name)
+        for name, them in found.items():
+            for answer in sampled.answers(pool.model, name, them):
+                yield answer
+
+    async def _read(self, is_large: bool, read: Callable[..., T], *what: Any) -> T:
         """Large ones on a thread, one after another: others are answered meanwhile."""
-        if len(data) <= LIGHT:
-            return wire.push(data)
-        running = asyncio.get_running_loop()
-        return await running.run_in_executor(self._beside, wire.push, data)
+        if not is_large:
+            return read(*what)
+        return await asyncio.get_running_loop().run_in_executor(self._beside, read, *what)
 
     def _wants_affinity(self, id: WorkerId) -> bool:
         """From one worker of a pool, where tokens travel by its placement: it is large. What others
@@ -139,7 +169,7 @@ class Placements(PlacementServiceServicer):
 
     @streaming
     async def Watch(self, request: Any) -> AsyncIterator[Any]:
-        if request.engine or CALLER.get().role < Role.OPERATOR:
+        if request.engine or Role.OPERATOR not in CALLER.get().role:
             CALLER.get().check(request.pool, request.engine)
             offers = self.offers.offers(request.pool, request.engine, request.after_epoch)
             async for epoch, file in offers:
@@ -172,7 +202,8 @@ class Placements(PlacementServiceServicer):
             raise FleetError(f"no engine of {pool} has {ranks} ranks: there are such of {widths}")
         chosen = optimizer or self.loop.config.of(pool).optimizer
         known_optimizer(chosen)
-        problem = await self.loop.problem(group)
-        if isinstance(problem, Hold):
-            return problem, ""
-        return await self.loop.planner.answer(problem, chosen), problem.start.digest
+        asked = await self.loop.question(group)
+        if isinstance(asked, Hold):
+            return asked, ""
+        problem, unseen = asked
+        return await self.loop.planner.answer(problem, chosen, unseen), problem.start.digest

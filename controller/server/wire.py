@@ -1,25 +1,24 @@
 """Messages <-> values. What comes in is checked here: nobody is trusted."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
-import numpy as np
 from pydantic import ValidationError
 
-from controller.changes.operations import Operation
+from controller.changes.operations import Operation, Scale
 from controller.changes.plans import Kept
 from controller.fleet.pools import Registration, WorkerId
 from controller.fleet.windows import Delta
 from controller.fleet.workers import NAME
 from controller.ledger.ledger import Record
 from controller.server.intake import read_push
-from placer.arrays import IntArray
 from placer.bounds import MOST_EXPERTS, MOST_LAYERS, MOST_PAIRS, MOST_TOP_K
 from placer.errors import FileError, ModelError, RoutingError
 from placer.files.documents import of_json
 from placer.files.plans import LIMIT
 from placer.files.specs import first_fault, shape_of
+from placer.messages import array
 from placer.model import ModelShape
 from placer.pace import Pace
 from placer.placement import MOST_CELLS
@@ -40,12 +39,14 @@ ANSWER = LIMIT // 2  # bytes of what is listed in an answer
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Push:
-    """What a worker handed over. paces: by phase; refused: why it is not to be counted, if so"""
+    """What a worker handed over. paces: by phase; trace: a message, see sampled.py; refused: why it
+    is not to be counted, if so"""
 
     id: WorkerId
     sequence: int
     deltas: Sequence[Delta] = ()
     paces: Mapping[str, Pace] = field(default_factory=dict)
+    trace: Any = None
     refused: str = ""
 
 
@@ -134,7 +135,8 @@ def push(data: bytes) -> Push:
         deltas = [_delta(counts) for counts in message.counts]
         for delta in deltas:
             delta.check_pairs()
-        return Push(id, sequence, deltas, _paces(message))
+        trace = message.trace if message.HasField("trace") else None
+        return Push(id, sequence, deltas, _paces(message), trace)
     except RoutingError as error:
         return Push(id, sequence, refused=str(error))
 
@@ -149,14 +151,13 @@ def _paces(message: Any) -> dict[str, Pace]:
     """By phase. Raises RoutingError for steps that make no sense."""
     window_s = number("window_s", message.window_s)
     return {
-        _phase(one.phase): Pace(
-            number("steps", one.count), number("seconds", one.seconds), window_s
-        )
+        phase(one.phase): Pace(number("steps", one.count), number("seconds", one.seconds), window_s)
         for one in message.steps
     }
 
 
-def _phase(value: int) -> str:
+def phase(value: int) -> str:
+    """Raises RoutingError for one that is none."""
     for known, name in PHASES.items():
         if value == known:
             return name
@@ -167,30 +168,22 @@ def _delta(counts: Any) -> Delta:
     layers, experts = counts.layers, counts.experts
     for name in ("tokens", "sequences"):
         number(name, getattr(counts, name))
-    phase = _phase(counts.phase)
     sizes = 0 < layers <= MOST_LAYERS and 0 < experts <= MOST_EXPERTS
     if not (sizes and 0 < counts.top_k <= experts):
         raise RoutingError(f"{layers} layers x {experts} experts, top-{counts.top_k}: check them")
     transitions = coactivation = None
     if counts.transitions and counts.coactivation:
-        transitions = _array("transitions", counts.transitions, (layers - 1, experts, experts))
-        coactivation = _array("coactivation", counts.coactivation, (layers, experts, experts))
+        transitions = array("transitions", counts.transitions, (layers - 1, experts, experts))
+        coactivation = array("coactivation", counts.coactivation, (layers, experts, experts))
     return Delta(
-        phase=phase,
+        phase=phase(counts.phase),
         top_k=counts.top_k,
         tokens=counts.tokens,
         sequences=counts.sequences,
-        load=_array("load", counts.load, (layers, experts)),
+        load=array("load", counts.load, (layers, experts)),
         transitions=transitions,
         coactivation=coactivation,
     )
-
-
-def _array(name: str, data: bytes, shape: tuple[int, ...]) -> IntArray:
-    size = int(np.prod(shape)) * 4
-    if len(data) != size:
-        raise RoutingError(f"{name} has {len(data)} bytes and not {size}, for {list(shape)} uint32")
-    return np.frombuffer(data, dtype="<u4").reshape(shape)
 
 
 def fitting(messages: Iterable[Any], room: int) -> list[Any]:
@@ -223,12 +216,20 @@ def plan(record: Record[Kept], file: bytes = b"") -> Any:
 def operation(record: Record[Operation]) -> Any:
     found = record.value
     phase = fleet_pb2.OperationPhase.Value(f"OPERATION_PHASE_{_upper(found.phase)}")
+    change = found.change
     return fleet_pb2.Operation(
         id=found.id, idempotency_key=found.key, pool=found.pool, kind=found.kind, phase=phase,
         plan_id=found.plan_id, progress=found.progress, reason=found.why or record.reason,
         begun_s=found.begun_s, changed_s=record.at_s, copied_bytes=found.copied_bytes,
         longest_pause_s=found.longest_pause_s, version=record.version, ranks=found.width,
+        seconds=found.seconds, bytes=found.bytes,
+        resize=resize(change) if isinstance(change, Scale) else None,
     )  # fmt: skip
+
+
+def resize(change: Scale) -> Any:
+    costs = {} if change.price is None else asdict(change.price)
+    return fleet_pb2.Resize(ranks_before=change.before, ranks=change.ranks, **costs)
 
 
 def record(found: Record[Any]) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from placer.agent import folder
 from placer.agent.recording import Recording
+from placer.agent.sampling import ALL, Sampling
 from placer.errors import PlacerError
 from placer.files.atomic import make_folder
 from placer.files.plans import read_plan
@@ -26,6 +27,7 @@ class FileSink:
 
     def __init__(self, directory: Path, worker: Worker, model: ModelShape | None) -> None:
         self.directory, self.model = directory, model
+        self.sampling: Sampling | None = ALL
         self._own = directory / worker.name
         self._totals: dict[str, Profile] = {}
         self._paces: dict[str, Pace | None] = {}

@@ -2,24 +2,24 @@
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import grpc
-import numpy as np
 
 from placer.agent.recording import Recording
 from placer.agent.reporter import PATIENCE_S
+from placer.agent.sampling import Sampling, Sequence
 from placer.agent.streams import Pushes, Watch, told
 from placer.channel import Settings, open_channel
 from placer.client import ControllerError
 from placer.clock import ThreadClock
 from placer.errors import FileError, PlacerError
 from placer.files.plans import LIMIT, parse_plan
+from placer.messages import trace_message
 from placer.model import ModelShape
 from placer.plan import Plan
 from placer.profile import Profile
-from placer.trace import Trace
 from placer.v1 import fleet_pb2, profile_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2 import WatchRequest
@@ -28,6 +28,7 @@ from placer.v1.profile_pb2_grpc import ProfileServiceStub
 from placer.worker import Identity, Status, Worker
 
 DEADLINE_S = 5.0
+TRACE_BYTES = 15 * 2**20  # of a push, of which a controller takes a MiB more
 OPTIONS = [
     ("grpc.max_receive_message_length", LIMIT),
     ("grpc.keepalive_time_ms", 60_000),
@@ -41,7 +42,8 @@ log = logging.getLogger("vllm.placer")
 
 
 class GrpcSink:
-    """Of one worker. Affinity and traces are large: they go when the controller asks for them."""
+    """Of one worker. Affinity and traces are large, and traces tell what users wrote: they go when
+    the controller asks for them, by the answers to pushes and to reports."""
 
     def __init__(
         self,
@@ -66,17 +68,17 @@ class GrpcSink:
         self._profile = ProfileServiceStub(self._channel)
         self._pushes: Pushes | None = None
         self._watch = Watch(address, self._open_watch, clock)
+        self.sampling: Sampling | None = None
         self._wants_affinity = False
         self._refusals: set[str] = set()  # reasons that were logged
 
     def push(self, sequence: int, recording: Recording) -> None:
-        trace = recording.trace() if self._wants_affinity else None
         request = profile_pb2.PushRequest(
             id=self._id,
             sequence=sequence,
             window_s=recording.window_s,
             counts=[_counts(profile, self._wants_affinity) for profile in recording.profiles()],
-            trace=None if trace is None else _trace(trace),
+            trace=_trace(recording, self.sampling),
             steps=[
                 profile_pb2.Steps(phase=_phase(phase), count=int(pace.steps), seconds=pace.busy_s)
                 for phase, pace in recording.paces.items()
@@ -121,9 +123,12 @@ class GrpcSink:
             **rest,
         )
         try:
-            self._fleet.Register(request, timeout=DEADLINE_S)
+            answer = self._fleet.Register(request, timeout=DEADLINE_S)
         except grpc.RpcError as error:
             raise told(self.address, error) from error
+        self.sampling = None
+        if answer.HasField("sampling"):
+            self.sampling = Sampling(answer.sampling.every_s, answer.sampling.token_ids)
 
     def close(self) -> None:
         """Let go of the streams and of the connection; nothing can be called any more."""
@@ -176,12 +181,18 @@ def _counts(profile: Profile, affinity: bool) -> Any:
     return found
 
 
-def _trace(trace: Trace) -> Any:
-    assert trace.token_ids is not None
-    return profile_pb2.Trace(
-        layers=trace.layers,
-        top_k=trace.top_k,
-        seq_lens=trace.seq_lens.tolist(),
-        expert_ids=trace.expert_ids.astype("<u2").tobytes(),
-        token_ids=np.asarray(trace.token_ids).astype("<u4").tobytes(),
-    )
+def _trace(recording: Recording, sampling: Sampling | None) -> Any:
+    """The sampled requests that have room in a push; None if there are none, or none are wanted."""
+    kept: list[Sequence] = []
+    room = TRACE_BYTES
+    for one in recording.whole if sampling else ():
+        room -= len(one.expert_ids) * (2 * one.expert_ids[0].size + 4)
+        if room < 0:
+            break
+        kept.append(one)
+    trace = replace(recording, sequences=kept).trace()
+    if trace is None or sampling is None:
+        return None
+    if not sampling.token_ids:
+        trace = replace(trace, token_ids=None)
+    return trace_message(trace, [one.prompt for one in kept])

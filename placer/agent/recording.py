@@ -76,14 +76,26 @@ class Recording:
             )
         return found
 
+    @property
+    def whole(self) -> list[Sequence]:
+        """The sampled requests, but those with a choice that is no expert's: a router may mark some
+        so, and a trace cannot tell of them."""
+        experts = self.counts.load.shape[-1]
+        return [
+            one
+            for one in self.sequences
+            if one.expert_ids.min() >= 0 and one.expert_ids.max() < experts
+        ]
+
     def trace(self) -> Trace | None:
-        """The sampled requests."""
-        if not self.sequences:
+        """The sampled requests; vocabulary ids only if all have them."""
+        if not (whole := self.whole):
             return None
+        token_ids = [one.token_ids for one in whole if one.token_ids is not None]
         return Trace(
-            expert_ids=np.concatenate([one.expert_ids for one in self.sequences]),
-            seq_lens=np.array([len(one.token_ids) for one in self.sequences]),
+            expert_ids=np.concatenate([one.expert_ids for one in whole]),
+            seq_lens=np.array([len(one.expert_ids) for one in whole]),
             experts=self.counts.load.shape[-1],
-            token_ids=np.concatenate([one.token_ids for one in self.sequences]),
+            token_ids=np.concatenate(token_ids) if len(token_ids) == len(whole) else None,
             meta={"phase": "mixed", "recorder": "placer agent"},
         )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from placer.agent.recording import PAUSE_S, Recording
+from placer.agent.sampling import Sampling
 from placer.clock import ThreadClock
 from placer.errors import PlacerError
 from placer.plan import Plan
@@ -24,7 +25,12 @@ log = logging.getLogger("vllm.placer")
 
 
 class Sink(Protocol):
-    """Where recordings go and plans come from. Raises PlacerError where that fails for now."""
+    """Where recordings go and plans come from. Raises PlacerError where that fails for now.
+
+    sampling: which requests are wanted token by token, as far as is known now; None: none
+    """
+
+    sampling: Sampling | None
 
     def push(self, sequence: int, recording: Recording) -> None:
         """Hand on the worker's ``sequence``-th recording; the same again is taken once."""
@@ -38,6 +44,9 @@ class Sink(Protocol):
 class Source(Protocol):
     """What recordings are taken from."""
 
+    def sample(self, how: Sampling | None) -> None:
+        """Which requests to keep token by token from now on; none before it is called."""
+
     def take(self) -> Recording:
         """What was recorded since the last time."""
 
@@ -48,14 +57,21 @@ class Source(Protocol):
 class Applier(Protocol):
     """What applies plans.
 
-    worker:  what it is now; ``changes`` goes up when it, or the group that it is of, is another
+    worker:  what it is now; ``changes`` is another when it, or the group that it is of, is
     epoch, digest: of the plan applied last
     """
 
-    worker: Worker
-    changes: int
-    epoch: int
-    digest: str
+    @property
+    def worker(self) -> Worker: ...
+
+    @property
+    def changes(self) -> int: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
 
     def offer(self, epoch: int, plan: Plan) -> str:
         """Apply ``plan`` when that can be, or say why not."""
@@ -92,6 +108,7 @@ class Reporter:
         self._lock = threading.Lock()
         self._work, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="placer", daemon=True)
+        self._sample()
 
     def start(self) -> None:
         self._thread.start()
@@ -206,6 +223,11 @@ class Reporter:
         if self.status != self._reported or now_s >= self._report_s:
             self.sink.report(self.status)
             self._reported, self._report_s = self.status, now_s + EVERY_S
+            self._sample()
+
+    def _sample(self) -> None:
+        if self.recorder is not None:
+            self.recorder.sample(self.sink.sampling)
 
     def _try(self, what: Callable[[], None]) -> bool:
         """Whether it worked. Whatever goes wrong here stays here: serving goes on."""

@@ -45,7 +45,9 @@ def as_dict(message: Any) -> dict[str, Any]:
         value = getattr(message, field.name)
         if field.type == field.TYPE_BYTES:
             continue
-        if field.is_repeated:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            found[field.name] = dict(value)
+        elif field.is_repeated:
             is_message = field.message_type is not None
             found[field.name] = [as_dict(one) if is_message else one for one in value]
         elif field.message_type is not None:

@@ -40,7 +40,7 @@ def history(
     to: To = ADDRESS,
     as_json: Json = False,
 ) -> None:
-    """Show plans, operations, decisions and acknowledgements, the newest first."""
+    """Show plans, operations, decisions, acknowledgements and readings, the newest first."""
     with controller(to) as found:
         request = HistoryRequest(pool=pool, limit=limit)
         records = found.ask(found.ledger.History, request).records

@@ -55,6 +55,7 @@ VERBS = {
     "explain": "ledger",
     "approve": "operations",
     "rollback": "operations",
+    "scale": "scale",
     "export": "exchange",
     "import": "exchange",
 }

@@ -42,7 +42,7 @@ def approve(
     with controller(to) as found:
         if now:
             begun = _begin(found, plan_id, version, reason)
-            _end(found, wait_for(found, begun), "succeeded", as_json)
+            end(found, wait_for(found, begun), "succeeded", as_json)
             return
         was = found.newest("plan", plan_id)
         request = ApproveRequest(plan_id=plan_id, version=version, reason=reason)
@@ -71,7 +71,7 @@ def rollback(
         begun = found.ask(found.placement.Rollback, request).operation
         ended = wait_for(found, begun)
         wanted = "succeeded" if begun.kind == "rollback" else "rolled back"
-        _end(found, ended, wanted, as_json)
+        end(found, ended, wanted, as_json)
 
 
 def hand_over(plan_file: Path, to: str, pool: str, wait_s: float | None) -> None:
@@ -85,7 +85,7 @@ def hand_over(plan_file: Path, to: str, pool: str, wait_s: float | None) -> None
         answer = found.ask(found.placement.Propose, request, PLANNING_S)
         note(f"{plan_file} is {answer.plan.id} of {answer.plan.pool}")
         begun = _begin(found, answer.plan.id, answer.plan.version, f"applied from {plan_file.name}")
-        _end(found, wait_for(found, begun, wait_s), "succeeded", as_json=False)
+        end(found, wait_for(found, begun, wait_s), "succeeded", as_json=False)
 
 
 def wait_for(found: Controller, operation: Any, wait_s: float | None = None) -> Any:
@@ -153,7 +153,7 @@ def _phase(operation: Any) -> str:
     return words(OperationPhase.DESCRIPTOR, operation.phase)
 
 
-def _end(found: Controller, operation: Any, wanted: str, as_json: bool) -> None:
+def end(found: Controller, operation: Any, wanted: str, as_json: bool) -> None:
     """Tell how it ended; with 3 if not as wanted."""
     phase, why = _phase(operation), plain(operation.reason)
     if as_json:
@@ -167,13 +167,15 @@ def _end(found: Controller, operation: Any, wanted: str, as_json: bool) -> None:
     if operation.longest_pause_s:
         costs.append(f"longest pause {operation.longest_pause_s * 1e3:.0f} ms")
     rest = "; " + ", ".join(costs) if costs else ""
+    before = operation.plan_id or "its width was changed"
     done = {
         "apply": f"{operation.plan_id} is applied on {operation.pool}",
-        "rollback": f"{operation.pool} is where it was before {operation.plan_id}",
+        "rollback": f"{operation.pool} is where it was before {before}",
+        "scale": f"engines of {operation.pool} have {operation.resize.ranks} ranks",
     }
     what = done.get(operation.kind, "")
     if phase == "rolled back":
-        what = f"{operation.plan_id} was taken back: {why}"
+        what = f"{operation.plan_id or operation.kind} was taken back: {why}"
     out.print(
         f"{operation.id} {phase} in {took}: {what}{rest}",
         soft_wrap=True,

@@ -1,4 +1,4 @@
-"""placer record: an engine with the agent, from start to end."""
+"""placer record: an engine with the agent, from start to end; or what a controller has sampled."""
 
 import os
 import shlex
@@ -7,33 +7,59 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from placer.agent import folder
+from placer.agent.recording import PHASES
+from placer.cli.client import controller, words
 from placer.cli.console import BAD_INPUT, note, out, progress, stop
 from placer.errors import FileError
 from placer.files.atomic import make_folder
-from placer.files.routing import read_header, read_profile, write_profile
+from placer.files.documents import of_json
+from placer.files.routing import read_header, read_profile, write_profile, write_trace
 from placer.files.specs import shape_of
+from placer.messages import trace_of
+from placer.model import ModelShape
 from placer.profile import Profile, merge
+from placer.trace import Trace, concatenate
+from placer.v1 import profile_pb2
 
+Phase = Literal["prefill", "decode", "mixed"]
 WRITES_S = 3.0  # in which an idle engine's agents have written everything
 
 
 def record(
     command: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND", help="Such as: vllm serve MODEL ...")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="[-- COMMAND]", help="Such as: vllm serve MODEL ..."),
+    ] = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Where the recording goes.")] = Path(
         "recording"
     ),
+    address: Annotated[
+        str | None,
+        typer.Option("--from", help="A controller's host:port: fetch what it has sampled."),
+    ] = None,
+    pool: Annotated[str, typer.Option(help="With --from: whose requests.")] = "",
+    phase: Annotated[
+        Phase, typer.Option(help="With --from: only tokens of this phase; mixed is all.")
+    ] = "mixed",
 ) -> None:
     """Start an engine with the agent and record what its routers choose, until it ends.
 
     Ends with a profile of all traffic, OUT/profile.npz, and traces of sampled requests.
+
+    With --from: fetch the requests that a controller keeps of a pool, as OUT/traces/*.npz. It takes
+    a trace reader's token, and is written down in the history.
     """
+    if (address is None) == (not command):
+        raise typer.BadParameter("give a command after --, or a controller with --from")
+    if address is not None:
+        _fetch(address, pool, phase, out_dir / "traces")
+        return
+    assert command
     if folder.profiles(out_dir):
         raise FileError(f"{out_dir} holds a recording: choose another --out, or remove it")
     make_folder(out_dir)
@@ -60,6 +86,40 @@ def record(
         soft_wrap=True,
     )
     out.print(f"next: {_next(out_dir, total, sampled > 0)}", soft_wrap=True)
+
+
+def _fetch(address: str, pool: str, phase: Phase, place: Path) -> None:
+    """Raises PlacerError if they may not be read, or there are none."""
+    if any(place.glob("*.npz")):
+        raise FileError(f"{place} holds traces: choose another --out, or remove them")
+    number = profile_pb2.Phase.Value(
+        f"PHASE_{'UNSPECIFIED' if phase == 'mixed' else phase.upper()}"
+    )
+    request = profile_pb2.ReadTracesRequest(pool=pool, phase=number)
+    parts: dict[str, list[Trace]] = {}
+    model: ModelShape | None = None
+    with controller(address) as found:
+        for answer in found.read(found.profile.ReadTraces, request):
+            model = shape_of(of_json(answer.shape, f"the model's sizes, as {address} tells them"))
+            name = words(profile_pb2.Phase.DESCRIPTOR, answer.phase)
+            name = name if name in PHASES else "mixed"
+            parts.setdefault(name, []).append(trace_of(answer.trace, model.experts, name))
+    if model is None:
+        raise FileError(
+            f"{address} keeps no sampled requests of {pool}, {phase}: wait until some have ended"
+        )
+    make_folder(place)
+    place.chmod(0o700)  # they tell what users wrote
+    for name, traces in parts.items():
+        whole, path = concatenate(traces), place / f"{name}.npz"
+        write_trace(path, whole, model)
+        ids = "without" if whole.token_ids is None else "with"
+        out.print(
+            f"{path}: {whole.sequences:,} requests, {whole.tokens:,} tokens, {ids} token ids",
+            soft_wrap=True,
+        )
+    source = shlex.quote(str(place))
+    out.print(f"next: placer plan {source}/*.npz --gpus N --holdout 0.5 --out plan.json")
 
 
 def _next(out_dir: Path, total: Profile, is_sampled: bool) -> str:

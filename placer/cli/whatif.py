@@ -72,6 +72,7 @@ def whatif(
     less what chance alone would win. The verdict is on knowing the traffic.
     """
     traffic = inputs.load_traffic(traffic_files, model, holdout, seed, only_traces=False)
+    running = read_plan(current) if current else None
     study = Study(
         model=traffic.model,
         profile=traffic.profile,
@@ -82,7 +83,8 @@ def whatif(
             guard=guard,
         ),
         holdout=traffic.holdout,
-        current=read_plan(current).placement if current else None,
+        current=running.placement if running else None,
+        runs_on=running.topology if running else None,
         optimizer=optimizer,
         seed=seed,
     )

@@ -17,7 +17,7 @@ from placer.plan import Plan
 from placer.profile import Profile
 from placer.report.figures import frontier_curve, rows
 from placer.report.plain import shown
-from placer.report.sweep import names, sweep_rows
+from placer.report.sweep import names, resize_names, resize_rows, sweep_rows
 from placer.trace import told
 from placer.whatif import Advice, Study
 
@@ -67,6 +67,8 @@ def sweep_report(study: Study, advice: Advice) -> str:
         notes=told(study.profile.notes),
         names=names(study.model.sized),
         rows=sweep_rows(advice, study.model.sized),
+        resize_names=resize_names(study.model.sized),
+        resizes=resize_rows(advice, study.model.sized),
         data={"curves": curves},
         plotly=_plotly(),
     )

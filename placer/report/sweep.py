@@ -1,13 +1,23 @@
 """A sweep as a table and as fields of --json."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
+from rich import box
 from rich.console import RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 
+from placer.plan import Infeasible
+from placer.resize.price import Price
 from placer.whatif import Advice, Outcome
+
+PRICE = (
+    *("problem", "kept", "remapped", "copied", "loaded", "p2p_bytes", "network_bytes"),
+    *("disk_bytes", "peak_bytes_per_gpu", "seconds", "step_ms"),
+)
 
 
 def sweep_tables(advice: Advice, sized: bool) -> Iterator[RenderableType]:
@@ -24,6 +34,28 @@ def sweep_tables(advice: Advice, sized: bool) -> Iterator[RenderableType]:
                 refused.append(f"  {row[2]}: {row[3]}")
         yield table
         yield from refused
+        resizes = [row for row in resize_rows(advice, sized) if row[:2] == [title, dispatch]]
+        if resizes:
+            yield from _resize_table(resizes, sized)
+
+
+def _resize_table(rows: list[list[str]], sized: bool) -> Iterator[RenderableType]:
+    table = Table(
+        title="resized from the current plan",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0),
+    )
+    for name in resize_names(sized)[2:]:
+        table.add_column(name, justify="right", no_wrap=True)
+    priced = [row for row in rows if len(row) == len(resize_names(sized))]
+    for row in priced:
+        table.add_row(*row[2:])
+    if priced:
+        yield table
+    for row in rows:
+        if row not in priced:
+            yield f"  {row[2]}: no resize: {row[3]}"
 
 
 def names(sized: bool) -> list[str]:
@@ -57,6 +89,35 @@ def _row(advice: Advice, outcome: Outcome, sized: bool) -> list[str]:
             f"{outcome.kv_bytes / 1e9:.1f}",
         ]
     return [*cells, "-" if outcome.moved is None else f"{outcome.moved:.0%}"]
+
+
+def resize_names(sized: bool) -> list[str]:
+    figures = ["p2p", "disk", "peak/GPU", "seconds", "step, ms"] if sized else []
+    return ["topology", "dispatch", "slots +", "keep", "remap", "copy", "load", *figures]
+
+
+def resize_rows(advice: Advice, sized: bool) -> list[list[str]]:
+    """A row a case of another width than the current plan's, in the columns ``resize_names``; where
+    there is no way it has its reason instead."""
+    return [
+        [one.case.topology.title, one.case.dispatch, f"{one.case.redundant}", *_price(price, sized)]
+        for one in advice.outcomes
+        if (price := one.resize)
+    ]
+
+
+def _price(price: Price | Infeasible, sized: bool) -> list[str]:
+    if isinstance(price, Infeasible):
+        return [price.reason]
+    slots = (price.kept, price.remapped, price.copied, price.loaded)
+    cells = [f"{count / sum(slots):.0%}" for count in slots]
+    if sized:
+        cells += [
+            *map(decimal, (price.p2p_bytes, price.disk_bytes, price.peak_bytes)),
+            f"{price.seconds.total:.2f}",
+            f"{price.step_s * 1e3:.2f}",
+        ]
+    return cells
 
 
 def advice_json(advice: Advice, sized: bool) -> dict[str, Any]:
@@ -93,4 +154,16 @@ def outcome_json(advice: Advice, outcome: Outcome, sized: bool) -> dict[str, Any
         "tokens_per_s_per_gpu": outcome.tokens_per_s if timed else None,
         "kv_bytes_per_gpu": outcome.kv_bytes if timed else None,
         "moved_share": outcome.moved,
+        "resize": price_json(outcome.resize, sized) if outcome.resize else None,
     }
+
+
+def price_json(price: Price | Infeasible, sized: bool) -> dict[str, Any]:
+    """``problem`` alone says why there is no such change; bytes and times need a model's sizes."""
+    if isinstance(price, Infeasible):
+        return {**dict.fromkeys(PRICE), "problem": price.reason}
+    seconds = {**asdict(price.seconds), "total": price.seconds.total}
+    figures = (price.p2p_bytes, price.network_bytes, price.disk_bytes, price.peak_bytes)
+    cells = (*figures, seconds, price.step_s * 1e3) if sized else (None,) * 6
+    slots = (price.kept, price.remapped, price.copied, price.loaded)
+    return dict(zip(PRICE, (None, *slots, *cells), strict=True))

@@ -55,20 +55,26 @@ class Copies:
 
 def needed(before: Placement, after: Placement) -> Copies:
     """One copy for every GPU and expert that were not together before."""
-    had = before.copies > 0
-    layer, expert, gpu = np.nonzero((after.copies > 0) & ~had)
     node = before.node_of_gpu
+    return between(before.held_in(before.gpus), after.held_in(after.gpus), node)
+
+
+def between(
+    had: BoolArray, wanted: BoolArray, node: IntArray, sent: IntArray | None = None
+) -> Copies:
+    """One copy for every GPU and expert that are together in ``wanted`` alone.
+
+    had, wanted: [layers, experts, gpus]; node: [gpus]
+    sent:        [links, gpus] what each GPU sends already, in copies; nothing, if left out
+    """
+    layer, expert, gpu = np.nonzero(wanted & ~had)
     holders = had[layer, expert]
-    nearby = holders & (node == node[gpu][:, None])
-    link = np.where(nearby.any(axis=1), LOCAL, NETWORK)
-    source = np.empty_like(layer)
-    for which, candidates in ((LOCAL, nearby), (NETWORK, holders)):
-        source[link == which] = fewest_each(candidates[link == which], node)
+    source, link = nearest(holders, gpu, node, sent)
     far = link == NETWORK
-    nodes = range(before.nodes)
-    senders = np.stack([holders[far][:, node == one].any(axis=1) for one in nodes], axis=1)
-    busiest = [fewest_each(senders, np.arange(before.nodes)), node[gpu[far]]]
-    loads = [np.bincount(side, minlength=before.nodes) for side in busiest]
+    nodes = int(node.max()) + 1
+    senders = np.stack([holders[far][:, node == one].any(axis=1) for one in range(nodes)], axis=1)
+    busiest = [fewest_each(senders, np.arange(nodes)), node[gpu[far]]]
+    loads = [np.bincount(side, minlength=nodes) for side in busiest]
     order = np.lexsort((expert, layer, gpu, source, link))
     return Copies(
         layer[order],
@@ -80,15 +86,34 @@ def needed(before: Placement, after: Placement) -> Copies:
     )
 
 
-def fewest_each(candidates: BoolArray, group: IntArray) -> IntArray:
+def nearest(
+    holders: BoolArray, gpu: IntArray, node: IntArray, sent: IntArray | None = None
+) -> tuple[IntArray, IntArray]:
+    """[items] the holder that each item is copied from to its GPU, and the link that this takes.
+
+    holders: [items, gpus], one at least of each; gpu: [items]; node, sent: as in ``between``
+    """
+    nearby = holders & (node == node[gpu][:, None])
+    link = np.where(nearby.any(axis=1), LOCAL, NETWORK)
+    source = np.empty_like(gpu)
+    for which, candidates in ((LOCAL, nearby), (NETWORK, holders)):
+        of_link = link == which
+        begun = None if sent is None else sent[which]
+        source[of_link] = fewest_each(candidates[of_link], node, begun)
+    return source, link
+
+
+def fewest_each(candidates: BoolArray, group: IntArray, begun: IntArray | None = None) -> IntArray:
     """[items] the bin that each item takes, so that the fullest bin has as few as possible.
 
     candidates: [items, bins] that an item may take; group: [bins], of two bins as full the one in
-    the emptier group is taken
+    the emptier group is taken; begun: [bins] what is in them already
     """
     chosen = candidates.argmax(axis=1)
     choice = candidates.sum(axis=1)
     load = np.bincount(chosen[choice == 1], minlength=len(group))
+    if begun is not None:
+        load = load + begun
     of_group = np.bincount(group, load).astype(np.int64)
     for item in np.nonzero(choice > 1)[0]:
         open_to = np.nonzero(candidates[item])[0]

@@ -69,6 +69,8 @@ class Worker(_message.Message):
     EP_SIZE_FIELD_NUMBER: _builtins.int
     CAN_APPLY_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    CHANGES_WIDTH_FIELD_NUMBER: _builtins.int
+    CHANGES_SLOTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     layers: _builtins.int
@@ -79,6 +81,9 @@ class Worker(_message.Message):
     ep_size: _builtins.int
     can_apply: _builtins.bool
     records: _builtins.bool
+    changes_width: _builtins.bool
+    """What its engine can change while it serves: its ranks, and its physical experts."""
+    changes_slots: _builtins.bool
     def __init__(
         self,
         *,
@@ -92,10 +97,12 @@ class Worker(_message.Message):
         ep_size: _builtins.int = ...,
         can_apply: _builtins.bool = ...,
         records: _builtins.bool = ...,
+        changes_width: _builtins.bool = ...,
+        changes_slots: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_apply", b"can_apply", "ep_rank", b"ep_rank", "ep_size", b"ep_size", "experts", b"experts", "layers", b"layers", "model", b"model", "name", b"name", "records", b"records", "slots", b"slots", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_apply", b"can_apply", "changes_slots", b"changes_slots", "changes_width", b"changes_width", "ep_rank", b"ep_rank", "ep_size", b"ep_size", "experts", b"experts", "layers", b"layers", "model", b"model", "name", b"name", "records", b"records", "slots", b"slots", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -163,16 +170,22 @@ class RegisterResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The push known last of this incarnation: those after it may be sent."""
+    @_builtins.property
+    def sampling(self) -> _profile_pb2.Sampling:
+        """Which requests the worker is to sample; not set: none."""
+
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
+        sampling: _profile_pb2.Sampling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -429,6 +442,46 @@ class Operation(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SecondsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class BytesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
@@ -443,6 +496,9 @@ class Operation(_message.Message):
     LONGEST_PAUSE_S_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     RANKS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    RESIZE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     idempotency_key: _builtins.str
     pool: _builtins.str
@@ -460,6 +516,16 @@ class Operation(_message.Message):
     version: _builtins.int
     ranks: _builtins.int
     """Of the engines that it is for; 0 if it is about none."""
+    @_builtins.property
+    def seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Seconds and bytes so far, by step: of a change of width "transferring", "switching", ..."""
+
+    @_builtins.property
+    def bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def resize(self) -> Global___Resize:
+        """Of a change of width, for each engine."""
+
     def __init__(
         self,
         *,
@@ -477,14 +543,92 @@ class Operation(_message.Message):
         longest_pause_s: _builtins.float = ...,
         version: _builtins.int = ...,
         ranks: _builtins.int = ...,
+        seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        resize: Global___Resize | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resize", b"resize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_s", b"begun_s", "changed_s", b"changed_s", "copied_bytes", b"copied_bytes", "id", b"id", "idempotency_key", b"idempotency_key", "kind", b"kind", "longest_pause_s", b"longest_pause_s", "phase", b"phase", "plan_id", b"plan_id", "pool", b"pool", "progress", b"progress", "ranks", b"ranks", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_s", b"begun_s", "bytes", b"bytes", "changed_s", b"changed_s", "copied_bytes", b"copied_bytes", "id", b"id", "idempotency_key", b"idempotency_key", "kind", b"kind", "longest_pause_s", b"longest_pause_s", "phase", b"phase", "plan_id", b"plan_id", "pool", b"pool", "progress", b"progress", "ranks", b"ranks", "reason", b"reason", "resize", b"resize", "seconds", b"seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
+@_typing.final
+class Resize(_message.Message):
+    """Resize is what a change of width is expected to cost an engine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SecondsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RANKS_BEFORE_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    REMAPPED_FIELD_NUMBER: _builtins.int
+    COPIED_FIELD_NUMBER: _builtins.int
+    LOADED_FIELD_NUMBER: _builtins.int
+    P2P_BYTES_FIELD_NUMBER: _builtins.int
+    NETWORK_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    ranks_before: _builtins.int
+    ranks: _builtins.int
+    kept: _builtins.int
+    """Slots of all layers, by what becomes of them."""
+    remapped: _builtins.int
+    copied: _builtins.int
+    loaded: _builtins.int
+    p2p_bytes: _builtins.int
+    """From device to device, across the network, and from the checkpoint."""
+    network_bytes: _builtins.int
+    disk_bytes: _builtins.int
+    peak_bytes: _builtins.int
+    """Weights of the fullest device at the switch."""
+    @_builtins.property
+    def seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        ranks_before: _builtins.int = ...,
+        ranks: _builtins.int = ...,
+        kept: _builtins.int = ...,
+        remapped: _builtins.int = ...,
+        copied: _builtins.int = ...,
+        loaded: _builtins.int = ...,
+        p2p_bytes: _builtins.int = ...,
+        network_bytes: _builtins.int = ...,
+        disk_bytes: _builtins.int = ...,
+        peak_bytes: _builtins.int = ...,
+        seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied", b"copied", "disk_bytes", b"disk_bytes", "kept", b"kept", "loaded", b"loaded", "network_bytes", b"network_bytes", "p2p_bytes", b"p2p_bytes", "peak_bytes", b"peak_bytes", "ranks", b"ranks", "ranks_before", b"ranks_before", "remapped", b"remapped", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resize: _TypeAlias = Resize  # noqa: Y015
 
 @_typing.final
 class ScaleToRequest(_message.Message):
@@ -494,10 +638,13 @@ class ScaleToRequest(_message.Message):
     RANKS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     ranks: _builtins.int
     reason: _builtins.str
     idempotency_key: _builtins.str
+    dry_run: _builtins.bool
+    """Tell what it would cost, and do nothing."""
     def __init__(
         self,
         *,
@@ -505,10 +652,11 @@ class ScaleToRequest(_message.Message):
         ranks: _builtins.int = ...,
         reason: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "pool", b"pool", "ranks", b"ranks", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "idempotency_key", b"idempotency_key", "pool", b"pool", "ranks", b"ranks", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -519,16 +667,22 @@ class ScaleToResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OPERATION_FIELD_NUMBER: _builtins.int
+    RESIZE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def operation(self) -> Global___Operation: ...
+    def operation(self) -> Global___Operation:
+        """None of a dry run."""
+
+    @_builtins.property
+    def resize(self) -> Global___Resize: ...
     def __init__(
         self,
         *,
         operation: Global___Operation | None = ...,
+        resize: Global___Resize | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "resize", b"resize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "resize", b"resize"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

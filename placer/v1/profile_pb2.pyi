@@ -160,15 +160,20 @@ class Trace(_message.Message):
     SEQ_LENS_FIELD_NUMBER: _builtins.int
     EXPERT_IDS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PROMPT_LENS_FIELD_NUMBER: _builtins.int
     layers: _builtins.int
     top_k: _builtins.int
     expert_ids: _builtins.bytes
     """[tokens, layers, top_k] logical experts, row-major little-endian uint16."""
     token_ids: _builtins.bytes
-    """[tokens] vocabulary ids, little-endian uint32."""
+    """[tokens] vocabulary ids, little-endian uint32; empty unless the controller asked for them."""
     @_builtins.property
     def seq_lens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """[sequences] tokens of each."""
+
+    @_builtins.property
+    def prompt_lens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """[sequences] how many of its first tokens are of its prompt; empty if that is not known."""
 
     def __init__(
         self,
@@ -178,14 +183,41 @@ class Trace(_message.Message):
         seq_lens: _abc.Iterable[_builtins.int] | None = ...,
         expert_ids: _builtins.bytes = ...,
         token_ids: _builtins.bytes = ...,
+        prompt_lens: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_ids", b"expert_ids", "layers", b"layers", "seq_lens", b"seq_lens", "token_ids", b"token_ids", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_ids", b"expert_ids", "layers", b"layers", "prompt_lens", b"prompt_lens", "seq_lens", b"seq_lens", "token_ids", b"token_ids", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Trace: _TypeAlias = Trace  # noqa: Y015
+
+@_typing.final
+class Sampling(_message.Message):
+    """Sampling says which requests a worker hands over token by token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVERY_S_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    every_s: _builtins.float
+    """The first that begins in so many seconds, again and again; 0: all that the worker has room for."""
+    token_ids: _builtins.bool
+    """Whether with vocabulary ids."""
+    def __init__(
+        self,
+        *,
+        every_s: _builtins.float = ...,
+        token_ids: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every_s", b"every_s", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
 class PushRequest(_message.Message):
@@ -206,7 +238,9 @@ class PushRequest(_message.Message):
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Counts]: ...
     @_builtins.property
-    def trace(self) -> Global___Trace: ...
+    def trace(self) -> Global___Trace:
+        """Requests that ended; not set unless the answer to Register asked for some."""
+
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Steps]:
         """One of each phase; empty if nothing was measured."""
@@ -241,7 +275,7 @@ class PushResponse(_message.Message):
     refused: _builtins.str
     """Why it was not counted, and need not be sent again; empty if it was."""
     send_affinity: _builtins.bool
-    """Whether the next push should carry transitions, co-activations and a trace."""
+    """Whether the next push should carry transitions and co-activations."""
     def __init__(
         self,
         *,
@@ -256,3 +290,54 @@ class PushResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PushResponse: _TypeAlias = PushResponse  # noqa: Y015
+
+@_typing.final
+class ReadTracesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    phase: Global___Phase.ValueType
+    """PHASE_UNSPECIFIED: all."""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        phase: Global___Phase.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phase", b"phase", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTracesRequest: _TypeAlias = ReadTracesRequest  # noqa: Y015
+
+@_typing.final
+class ReadTracesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    phase: Global___Phase.ValueType
+    """Of all these tokens; PHASE_UNSPECIFIED if their workers did not tell."""
+    shape: _builtins.str
+    """The model's sizes as in a model file (docs/files.md), in JSON."""
+    @_builtins.property
+    def trace(self) -> Global___Trace: ...
+    def __init__(
+        self,
+        *,
+        phase: Global___Phase.ValueType = ...,
+        shape: _builtins.str = ...,
+        trace: Global___Trace | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trace", b"trace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phase", b"phase", "shape", b"shape", "trace", b"trace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTracesResponse: _TypeAlias = ReadTracesResponse  # noqa: Y015

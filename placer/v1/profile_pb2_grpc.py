@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ProfileServiceStub(object):
-    """ProfileService takes what agents count.
+    """ProfileService takes what agents count, and gives out which requests they sampled.
     """
 
     def __init__(self, channel):
@@ -40,16 +40,29 @@ class ProfileServiceStub(object):
                 request_serializer=placer_dot_v1_dot_profile__pb2.PushRequest.SerializeToString,
                 response_deserializer=placer_dot_v1_dot_profile__pb2.PushResponse.FromString,
                 _registered_method=True)
+        self.ReadTraces = channel.unary_stream(
+                '/placer.v1.ProfileService/ReadTraces',
+                request_serializer=placer_dot_v1_dot_profile__pb2.ReadTracesRequest.SerializeToString,
+                response_deserializer=placer_dot_v1_dot_profile__pb2.ReadTracesResponse.FromString,
+                _registered_method=True)
 
 
 class ProfileServiceServicer(object):
-    """ProfileService takes what agents count.
+    """ProfileService takes what agents count, and gives out which requests they sampled.
     """
 
     def Push(self, request_iterator, context):
         """Push hands over what a worker counted since its last push, again and again. Each push is
         acknowledged once the controller has counted it. What was not acknowledged is sent again on the
         next stream; what is known already is acknowledged and ignored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadTraces(self, request, context):
+        """ReadTraces gives out the sampled requests that are kept of a pool, to trace readers alone. Each
+        call is written down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -63,6 +76,11 @@ def add_ProfileServiceServicer_to_server(servicer, server):
                     request_deserializer=placer_dot_v1_dot_profile__pb2.PushRequest.FromString,
                     response_serializer=placer_dot_v1_dot_profile__pb2.PushResponse.SerializeToString,
             ),
+            'ReadTraces': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadTraces,
+                    request_deserializer=placer_dot_v1_dot_profile__pb2.ReadTracesRequest.FromString,
+                    response_serializer=placer_dot_v1_dot_profile__pb2.ReadTracesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'placer.v1.ProfileService', rpc_method_handlers)
@@ -72,7 +90,7 @@ def add_ProfileServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ProfileService(object):
-    """ProfileService takes what agents count.
+    """ProfileService takes what agents count, and gives out which requests they sampled.
     """
 
     @staticmethod
@@ -92,6 +110,33 @@ class ProfileService(object):
             '/placer.v1.ProfileService/Push',
             placer_dot_v1_dot_profile__pb2.PushRequest.SerializeToString,
             placer_dot_v1_dot_profile__pb2.PushResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadTraces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/placer.v1.ProfileService/ReadTraces',
+            placer_dot_v1_dot_profile__pb2.ReadTracesRequest.SerializeToString,
+            placer_dot_v1_dot_profile__pb2.ReadTracesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ProfileServiceStub:
-    """ProfileService takes what agents count."""
+    """ProfileService takes what agents count, and gives out which requests they sampled."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,10 +38,14 @@ class ProfileServiceStub:
     acknowledged once the controller has counted it. What was not acknowledged is sent again on the
     next stream; what is known already is acknowledged and ignored.
     """
+    ReadTraces: _grpc.UnaryStreamMultiCallable[_profile_pb2.ReadTracesRequest, _profile_pb2.ReadTracesResponse]
+    """ReadTraces gives out the sampled requests that are kept of a pool, to trace readers alone. Each
+    call is written down.
+    """
 
 @_typing.type_check_only
 class ProfileServiceAsyncStub(ProfileServiceStub):
-    """ProfileService takes what agents count."""
+    """ProfileService takes what agents count, and gives out which requests they sampled."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Push: _aio.StreamStreamMultiCallable[_profile_pb2.PushRequest, _profile_pb2.PushResponse]  # type: ignore[assignment]
@@ -49,9 +53,13 @@ class ProfileServiceAsyncStub(ProfileServiceStub):
     acknowledged once the controller has counted it. What was not acknowledged is sent again on the
     next stream; what is known already is acknowledged and ignored.
     """
+    ReadTraces: _aio.UnaryStreamMultiCallable[_profile_pb2.ReadTracesRequest, _profile_pb2.ReadTracesResponse]  # type: ignore[assignment]
+    """ReadTraces gives out the sampled requests that are kept of a pool, to trace readers alone. Each
+    call is written down.
+    """
 
 class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
-    """ProfileService takes what agents count."""
+    """ProfileService takes what agents count, and gives out which requests they sampled."""
 
     @_abc_1.abstractmethod
     def Push(
@@ -62,6 +70,16 @@ class ProfileServiceServicer(metaclass=_abc_1.ABCMeta):
         """Push hands over what a worker counted since its last push, again and again. Each push is
         acknowledged once the controller has counted it. What was not acknowledged is sent again on the
         next stream; what is known already is acknowledged and ignored.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadTraces(
+        self,
+        request: _profile_pb2.ReadTracesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_profile_pb2.ReadTracesResponse], _abc.AsyncIterator[_profile_pb2.ReadTracesResponse]]:
+        """ReadTraces gives out the sampled requests that are kept of a pool, to trace readers alone. Each
+        call is written down.
         """
 
 def add_ProfileServiceServicer_to_server(servicer: ProfileServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

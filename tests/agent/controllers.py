@@ -37,6 +37,7 @@ class Controller(ProfileServiceServicer, PlacementServiceServicer, FleetServiceS
         self.headers: list[dict[str, str]] = []
         self.streams = 0  # of pushes
         self.send_affinity = False
+        self.sampling: Any = None
         self.answer: Callable[[Any], Any] | None = None  # instead of the usual one
         self.plans: Callable[[Any], Plans] = lambda _: iter(())
 
@@ -61,7 +62,7 @@ class Controller(ProfileServiceServicer, PlacementServiceServicer, FleetServiceS
 
     def Register(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._see(context)
-        return self._answer(request, fleet_pb2.RegisterResponse())
+        return self._answer(request, fleet_pb2.RegisterResponse(sampling=self.sampling))
 
     def _see(self, context: Any) -> None:
         self.headers.append(dict(context.invocation_metadata()))

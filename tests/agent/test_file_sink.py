@@ -14,6 +14,7 @@ import pytest
 from placer.agent import file_sink, folder
 from placer.agent.file_sink import FileSink
 from placer.agent.recording import Recording
+from placer.agent.sampling import Sampling
 from placer.errors import FileError, PlacerError
 from placer.files.plans import write_plan
 from placer.files.routing import read_header, read_profile, read_trace
@@ -343,3 +344,7 @@ def test_a_process_that_is_killed_at_any_moment_leaves_only_whole_files(tmp_path
         for path in directory.glob("worker-0/status.json"):
             assert path.read_text().endswith("}\n")
         folder.read_statuses(directory, time.time())
+
+
+def test_a_directory_takes_all_requests_that_there_is_room_for(tmp_path: Path) -> None:
+    assert FileSink(tmp_path, a_worker(), None).sampling == Sampling(0.0, token_ids=True)

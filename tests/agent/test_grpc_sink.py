@@ -12,6 +12,7 @@ import pytest
 from placer import model
 from placer.agent import grpc_sink, sinks
 from placer.agent.grpc_sink import GrpcSink
+from placer.agent.sampling import Sampling
 from placer.clock import SystemClock
 from placer.errors import PlacerError
 from placer.files.specs import shape_of
@@ -67,7 +68,7 @@ def test_counts_of_any_size_arrive_exactly(controller: Controller, sink: GrpcSin
     assert array(counts.load, 2, 4) == recording.counts.load[0].tolist()
 
 
-def test_affinity_and_traces_go_only_after_the_controller_asked(
+def test_affinity_goes_only_after_the_controller_asked(
     controller: Controller, sink: GrpcSink
 ) -> None:
     for sequence, send_affinity in enumerate((False, True, False, False), 1):
@@ -75,43 +76,80 @@ def test_affinity_and_traces_go_only_after_the_controller_asked(
         sink.push(sequence, a_full_recording())
     has = [
         [bool(counts.transitions and counts.coactivation) for counts in request.counts]
-        + [request.HasField("trace")]
         for request in controller.requests
     ]
-    assert has == [[False] * 3, [False] * 3, [True] * 3, [False] * 3]
+    assert has == [[False] * 2, [False] * 2, [True] * 2, [False] * 2]
     bare = controller.requests[0].counts[0]
     assert (bare.transitions, bare.coactivation) == (b"", b"")
 
 
-def test_affinity_and_traces_arrive_exactly(controller: Controller, sink: GrpcSink) -> None:
+def test_affinity_arrives_exactly(controller: Controller, sink: GrpcSink) -> None:
     controller.send_affinity = True
     sink.push(1, a_full_recording())
     top_2 = [[[0, 1], [2, 3]], [[0, 2], [3, 2]]]  # 2 tokens
-    sampled = [a_sequence(top_2, first_id=7), a_sequence(top_2[:1], first_id=70_000)]
-    sink.push(2, a_recording(prefill=top_2, sampled=sampled))
-    request = controller.requests[1]
-    (counts,) = request.counts
+    sink.push(2, a_recording(prefill=top_2))
+    (counts,) = controller.requests[1].counts
     first = [[0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert array(counts.transitions, 1, 4, 4) == [first]
     assert array(counts.coactivation, 2, 4, 4) == [
         [[0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]],
         [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 2], [0, 0, 2, 0]],
     ]
-    trace = request.trace
-    assert (trace.layers, trace.top_k, list(trace.seq_lens)) == (2, 2, [2, 1])
+
+
+def test_traces_go_as_long_as_the_answers_to_reports_ask_for_them(
+    controller: Controller, sink: GrpcSink
+) -> None:
+    """A controller that says nothing of sampling, as those of before, gets none; what it says of
+    affinity is of no matter."""
+    controller.send_affinity = True
+    wanted = [None, profile_pb2.Sampling(every_s=30.0, token_ids=True), None]
+    told = []
+    for sequence, sampling in enumerate(wanted, 1):
+        controller.sampling = sampling
+        sink.report(a_status())
+        told.append(sink.sampling)
+        sink.push(sequence, a_full_recording())
+    assert told == [None, Sampling(30.0, token_ids=True), None]
+    pushed = [one for one in controller.requests if isinstance(one, profile_pb2.PushRequest)]
+    assert [request.HasField("trace") for request in pushed] == [False, True, False]
+
+
+@pytest.mark.parametrize("token_ids", [True, False])
+def test_traces_arrive_exactly_with_vocabulary_ids_only_if_those_are_asked_for(
+    controller: Controller, sink: GrpcSink, token_ids: bool
+) -> None:
+    controller.sampling = profile_pb2.Sampling(token_ids=token_ids)
+    sink.report(a_status())
+    top_2 = [[[0, 1], [2, 3]], [[0, 2], [3, 2]]]  # 2 tokens
+    sampled = [a_sequence(top_2, first_id=7, prompt=1), a_sequence(top_2[:1], first_id=70_000)]
+    sink.push(1, a_recording(prefill=top_2, sampled=sampled))
+    trace = controller.requests[1].trace
+    assert (trace.layers, trace.top_k) == (2, 2)
+    assert (list(trace.seq_lens), list(trace.prompt_lens)) == ([2, 1], [1, 0])
     ids = np.frombuffer(trace.expert_ids, dtype="<u2").reshape(3, 2, 2)
     assert ids.tolist() == [[[0, 1], [2, 3]], [[0, 2], [2, 3]], [[0, 1], [2, 3]]]
-    assert array(trace.token_ids, 3) == [7, 8, 70_000]
+    assert array(trace.token_ids, -1) == ([7, 8, 70_000] if token_ids else [])
 
 
 def test_asked_for_traces_it_goes_without_where_no_request_was_sampled(
     controller: Controller, sink: GrpcSink
 ) -> None:
-    controller.send_affinity = True
+    controller.sampling = profile_pb2.Sampling()
+    sink.report(a_status())
     sink.push(1, a_recording(prefill=PROMPT))
-    sink.push(2, a_recording(prefill=PROMPT))
     assert not controller.requests[1].HasField("trace")
-    assert controller.requests[1].counts[0].transitions
+
+
+def test_a_push_carries_no_more_requests_than_a_controller_takes(
+    controller: Controller, sink: GrpcSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 2 layers, top-1: 4 bytes of experts and 4 of a vocabulary id."""
+    monkeypatch.setattr(grpc_sink, "TRACE_BYTES", 4 * 8)
+    controller.sampling = profile_pb2.Sampling()
+    sink.report(a_status())
+    sink.push(1, a_recording(prefill=PROMPT, sampled=[a_sequence(PROMPT), a_sequence(PROMPT)]))
+    assert list(controller.requests[1].trace.seq_lens) == [3]
 
 
 def test_all_pushes_go_through_one_stream(controller: Controller, sink: GrpcSink) -> None:

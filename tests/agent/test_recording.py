@@ -108,3 +108,18 @@ def test_sampled_requests_are_laid_end_to_end() -> None:
 
 def test_without_sampled_requests_there_is_no_trace() -> None:
     assert recorded().trace() is None
+
+
+def test_a_request_with_a_choice_that_is_no_experts_is_left_out() -> None:
+    good, marked = a_sequence([[[0, 1], [1, 2]]]), a_sequence([[[0, 1], [-1, 2]]])
+    trace = recorded(COUNTS, marked, good).trace()
+    assert trace is not None
+    assert trace.expert_ids.tolist() == [[[0, 1], [1, 2]]]
+    assert recorded(COUNTS, marked).trace() is None
+
+
+def test_a_trace_has_vocabulary_ids_only_if_all_its_requests_do() -> None:
+    known = a_sequence([[[0, 1], [1, 2]]])
+    trace = recorded(COUNTS, known, replace(known, token_ids=None)).trace()
+    assert trace is not None
+    assert trace.token_ids is None

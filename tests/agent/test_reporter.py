@@ -13,6 +13,7 @@ import pytest
 
 from placer.agent.recording import Recording
 from placer.agent.reporter import EVERY_S, PATIENCE_S, POLL_S, QUEUE, Reporter
+from placer.agent.sampling import ALL, Sampling
 from placer.clock import SystemClock
 from placer.errors import FileError, PlacerError
 from placer.plan import Plan
@@ -39,6 +40,10 @@ class Counting:
     def __init__(self) -> None:
         self.taken: list[Recording] = []
         self.idle: Recording | None = None
+        self.asked: list[Sampling | None] = []
+
+    def sample(self, how: Sampling | None) -> None:
+        self.asked.append(how)
 
     def take(self) -> Recording:
         self.taken.append(a_recording(prefill=[[[0]]] * (len(self.taken) + 1)))
@@ -74,6 +79,7 @@ class Sink:
         self.found: tuple[int, Plan | PlacerError] | None = None
         self.broken: Exception | None = None
         self.done: list[str] = []
+        self.sampling: Sampling | None = None
 
     def push(self, sequence: int, recording: Recording) -> None:
         self.tried.append(sequence)
@@ -442,3 +448,13 @@ def test_the_engine_does_not_wait_for_a_sink_that_hangs(clock: Clock, method: st
     world.round()
     assert [recording for _, recording in sink.pushed] == world.recorder.taken
     assert world.said.dropped == 0
+
+
+def test_the_recorder_samples_what_the_sink_wants_from_the_start_and_after_each_report(
+    clock: Clock,
+) -> None:
+    world = World(clock)
+    assert world.recorder.asked == [None]
+    world.sink.sampling = ALL
+    world.round()
+    assert world.recorder.asked == [None, ALL]

@@ -5,15 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placer.agent.sampling import BYTES, BYTES_PER_S, LONGEST, Sampler
+from placer.agent.sampling import ALL, BYTES, BYTES_PER_S, LONGEST, Sampler, Sampling
 
 MIB = 2**20
 FULL = BYTES // MIB  # tokens
 A_TOKEN_S = MIB / BYTES_PER_S  # seconds after which another token is allowed
 
 
-def a_sampler() -> Sampler:
-    return Sampler(MIB, now_s=0.0)
+def a_sampler(how: Sampling | None = ALL) -> Sampler:
+    sampler = Sampler(MIB, now_s=0.0)
+    sampler.ask(how)
+    return sampler
 
 
 def add(sampler: Sampler, request: str, position: int, count: int) -> None:
@@ -24,18 +26,18 @@ def add(sampler: Sampler, request: str, position: int, count: int) -> None:
 
 def whole(sampler: Sampler, request: str, count: int, now_s: float = 0.0) -> None:
     """A request from its begin to its end."""
-    sampler.begin(request, 0, now_s)
+    sampler.begin(request, 0, 0, now_s)
     add(sampler, request, 0, count)
     sampler.finish([request])
 
 
 def taken(sampler: Sampler) -> list[list[int]]:
-    return [one.token_ids.tolist() for one in sampler.take()]
+    return [[] if one.token_ids is None else one.token_ids.tolist() for one in sampler.take()]
 
 
 def begins(sampler: Sampler, now_s: float) -> bool:
     """Whether a request that begins now is kept; it ends at once, without tokens."""
-    sampler.begin("probe", 0, now_s)
+    sampler.begin("probe", 0, 0, now_s)
     wanted = sampler.wants("probe")
     sampler.finish(["probe"])
     return wanted
@@ -43,12 +45,13 @@ def begins(sampler: Sampler, now_s: float) -> bool:
 
 def test_a_request_is_taken_whole_and_once_it_has_finished() -> None:
     sampler = a_sampler()
-    sampler.begin("a", 0, 0.0)
+    sampler.begin("a", 0, 0, 0.0)
     add(sampler, "a", 0, 3)
     add(sampler, "a", 3, 1)
     assert sampler.take() == []
     sampler.finish(["a"])
     (one,) = sampler.take()
+    assert one.token_ids is not None
     assert one.token_ids.tolist() == [0, 1, 2, 3]
     assert one.expert_ids.tolist() == [[[0]], [[1]], [[2]], [[3]]]
     assert sampler.take() == []
@@ -57,7 +60,7 @@ def test_a_request_is_taken_whole_and_once_it_has_finished() -> None:
 def test_requests_that_are_served_at_once_are_kept_apart() -> None:
     sampler = a_sampler()
     for request in ("a", "b"):
-        sampler.begin(request, 0, 0.0)
+        sampler.begin(request, 0, 0, 0.0)
     add(sampler, "a", 0, 2)
     add(sampler, "b", 0, 3)
     add(sampler, "a", 2, 2)
@@ -67,7 +70,7 @@ def test_requests_that_are_served_at_once_are_kept_apart() -> None:
 
 def test_a_request_whose_first_tokens_were_cached_begins_after_them() -> None:
     sampler = a_sampler()
-    sampler.begin("a", 16, 0.0)
+    sampler.begin("a", 16, 0, 0.0)
     add(sampler, "a", 16, 2)
     sampler.finish(["a"])
     assert taken(sampler) == [[16, 17]]
@@ -83,11 +86,57 @@ def test_what_never_began_leaves_nothing() -> None:
 
 def test_what_began_without_tokens_leaves_nothing() -> None:
     sampler = a_sampler()
-    sampler.begin("a", 0, 0.0)
+    sampler.begin("a", 0, 0, 0.0)
     assert sampler.wants("a")
     sampler.finish(["a"])
     assert not sampler.wants("a")
     assert sampler.take() == []
+
+
+def test_before_it_is_asked_nothing_is_kept_and_nothing_once_it_is_not_asked_any_more() -> None:
+    sampler = a_sampler(None)
+    assert not begins(sampler, 0.0)
+    sampler.ask(ALL)
+    whole(sampler, "a", 3)
+    sampler.begin("b", 0, 0, 0.0)
+    add(sampler, "b", 0, 2)
+    sampler.ask(None)
+    assert not sampler.wants("b")
+    assert sampler.take() == []
+    assert sampler._held == 0
+
+
+def test_asked_for_one_request_in_ten_seconds_it_keeps_the_first_of_each_ten() -> None:
+    sampler = a_sampler(Sampling(10.0, token_ids=True))
+    assert [now_s for now_s in range(0, 36, 4) if begins(sampler, now_s)] == [0, 12, 24]
+
+
+def test_vocabulary_ids_are_kept_only_while_they_are_asked_for() -> None:
+    sampler = a_sampler(Sampling(0.0, token_ids=False))
+    sampler.begin("a", 0, 0, 0.0)
+    sampler.add("a", 0, np.zeros((3, 1, 1), dtype=int), None)
+    sampler.finish(["a"])
+    (one,) = sampler.take()
+    assert (len(one.expert_ids), one.token_ids) == (3, None)
+    sampler.begin("b", 0, 0, 0.0)
+    sampler.ask(ALL)  # of a request some of whose ids are not known
+    assert not sampler.wants("b")
+    sampler.begin("c", 0, 0, 0.0)
+    sampler.ask(Sampling(10.0, token_ids=True))  # fewer than before, of the same kind
+    assert sampler.wants("c")
+
+
+@pytest.mark.parametrize(
+    ("first", "tokens", "prompt", "of_it"), [(0, 5, 3, 3), (2, 5, 3, 1), (4, 2, 3, 0), (0, 2, 3, 2)]
+)
+def test_it_says_how_many_of_the_tokens_are_of_the_prompt(
+    first: int, tokens: int, prompt: int, of_it: int
+) -> None:
+    sampler = a_sampler()
+    sampler.begin("a", first, prompt, 0.0)
+    add(sampler, "a", first, tokens)
+    sampler.finish(["a"])
+    assert [one.prompt for one in sampler.take()] == [of_it]
 
 
 def test_after_a_burst_requests_are_kept_at_the_mean_rate() -> None:
@@ -104,7 +153,7 @@ def test_after_a_burst_requests_are_kept_at_the_mean_rate() -> None:
 def test_a_request_that_is_not_wanted_is_not_kept_later_either() -> None:
     sampler = a_sampler()
     whole(sampler, "burst", FULL)
-    sampler.begin("a", 0, 0.0)
+    sampler.begin("a", 0, 0, 0.0)
     assert not sampler.wants("a")
     sampler.take()
     assert begins(sampler, A_TOKEN_S)
@@ -132,7 +181,7 @@ def test_what_waits_to_be_taken_counts_until_it_is() -> None:
 
 def test_a_request_that_is_still_served_counts_too() -> None:
     sampler = a_sampler()
-    sampler.begin("open", 0, 0.0)
+    sampler.begin("open", 0, 0, 0.0)
     add(sampler, "open", 0, FULL)
     assert not begins(sampler, 1000 * FULL * A_TOKEN_S)
 
@@ -140,7 +189,7 @@ def test_a_request_that_is_still_served_counts_too() -> None:
 @pytest.mark.parametrize("position", [0, FULL - 1, FULL + 1])
 def test_a_request_whose_positions_jump_is_dropped_and_its_bytes_given_back(position: int) -> None:
     sampler = a_sampler()
-    sampler.begin("a", 0, 0.0)
+    sampler.begin("a", 0, 0, 0.0)
     add(sampler, "a", 0, FULL)
     add(sampler, "a", position, 1)
     assert not sampler.wants("a")
@@ -152,9 +201,9 @@ def test_a_request_whose_positions_jump_is_dropped_and_its_bytes_given_back(posi
 
 def test_a_request_that_begins_again_counts_once() -> None:
     sampler = a_sampler()
-    sampler.begin("a", 0, 0.0)
+    sampler.begin("a", 0, 0, 0.0)
     add(sampler, "a", 0, 5)
-    sampler.begin("a", 0, 0.0)
+    sampler.begin("a", 0, 0, 0.0)
     add(sampler, "a", 0, 3)
     sampler.finish(["a"])
     assert taken(sampler) == [[0, 1, 2]]
@@ -163,7 +212,8 @@ def test_a_request_that_begins_again_counts_once() -> None:
 
 def test_the_longest_request_is_closed_and_kept_so_far() -> None:
     sampler = Sampler(1, now_s=0.0)
-    sampler.begin("a", 0, 0.0)
+    sampler.ask(ALL)
+    sampler.begin("a", 0, 0, 0.0)
     add(sampler, "a", 0, LONGEST - 1)
     assert sampler.wants("a")
     add(sampler, "a", LONGEST - 1, 1)
@@ -199,7 +249,7 @@ def test_what_is_held_is_what_was_added_and_not_taken_and_in_the_end_nothing(
         full = sum(served.values()) + sum(map(len, done)) >= FULL
         if step == "begin":
             number, now_s = number + 1, now_s + args[0]
-            sampler.begin(f"{number}", 0, now_s)
+            sampler.begin(f"{number}", 0, 0, now_s)
             if sampler.wants(f"{number}"):
                 assert not full
                 served[f"{number}"] = 0

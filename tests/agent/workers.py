@@ -50,9 +50,9 @@ def routed(tokens: Tokens, experts: int = 4) -> Trace:
     return Trace(np.array(tokens), np.array([len(tokens)]), experts)
 
 
-def a_sequence(tokens: Tokens, first_id: int = 100) -> Sequence:
+def a_sequence(tokens: Tokens, first_id: int = 100, prompt: int = 0) -> Sequence:
     """A sampled request whose vocabulary ids count up."""
-    return Sequence(np.array(tokens, dtype=np.int16), first_id + np.arange(len(tokens)))
+    return Sequence(np.array(tokens, dtype=np.int16), prompt, first_id + np.arange(len(tokens)))
 
 
 def assert_drawn(transitions: FloatArray | IntArray, exact: Profile) -> None:

@@ -115,3 +115,19 @@ def test_an_option_that_is_none_ends_with_code_2(placer: Placer) -> None:
     ended = placer("whatif", "t.npz", "--widths", "2")
     assert (ended.code, ended.out) == (2, "")
     assert "--widths" in ended.err
+
+
+def test_every_other_width_shows_what_it_takes_to_come_from_the_current_plan(
+    placer: Placer,
+) -> None:
+    placer("plan", "t.npz", "--gpus", "2", "--out", "p.json")
+    args = ("whatif", "t.npz", "--gpus", "2,4", "--current", "p.json")
+    shown = placer(*args)
+    assert shown.out.count("resized from the current plan") == 1
+    told = placer(*args, "--json", "--html", "r.html").json["cases"]
+    assert [case["resize"] and case["resize"]["problem"] for case in told] == [None, None]
+    assert told[0]["resize"] is None
+    assert told[1]["resize"]["copied"] > 0
+    assert "Changes of width" in Path("r.html").read_text(encoding="utf-8")
+    placer("whatif", "t.npz", "--gpus", "4", "--html", "r.html")
+    assert "Changes of width" not in Path("r.html").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from controller.assemble import assembled
-from controller.config import Config, PoolPolicy
+from controller.config import Config, PoolPolicy, Traces
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
 from controller.fleet.pools import Registration, WorkerId
 from controller.forms import FORMS
@@ -81,8 +81,8 @@ class Running:
 
 
 @contextmanager
-def a_controller(tokens: Path | None = None, **tls: Any) -> Iterator[Running]:
-    """tls: as Listening has it"""
+def a_controller(tokens: Path | None = None, traces: Any = None, **tls: Any) -> Iterator[Running]:
+    """traces: what its pools sample; tls: as Listening has it"""
     clock = VirtualClock(time.time())
     event_loop = clock.loop()
     thread = threading.Thread(target=event_loop.run_forever)
@@ -94,7 +94,7 @@ def a_controller(tokens: Path | None = None, **tls: Any) -> Iterator[Running]:
         ledger = WatchedLedger(records, clock)
         listening = Listening("127.0.0.1:0", tokens=tokens, **tls)
         parts = (
-            Config(PoolPolicy(a_topology())),
+            Config(PoolPolicy(a_topology(), traces=traces or Traces())),
             listening,
             ledger,
             MemoryPlanner(clock),

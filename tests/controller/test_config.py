@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from controller.config import Config, Hours, PoolPolicy, read_config
+from controller.config import Config, Hours, PoolPolicy, Traces, read_config
 from placer.errors import PlacerError, TopologyError
 
 KEYS: dict[str, tuple[str, Any]] = {
@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[str, Any]] = {
     "rank_bytes": ("4096", 4096),
     "scratch_slots": ("0", 0),
     "hours": ("['22:00-06:00']", (Hours(22 * 60, 6 * 60),)),
+    "traces": ("{requests: 100, kept_s: 60, token_ids: true}", Traces(100, 60.0, True)),
 }
 
 
@@ -194,3 +195,23 @@ def test_what_makes_no_sense_is_told_on_one_line(read: Any, text: str, why: str)
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(PlacerError, match=r"gone\.yaml"):
         read_config(tmp_path / "gone.yaml")
+
+
+def test_a_pool_has_of_its_traces_what_it_says_and_the_rest_from_the_default(read: Any) -> None:
+    assert read_config(None).of("any").traces == Traces(0, 900.0, False)
+    config = read(
+        "default: {traces: {requests: 100, token_ids: true}}\n"
+        "pools: {a: {traces: {kept_s: 60}}, b: {traces: {requests: null}}, c: {traces: null}}"
+    )
+    assert config.of("other").traces == Traces(100, 900.0, True)
+    assert config.of("a").traces == Traces(100, 60.0, True)
+    assert config.of("b").traces == Traces(0, 900.0, True)
+    assert config.of("c").traces == Traces()
+
+
+@pytest.mark.parametrize(
+    "text", ["{requests: -1}", "{requests: 1000000}", "{kept_s: 0}", "{to: x}"]
+)
+def test_traces_that_cannot_be_are_refused(read: Any, text: str) -> None:
+    with pytest.raises(PlacerError, match=r"traces.*see docs/controller\.md"):
+        read(f"default: {{traces: {text}}}")

@@ -21,7 +21,7 @@ SOURCES = sorted(Path(controller.__file__).parent.rglob("*.py"))
 
 
 def test_every_kind_of_before_has_a_form_and_is_read_as_it_is_written() -> None:
-    assert {kind for kind, _ in ROWS} == set(FORMS) - {"ids"}  # which came later
+    assert {kind for kind, _ in ROWS} == set(FORMS) - {"ids", "reading"}  # which came later
     for kind, body in ROWS:
         value = FORMS[kind].read(json.loads(body))
         row: dict[str, Any] = json.loads(json.dumps(FORMS[kind].write(value)))
@@ -62,7 +62,7 @@ def test_each_kind_of_change_stands_in_the_table() -> None:
     ("change", "why"),
     [
         ('"$.kind", "shrink"', "is of kind 'shrink', which this version does not know"),
-        ('"$.kind", "scale"', "is a scale that is running, which this version cannot do"),
+        ('"$.goal", ""', "is running, and leads nowhere"),
         ('"$.rollback_targets", 7', "has an unknown form: "),
     ],
 )

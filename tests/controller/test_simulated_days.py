@@ -15,6 +15,7 @@ from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import Command, Copy, Outcome
+from controller.ports import Unseen
 from controller.server.security import Listening
 from placer.channel import Settings, open_aio_channel
 from placer.plan import Hold, Infeasible, Plan
@@ -68,9 +69,11 @@ class Planner(MemoryPlanner):
         super().__init__(clock, SOLVE_S)
         self.pause_s = pause_s
 
-    async def answer(self, problem: Problem, optimizer: str) -> Plan | Hold | Infeasible:
+    async def answer(
+        self, problem: Problem, optimizer: str, unseen: Unseen | None = None
+    ) -> Plan | Hold | Infeasible:
         await asyncio.to_thread(time.sleep, self.pause_s)
-        return await super().answer(problem, optimizer)
+        return await super().answer(problem, optimizer, unseen)
 
 
 async def an_agent(name: str, clock: VirtualClock, address: str, first_s: float) -> None:

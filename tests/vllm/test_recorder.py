@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-vllm installs it")
 
 from placer.agent.recording import Counts
+from placer.agent.sampling import ALL, Sampling
 from placer.agent.vllm.counters import STAGED, Counters
 from placer.agent.vllm.recorder import Batch, StepRecorder
 from placer.clock import SystemClock
@@ -84,7 +85,9 @@ def a_world(seed: int, requests: int, longest: int, chunk: int = 5) -> World:
         f"r{at}": Request(prompt, prompt + int(rng.integers(1, longest)))
         for at, prompt in enumerate(rng.integers(1, longest, requests).tolist())
     }
-    return World(StepRecorder(counters, SystemClock()), made, rng, chunk)
+    recorder = StepRecorder(counters, SystemClock())
+    recorder.sample(ALL)
+    return World(recorder, made, rng, chunk)
 
 
 def true_trace(world: World, phase: str | None = None) -> Trace:
@@ -194,6 +197,16 @@ def test_sampled_requests_are_kept_token_by_token() -> None:
     np.testing.assert_array_equal(of_trace(trace).load, of_trace(true_trace(world)).load)
 
 
+def test_a_request_tells_which_tokens_are_of_its_prompt_and_no_ids_that_nobody_asked_for() -> None:
+    world = a_world(5, 50, 30)
+    world.recorder.sample(Sampling(0.0, token_ids=False))
+    world.run()
+    sampled = world.recorder.take().sequences
+    want = sorted((one.total, one.prompt) for one in world.requests.values())
+    assert sorted((len(one.expert_ids), one.prompt) for one in sampled) == want
+    assert all(one.token_ids is None for one in sampled)
+
+
 def test_a_step_without_tokens_may_be_all_that_there_was() -> None:
     recorder = StepRecorder(Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu")), SystemClock())
     recorder.observe(Batch([], {}, 0, NO_ONE, NO_ONE, torch.zeros(0), (), ["r"]), 0.0)
@@ -203,6 +216,7 @@ def test_a_step_without_tokens_may_be_all_that_there_was() -> None:
 def test_a_request_that_begins_again_after_preemption_leaves_no_broken_trace() -> None:
     counters = Counters(LAYERS, EXPERTS, TOP_K, 8, torch.device("cpu"))
     recorder = StepRecorder(counters, SystemClock())
+    recorder.sample(ALL)
     for position in (0, 1, 0, 1, 2):  # preempted after two tokens
         new = ["r"] if recorder.take().counts.tokens.sum() == 0 and position == 0 else []
         token_ids = torch.zeros(1, dtype=torch.int64)

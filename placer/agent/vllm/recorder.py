@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from placer.agent.recording import PHASES, Recording
-from placer.agent.sampling import Sampler
+from placer.agent.sampling import Sampler, Sampling
 from placer.agent.stopwatch import Stopwatch
 from placer.agent.vllm.counters import STAGED, Counters, quick
 from placer.arrays import IntArray
@@ -109,6 +109,11 @@ class StepRecorder:
             # Requests that end have no more to come.
             self._batches.append((self._stepped_s, _ending(batch)))
 
+    def sample(self, how: Sampling | None) -> None:
+        """Which requests to keep token by token from now on; none before it is called."""
+        with self._lock:
+            self.sampler.ask(how)
+
     def take(self) -> Recording:
         """What was recorded since the last time; on the engine's thread."""
         with self._lock:
@@ -149,10 +154,12 @@ class StepRecorder:
         is_decode = np.repeat(positions - prompts - starts, counts) + np.arange(self._at) >= 0
         self.counters.fold(is_decode)
         self._requests[1] += ((positions <= prompts) & (prompts < positions + counts)).sum()
-        self._sample(starts.tolist(), counts.tolist(), positions.tolist())
+        self._sample(starts.tolist(), counts.tolist(), positions.tolist(), prompts.tolist())
         self._batches, self._at = [], 0
 
-    def _sample(self, starts: list[int], counts: list[int], positions: list[int]) -> None:
+    def _sample(
+        self, starts: list[int], counts: list[int], positions: list[int], prompts: list[int]
+    ) -> None:
         """Hand staged tokens of sampled requests on, of each request at once."""
         at, sampler = 0, self.sampler
         runs: dict[tuple[str, int], list[int]] = {}  # request, first position -> staged rows
@@ -162,7 +169,7 @@ class StepRecorder:
             for request in batch.requests:
                 position, count = positions[at], counts[at]
                 if request in batch.new:
-                    sampler.begin(request, position, now_s)
+                    sampler.begin(request, position, prompts[at], now_s)
                 run, following = last.get(request, (None, 0))
                 if run is None or following != position:
                     run = runs[request, position] = [] if sampler.wants(request) else SKIPPED
@@ -174,11 +181,14 @@ class StepRecorder:
         if kept:
             where = torch.tensor(list(chain(*kept.values())), device=self.counters.device)
             expert_ids = self.counters.staged[:, where].transpose(0, 1).cpu().numpy()
-            token_ids = self.token_ids[where].cpu().numpy()
-            ends = np.cumsum([len(rows) for rows in kept.values()])[:-1]
-            pieces = zip(kept, np.split(expert_ids, ends), np.split(token_ids, ends), strict=True)
-            for (request, position), experts, tokens in pieces:
-                sampler.add(request, position, experts, tokens)
+            is_told = sampler.how is not None and sampler.how.token_ids
+            token_ids = self.token_ids[where].cpu().numpy() if is_told else None
+            first = 0
+            for (request, position), rows in kept.items():
+                mine = slice(first, first + len(rows))
+                tokens = None if token_ids is None else token_ids[mine]
+                sampler.add(request, position, expert_ids[mine], tokens)
+                first += len(rows)
         for _, batch in self._batches:
             sampler.finish(batch.finished)
 

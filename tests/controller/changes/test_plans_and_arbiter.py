@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from controller.changes.arbiter import BusyError
+from controller.changes.operations import Scale
 from controller.engines.vllm_engines import lean
 from controller.fleet.workers import FleetError, UnknownError
 from controller.ledger.ledger import Conflict, Record
@@ -25,6 +26,8 @@ from tests.controller.tiny_pool import (
     a_registration,
     in_virtual_time,
 )
+
+WIDER = Scale(4, 2), None, ""  # which these engines cannot be
 
 
 def propose(world: World, placement: Placement = GOAL, before: str = "") -> Record[Any]:
@@ -81,7 +84,7 @@ async def test_numbers_go_on_whichever_was_written_last() -> None:
     world = World()
     for number in (1, 2, 3):
         assert propose(world).id == f"plan-{number}"
-        assert (await world.arbiter.scale(POOL, 4, "", "more")).id == f"op-{number}"
+        assert (await world.arbiter.scale(POOL, WIDER, "", "more")).id == f"op-{number}"
 
 
 @in_virtual_time
@@ -89,14 +92,14 @@ async def test_no_number_is_given_twice_also_when_all_that_had_one_is_forgotten(
     world = World()
     for _ in range(3):
         propose(world)
-        await world.arbiter.scale(POOL, 4, "", "more")
+        await world.arbiter.scale(POOL, WIDER, "", "more")
     for kind in ("plan", "operation"):
         world.disk.prune(kind, 0, 2 * BEGIN_S)
     world.disk._connection.execute("DELETE FROM records WHERE kind = 'plan'")
     for _ in range(2):
         world.start()
         world.disk.prune("operation", 0, 2 * BEGIN_S)
-        ids = propose(world).id, (await world.arbiter.scale(POOL, 4, "", "more")).id
+        ids = propose(world).id, (await world.arbiter.scale(POOL, WIDER, "", "more")).id
         world.disk._connection.execute("DELETE FROM records WHERE kind = 'plan'")
     assert ids == ("plan-5", "op-5")
 
@@ -319,7 +322,7 @@ async def test_a_change_is_dated_by_the_end_of_its_operation() -> None:
     assert world.arbiter.history.last_changes(POOL) == (None, 0)
     await world.arbiter.settle()
     await world.clock.sleep(5.0)
-    await world.arbiter.scale(POOL, 4, "", "more")
+    await world.arbiter.scale(POOL, WIDER, "", "more")
     last, failures = world.arbiter.history.last_changes(POOL)
     assert last is not None
     assert (last.at_s, world.ledger.age_s(last), failures) == (BEGIN_S + 240, 5.0, 0)
@@ -329,9 +332,9 @@ async def test_a_change_is_dated_by_the_end_of_its_operation() -> None:
 @in_virtual_time
 async def test_a_width_cannot_be_changed_and_that_is_written_down() -> None:
     world = World()
-    record = await world.arbiter.scale(POOL, 4, "key-1", "ann wants 4")
+    record = await world.arbiter.scale(POOL, WIDER, "key-1", "ann wants 4")
     assert (record.final, record.value.phase) == (True, "refused")
-    assert record.value.why.startswith("chat stays at 2 ranks: its engines cannot change")
+    assert record.value.why.startswith("chat stays at 2 ranks: e0 cannot change its width")
     assert (bool(world.arbiter.running), world.arbiter.history.known("key-1")) == (False, record)
     assert world.arbiter.history.get("op-1") == record
     with pytest.raises(UnknownError, match="no operation 'op-2'"):

@@ -18,6 +18,7 @@ It is never made again: later controllers must read what that one wrote. Its clo
 from contextlib import suppress
 from pathlib import Path
 
+from controller.changes.operations import Scale
 from tests.controller.tiny_pool import (
     BEGIN_S,
     GOAL,
@@ -47,7 +48,7 @@ async def _live(world: World) -> None:
     await world.arbiter.settle()
     await world.arbiter.rollback(POOL, "back", "latency is worse")
     await world.arbiter.settle()
-    await world.arbiter.scale(POOL, 4, "wide", "more users")
+    await world.arbiter.scale(POOL, (Scale(4, 2), None, ""), "wide", "more users")
 
     def end(number: int) -> None:
         if number == begun + 3:

@@ -6,6 +6,7 @@ import numpy as np
 
 from controller.local_engine.local_engine import LocalEngine
 from placer.agent.recording import Recording
+from placer.agent.sampling import ALL
 from placer.arrays import IntArray
 from placer.profile import of_trace
 from placer.trace import Trace
@@ -29,6 +30,7 @@ def recorded(kills: int) -> tuple[list[list[int]], Recording]:
     """Prompts with what was generated, of two ranks; ranks are killed meanwhile."""
     prompts = PROMPTS[:5]
     with LocalEngine(MODEL, 2, 20) as engine:
+        engine.sample(ALL)
         requests = [engine.submit(prompt, TOKENS) for prompt in prompts]
         for at, _ in enumerate(requests[0]):
             if at < 3 * kills and at % 3 == 0:
@@ -91,7 +93,11 @@ def test_a_step_that_is_made_again_is_counted_once() -> None:
 
 def test_whole_requests_are_kept_token_by_token() -> None:
     sequences, recording = recorded(0)
-    kept = {bytes(one.token_ids.tolist()): one.expert_ids for one in recording.sequences}
+    kept = {
+        bytes(one.token_ids.tolist()): one.expert_ids
+        for one in recording.sequences
+        if one.token_ids is not None
+    }
     assert len(kept) == 5
     for sequence, (_, experts) in zip(sequences, routed(), strict=True):
         np.testing.assert_array_equal(kept[bytes(sequence[:-1])], experts)
@@ -109,6 +115,12 @@ def test_a_recording_becomes_profiles_and_a_trace() -> None:
     trace = recording.trace()
     assert trace is not None
     assert trace.experts == EXPERTS
+
+
+def test_a_sampled_request_tells_where_its_prompt_ends() -> None:
+    _, recording = recorded(0)
+    found = sorted((one.prompt, len(one.expert_ids)) for one in recording.sequences)
+    assert found == sorted((len(prompt), len(prompt) + TOKENS - 1) for prompt in PROMPTS[:5])
 
 
 def test_each_recording_begins_anew() -> None:

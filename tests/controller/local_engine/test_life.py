@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,28 +13,25 @@ from controller.local_engine.ranks import EngineError
 from controller.local_engine.requests import RequestError
 from controller.migration.commands import Lost, Stage
 from placer.errors import FileError, ModelError, PlacementError, PlacerError
-from tests.controller.local_engine.tiny_engine import MODEL, eventually, memory_of, runs
+from tests.controller.local_engine.tiny_engine import (
+    MODEL,
+    arenas_of,
+    eventually,
+    everybody,
+    runs,
+)
 
 
 def test_close_leaves_no_process_no_memory_and_no_thread() -> None:
     engine = LocalEngine(MODEL, 2)
-    pids = engine.pids()
+    pids = everybody(engine)
+    assert len(pids) == 5
     assert all(map(runs, pids))
-    assert memory_of(os.getpid())
     engine.close()
     engine.close()
     assert not any(map(runs, pids))
-    assert not memory_of(os.getpid())
+    assert not arenas_of(os.getpid())
     assert "local-engine" not in {thread.name for thread in threading.enumerate()}
-
-
-def test_without_room_in_shared_memory_files_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.local_engine.shared_memory._room", lambda _: 0)
-    with LocalEngine(MODEL, 2) as engine:
-        (folder,) = memory_of(os.getpid())
-        assert folder.parent == Path(tempfile.gettempdir())
-        assert len(engine.submit(b"import os", 5).tokens()) == 5
-    assert not folder.exists()
 
 
 def test_a_closed_engine_says_so() -> None:
@@ -80,10 +76,10 @@ def test_requests_that_cannot_be_served_are_named(
         ({"ranks": 2, "scratch": -1}, "scratch is -1"),
     ],
 )
-def test_impossible_engines_are_refused(counts: dict[str, int], message: str) -> None:
+def test_impossible_engines_are_refused(counts: dict[str, Any], message: str) -> None:
     with pytest.raises(PlacementError, match=message):
         LocalEngine(MODEL, **counts)
-    assert not memory_of(os.getpid())
+    assert not arenas_of(os.getpid())
 
 
 @pytest.mark.parametrize(
@@ -91,8 +87,8 @@ def test_impossible_engines_are_refused(counts: dict[str, int], message: str) ->
     [
         ({"model_type": "mixtral"}, ModelError, "model_type is 'mixtral'"),
         ({"use_sliding_window": True}, ModelError, "use_sliding_window is True"),
-        ({"head_dim": 16}, ModelError, "query is .128, 128. but config.json says .128, 64."),
-        ({"moe_intermediate_size": 32}, ModelError, "has 24576 weights but config.json says 12288"),
+        ({"head_dim": 16}, ModelError, "q_proj.weight is .128, 128. but config.json says .64, 12"),
+        ({"moe_intermediate_size": 32}, ModelError, "is .64, 128. but config.json says .32, 128."),
         ({"num_hidden_layers": 7}, ModelError, "has no model.layers.6.input_layernorm.weight"),
         ({"rms_norm_eps": None}, ModelError, "has no 'rms_norm_eps'"),
     ],

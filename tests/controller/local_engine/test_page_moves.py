@@ -1,14 +1,12 @@
 """Migrations of a real engine that serves meanwhile, and what it refuses."""
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+from controller.elastic.arena import Arena
 from controller.local_engine.local_engine import LocalEngine
-from controller.local_engine.shared_memory import Layout, Memory
-from controller.local_engine.weights import read_sizes
 from controller.migration.commands import (
     Agree,
     Command,
@@ -21,6 +19,7 @@ from controller.migration.commands import (
     Stage,
     Verify,
 )
+from placer.memory.memfd import Memfd
 from placer.placement import EMPTY, Placement
 from placer.schedule import Round, Transfer
 from tests.controller.local_engine.tiny_engine import (
@@ -33,7 +32,6 @@ from tests.controller.local_engine.tiny_engine import (
     commands,
     generate,
     insist,
-    memory_of,
     migrate,
 )
 
@@ -165,12 +163,11 @@ def test_a_dropped_slot_is_empty(engine: LocalEngine) -> None:
 
 
 def test_discarded_copies_leave_their_pages(engine: LocalEngine) -> None:
-    over = [Transfer(0, expert, 0, 1, expert + 12) for expert in (4, 5, 6)]
+    over = [Transfer(layer, expert, 0, 1, expert + 12) for layer in range(6) for expert in (4, 5)]
+    over.append(Transfer(0, 6, 0, 1, 18))
     staged(engine, (0, 16, 4))
-    insist(engine, Copy(1, a_round(copies=tuple(over[:2]))))
-    assert "no free page in layer 0 (scratch 2)" in refusal(
-        engine, Copy(1, a_round(copies=(over[2],)))
-    )
+    insist(engine, Copy(1, a_round(copies=tuple(over[:12]))))  # scratch for two in each layer
+    assert "rank 1 has no free page of 72" in refusal(engine, Copy(1, a_round(copies=(over[12],))))
     insist(engine, Discard(1))
     insist(engine, Discard(1))
     assert "epoch 1 is not staged (nothing is)" in refusal(engine, Agree(1))
@@ -248,13 +245,14 @@ def test_what_was_not_copied_is_not_committed(engine: LocalEngine) -> None:
 
 
 def test_weights_that_changed_are_noticed(engine: LocalEngine) -> None:
-    (folder,) = memory_of(os.getpid())
-    memory = Memory(folder, Layout(read_sizes(MODEL), ranks=2, pages=12))
     staged(engine, (2, 16, 4))
     insist(engine, Verify(1, changed().digest))
-    memory.pages[0, 2, 4, 77] += 1
+    with engine.devices.descriptor(0) as descriptor:
+        arena = Arena(Memfd(), engine.devices.layout, descriptor)
+        arena.page(2 * 10 + 4)[77] += 1
+        arena.close()
     reason = refusal(engine, Verify(1, changed().digest))
-    assert reason == "layer 2: slot 4 does not hold expert 4's weights"
+    assert reason == "layer 2: page 24 of rank 0 does not hold expert 4's weights"
     assert "is not what was loaded" in refusal(engine, Copy(1, a_round(copies=(FOURTH,))))
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -133,7 +132,15 @@ def eventually(holds: Callable[[], bool], within_s: float = 20.0) -> bool:
     return True
 
 
-def memory_of(pid: int) -> list[Path]:
-    """The folders of an engine."""
-    parents = (Path("/dev/shm"), Path(tempfile.gettempdir()))
-    return [path for parent in parents for path in parent.glob(f"placer-engine-{pid}-*")]
+def everybody(engine: LocalEngine) -> list[int]:
+    """The processes of an engine: ranks, memory processes and their keeper."""
+    return [*engine.pids(), *engine.devices.pids().values()]
+
+
+def arenas_of(pid: int) -> int:
+    """How many arenas a process holds descriptors of."""
+    found = 0
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the folder itself
+            found += "placer-arena" in os.readlink(link)
+    return found

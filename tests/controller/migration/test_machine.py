@@ -11,7 +11,10 @@ from controller.migration.commands import (
     Copy,
     Discard,
     Drop,
+    Release,
     Stage,
+    Switch,
+    Transfer,
     Verify,
 )
 from controller.migration.machine import FINAL, TRANSITIONS, Attempt, Event, State, documentation
@@ -22,13 +25,12 @@ from tests.controller.tiny_pool import GOAL, HOME
 PAGE = Path(__file__).parents[3] / "docs" / "migration.md"
 BAD = (Event.REFUSED, Event.LOST, Event.LATE, Event.ABORT, Event.RESTART)
 OPEN = [state for state in State if state not in FINAL]
-# What cannot happen: only rounds and a map can be done with, and only going back is tried again.
+WITH_ROUNDS = (State.AGREEING, State.COMMITTING)
+# What cannot happen: only rounds and a map can be done with, all agree on another width before
+# anything is done for it, and only going back is tried again.
 NEVER = {
-    (State.STAGING, Event.LAST),
-    (State.DROPPING, Event.LAST),
-    (State.COPYING, Event.LAST),
-    (State.VERIFYING, Event.LAST),
-    (State.DISCARDING, Event.LAST),
+    *((state, Event.LAST) for state in OPEN if state not in WITH_ROUNDS),
+    *((state, Event.RESIZES) for state in OPEN if state is not State.AGREEING),
     *((state, Event.TIRED) for state in OPEN if state is not State.DISCARDING),
     *product(FINAL, Event),
 }
@@ -53,6 +55,14 @@ def test_all_goes_well_in_this_order() -> None:
     assert TRANSITIONS[state, Event.LAST] is State.VERIFYING
     assert TRANSITIONS[State.AGREEING, Event.LAST] is State.VERIFYING
     assert TRANSITIONS[State.VERIFYING, Event.DONE] is State.SETTLED
+
+
+def test_another_width_comes_all_at_once() -> None:
+    path, state = [], TRANSITIONS[State.AGREEING, Event.RESIZES]
+    while state is not State.SETTLED:
+        path.append(state)
+        state = TRANSITIONS[state, Event.DONE]
+    assert path == ["transferring", "switching", "releasing", "verifying"]
 
 
 def test_it_settles_only_after_verifying() -> None:
@@ -82,6 +92,9 @@ def test_each_state_asks_for_its_command() -> None:
     assert attempt.command(State.AGREEING, 0) == Agree(7)
     assert attempt.command(State.VERIFYING, 0) == Verify(7, GOAL.digest)
     assert attempt.command(State.DISCARDING, 0) == Discard(7)
+    assert attempt.command(State.TRANSFERRING, 0) == Transfer(7)
+    assert attempt.command(State.SWITCHING, 0) == Switch(7)
+    assert attempt.command(State.RELEASING, 0) == Release(7)
     stage: Command = attempt.command(State.STAGING, 0)
     assert isinstance(stage, Stage)
     assert (stage.epoch, stage.before) == (7, HOME)

@@ -163,7 +163,7 @@ async def test_an_error_has_its_code_and_its_remedy_on_one_line(
         raise error
 
     async with a_world() as world:
-        monkeypatch.setattr(world.loop.arbiter, "scale", fail)
+        monkeypatch.setattr(world.loop.arbiter, "refuse_if_busy", fail)
         monkeypatch.setattr(world.loop.ledger, "watch", fail)
         expected = (Code[name], " ".join(str(error).split()))
         request = fleet_pb2.ScaleToRequest(pool="tiny")

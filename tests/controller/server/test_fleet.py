@@ -260,7 +260,7 @@ async def test_another_width_is_refused_with_its_reason_once_for_each_key() -> N
         first = (await world.fleet.ScaleTo(request)).operation
         assert first.phase == fleet_pb2.OPERATION_PHASE_REFUSED
         assert (first.id, first.kind, first.idempotency_key) == ("op-1", "scale", "mine")
-        assert first.reason.startswith("tiny stays at 2 ranks: its engines cannot change")
+        assert first.reason.startswith("tiny stays at 2 ranks: engine-1 cannot change its width")
         assert (await world.fleet.ScaleTo(request)).operation == first
         request.idempotency_key = "another"
         assert (await world.fleet.ScaleTo(request)).operation.id == "op-2"

@@ -146,6 +146,8 @@ async def test_tokens_are_replaced_while_all_runs(tokens: Path, tmp_path: Path) 
         (f"agent: [{{token: {WRONG}, rank: 1}}]", "agent.0 is not as it should be"),
         (f"agent: [{{pool: {WRONG}}}]", "agent.0 is not as it should be"),
         (f"operator: [{{token: {WRONG}}}]", "operator.0 is not as it should be"),
+        (f"trace_reader: [{WRONG}]", "trace_reader.0 is not as it should be"),
+        (f"trace_reader: [{{token: {WRONG}}}]", "trace_reader.0 is not as it should be"),
         (f"{WRONG}: agent", "it is not as it should be"),
         (WRONG, "it is not as it should be"),
         ("", "it is not as it should be"),
@@ -194,6 +196,20 @@ def test_a_token_has_the_names_of_all_its_entries(tokens: Path) -> None:
 def test_a_token_in_both_lists_is_an_operators(tokens: Path) -> None:
     write(tokens, f"operator: [{AGENT}]\nagent: [{AGENT}]\n")
     assert Tokens(tokens).role(AGENT) == Role.OPERATOR
+
+
+def test_a_trace_readers_token_has_a_name_and_no_agents_names(tokens: Path) -> None:
+    """Nor does it widen those of an agent's token that it is, too."""
+    write(
+        tokens,
+        f"agent: [{{token: {AGENT}, pool: chat}}]\n"
+        f"trace_reader: [{{token: {AGENT}, name: alice}}, {{token: {WRONG}, name: bob}}]",
+    )
+    known = Tokens(tokens)
+    assert known.role(AGENT) == Role.AGENT | Role.TRACE_READER
+    assert (known.names(AGENT), known.reader(AGENT)) == ((Names("chat"),), "alice")
+    assert (known.role(WRONG), known.names(WRONG)) == (Role.TRACE_READER, ())
+    assert known.reader(WRONG) == "bob"
 
 
 def test_tokens_that_everybody_can_read_are_warned_of(

@@ -1,0 +1,68 @@
+"""What another width of a pool's engines would be, and cost."""
+
+from dataclasses import asdict, fields
+
+import numpy as np
+
+from controller.changes.arbiter import Arbiter
+from controller.changes.operations import Expected, Scale
+from controller.config import told_in_settings
+from controller.fleet.pools import Group
+from controller.fleet.workers import FleetError
+from controller.ports import Planner
+from placer.errors import PlacerError
+from placer.placement import Placement
+from placer.plan import Infeasible
+from placer.problem import Problem
+from placer.profile import Profile
+
+
+async def sized(
+    arbiter: Arbiter, planner: Planner, pool: str, ranks: int
+) -> tuple[Scale, Placement | None, str]:
+    """The change to so many ranks, the placement there, and why it cannot be, if so.
+
+    Raises FleetError if the pool has that width or is being changed already, EngineLostError if it
+    is not known what stands.
+    """
+    arbiter.refuse_if_busy()
+    if (group := arbiter.fleet.pool(pool).group()) is None:
+        raise FleetError(f"all engines of {pool} are being resized: wait for that")
+    if ranks == group.ranks:
+        raise FleetError(f"engines of {pool} have {ranks} ranks already")
+    change = Scale(ranks, group.ranks)
+    if never := arbiter.kinds[Scale].refusal(arbiter.fleet.pool(pool), change):
+        return change, None, never
+    stands = await arbiter.stands(group)
+    policy = arbiter.config.of(pool)
+    try:
+        problem = _problem(arbiter, group, ranks)
+        found = await planner.resized(problem, stands, policy.optimizer)
+    except PlacerError as error:
+        return change, None, str(error)
+    if isinstance(found, Infeasible):
+        return change, None, found.reason
+    names = [field.name for field in fields(Expected) if field.name != "seconds"]
+    costs = {name: getattr(found, name) for name in names}
+    expected = Expected(**costs, seconds=asdict(found.seconds))
+    return Scale(ranks, group.ranks, found.after.digest, expected), found.after, ""
+
+
+def _problem(arbiter: Arbiter, group: Group, ranks: int) -> Problem:
+    """Of the traffic of now; if there was none, all experts are alike."""
+    policy, model = arbiter.config.of(group.pool), group.model
+    profile = group.profile(policy.phase, arbiter.ledger.clock.monotonic())
+    if profile is None:
+        load = np.full((model.layers, model.experts), float(model.top_k))
+        profile = Profile(load, model.top_k, tokens=model.experts, sequences=0)
+    slots = -(-group.slots // ranks) * ranks
+    if any(arbiter.engines.moves_itself(group.pool, engine) for engine in group.engines):
+        slots = group.slots // group.ranks * ranks  # its memory is what it is
+    with told_in_settings():
+        return Problem(
+            model=model,
+            topology=policy.hardware(ranks),
+            profile=profile,
+            slots=slots,
+            objective=policy.objective,
+        )
