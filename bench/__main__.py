@@ -19,7 +19,10 @@ BENCHMARKS = (
     "agent",
     "controller",
 )
-LONG = ("autoscale", "elastic", "elastic_kills", "mutants", "matrix", "verdicts", "hostile")
+LONG = (
+    "autoscale", "elastic", "elastic_kills", "shared_weights", "mutants", "matrix", "verdicts",
+    "hostile",
+)  # fmt: skip
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:
