@@ -19,7 +19,8 @@ from placer.model import ModelShape
 from placer.objective import DISPATCHES, Dispatch, Objective
 from placer.profile import of_trace
 from placer.trace import Trace
-from placer.whatif import CHANCE, Case, Study, advise
+from placer.trials import CHANCE, Case, Study
+from placer.whatif import advise
 
 SEEDS = int(os.environ.get("SEEDS", "1000"))
 MODEL = ModelShape(name="small", layers=2, experts=8, top_k=2, hidden=2048, moe_intermediate=1024)

@@ -37,7 +37,6 @@ KEPT = {
 Key = tuple[str, int]  # a pool's name, and the ranks of its engines that are meant
 SIZES = "autoscale"  # the policy that is asked more often
 YIELDS = 10  # to the event loop, in which calls are answered
-
 log = logging.getLogger("placer.controller")
 
 

@@ -17,7 +17,8 @@ from placer.errors import PlacerError
 from placer.objective import Objective
 from placer.parallel import cores, ray_cluster
 from placer.profile import of_trace
-from placer.whatif import Case, Evaluate, Study
+from placer.trials import Case, Study
+from placer.whatif import Evaluate
 from tests.builders import a_model, by_hand, random_trace
 from tests.processes import children, folders_of, listening
 

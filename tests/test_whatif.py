@@ -14,7 +14,8 @@ from placer.model import ModelShape
 from placer.objective import DISPATCHES, Dispatch, Objective
 from placer.profile import of_trace
 from placer.trace import Trace
-from placer.whatif import Case, Outcome, Study, Verdict, advise, evaluate, judge, knee
+from placer.trials import Case, Outcome, Study, evaluate
+from placer.whatif import Verdict, advise, judge, knee
 from tests.builders import a_model, a_placement, a_problem, a_topology, a_trace, by_hand, loads
 
 US = 1e-6

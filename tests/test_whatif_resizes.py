@@ -11,7 +11,8 @@ from placer.placement import Placement
 from placer.plan import Infeasible
 from placer.report.sweep import advice_json, resize_names, resize_rows, sweep_tables
 from placer.resize.price import Price
-from placer.whatif import Advice, Case, Study, advise, evaluate
+from placer.trials import Case, Study, evaluate
+from placer.whatif import Advice, advise
 from tests.builders import a_model, a_placement, a_topology, by_hand, loads
 
 PAGE = 192  # bytes of an expert of ``a_model``

@@ -10,7 +10,8 @@ import numpy as np
 
 from controller.elastic.hmm import Filled
 from placer.arrays import IntArray, frozen
-from placer.placement import EMPTY, Placement
+from placer.errors import PlacementError
+from placer.placement import EMPTY, Placement, slots_remedy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,3 +110,15 @@ class Replicas:
         """[tokens, top_k] slots for experts: replicas take turns, position by position"""
         turn = positions[:, None] % self._count[layer][experts]
         return self._slots[layer][experts, turn]
+
+
+def check_counts(ranks: int, slots: int, scratch: int, experts: int) -> None:
+    """Raises PlacementError for an engine that cannot be."""
+    if ranks < 1:
+        raise PlacementError(f"ranks is {ranks}: give 1 or more")
+    if slots < experts:
+        raise PlacementError(f"{slots} slots do not hold {experts} experts: give as many or more")
+    if slots % ranks:
+        raise PlacementError(slots_remedy(slots, ranks, experts))
+    if scratch < 0:
+        raise PlacementError(f"scratch is {scratch}: give 0 pages or more")

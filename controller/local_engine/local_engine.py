@@ -11,7 +11,7 @@ from typing import Any, Self
 from controller.elastic.devices import Devices, LostDeviceError
 from controller.elastic.hmm import Prefault
 from controller.local_engine.arrivals import RefusedError
-from controller.local_engine.expert_map import ExpertMap, fresh
+from controller.local_engine.expert_map import ExpertMap, check_counts, fresh
 from controller.local_engine.loading import read_all
 from controller.local_engine.model.weights import ITEM, Checkpoint, read_sizes
 from controller.local_engine.page_moves import Migration
@@ -32,10 +32,9 @@ from controller.samples import Sample
 from placer.agent.recording import Recording
 from placer.agent.sampling import Sampling
 from placer.clock import SystemClock
-from placer.errors import PlacementError
 from placer.files.specs import read_model
 from placer.memory.memfd import Memfd
-from placer.placement import Placement, linear, slots_remedy
+from placer.placement import Placement, linear
 
 SUPERVISE_S = 0.5  # how often an idle engine looks after its ranks
 
@@ -85,7 +84,7 @@ class LocalEngine:
         self.shape = replace(shape, weight_bits=8 * ITEM, other_bytes=dense)
         self._sizes = sizes = checkpoint.sizes
         slots = sizes.experts if slots is None else slots
-        _check_counts(ranks, slots, scratch, sizes.experts)
+        check_counts(ranks, slots, scratch, sizes.experts)
         each = max(slots // ranks, -(-sizes.experts // (smallest or ranks)))
         pages = sizes.layers * (each + scratch)
         served = fresh(linear(sizes.layers, slots, sizes.experts, ranks))
@@ -297,14 +296,3 @@ class LocalEngine:
             self._jobs.append(job)
             self._wake.notify()
         return future.result()
-
-
-def _check_counts(ranks: int, slots: int, scratch: int, experts: int) -> None:
-    if ranks < 1:
-        raise PlacementError(f"ranks is {ranks}: give 1 or more")
-    if slots < experts:
-        raise PlacementError(f"{slots} slots do not hold {experts} experts: give as many or more")
-    if slots % ranks:
-        raise PlacementError(slots_remedy(slots, ranks, experts))
-    if scratch < 0:
-        raise PlacementError(f"scratch is {scratch}: give 0 pages or more")

@@ -19,7 +19,8 @@ from placer.optimizers import OPTIMIZERS
 from placer.report.sweep import advice_json, sweep_tables
 from placer.topology import Topology
 from placer.trace import told
-from placer.whatif import Case, Outcome, Study, advise
+from placer.trials import Case, Outcome, Study
+from placer.whatif import advise
 
 OBJECTIVE = Objective()
 

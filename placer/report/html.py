@@ -19,7 +19,8 @@ from placer.report.figures import frontier_curve, rows
 from placer.report.plain import shown
 from placer.report.sweep import names, resize_names, resize_rows, sweep_rows
 from placer.trace import told
-from placer.whatif import Advice, Study
+from placer.trials import Study
+from placer.whatif import Advice
 
 MOVES_SHOWN = 200
 

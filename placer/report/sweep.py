@@ -12,7 +12,8 @@ from rich.table import Table
 
 from placer.plan import Infeasible
 from placer.resize.price import Price
-from placer.whatif import Advice, Outcome
+from placer.trials import Outcome
+from placer.whatif import Advice
 
 PRICE = (
     *("problem", "kept", "remapped", "copied", "loaded", "p2p_bytes", "network_bytes"),

@@ -21,7 +21,7 @@ from placer.planner import make_plan, solve
 from placer.problem import Problem
 from placer.profile import Profile
 from placer.schedule import Budget, faults, fewest_moves, schedule
-from placer.whatif import Case, Study, evaluate
+from placer.trials import Case, Study, evaluate
 from tests.builders import a_model, a_placement, a_problem, a_topology, worlds
 
 FREE = Objective(uneven=True, memory_share=1.0)

@@ -3,7 +3,8 @@ from typing import Any
 
 from placer.objective import Objective
 from placer.report.sweep import advice_json, names, sweep_rows
-from placer.whatif import Advice, Case, Study, advise
+from placer.trials import Case, Study
+from placer.whatif import Advice, advise
 from tests.builders import a_model, by_hand, loads
 
 
