@@ -9,6 +9,7 @@ from typing import Any
 from controller import metrics
 from controller.config import Config
 from controller.engines.fleet_engines import FleetEngines
+from controller.engines.vllm_elastic import VllmElastic
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import Fleet
 from controller.forms import FORMS
@@ -77,7 +78,7 @@ async def run(
     """
 
     def engines(fleet: Fleet, by_agent: VllmEngines) -> Engines:
-        return FleetEngines(fleet, by_actor(fleet), by_agent)
+        return FleetEngines(fleet, by_actor(fleet), VllmElastic(by_agent))
 
     with closing(Ledger(setup.ledger, FORMS)) as records:
         ledger = WatchedLedger(records, SystemClock())

@@ -51,3 +51,35 @@ class Planner(Protocol):
         self, problem: Problem, current: Placement, optimizer: str
     ) -> Price | Infeasible:
         """The cheapest way from ``current`` to the problem's width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """GPUs of a pool, by how far they have come; each is at most the one before, but for what is
+    being released.
+
+    desired:   asked for
+    allocated: given, by whoever has them
+    available: whose processes are up, to join an engine or to serve as one
+    active:    that an engine computes on
+    traffic:   whose engine is sent requests
+    """
+
+    desired: int = 0
+    allocated: int = 0
+    available: int = 0
+    active: int = 0
+    traffic: int = 0
+
+
+class Capacity(Protocol):
+    """Where GPUs come from."""
+
+    async def ask(self, pool: str, gpus: int) -> None:
+        """It should have at least so many; once more is no harm."""
+
+    async def ready(self, pool: str) -> Stock:
+        """What it has now."""
+
+    async def release(self, pool: str, gpus: int) -> None:
+        """It needs no more than so many. What an engine computes on is not taken from it."""

@@ -24,6 +24,7 @@ class Registration:
 
     shape:  the model's sizes, if it knows them
     actor:  the Ray actor that carries out migrations, if there is one
+    api:    the API server that changes its engine's width, if somebody said
     epoch, digest: of the plan that was applied last, as read back from the engine's map
     """
 
@@ -31,6 +32,7 @@ class Registration:
     worker: Worker
     shape: ModelShape | None = None
     actor: str = ""
+    api: str = ""
     epoch: int = 0
     digest: str = ""
     refused_epoch: int = 0

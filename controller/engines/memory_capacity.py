@@ -1,0 +1,56 @@
+"""GPUs that are there, or come after a while: for simulations, and for hosts of one machine."""
+
+from dataclasses import dataclass, replace
+
+from controller.ports import Stock
+from placer.clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    due_s: float
+    gpus: int
+
+
+class MemoryCapacity:
+    """limit: of all pools; comes_s: that a GPU takes from being asked for to being available"""
+
+    def __init__(self, clock: Clock, limit: int, comes_s: float = 0.0) -> None:
+        self.clock, self.limit, self.comes_s = clock, limit, comes_s
+        self._stocks: dict[str, Stock] = {}
+        self._coming: dict[str, _Coming] = {}
+
+    async def ask(self, pool: str, gpus: int) -> None:
+        now = self._now(pool)
+        if gpus <= now.desired:
+            return
+        others = sum(one.allocated for name, one in self._stocks.items() if name != pool)
+        allocated = max(min(gpus, self.limit - others), now.allocated)
+        self._stocks[pool] = replace(now, desired=gpus, allocated=allocated)
+        self._coming[pool] = _Coming(self.clock.monotonic() + self.comes_s, allocated)
+
+    async def ready(self, pool: str) -> Stock:
+        return self._now(pool)
+
+    async def release(self, pool: str, gpus: int) -> None:
+        now = self._now(pool)
+        kept = max(gpus, now.active)
+        self._stocks[pool] = replace(
+            now,
+            desired=gpus,
+            allocated=min(now.allocated, kept),
+            available=min(now.available, kept),
+        )
+        self._coming.pop(pool, None)
+
+    def serve(self, pool: str, active: int, traffic: int) -> None:
+        """An engine has joined so many, and is sent requests on those."""
+        self._stocks[pool] = replace(self._now(pool), active=active, traffic=traffic)
+
+    def _now(self, pool: str) -> Stock:
+        stock = self._stocks.get(pool, Stock())
+        coming = self._coming.get(pool)
+        if coming is not None and coming.due_s <= self.clock.monotonic():
+            del self._coming[pool]
+            stock = self._stocks[pool] = replace(stock, available=coming.gpus)
+        return stock
