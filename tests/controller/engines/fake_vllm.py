@@ -7,9 +7,9 @@ in their wheels; tests/vllm/test_elastic.py holds the real ones to the same tabl
 import asyncio
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from controller.engines.vllm_api import Answer, UnreachableError
+from controller.engines.vllm_api import Answer, Ask, UnreachableError
 from placer.clock import Clock
 
 AWAY = Answer(503, json.dumps({"error": "The model is currently scaling."}))
@@ -108,3 +108,60 @@ class Group:
     def _failed(self, why: str) -> Answer:
         self.phase, self.error = "failed", why
         return Answer(500, json.dumps({"error": {"message": "Scale failed"}}))
+
+
+class Row(NamedTuple):
+    """What a server answers: status and phase of /is_scaling_elastic_ep, whether it names an epoch,
+    the target, and whether /health and /version are 503."""
+
+    status: int
+    phase: str
+    has_epoch: bool
+    target: int
+    is_unhealthy: bool
+    is_away: bool
+
+
+async def rows(ask: Ask, address: str) -> Row:
+    """Of one server, now."""
+    told = await ask("POST", f"{address}/is_scaling_elastic_ep", {}, 5.0)
+    health = await ask("GET", f"{address}/health", {}, 5.0)
+    version = await ask("GET", f"{address}/version", {}, 5.0)
+    said = json.loads(told.text) if told.status == 200 else {}
+    return Row(
+        told.status,
+        said.get("phase") or "",
+        bool(said.get("epoch")),
+        said.get("requested_data_parallel_size") or 0,
+        health.status == 503,
+        version.status == 503,
+    )
+
+
+# From 2 data-parallel ranks to 3, by minor version and whether each rank has a server.
+CONTRACT = {
+    (32, False): {
+        "idle": Row(200, "", False, 0, False, False),
+        "preparing": Row(200, "", False, 0, False, False),
+        "committing": Row(503, "", False, 0, True, True),
+        "completed": Row(200, "", False, 0, False, False),
+        "not prepared": Row(200, "", False, 0, False, False),
+        "not committed": Row(503, "", False, 0, True, True),
+    },
+    (33, False): {
+        "idle": Row(200, "idle", False, 0, False, False),
+        "preparing": Row(200, "idle", False, 0, False, False),
+        "committing": Row(200, "committing", False, 0, False, True),
+        "completed": Row(200, "idle", False, 0, False, False),
+        "not prepared": Row(200, "idle", False, 0, False, False),
+        "not committed": Row(200, "committing", False, 0, False, True),
+    },
+    (33, True): {
+        "idle": Row(200, "idle", False, 0, False, False),
+        "preparing": Row(200, "preparing", True, 3, False, False),
+        "committing": Row(200, "committing", True, 3, False, True),
+        "completed": Row(200, "completed", True, 3, False, False),
+        "not prepared": Row(200, "failed", True, 3, False, False),
+        "not committed": Row(200, "failed", True, 3, False, True),
+    },
+}

@@ -27,7 +27,7 @@ from controller.migration.commands import (
 from placer.placement import Placement
 from placer.worker import GONE_S
 from tests.builders import a_placement
-from tests.controller.engines.fake_vllm import Group
+from tests.controller.engines.fake_vllm import CONTRACT, Group, rows
 from tests.controller.engines.servings import ENGINE, ByAgents
 from tests.controller.tiny_pool import POOL, a_registration, in_virtual_time
 
@@ -355,3 +355,28 @@ async def test_nothing_of_it_is_asked_before_it_is_staged() -> None:
     world = Elastic()
     for command in (Transfer(5), Switch(5), Release(5)):
         assert await world.ask(command) == Refused("epoch 5 is not staged: stage it first")
+
+
+@pytest.mark.parametrize("kind", CONTRACT)
+@pytest.mark.parametrize("fails", ["", "prepare", "commit"])
+@in_virtual_time
+async def test_the_group_in_memory_keeps_to_the_contract(
+    kind: tuple[int, bool], fails: str
+) -> None:
+    world = Elastic(2, *kind)
+    group, table = group_of(world), CONTRACT[kind]
+    group.fails = fails
+    seen = [await rows(group.ask, group.addresses[0])]
+    posts = [
+        asyncio.create_task(
+            group.ask("POST", f"{api}/scale_elastic_ep", {"new_data_parallel_size": 3}, 1.0)
+        )
+        for api in group.addresses
+    ]
+    for second in (15.0, 17.0, 17.0):  # 30 s until the commit, and 5 s of it
+        await world.clock.sleep(second)
+        seen.append(await rows(group.ask, group.addresses[0]))
+    end = {"": "completed", "prepare": "not prepared", "commit": "not committed"}[fails]
+    middle = "not prepared" if fails == "prepare" else "committing"
+    assert seen == [table[one] for one in ("idle", "preparing", middle, end)]
+    assert {(await post).status for post in posts} == {500 if fails else 200}
