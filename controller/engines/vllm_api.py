@@ -45,7 +45,7 @@ class Answer(NamedTuple):
     @property
     def told(self) -> str:
         """What an error says, on one line."""
-        with suppress(ValueError, LookupError, TypeError):
+        with suppress(ValueError, LookupError, TypeError, AttributeError):
             error = json.loads(self.text)
             return _line(str(error.get("detail") or error["error"]["message"]))
         return _line(self.text) or f"answer {self.status}"
