@@ -19,7 +19,7 @@ BENCHMARKS = (
     "agent",
     "controller",
 )
-LONG = ("mutants", "matrix", "verdicts", "hostile")
+LONG = ("mutants", "matrix", "verdicts", "hostile", "elastic")
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:

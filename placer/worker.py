@@ -15,7 +15,7 @@ class Worker:
     ep_rank, ep_size: its place in expert parallelism
     can_apply: whether the engine's balancer is on, which moves the weights
     records:  whether it counts; of ranks that see the same tokens the first does
-    changes_width, changes_slots: whether its engine can have other ranks, or more physical experts,
+    can_resize, can_replicate: whether its engine can have other ranks, or more physical experts,
               while it serves
     tp_size, most_ranks: ranks of a tensor-parallel group, of which a width is a multiple, and the
               most that its engine can have; 0 if they are not known
@@ -31,8 +31,8 @@ class Worker:
     ep_size: int
     can_apply: bool
     records: bool
-    changes_width: bool = False
-    changes_slots: bool = False
+    can_resize: bool = False
+    can_replicate: bool = False
     tp_size: int = 0
     most_ranks: int = 0
 

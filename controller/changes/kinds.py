@@ -136,7 +136,7 @@ class Scaling(_Migrating):
     def refusal(self, pool: Pool, change: Scale) -> str:
         group = pool.group(change.before)
         for name, members in group.engines.items() if group else ():
-            if not all(member.registration.worker.changes_width for member in members):
+            if not all(member.registration.worker.can_resize for member in members):
                 return (
                     f"{pool.name} stays at {change.before} ranks: {name} cannot change its width "
                     "while it serves: start engines of that width instead"

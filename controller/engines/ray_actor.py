@@ -117,7 +117,7 @@ class Standing:
             ep_size=placement.gpus,
             can_apply=True,
             records=True,
-            changes_width=bool(self._serving.smallest or self._serving.standbys),
+            can_resize=bool(self._serving.smallest or self._serving.standbys),
         )
 
     def offer(self, epoch: int, plan: Plan) -> str:

@@ -187,7 +187,7 @@ def _tp_size(members: list[Member]) -> int:
 def _unfit(members: list[Member], now: Placement, after: Placement) -> str:
     """Why these ranks cannot become so many; empty if they can."""
     worker, tp_size = members[0].registration.worker, _tp_size(members)
-    if not all(one.registration.worker.changes_width for one in members):
+    if not all(one.registration.worker.can_resize for one in members):
         return "it cannot change its width: start it with --enable-elastic-ep, and PLACER_API set"
     if after.slots * now.gpus != now.slots * after.gpus:
         return f"{now.slots // now.gpus} slots a rank are what it has at any width"

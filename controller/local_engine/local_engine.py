@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from controller.local_engine.ranks import ATTEMPTS, EngineError, RankLostError, 
 from controller.local_engine.requests import Batch, Plan, Request, checked
 from controller.local_engine.resizing import Loaded, without
 from controller.local_engine.tally import Tally
-from controller.local_engine.weights import Checkpoint, read_sizes
+from controller.local_engine.weights import ITEM, Checkpoint, read_sizes
 from controller.migration.commands import Command, Outcome
 from placer.agent.recording import Recording
 from placer.agent.sampling import Sampling
@@ -71,8 +71,10 @@ class LocalEngine:
         rate: float = 0.0,
         pace: Pace | None = None,
     ) -> None:
-        self.shape, self._clock = read_model(str(model / "config.json")), SystemClock()
-        self._checkpoint = checkpoint = Checkpoint(model, read_sizes(model))
+        shape, self._clock = read_model(str(model / "config.json")), SystemClock()
+        checkpoint = Checkpoint(model, read_sizes(model))
+        dense = checkpoint.dense_size
+        self.shape = replace(shape, weight_bits=8 * ITEM, other_bytes=dense)
         self._sizes = sizes = checkpoint.sizes
         slots = sizes.experts if slots is None else slots
         _check_counts(ranks, slots, scratch, sizes.experts)

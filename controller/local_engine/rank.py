@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 
@@ -205,7 +206,8 @@ class Rank:
             return Aborted()
         ends = np.cumsum([len(piece.tokens) for piece in pieces], dtype=np.int64)
         last = ends[[piece.samples for piece in pieces]] - 1
-        found = Stepped(self.model.next_tokens(x[last]).tolist(), experts)
+        sums = [crc32(row.tobytes()) for row in x[last]]
+        found = Stepped(self.model.next_tokens(x[last]).tolist(), sums, experts)
         if self.pace is not None:
             due_s = begun_s + self.pace.step_s + self.pace.token_s * len(tokens)
             self.clock.wait(NEVER, max(due_s - self.clock.monotonic(), 0.0))

@@ -92,9 +92,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stepped:
-    """next_tokens: of the pieces that sample, in order; experts: [tokens, layers, top_k]"""
+    """Of the pieces that sample, in order: next_tokens, and sums of what they were chosen from.
+    experts: [tokens, layers, top_k]"""
 
     next_tokens: list[int]
+    sums: list[int]
     experts: IntArray
 
 

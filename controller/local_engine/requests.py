@@ -23,12 +23,15 @@ class Request:
 
     error: why it ended early; empty if it did not
     longest_gap_s: between two of its tokens
+    sums:  by token, of the hidden state that it was chosen from, to the last bit: what went before
+           was computed alike, also where all tokens are the same
     """
 
     def __init__(self, prompt: Sequence[int], max_tokens: int, clock: Readings) -> None:
         self.prompt, self.max_tokens, self._clock = tuple(prompt), max_tokens, clock
         self.error = ""
         self.longest_gap_s = 0.0
+        self.sums: list[int] = []
         self._generated: list[int] = []
         self._came_s = 0.0
         self._news = threading.Condition()
@@ -55,12 +58,13 @@ class Request:
         """Prompt and tokens."""
         return self.prompt + tuple(self._generated)
 
-    def add(self, token: int) -> None:
+    def add(self, token: int, checksum: int) -> None:
         now_s = self._clock.monotonic()
         with self._news:
             if self._generated:
                 self.longest_gap_s = max(self.longest_gap_s, now_s - self._came_s)
             self._came_s = now_s
+            self.sums.append(checksum)
             self._generated.append(token)
             self._news.notify_all()
 
@@ -171,11 +175,11 @@ class Batch:
         """Take in what a step computed. Returns those who are done."""
         done = []
         for rank, (pieces, answer) in enumerate(zip(step, answers, strict=True)):
-            new = iter(answer.next_tokens)
+            new = iter(zip(answer.next_tokens, answer.sums, strict=True))
             for one, piece in pieces:
                 one.computed += len(piece.tokens)
                 if piece.samples:
-                    one.request.add(next(new))
+                    one.request.add(*next(new))
                 if one.request.done:
                     self._running[rank].remove(one)
                     done.append(one)

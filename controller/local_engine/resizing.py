@@ -88,12 +88,7 @@ class Resizing:
     def transfer(self) -> int:
         """Returns the bytes that went between devices."""
         change = self._staged()
-        first = self._ranks.order[0]
-        if came := [one.device for one in change.new]:
-            source = self._devices.name(first)
-            dense = Copy(source, True, [], self._rate)
-            self._devices.ask_all(dict.fromkeys(came, (dense, first)))
-        copied = len(came) * self._devices.layout.dense_size
+        copied = self._transfer_dense([one.device for one in change.new])
         load(self._devices, change.loads, self._loaded)
         waiting = {device: list(rows) for device, rows in change.copies.items()}
         while any(waiting.values()):
@@ -109,6 +104,12 @@ class Resizing:
                 messages[device] = message, giver
             copied += sum(self._devices.ask_all(messages).values())
         return copied
+
+    def _transfer_dense(self, came: Sequence[int]) -> int:
+        """To devices that are new."""
+        first = self._ranks.order[0]
+        dense = Copy(self._devices.name(first), True, [], self._rate)
+        return sum(self._devices.ask_all(dict.fromkeys(came, (dense, first))).values())
 
     def prepare(self) -> None:
         """Between two steps."""

@@ -1,10 +1,11 @@
 """The controller at work: two engines of two ranks serve the example model as its traffic changes.
 
-    python examples/tiny_moe/demo.py     # a minute and a half on 2 cores; `make demo` runs it
+    python examples/tiny_moe/demo.py     # two minutes on 2 cores; `make demo` runs it
 
 Code is served first, then tables, whose experts are others. The controller sees what the routers
-choose, holds or plans, and moves experts between the processes while they serve. Every request's
-tokens are held against those that the idle engines gave before anything moved.
+choose, holds or plans, and moves experts between the processes while they serve. Then it gives the
+engines a third rank, and takes it back, beside the same traffic. Every request's tokens are held
+against those that the idle engines gave before anything moved.
 """
 
 import itertools
@@ -31,13 +32,21 @@ from controller.hosts.ray import end, launch
 from controller.server.security import Listening
 from placer.files.specs import read_topology
 from placer.parallel import connect
-from placer.v1.fleet_pb2 import HistoryRequest, OperationsRequest, StatusRequest
+from placer.v1.fleet_pb2 import (
+    OPERATION_PHASE_RETURNING,
+    OPERATION_PHASE_RUNNING,
+    OPERATION_PHASE_SUCCEEDED,
+    HistoryRequest,
+    OperationsRequest,
+    ScaleToRequest,
+    StatusRequest,
+)
 from placer.v1.fleet_pb2_grpc import FleetServiceStub, LedgerServiceStub
 from placer.v1.placement_pb2 import WatchRequest
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
 
 HERE = Path(__file__).parent
-RANKS, SLOTS, ENGINES, CLIENTS = 2, 20, 2, 8
+RANKS, MORE_RANKS, SLOTS, ENGINES, CLIENTS = 2, 3, 20, 2, 8
 PROMPT, ANSWER, PROMPTS = 96, 48, 24
 PHASE_S = 32.0
 
@@ -51,6 +60,7 @@ POLICY = PoolPolicy(
     max_moved=0.3,
 )
 EVERY_S = 3.0
+POOL = "tiny"
 
 out = Console(highlight=False, soft_wrap=True)
 Answers = dict[tuple[int, ...], list[int]]
@@ -124,6 +134,33 @@ def watch(channel: grpc.Channel, seconds: float) -> Iterator[float]:
             yield pool.balancedness
 
 
+def scale(channel: grpc.Channel, ranks: int) -> None:
+    """Have the controller change the engines' width, and tell what it took."""
+    fleet = FleetServiceStub(channel)
+    request = ScaleToRequest(pool=POOL, ranks=ranks, idempotency_key=f"demo-{ranks}")
+    while True:
+        try:
+            operation = fleet.ScaleTo(request, timeout=60).operation
+            break
+        except grpc.RpcError as error:  # experts are being moved: one change at a time
+            if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+                raise
+            time.sleep(0.5)
+    asked = OperationsRequest(operation_id=operation.id)
+    while operation.phase in (OPERATION_PHASE_RUNNING, OPERATION_PHASE_RETURNING):
+        time.sleep(0.1)
+        (operation,) = fleet.Operations(asked, timeout=10).operations
+    if operation.phase != OPERATION_PHASE_SUCCEEDED:
+        raise SystemExit(f"{operation.id}: {operation.reason}")
+    expected = operation.resize
+    copied, p2p = operation.copied_bytes / 1e6, ENGINES * expected.p2p_bytes / 1e6
+    out.print(
+        f"         {operation.id}: {expected.ranks_before} -> {ranks} ranks, engine after engine: "
+        f"{copied:.1f} MB copied ({p2p:.1f} of experts and dense weights expected), longest pause "
+        f"{operation.longest_pause_s * 1e3:.0f} ms"
+    )
+
+
 def main() -> None:
     begun_s = time.monotonic()
     connect("local", log_to_driver=False, object_store_memory=200 * 2**20)
@@ -133,9 +170,14 @@ def main() -> None:
         handle, port = launch(Setup(config, listening, Path(folder) / "placer.db"))
         address = f"127.0.0.1:{port}"
         engines = [
-            start_engine(Serving("tiny", f"engine-{at}", HERE / "model", RANKS, SLOTS, address))
+            start_engine(
+                Serving(
+                    POOL, f"engine-{at}", HERE / "model", RANKS, SLOTS, address,
+                    smallest=RANKS, largest=MORE_RANKS,
+                )
+            )
             for at in range(ENGINES)
-        ]
+        ]  # fmt: skip
         out.print(
             f"{ENGINES} engines of {RANKS} ranks serve the example model; the controller at "
             f"{address} looks every {EVERY_S:g} s"
@@ -154,6 +196,10 @@ def main() -> None:
             if not traffic.served:
                 traffic.start(domain)
             rows.append((name, list(watch(channel, PHASE_S))))
+        for ranks in (MORE_RANKS, RANKS):
+            at_s = time.monotonic() - begun_s
+            out.print(f"[dim]{at_s:5.1f} s[/]  [cyan]the engines get {ranks} ranks[/]")
+            scale(channel, ranks)
         traffic.stop()
         report(channel, rows, traffic)
         channel.close()

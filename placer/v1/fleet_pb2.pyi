@@ -69,8 +69,8 @@ class Worker(_message.Message):
     EP_SIZE_FIELD_NUMBER: _builtins.int
     CAN_APPLY_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
-    CHANGES_WIDTH_FIELD_NUMBER: _builtins.int
-    CHANGES_SLOTS_FIELD_NUMBER: _builtins.int
+    CAN_RESIZE_FIELD_NUMBER: _builtins.int
+    CAN_REPLICATE_FIELD_NUMBER: _builtins.int
     TP_SIZE_FIELD_NUMBER: _builtins.int
     MOST_RANKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -83,9 +83,9 @@ class Worker(_message.Message):
     ep_size: _builtins.int
     can_apply: _builtins.bool
     records: _builtins.bool
-    changes_width: _builtins.bool
+    can_resize: _builtins.bool
     """What its engine can change while it serves: its ranks, and its physical experts."""
-    changes_slots: _builtins.bool
+    can_replicate: _builtins.bool
     tp_size: _builtins.int
     """Ranks of a tensor-parallel group, of which a width is a multiple, and the most that its engine
     can have; 0 if they are not known.
@@ -104,14 +104,14 @@ class Worker(_message.Message):
         ep_size: _builtins.int = ...,
         can_apply: _builtins.bool = ...,
         records: _builtins.bool = ...,
-        changes_width: _builtins.bool = ...,
-        changes_slots: _builtins.bool = ...,
+        can_resize: _builtins.bool = ...,
+        can_replicate: _builtins.bool = ...,
         tp_size: _builtins.int = ...,
         most_ranks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_apply", b"can_apply", "changes_slots", b"changes_slots", "changes_width", b"changes_width", "ep_rank", b"ep_rank", "ep_size", b"ep_size", "experts", b"experts", "layers", b"layers", "model", b"model", "most_ranks", b"most_ranks", "name", b"name", "records", b"records", "slots", b"slots", "top_k", b"top_k", "tp_size", b"tp_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_apply", b"can_apply", "can_replicate", b"can_replicate", "can_resize", b"can_resize", "ep_rank", b"ep_rank", "ep_size", b"ep_size", "experts", b"experts", "layers", b"layers", "model", b"model", "most_ranks", b"most_ranks", "name", b"name", "records", b"records", "slots", b"slots", "top_k", b"top_k", "tp_size", b"tp_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

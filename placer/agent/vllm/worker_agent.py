@@ -168,7 +168,7 @@ def _worker(
         ep_size=get_ep_group().world_size if has_ranks else 1,
         can_apply=can_apply,
         records=records,
-        changes_width=parallel.enable_elastic_ep and bool(os.environ.get("PLACER_API", "").strip()),
+        can_resize=parallel.enable_elastic_ep and bool(os.environ.get("PLACER_API", "").strip()),
         tp_size=parallel.tensor_parallel_size,
         most_ranks=parallel.elastic_ep_max_dp_size * parallel.tensor_parallel_size,
     )
@@ -199,7 +199,7 @@ def _say(worker: Worker, reason: str, record: str, elastic: bool) -> None:
         else "applies nothing (start with --enable-eplb for that)"
     )
     log.info("placer: %s %s", worker.name, ", ".join(does))
-    if elastic and not worker.changes_width:
+    if elastic and not worker.can_resize:
         log.info("placer: elastic EP is on: with PLACER_API, too, placer can change the width")
     if not reason and record == "always" and (what := unfused()):
         log.warning(

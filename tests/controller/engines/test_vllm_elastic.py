@@ -41,7 +41,7 @@ class Elastic(ByAgents):
     they are offered."""
 
     def __init__(self, ranks: int = 2, minor: int = 33, external: bool = True) -> None:
-        self.said: dict[str, Any] = {"changes_width": True, "tp_size": 1}
+        self.said: dict[str, Any] = {"can_resize": True, "tp_size": 1}
         self.group: Group | None = None
         super().__init__()
         self.group = Group(self.clock, ranks, minor, external)
@@ -267,7 +267,7 @@ async def test_vllms_own_limit_refuses_in_its_own_words() -> None:
     ("said", "why"),
     [
         ({"most_ranks": 3}, "3 ranks are the most: --elastic-ep-max-dp-size says so"),
-        ({"changes_width": False}, "it cannot change its width: start it with --enable-elastic-ep"),
+        ({"can_resize": False}, "it cannot change its width: start it with --enable-elastic-ep"),
         ({"api": ""}, "w0: PLACER_API is '': set it to http://host:port"),
         ({"api": "r0:8000"}, "w0: PLACER_API is 'r0:8000': set it to http://host:port"),
         ({"api": "http://r0:x"}, "w0: PLACER_API is 'http://r0:x': set it to http://host:port"),
