@@ -64,6 +64,11 @@ class Member:
     sequence: int = 0
     lost: int = 0
 
+    @property
+    def missed(self) -> int:
+        """Pushes that never came, as it or its numbers say."""
+        return max(self.registration.dropped, self.lost)
+
 
 def kinds(members: Iterable[Member]) -> list[Member]:
     """The first of those that differ by name and rank alone: what is asked of one is of all."""
@@ -141,13 +146,23 @@ class Group:
 
 @dataclass(slots=True)
 class Pool:
-    """Engines of one model. slots, windows: by ranks of the engines; windows then by phase"""
+    """Engines of one model. slots, windows: by ranks of the engines; windows then by phase;
+    missed_before: pushes of workers that are gone, so that their sum never falls"""
 
     name: str
     model: ModelShape
     members: dict[tuple[str, str], Member] = field(default_factory=dict)
     slots: dict[int, int] = field(default_factory=dict)
     windows: dict[int, dict[str, Window]] = field(default_factory=dict)
+    missed_before: int = 0
+
+    @property
+    def missed(self) -> int:
+        return self.missed_before + sum(one.missed for one in list(self.members.values()))
+
+    def lose(self, key: tuple[str, str]) -> None:
+        """A worker that is gone."""
+        self.missed_before += self.members.pop(key).missed
 
     @property
     def engines(self) -> dict[str, list[Member]]:
