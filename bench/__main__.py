@@ -19,7 +19,10 @@ BENCHMARKS = (
     "agent",
     "controller",
 )
-LONG = ("mutants", "matrix", "verdicts", "hostile", "elastic")
+LONG = (
+    "autoscale", "elastic", "elastic_kills", "shared_weights", "mutants", "matrix", "verdicts",
+    "hostile",
+)  # fmt: skip
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:

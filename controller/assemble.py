@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from controller import metrics
 from controller.config import Config
-from controller.engines.fleet_engines import FleetEngines
+from controller.engines.fleet_engines import FleetEngines, FleetMetrics
+from controller.engines.http_metrics import HttpMetrics
 from controller.engines.vllm_elastic import VllmElastic
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import Fleet
@@ -16,7 +17,7 @@ from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
-from controller.ports import Engines, Planner
+from controller.ports import Capacity, Engines, Metrics, Planner
 from controller.server.security import Listening
 from controller.server.serve import start
 from placer.clock import SystemClock
@@ -33,6 +34,10 @@ class Setup:
     ledger: Path | None = None
     metrics: str = ""
     detail: bool = False
+
+
+class ActorDoor(Engines, Metrics, Protocol):
+    """To engines that are actors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +57,16 @@ async def assembled(
     ledger: WatchedLedger,
     planner: Planner,
     engines: Callable[[Fleet, VllmEngines], Engines],
+    metrics: Callable[[Fleet], Metrics] | None = None,
+    capacity: Capacity | None = None,
 ) -> AsyncIterator[Controller]:
     """A controller that listens, whose loop is still to be run. ``engines``: the door to all of a
-    fleet's, of which some may be behind the one that is given."""
+    fleet's, of which some may be behind the one that is given. metrics, capacity: None if nobody
+    keeps them"""
     fleet = Fleet(lambda pool: config.of(pool).window_s, ledger.clock)
     by_agent = VllmEngines(fleet, ledger, config)
-    loop = Loop(config, ledger, fleet, engines(fleet, by_agent), planner)
+    told = metrics(fleet) if metrics is not None else None
+    loop = Loop(config, ledger, fleet, engines(fleet, by_agent), planner, told, capacity)
     server, port = await start(loop, by_agent, listening)
     try:
         yield Controller(loop, by_agent, server, port)
@@ -68,7 +77,7 @@ async def assembled(
 async def run(
     setup: Setup,
     planner: Planner,
-    by_actor: Callable[[Fleet], Engines],
+    by_actor: Callable[[Fleet], ActorDoor],
     ready: Callable[[int], None],
 ) -> None:
     """One controller, until cancelled.
@@ -80,9 +89,12 @@ async def run(
     def engines(fleet: Fleet, by_agent: VllmEngines) -> Engines:
         return FleetEngines(fleet, by_actor(fleet), VllmElastic(by_agent))
 
+    def loads(fleet: Fleet) -> Metrics:
+        return FleetMetrics(fleet, by_actor(fleet), HttpMetrics(fleet))
+
     with closing(Ledger(setup.ledger, FORMS)) as records:
         ledger = WatchedLedger(records, SystemClock())
-        parts = setup.config, setup.listening, ledger, planner, engines
+        parts = setup.config, setup.listening, ledger, planner, engines, loads
         async with assembled(*parts) as controller:
             if setup.metrics:
                 metrics.serve(controller.loop, setup.metrics, setup.detail)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from controller.size_settings import Autoscale, AutoscaleSpec
 from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text
 from placer.files.documents import of_yaml
@@ -74,6 +75,7 @@ class PoolPolicy:
     scratch_slots:    experts that a rank can hold beside its slots
     hours:            when changes may begin; empty: always
     traces:           requests that are sampled, to judge plans on and for who may read them
+    autoscale:        how its size follows its load; None: it does not
     """
 
     topology: Topology
@@ -96,6 +98,7 @@ class PoolPolicy:
     scratch_slots: int = 2
     hours: tuple[Hours, ...] = ()
     traces: Traces = Traces()
+    autoscale: Autoscale | None = None
 
     def hardware(self, ranks: int) -> Topology:
         with told_in_settings():
@@ -192,6 +195,7 @@ class _PoolSpec(BaseModel):
     scratch_slots: int | None = Field(default=None, ge=0)
     hours: list[str] | None = None
     traces: _TracesSpec | None = None
+    autoscale: AutoscaleSpec | None = None
 
     def on(self, policy: PoolPolicy) -> PoolPolicy:
         """What is said here, and the rest as in ``policy``."""
@@ -202,6 +206,8 @@ class _PoolSpec(BaseModel):
             given["topology"] = read_topology(given["topology"])
         if "hours" in given:
             given["hours"] = tuple(_hours(text) for text in given["hours"])
+        if self.autoscale is not None:
+            given["autoscale"] = self.autoscale.checked()
         if "optimizer" in given:
             known_optimizer(given["optimizer"])
         return replace(policy, **given)

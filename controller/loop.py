@@ -8,23 +8,24 @@ from dataclasses import replace
 from typing import Any
 
 from controller.changes.arbiter import Arbiter
+from controller.changes.operations import Operation
 from controller.changes.plans import PlanState
-from controller.config import Config, PoolPolicy, told_in_settings
+from controller.config import Config
 from controller.fleet import snapshots
 from controller.fleet.acknowledgements import Acknowledgements
 from controller.fleet.pools import Group, Pool, Registration
 from controller.fleet.traces import SampledRequests
 from controller.fleet.workers import Fleet
-from controller.ledger.ledger import LedgerError, Unreadable
+from controller.ledger.ledger import LedgerError, Record
 from controller.ledger.watched import WatchedLedger
+from controller.loads import Loads
 from controller.policies import POLICIES
-from controller.policies.policy import Decision, Kept, Past, Seen
-from controller.ports import EngineLostError, Engines, Planner, Unseen
-from controller.views import View
+from controller.policies.policy import Answer, Decision, Kept, Past, Scaling, Seen
+from controller.ports import Capacity, Engines, Metrics, Planner, Unseen
+from controller.views import View, gains, problem_of
 from placer.cost import score
 from placer.errors import PlacerError
-from placer.placement import Placement
-from placer.plan import Hold, Infeasible, Plan
+from placer.plan import Hold, Plan
 from placer.problem import Problem
 
 AGAIN_S = 600.0  # a decision that stays the same is written down this often
@@ -34,6 +35,7 @@ KEPT = {
     "placement": 2000,  # besides those that are in use
 }  # fmt: skip
 Key = tuple[str, int]  # a pool's name, and the ranks of its engines that are meant
+SIZES = "autoscale"  # the policy that is asked more often
 YIELDS = 10  # to the event loop, in which calls are answered
 
 log = logging.getLogger("placer.controller")
@@ -53,11 +55,14 @@ class Loop:
         fleet: Fleet,
         engines: Engines,
         planner: Planner,
+        metrics: Metrics | None = None,
+        capacity: Capacity | None = None,
     ) -> None:
         self.config, self.ledger, self.fleet = config, ledger, fleet
         self.engines, self.planner = engines, planner
         self.traces = SampledRequests(lambda pool: config.of(pool).traces, ledger.clock)
         self.arbiter = Arbiter(config, ledger, fleet, engines)
+        self.loads = Loads(config, fleet, self.arbiter, planner, metrics, capacity)
         self.views: dict[Key, View] = {}
         self.conditions: dict[str, str] = {}
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -65,6 +70,7 @@ class Loop:
         # Decisions in a row that wanted to move, by policy too, since which change.
         self._streaks: dict[tuple[Key, str], tuple[int, str]] = {}
         self._written: dict[Key, tuple[View, float]] = {}  # and when
+        self._answers: dict[Key, Answer] = {}  # the optimizer's, last
         self._acknowledgements = Acknowledgements(ledger)
         try:
             snapshots.recall(ledger, fleet, lambda pool: config.of(pool).window_s)
@@ -88,9 +94,17 @@ class Loop:
 
     async def run(self) -> None:
         """Until cancelled."""
+        async with asyncio.TaskGroup() as looks:
+            looks.create_task(self._follow_loads())
+            while True:
+                await self.tick()
+                await self.ledger.clock.sleep(self.config.every_s)
+
+    async def _follow_loads(self) -> None:
+        """Beside all else: a plan may take a while to make."""
         while True:
-            await self.tick()
-            await self.ledger.clock.sleep(self.config.every_s)
+            await self.ledger.clock.sleep(self.loads.every_s or self.config.every_s)
+            await self.look_at_sizes()
 
     async def tick(self) -> None:
         """Look at every pool, and begin what is approved. What goes wrong with one is a condition,
@@ -115,6 +129,14 @@ class Loop:
             await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
 
+    async def look_at_sizes(self) -> None:
+        """Of all pools whose size follows their load."""
+        self.loads.forget()
+        async with asyncio.TaskGroup() as looks:
+            for pool in list(self.fleet.pools.values()):
+                if self.config.of(pool.name).autoscale is not None:
+                    looks.create_task(self._try(f"{pool.name}: size", self._look_at_size(pool)))
+
     def acknowledge(self, registration: Registration) -> None:
         """Write down what a worker newly acknowledges or refuses."""
         try:
@@ -135,29 +157,50 @@ class Loop:
     async def _look(self, group: Group) -> None:
         """Observe the engines of one pool and width, and decide."""
         now, key = self.ledger.clock.now(), (group.pool, group.ranks)
-        running = self.arbiter.running
-        if (
-            running is not None
-            and running.pool == group.pool
-            and running.value.width in (0, group.ranks)
-        ):  # what stands is in between
+        running = self._at_work(group)
+        if running is not None:  # what stands is in between
             reason = f"{running.id} is at work: {running.value.progress}"
             last, decisions = self.views.get(key, View({}, now)), {"": Decision("wait", reason)}
             self._decided(key, replace(last, decisions=decisions, at_s=now))
             return
         asked = await self.question(group)
-        answer: Plan | Hold | Infeasible
+        answer: Answer
         if isinstance(asked, Hold):
             answer, before, view = asked, "", View({}, now)
         else:
             problem, unseen = asked
             answer, before = await self._answer(group, problem, unseen), problem.start.digest
             view = self._view(group, problem, now)
-        self._decided(key, replace(view, decisions=self._ask(group, answer, before, now)))
+        self._answers[key] = answer
+        balance = view.score.balancedness if view.score else 1.0
+        scaling = self.loads.scaling(group, balance)
+        decisions = await self._ask(group, answer, before, now, scaling)
+        self._decided(key, replace(view, decisions=decisions))
 
-    async def _answer(
-        self, group: Group, problem: Problem, unseen: Unseen | None
-    ) -> Plan | Hold | Infeasible:
+    async def _look_at_size(self, pool: Pool) -> None:
+        await self.loads.read(pool)
+        if (group := pool.group()) is None or self._at_work(group) is not None:
+            return
+        key, now = (group.pool, group.ranks), self.ledger.clock.now()
+        view = self.views.get(key, View({}, now))
+        balance = view.score.balancedness if view.score else 1.0
+        scaling = self.loads.scaling(group, balance)
+        answer = self._answers.get(key, Hold("no optimizer was asked yet"))
+        seen = Seen(answer, Past(), self.config.of(pool.name), now, scaling)
+        if (decision := POLICIES[SIZES](seen)) is not None:
+            before = view.placement.digest if view.placement is not None else ""
+            decision = await self._take(group, decision, before)
+            decisions = {**view.decisions, SIZES: decision}
+            self._decided(key, replace(view, decisions=decisions, at_s=now))
+
+    def _at_work(self, group: Group) -> Record[Operation] | None:
+        """The operation that changes these engines, if one does."""
+        running = self.arbiter.running
+        if running is None or running.pool != group.pool:
+            return None
+        return running if running.value.width in (0, group.ranks) else None
+
+    async def _answer(self, group: Group, problem: Problem, unseen: Unseen | None) -> Answer:
         optimizer = self.config.of(group.pool).optimizer
         answer = await self.planner.answer(problem, optimizer, unseen)
         if isinstance(answer, Hold) and (
@@ -171,10 +214,12 @@ class Loop:
     def _view(self, group: Group, problem: Problem, now: float) -> View:
         stands = problem.start
         known = None if stands.lost else score(problem, stands)
-        return View({}, now, problem.profile.load, stands, known, *self._gains(problem, group))
+        return View(
+            {}, now, problem.profile.load, stands, known, *gains(problem, group, self.arbiter)
+        )
 
-    def _ask(
-        self, group: Group, answer: Plan | Hold | Infeasible, before: str, now: float
+    async def _ask(
+        self, group: Group, answer: Answer, before: str, now: float, scaling: Scaling | None
     ) -> dict[str, Decision]:
         """What the policies say, in turn, up to the first that wants a change: the arbiter gets it.
         before: digest of the map that stands"""
@@ -185,33 +230,29 @@ class Loop:
             # What was wanted before the change is of no interest.
             streak, since = self._streaks.get((key, name), (0, change))
             past = Past(streak if since == change else 0, rested_s, failures)
-            decision = policy(Seen(answer, past, settings, now))
+            if (decision := policy(Seen(answer, past, settings, now, scaling))) is None:
+                continue
             self._streaks[key, name] = decision.streak, change
-            found[name] = decision
-            if decision.plan is not None:
-                found[name] = self.arbiter.take(group, decision, decision.plan, before)
+            found[name] = await self._take(group, decision, before)
+            if decision.plan is not None or decision.size is not None:
                 break
         return found
 
     async def question(self, group: Group) -> tuple[Problem, Unseen | None] | Hold:
         """What an optimizer would be asked about these engines now, and what its plan would be
         judged on besides; or why there is nothing to ask."""
-        policy = self.config.of(group.pool)
-        profile = group.profile(policy.phase, self.ledger.clock.monotonic())
-        tokens = profile.tokens if profile else 0
-        if profile is None or tokens < policy.least_tokens:
-            return Hold(
-                f"{tokens:,.0f} tokens of {policy.phase} traffic in {policy.window_s:g} s < "
-                f"{policy.least_tokens:,} (least_tokens): too few to tell"
-            )
-        unseen = None
+        policy, unseen = self.config.of(group.pool), None
         if policy.traces.requests:  # now: the window goes on
             unseen = self.traces.unseen(group, policy.phase, policy.least_tokens)
-        try:
-            current = await self.arbiter.stands(group)
-        except EngineLostError as error:
-            return Hold(f"{error}: it is not known what stands")
-        return _problem(group, policy, profile, current), unseen
+        problem = await problem_of(group, self.config, self.arbiter)
+        return problem if isinstance(problem, Hold) else (problem, unseen)
+
+    async def _take(self, group: Group, decision: Decision, before: str) -> Decision:
+        """Hand on what a policy wants."""
+        if decision.plan is not None:
+            return self.arbiter.take(group, decision, decision.plan, before)
+        await self.loads.release(group, decision)
+        return await self.loads.take(group, decision)
 
     async def _begin_approved(self, pool: Pool) -> None:
         for record in self.arbiter.plans.in_state(pool.name, PlanState.APPROVED):
@@ -219,21 +260,6 @@ class Loop:
             if self.arbiter.running is not None or closed:
                 return
             await self.arbiter.begin(record, key="", reason=record.reason)
-
-    def _gains(self, problem: Problem, group: Group) -> tuple[float | None, float | None]:
-        """Of the plan that is applied: as predicted, and on today's traffic."""
-        states, ranks = (PlanState.APPLIED,), group.ranks
-        applied = self.arbiter.plans.in_state(group.pool, *states, width=ranks)
-        if not applied or not applied[0].value.before:
-            return None, None
-        try:
-            before = self.ledger.placement(applied[0].value.before)
-        except Unreadable:
-            return None, None
-        if before.shape != problem.start.shape or problem.start.lost:
-            return None, None
-        now = score(problem, problem.start).step_s / score(problem, before).step_s
-        return applied[0].value.gain, 1 - now
 
     def _decided(self, key: Key, view: View) -> None:
         """Remember, and write down what is new."""
@@ -247,7 +273,7 @@ class Loop:
         balancedness = view.score.balancedness if view.score else None
         for policy, one in view.decisions.items():
             then = last.decisions.get(policy) if last is not None else None
-            if then is None or then.outcome != one.outcome:
+            if then is None or (then.outcome, then.size) != (one.outcome, one.size):
                 kept = Kept(one.outcome, one.reason, one.streak, balancedness, policy, ranks)
                 id = self.ledger.next_id("decision", "decision")
                 self.ledger.write("decision", id, one.reason, kept, pool=pool)
@@ -273,15 +299,3 @@ class Loop:
                 for _ in range(YIELDS):
                     await self.ledger.clock.sleep(0)
             yield pool
-
-
-def _problem(group: Group, policy: PoolPolicy, profile: Any, current: Placement) -> Problem:
-    with told_in_settings():
-        return Problem(
-            model=group.model,
-            topology=policy.hardware(group.ranks),
-            profile=profile,
-            slots=group.slots,
-            objective=policy.objective,
-            current=current,
-        )

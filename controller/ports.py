@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from controller.migration.commands import Command, Outcome
+from controller.samples import Sample
 from placer.errors import PlacerError
 from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
@@ -51,6 +52,13 @@ class Planner(Protocol):
         self, problem: Problem, current: Placement, optimizer: str
     ) -> Price | Infeasible:
         """The cheapest way from ``current`` to the problem's width."""
+
+
+class Metrics(Protocol):
+    """What engines say of their load."""
+
+    async def sample(self, pool: str, engine: str) -> Sample:
+        """Raises EngineLostError if it does not answer, or with something else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,12 +49,14 @@ class Identity:
     engine: the expert-parallel group of workers that it belongs to
     actor:  the Ray actor that carries out migrations; without one the engine moves by itself
     api:    the API server that changes the engine's width, if somebody said
+    metrics: where the engine answers with its metrics, if somebody said
     """
 
     pool: str
     engine: str
     actor: str = ""
     api: str = ""
+    metrics: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,13 @@ MODULES = [*ROOT.glob("controller/**/*.py"), *ROOT.glob("placer/agent/**/*.py")]
 OF_AN_EVENT_LOOP = ("time", "call_later", "call_at")
 # Others' clocks, which no virtual time passes on.
 REAL = {
+    "controller/engines/http_metrics.py": "HTTP's deadline of an answer",
+    "controller/engines/vllm_api.py": "whether an API server answers",
     "controller/hosts/process.py": "whether a controller has started",
     "controller/hosts/ray.py": "whether Ray answers",
     "controller/ledger/file.py": "SQLite's, for its file's lock",
     "controller/local_engine/local_engine.py": "how often processes are looked after",
-    "controller/local_engine/ranks.py": "whether a rank's process answers, or ends",
+    "controller/local_engine/rank.py": "how long a step of a paced device lasts",
     "placer/agent/grpc_sink.py": "gRPC's deadline of a call",
     "placer/agent/streams.py": "the same of a call in a stream",
 }

@@ -139,7 +139,7 @@ class Runner:
                 outcome = await self.engines.carry_out(operation.pool, operation.engine, command)
         except TimeoutError:
             return None
-        if isinstance(command, Copy) and isinstance(outcome, Done):
+        if isinstance(command, Copy | Transfer) and isinstance(outcome, Done):
             await self._slow_down(operation.pool, outcome.copied_bytes)
         return outcome
 

@@ -33,6 +33,16 @@ async def sized(
     change = Scale(ranks, group.ranks)
     if never := arbiter.kinds[Scale].refusal(arbiter.fleet.pool(pool), change):
         return change, None, never
+    limits = arbiter.config.of(pool).autoscale
+    if limits and limits.max_gpus and ranks * len(group.engines) > limits.max_gpus:
+        gpus = ranks * len(group.engines)
+        return (
+            change,
+            None,
+            f"{gpus} GPUs are more than the pool may have: max_gpus is {limits.max_gpus}",
+        )
+    if arbiter.config.of(pool).bytes_per_minute == 0:
+        return change, None, "bytes_per_minute is 0: frozen"
     stands = await arbiter.stands(group)
     policy = arbiter.config.of(pool)
     try:

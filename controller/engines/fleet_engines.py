@@ -2,7 +2,8 @@
 
 from controller.fleet.workers import Fleet
 from controller.migration.commands import Command, Outcome
-from controller.ports import EngineLostError, Engines
+from controller.ports import EngineLostError, Engines, Metrics
+from controller.samples import Sample
 from placer.errors import PlacerError
 from placer.placement import Placement
 
@@ -28,3 +29,18 @@ class FleetEngines:
         except PlacerError as error:
             raise EngineLostError(str(error)) from error
         return self.by_actor if member.registration.actor else self.by_agent
+
+
+class FleetMetrics:
+    """Of engines that registered with an actor's name by it, of others from their addresses."""
+
+    def __init__(self, fleet: Fleet, by_actor: Metrics, by_address: Metrics) -> None:
+        self.fleet, self.by_actor, self.by_address = fleet, by_actor, by_address
+
+    async def sample(self, pool: str, engine: str) -> Sample:
+        try:
+            member = self.fleet.engine(pool, engine)[0]
+        except PlacerError as error:
+            raise EngineLostError(str(error)) from error
+        door = self.by_actor if member.registration.actor else self.by_address
+        return await door.sample(pool, engine)

@@ -18,6 +18,7 @@ from controller.migration.commands import (
     Verify,
 )
 from controller.ports import EngineLostError, Unseen
+from controller.samples import Sample
 from placer.checks import violations
 from placer.clock import Clock
 from placer.objective import Objective
@@ -120,10 +121,11 @@ class MemoryEngine:
 
 
 class MemoryEngines:
-    """By pool and name."""
+    """By pool and name. samples: what they say of their load"""
 
     def __init__(self, engines: dict[tuple[str, str], MemoryEngine]) -> None:
         self.engines = engines
+        self.samples: dict[tuple[str, str], Sample] = {}
 
     def moves_itself(self, pool: str, engine: str) -> bool:
         return False
@@ -137,3 +139,8 @@ class MemoryEngines:
     async def carry_out(self, pool: str, engine: str, command: Command) -> Outcome:
         found = self.engines.get((pool, engine))
         return found.carry_out(command) if found else Lost(f"{engine} of {pool} is not there")
+
+    async def sample(self, pool: str, engine: str) -> Sample:
+        if (pool, engine) not in self.samples:
+            raise EngineLostError(f"{engine} of {pool} says nothing of its load")
+        return self.samples[pool, engine]

@@ -10,6 +10,7 @@ import ray
 from controller.engines.ray_engines import NAMESPACE
 from controller.local_engine.local_engine import EngineStatus, LocalEngine
 from controller.migration.commands import Command, Outcome
+from controller.samples import Sample
 from placer.agent.grpc_sink import GrpcSink
 from placer.agent.recording import PAUSE_S, Recording
 from placer.agent.reporter import Reporter
@@ -79,6 +80,9 @@ class EngineActor:
     def carry_out(self, command: Command) -> Outcome:
         return self.engine.carry_out(command)
 
+    def sample(self) -> Sample:
+        return self.engine.sample
+
     def pids(self) -> list[int]:
         return self.engine.pids()
 
@@ -134,7 +138,7 @@ class Recorder:
         self._engine, self._clock, self._due_s = engine, clock, 0.0
 
     def sample(self, how: Sampling | None) -> None:
-        self._engine.sample(how)
+        self._engine.sample_requests(how)
 
     def take(self) -> Recording:
         return self._engine.record()

@@ -10,6 +10,7 @@ from controller.engines.planning import answer, resized
 from controller.fleet.workers import Fleet, FleetError
 from controller.migration.commands import Command, Lost, Outcome
 from controller.ports import EngineLostError, Unseen
+from controller.samples import Sample
 from placer.errors import PlacerError
 from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
@@ -75,6 +76,14 @@ class RayEngines:
         except (RayError, ValueError, FleetError) as error:
             return Lost(_why(error))
         return outcome
+
+    async def sample(self, pool: str, engine: str) -> Sample:
+        try:
+            async with self.fleet.clock.timeout(PATIENCE_S):
+                sample: Sample = await self._actor(pool, engine).sample.remote()
+        except (RayError, ValueError, FleetError, TimeoutError) as error:
+            raise EngineLostError(f"{engine} of {pool}: {_why(error)}") from error
+        return sample
 
     def _actor(self, pool: str, engine: str) -> Any:
         """Raises ValueError if there is none of that name."""

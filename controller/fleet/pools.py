@@ -25,6 +25,7 @@ class Registration:
     shape:  the model's sizes, if it knows them
     actor:  the Ray actor that carries out migrations, if there is one
     api:    the API server that changes its engine's width, if somebody said
+    metrics: where its engine answers with its metrics, if somebody said
     epoch, digest: of the plan that was applied last, as read back from the engine's map
     """
 
@@ -40,6 +41,7 @@ class Registration:
     tokens: int = 0
     dropped: int = 0
     trouble: str = ""
+    metrics: str = ""
 
     @property
     def model(self) -> ModelShape:
@@ -113,6 +115,16 @@ class Group:
     @property
     def members(self) -> list[Member]:
         return [member for members in self.engines.values() for member in members]
+
+    @property
+    def live(self) -> frozenset[str]:
+        """What all engines can change while they serve."""
+        workers = [member.registration.worker for member in self.members]
+        can = {
+            "width": all(worker.can_resize for worker in workers),
+            "redundancy": all(worker.can_replicate for worker in workers),
+        }
+        return frozenset(what for what, is_so in can.items() if is_so)
 
     def tokens(self, phase: str) -> int:
         """In the window; ``mixed`` is all phases."""

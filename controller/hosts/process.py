@@ -12,6 +12,7 @@ from controller.engines.process_planner import ProcessPlanner
 from controller.fleet.workers import Fleet
 from controller.migration.commands import Command, Lost, Outcome
 from controller.ports import EngineLostError
+from controller.samples import Sample
 from placer.errors import PlacerError
 from placer.placement import Placement
 
@@ -34,6 +35,9 @@ class NoActors:
 
     async def carry_out(self, pool: str, engine: str, command: Command) -> Outcome:
         return Lost(_why(pool, engine))
+
+    async def sample(self, pool: str, engine: str) -> Sample:
+        raise EngineLostError(_why(pool, engine))
 
 
 def _why(pool: str, engine: str) -> str:

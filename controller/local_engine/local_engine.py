@@ -21,6 +21,7 @@ from controller.local_engine.resizing import Loaded, without
 from controller.local_engine.tally import Tally
 from controller.local_engine.weights import ITEM, Checkpoint, read_sizes
 from controller.migration.commands import Command, Outcome
+from controller.samples import Sample
 from placer.agent.recording import Recording
 from placer.agent.sampling import Sampling
 from placer.clock import SystemClock
@@ -128,7 +129,7 @@ class LocalEngine:
     def carry_out(self, command: Command) -> Outcome:
         return self._migration.carry_out(command, self._between_steps)
 
-    def sample(self, how: Sampling | None) -> None:
+    def sample_requests(self, how: Sampling | None) -> None:
         """Which requests to keep token by token from now on; none before it is called."""
         self._tally.sample(how)
 
@@ -163,6 +164,12 @@ class LocalEngine:
     def status(self) -> EngineStatus:
         batch = self._batch
         return EngineStatus(batch.running, len(batch.waiting), self._steps, self._ranks.restarts)
+
+    @property
+    def sample(self) -> Sample:
+        """What vLLM's /metrics would say of it."""
+        with self._wake:
+            return self._batch.sample
 
     def close(self) -> None:
         """End all processes and free their memory; requests under way fail."""

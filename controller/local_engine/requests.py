@@ -8,8 +8,10 @@ from itertools import count
 from typing import NamedTuple
 
 from controller.local_engine.exchange import CHUNK, SEATS
+from controller.local_engine.meter import Meter
 from controller.local_engine.rank_messages import Piece, Stepped
 from controller.local_engine.weights import Sizes
+from controller.samples import Sample
 from placer.clock import Readings
 from placer.errors import PlacerError
 
@@ -33,7 +35,7 @@ class Request:
         self.longest_gap_s = 0.0
         self.sums: list[int] = []
         self._generated: list[int] = []
-        self._came_s = 0.0
+        self._came_s = clock.monotonic()  # it, and then its last token
         self._news = threading.Condition()
 
     def __iter__(self) -> Iterator[int]:
@@ -58,15 +60,18 @@ class Request:
         """Prompt and tokens."""
         return self.prompt + tuple(self._generated)
 
-    def add(self, token: int, checksum: int) -> None:
+    def add(self, token: int, checksum: int) -> float:
+        """Seconds since the request, or since its last token."""
         now_s = self._clock.monotonic()
         with self._news:
+            took_s = now_s - self._came_s
             if self._generated:
-                self.longest_gap_s = max(self.longest_gap_s, now_s - self._came_s)
+                self.longest_gap_s = max(self.longest_gap_s, took_s)
             self._came_s = now_s
             self.sums.append(checksum)
             self._generated.append(token)
             self._news.notify_all()
+        return took_s
 
     def fail(self, error: str) -> None:
         with self._news:
@@ -136,6 +141,7 @@ class Batch:
 
     def __init__(self, ranks: int) -> None:
         self.waiting: deque[Request] = deque()
+        self.meter = Meter()
         self._running: list[list[Running]] = [[] for _ in range(ranks)]
         self._names = count()
 
@@ -177,10 +183,14 @@ class Batch:
         for rank, (pieces, answer) in enumerate(zip(step, answers, strict=True)):
             new = iter(zip(answer.next_tokens, answer.sums, strict=True))
             for one, piece in pieces:
+                is_prompt = not one.decodes
                 one.computed += len(piece.tokens)
+                if is_prompt:
+                    self.meter.prefill(len(piece.tokens))
                 if piece.samples:
-                    one.request.add(*next(new))
+                    self.meter.token(is_prompt, one.request.add(*next(new)))
                 if one.request.done:
+                    self.meter.finish(len(one.request.prompt))
                     self._running[rank].remove(one)
                     done.append(one)
         return done
@@ -235,6 +245,12 @@ class Batch:
         for rank, several in enumerate(self._running):
             for one in several:
                 one.rank = rank
+
+    @property
+    def sample(self) -> Sample:
+        """What its metrics say. Of KV there is as much as there are seats."""
+        seats = SEATS * len(self._running)
+        return self.meter.sample(self.running, len(self.waiting), self.running / seats)
 
     def fail_all(self, error: str) -> None:
         for request in (*self.waiting, *(one.request for here in self._running for one in here)):

@@ -121,6 +121,7 @@ class GrpcSink:
             shape="" if self.model is None else json.dumps(asdict(self.model)),
             actor=self.identity.actor,
             api=self.identity.api,
+            metrics=self.identity.metrics,
             **rest,
         )
         try:

@@ -33,4 +33,7 @@ def way_to(target: str, clock: ThreadClock) -> OpenSink:
 def _identity(model: str) -> Identity:
     pool = os.environ.get("PLACER_POOL", "").strip() or Path(model).name
     engine = os.environ.get("PLACER_ENGINE", "").strip() or socket.gethostname()
-    return Identity(pool, engine, api=os.environ.get("PLACER_API", "").strip())
+    told = {
+        name: os.environ.get(f"PLACER_{name.upper()}", "").strip() for name in ("api", "metrics")
+    }
+    return Identity(pool, engine, **told)

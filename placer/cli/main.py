@@ -46,6 +46,7 @@ VERBS = {
     "whatif": "whatif",
     "record": "record",
     "apply": "apply",
+    "hmm": "hmm",
     "check": "check",
     "serve": "serve",
     "status": "status",

@@ -1,6 +1,7 @@
 """A device of this machine's own memory: files in memory that processes map."""
 
 import ctypes
+import fcntl
 import os
 
 from placer.memory.device import DeviceError, Run
@@ -24,7 +25,7 @@ class Memfd:
     granularity = os.sysconf("SC_PAGE_SIZE")
 
     def create(self, size: int) -> int:
-        descriptor = os.memfd_create("placer-arena")
+        descriptor = os.memfd_create("placer-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, size)
         except OSError as error:
@@ -44,6 +45,28 @@ class Memfd:
     def release(self, address: int, size: int) -> None:
         if _munmap(address, size):
             raise DeviceError(f"munmap of {size} bytes: {os.strerror(ctypes.get_errno())}")
+
+
+class CopyOnWrite(Memfd):
+    """Memory that nobody changes for others: a page that is written becomes the writer's own, and
+    reserved addresses read as zeros that take no memory."""
+
+    def reserve(self, size: int) -> int:
+        return _map(None, size, PROT_READ_WRITE, NOTHING, -1, 0)
+
+    def map(self, address: int, run: Run) -> None:
+        _map(
+            address, run.size, PROT_READ_WRITE, MAP_PRIVATE | MAP_FIXED, run.descriptor, run.offset
+        )
+
+
+def seal(descriptor: int) -> None:
+    """Let nobody write this memory any more, or change its size."""
+    fcntl.fcntl(
+        descriptor,
+        fcntl.F_ADD_SEALS,
+        fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL,
+    )
 
 
 def _map(

@@ -34,13 +34,18 @@ class Range:
 
     def array(self, dtype: npt.DTypeLike = np.uint8) -> npt.NDArray[Any]:
         """All of it. It must not be used after ``close``."""
-        raw = (ctypes.c_uint8 * self.size).from_address(self.address)
-        return np.frombuffer(memoryview(raw), dtype=np.uint8).view(dtype)
+        return seen_at(self.address, self.size).view(dtype)
 
     def close(self) -> None:
         if self.size:
             self._device.release(self.address, self.size)
             self.size = 0
+
+
+def seen_at(address: int, size: int) -> npt.NDArray[np.uint8]:
+    """The bytes at mapped addresses."""
+    raw = (ctypes.c_uint8 * size).from_address(address)
+    return np.frombuffer(memoryview(raw), dtype=np.uint8)
 
 
 def coalesced(runs: Iterable[Run]) -> list[Run]:

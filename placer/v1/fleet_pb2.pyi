@@ -84,7 +84,7 @@ class Worker(_message.Message):
     can_apply: _builtins.bool
     records: _builtins.bool
     can_resize: _builtins.bool
-    """What its engine can change while it serves: its ranks, and its physical experts."""
+    """What its engine can change while it serves; agents of before that was asked say neither."""
     can_replicate: _builtins.bool
     tp_size: _builtins.int
     """Ranks of a tensor-parallel group, of which a width is a multiple, and the most that its engine
@@ -132,6 +132,7 @@ class RegisterRequest(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     API_FIELD_NUMBER: _builtins.int
     shape: _builtins.str
     """The model's sizes as in a model file (docs/files.md), in JSON; empty if they are not known."""
@@ -148,6 +149,8 @@ class RegisterRequest(_message.Message):
     dropped: _builtins.int
     trouble: _builtins.str
     """What keeps the worker from its work."""
+    metrics: _builtins.str
+    """Where its engine answers with its metrics, such as http://host:8000/metrics; empty if nobody said."""
     api: _builtins.str
     """The API server that changes its engine's width, such as http://host:8000; empty if nobody said."""
     @_builtins.property
@@ -168,11 +171,12 @@ class RegisterRequest(_message.Message):
         tokens: _builtins.int = ...,
         dropped: _builtins.int = ...,
         trouble: _builtins.str = ...,
+        metrics: _builtins.str = ...,
         api: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "api", b"api", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "id", b"id", "refused", b"refused", "refused_epoch", b"refused_epoch", "shape", b"shape", "tokens", b"tokens", "trouble", b"trouble", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "api", b"api", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "id", b"id", "metrics", b"metrics", "refused", b"refused", "refused_epoch", b"refused_epoch", "shape", b"shape", "tokens", b"tokens", "trouble", b"trouble", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

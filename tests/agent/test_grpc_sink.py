@@ -248,12 +248,12 @@ def test_a_registration_says_everything(controller: Controller, address: str) ->
     )  # fmt: skip
     status = Status(worker, 7, "sha256:ab", 8, "why not", 2**40, 9, "what keeps it")
     shape = model.preset("deepseek-v3")
-    identity = Identity("a pool", "an engine", "an actor", "http://host:8000")
+    identity = Identity("a pool", "an engine", "an actor", "http://host:1", "http://host:2/metrics")
     sink = GrpcSink(address, worker, identity, shape, SystemClock())
     sink.report(status)
     sink.close()
     (request,) = controller.requests
-    own = {"id", "shape", "actor", "api"}
+    own = {"id", "shape", "actor", "api", "metrics"}
     for of, message, rest in ((worker, request.worker, set()), (status, request, own)):
         names = {field.name for field in message.DESCRIPTOR.fields} - rest
         assert names == set(type(of).__slots__)
@@ -264,7 +264,8 @@ def test_a_registration_says_everything(controller: Controller, address: str) ->
         "an engine",
         "worker-3",
     )
-    assert (request.actor, request.api) == ("an actor", "http://host:8000")
+    told = request.actor, request.api, request.metrics
+    assert told == ("an actor", "http://host:1", "http://host:2/metrics")
     assert shape_of(json.loads(request.shape)) == shape
 
 

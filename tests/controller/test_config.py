@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from controller.config import Config, Hours, PoolPolicy, Traces, read_config
+from controller.size_settings import Autoscale
 from placer.errors import PlacerError, TopologyError
 
 KEYS: dict[str, tuple[str, Any]] = {
@@ -27,6 +28,7 @@ KEYS: dict[str, tuple[str, Any]] = {
     "scratch_slots": ("0", 0),
     "hours": ("['22:00-06:00']", (Hours(22 * 60, 6 * 60),)),
     "traces": ("{requests: 100, kept_s: 60, token_ids: true}", Traces(100, 60.0, True)),
+    "autoscale": ("{ranks: [2, 8]}", Autoscale(least=2, most=8)),
 }
 
 
@@ -215,3 +217,19 @@ def test_a_pool_has_of_its_traces_what_it_says_and_the_rest_from_the_default(rea
 def test_traces_that_cannot_be_are_refused(read: Any, text: str) -> None:
     with pytest.raises(PlacerError, match=r"traces.*see docs/controller\.md"):
         read(f"default: {{traces: {text}}}")
+
+
+def test_a_size_follows_its_load_only_where_that_is_said(read: Any) -> None:
+    config = read(
+        "pools: {chat: {autoscale: {policy: horizontal, requests: 4, ranks: [2, 8], max_gpus: 6}}}"
+    )
+    meant = Autoscale("horizontal", least=2, most=8, max_gpus=6, requests=4.0)
+    assert (config.of("chat").autoscale, config.of("code").autoscale) == (meant, None)
+    for text, why in (
+        ("{ranks: [8, 2]}", "ranks are 8 to 2: write the smaller first"),
+        ("{ranks: [0, 2]}", "ranks"),
+        ("{policy: best}", "policy"),
+        ("{attainment: 90}", "attainment"),
+    ):
+        with pytest.raises(PlacerError, match=why):
+            read(f"default: {{autoscale: {text}}}")

@@ -19,6 +19,7 @@ from controller.ledger.ledger import Ledger, LedgerFull, Record
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
 from controller.migration.commands import Command, Lost, Outcome, Refused
+from controller.ports import Capacity
 from placer.cost.balance import rank_load
 from placer.placement import Placement
 from placer.plan import Plan
@@ -208,7 +209,9 @@ class Moody(MemoryEngines):
 
 class World:
     """A controller with engines ``e0``, ``e1``, ... that stand at ``homes``; in memory, unless its
-    ledger has a ``path``."""
+    ledger has a ``path``. capacity: where its GPUs come from"""
+
+    capacity: Capacity | None
 
     def __init__(
         self,
@@ -220,7 +223,7 @@ class World:
         self.clock, self.disk = a_clock(begin_s), Disk(path)
         self.homes = {f"e{number}": MemoryEngine(home, BYTES) for number, home in enumerate(homes)}
         self.engines = Moody(self.homes)
-        self.config = a_config(**policy)
+        self.config, self.capacity = a_config(**policy), None
         self.start()
 
     def start(self) -> None:
@@ -228,7 +231,8 @@ class World:
         self.ledger = WatchedLedger(self.disk, self.clock)
         self.fleet = Fleet(lambda pool: self.config.of(pool).window_s, self.clock)
         planner = MemoryPlanner(self.clock)
-        self.loop = Loop(self.config, self.ledger, self.fleet, self.engines, planner)
+        ports = self.engines, planner, self.engines, self.capacity
+        self.loop = Loop(self.config, self.ledger, self.fleet, *ports)
         self.arbiter = self.loop.arbiter
         self.hear()
 

@@ -32,9 +32,18 @@ class Engine:
     """``width`` worker processes with expert parallelism; EPLB where there are redundant slots."""
 
     def __init__(
-        self, folder: Path, agent: str | None, width: int = 1, redundant: int = 0, every: int = 16
+        self,
+        folder: Path,
+        agent: str | None,
+        width: int = 1,
+        redundant: int = 0,
+        every: int = 16,
+        hmm: Path | None = None,
+        is_one_process: bool = False,
+        **more: Any,
     ) -> None:
-        options: dict[str, Any] = {}
+        """hmm: whose weights it shares; is_one_process: which starts sooner; more: of vllm.LLM"""
+        options: dict[str, Any] = {"model": str(MODEL), **more}
         if width > 1:
             options |= {"tensor_parallel_size": width, "enable_expert_parallel": True}
         if redundant:
@@ -56,8 +65,15 @@ class Engine:
             "PYTHONPATH": str(ROOT),
         }
         env.pop("PLACER_AGENT", None)
+        env.pop("PLACER_HMM", None)
         if agent is not None:
             env["PLACER_AGENT"] = agent
+        if is_one_process:
+            env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            options["distributed_executor_backend"] = "uni"
+        if hmm is not None:
+            env["PLACER_HMM"] = str(hmm)
+            options["load_format"] = "placer"
         self.log = folder / "engine.log"
         self._process = subprocess.Popen(
             [sys.executable, __file__, json.dumps(options)],
@@ -85,6 +101,10 @@ class Engine:
     def call(self, method: str, *args: Any) -> Any:
         """[ranks] what a method of Extension answers on each."""
         return self._ask(["call", method, list(args)])
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -187,17 +207,16 @@ class Extension:
 def main(options: dict[str, Any]) -> None:
     from vllm import LLM, SamplingParams
 
-    llm = LLM(
-        str(MODEL),
-        dtype="float32",
-        enforce_eager=True,
-        skip_tokenizer_init=True,
-        max_model_len=1024,
-        max_num_seqs=16,
-        enable_prefix_caching=False,
-        worker_extension_cls="tests.vllm.engines.Extension",
-        **options,
-    )
+    usual = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "skip_tokenizer_init": True,
+        "max_model_len": 1024,
+        "max_num_seqs": 16,
+        "enable_prefix_caching": False,
+        "worker_extension_cls": "tests.vllm.engines.Extension",
+    }
+    llm = LLM(**{**usual, **options})
 
     def generate(prompts: list[list[int]], count: int) -> dict[str, Any]:
         greedy = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)

@@ -24,7 +24,8 @@ def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> l
 
 
 def test_without_placer_agent_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PLACER_AGENT", raising=False)
+    for name in ("PLACER_AGENT", "PLACER_HMM"):
+        monkeypatch.delenv(name, raising=False)
     before = WorkerWrapperBase.init_device
     plugin.register()
     assert WorkerWrapperBase.init_device is before

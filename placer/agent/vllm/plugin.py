@@ -1,11 +1,13 @@
-"""The `vllm.general_plugins` entry point: PLACER_AGENT switches the agent on, in every process.
+"""The `vllm.general_plugins` entry point: PLACER_AGENT switches the agent on, in every process, and
+PLACER_HMM the load format "placer".
 
-Without it nothing is imported or changed.
+Without them nothing is imported or changed.
 """
 
 import logging
 import os
 from functools import cache, wraps
+from importlib import import_module
 from typing import Any
 
 from placer.errors import PlacerError
@@ -19,16 +21,16 @@ log = logging.getLogger("vllm.placer")
 def register() -> None:
     """Called by vLLM in each of its processes, before the model is built."""
     target = os.environ.get("PLACER_AGENT", "").strip()
-    if not target:
+    shares = bool(os.environ.get("PLACER_HMM", "").strip())
+    if not (target or shares):
         return
     try:
-        _install(target)
+        _install(target, shares)
     except Exception:
         log.exception("placer: the agent cannot start, serving goes on without it")
 
 
-def _install(target: str) -> None:
-    from vllm.platforms import current_platform
+def _install(target: str, shares: bool) -> None:
     from vllm.version import __version__
 
     if ".".join(__version__.split(".")[:2]) not in SUPPORTED:
@@ -38,6 +40,7 @@ def _install(target: str) -> None:
             " or ".join(SUPPORTED),
         )
         return
+    from vllm.platforms import current_platform
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
     init_device = WorkerWrapperBase.init_device
@@ -45,11 +48,14 @@ def _install(target: str) -> None:
     @wraps(init_device)
     def hooked(self: Any) -> None:
         # Only workers need the hooks, and only now may they import the model runner.
-        _hook(target)
+        if target:
+            _hook(target)
+        if shares:
+            import_module("placer.agent.vllm.shared_weights")
         init_device(self)
 
     WorkerWrapperBase.init_device = hooked
-    if current_platform.is_cpu():
+    if target and current_platform.is_cpu():
         from placer.agent.vllm import cpu
 
         cpu.enable()  # around the agent's hook, so that EPLB is there when that looks for it

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 
 from controller.local_engine.local_engine import LocalEngine
+from controller.samples import expose, parse
 from placer.agent.recording import Recording
 from placer.agent.sampling import ALL
 from placer.arrays import IntArray
@@ -30,7 +31,7 @@ def recorded(kills: int) -> tuple[list[list[int]], Recording]:
     """Prompts with what was generated, of two ranks; ranks are killed meanwhile."""
     prompts = PROMPTS[:5]
     with LocalEngine(MODEL, 2, 20) as engine:
-        engine.sample(ALL)
+        engine.sample_requests(ALL)
         requests = [engine.submit(prompt, TOKENS) for prompt in prompts]
         for at, _ in enumerate(requests[0]):
             if at < 3 * kills and at % 3 == 0:
@@ -131,3 +132,18 @@ def test_each_recording_begins_anew() -> None:
     assert second.counts.tokens.tolist() == [0, 0]
     assert not second.counts.load.any()
     assert not second.sequences
+
+
+def test_its_metrics_say_what_it_computed() -> None:
+    """The last token of each request is its last gap; nobody waits any more."""
+    prompts = PROMPTS[:5]
+    with LocalEngine(MODEL, 2, 20) as engine:
+        assert engine.sample.prompt_tokens == 0
+        generate(engine, prompts, TOKENS)
+        sample = engine.sample
+    tokens = sum(map(len, prompts))
+    assert (sample.prompt_tokens, sample.finished_prompt_tokens) == (tokens, tokens)
+    assert (sample.finished, sample.output_tokens) == (5, 5 * TOKENS)
+    assert (sample.ttft.total, sample.gaps.total) == (5, 5 * (TOKENS - 1))
+    assert (sample.running, sample.waiting, sample.kv_use) == (0, 0, 0)
+    assert parse(expose(sample)) == sample

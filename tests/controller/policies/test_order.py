@@ -30,7 +30,7 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Add:
     def adding(policy: Policy) -> list[Seen]:
         asked: list[Seen] = []
 
-        def second(seen: Seen) -> Decision:
+        def second(seen: Seen) -> Decision | None:
             asked.append(seen)
             return policy(seen)
 

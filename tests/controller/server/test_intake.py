@@ -258,6 +258,6 @@ async def test_an_error_fits_into_a_header_whatever_it_quotes(
         raise ModelError("\ud800" + "\U00010000" * 9000)
 
     async with a_world() as world:
-        monkeypatch.setattr(world.loop.arbiter, "scale", fail)
+        monkeypatch.setattr(world.loop.arbiter, "refuse_if_busy", fail)
         request = fleet_pb2.ScaleToRequest(pool="tiny")
         assert await refusal(world.fleet.ScaleTo(request)) == (INVALID, "?" + "\U00010000" * 499)

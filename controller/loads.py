@@ -1,0 +1,163 @@
+"""How loaded pools are, as policies for their size see it, and where what these want is begun."""
+
+import asyncio
+from collections import deque
+from dataclasses import replace
+
+from controller.changes.arbiter import Arbiter
+from controller.changes.operations import Phase, Scale
+from controller.changes.sizing import sized
+from controller.config import Config
+from controller.fleet.pools import Group, Pool
+from controller.fleet.signals import SignalWindow
+from controller.fleet.workers import Fleet
+from controller.policies.policy import Decision, Scaling, Size
+from controller.ports import Capacity, EngineLostError, Metrics, Planner
+from controller.samples import Sample
+from placer.clock import Clock
+
+DEADLINE_S = 3.0  # of what an engine says of its load
+RESIZE_S = 4.0  # that a change of width takes, as long as none was seen
+LATELY = 20  # operations that are looked through for changes of size
+
+
+class Loads:
+    """Of all pools whose size follows their load. metrics, capacity: None if nobody keeps them"""
+
+    def __init__(
+        self,
+        config: Config,
+        fleet: Fleet,
+        arbiter: Arbiter,
+        planner: Planner,
+        metrics: Metrics | None = None,
+        capacity: Capacity | None = None,
+    ) -> None:
+        self.config, self.fleet, self.arbiter, self.planner = config, fleet, arbiter, planner
+        self.metrics, self.capacity = metrics, capacity
+        self._windows: dict[str, SignalWindow] = {}
+        self._wishes: dict[str, deque[tuple[float, int]]] = {}  # when, and how many GPUs
+
+    @property
+    def clock(self) -> Clock:
+        return self.fleet.clock
+
+    @property
+    def every_s(self) -> float | None:
+        """Of the pool that is looked at most often; None if none is."""
+        found = [self.config.of(pool).autoscale for pool in self.fleet.pools]
+        return min((one.every_s for one in found if one is not None), default=None)
+
+    def forget(self) -> None:
+        """Pools that are gone."""
+        for known in (self._windows, self._wishes):
+            for pool in known.keys() - self.fleet.pools.keys():
+                known.pop(pool)
+
+    async def read(self, pool: Pool) -> None:
+        """What all engines say, side by side. Raises EngineLostError if none says anything."""
+        settings, group = self.config.of(pool.name).autoscale, pool.group()
+        if settings is None or self.metrics is None or group is None:
+            return
+        window = self._windows.get(pool.name)
+        if window is None:
+            back_s = max(settings.window_s, settings.ttft_s) + settings.ttft_s
+            window = self._windows[pool.name] = SignalWindow(back_s)
+        window.forget(group.engines)
+        answers = await asyncio.gather(*(self._sample(pool.name, one) for one in group.engines))
+        found = {
+            engine: one
+            for engine, one in zip(group.engines, answers, strict=True)
+            if isinstance(one, Sample)
+        }
+        if not found:
+            raise next(one for one in answers if isinstance(one, EngineLostError))
+        ranks = group.ranks * len(group.engines)
+        window.add(self.clock.monotonic(), ranks, found)
+
+    def scaling(self, group: Group, balance: float) -> Scaling | None:
+        """None if it is off, nothing was read, or engines differ in width, as while they change."""
+        settings = self.config.of(group.pool).autoscale
+        window = self._windows.get(group.pool)
+        pool = self.fleet.pools.get(group.pool)
+        if settings is None or window is None or pool is None or len(pool.groups) != 1:
+            return None
+        if (signals := window.signals) is None:
+            return None
+        now_s = self.clock.monotonic()
+        wishes = self._wishes.setdefault(group.pool, deque())
+        while wishes and wishes[0][0] < now_s - settings.stabilisation_s:
+            wishes.popleft()
+        rested_s, resize_s, failures = self._last_changes(group.pool)
+        return Scaling(
+            signals,
+            Size(group.ranks, len(group.engines), group.slots),
+            window.full_rate,
+            balance,
+            group.live,
+            resize_s,
+            rested_s,
+            failures,
+            tuple((now_s - at_s, gpus) for at_s, gpus in wishes),
+        )
+
+    async def take(self, group: Group, decision: Decision) -> Decision:
+        """Remember what is wished for, and begin what was decided, or say who could."""
+        pool, size = group.pool, decision.size
+        if decision.wish:
+            self._wishes.setdefault(pool, deque()).append((self.clock.monotonic(), decision.wish))
+        if size is None:
+            return decision
+        if (size.engines, size.slots) != (len(group.engines), group.slots):
+            what = "engines" if size.engines != len(group.engines) else "slots"
+            why = f"{what} are started by whoever runs the pool"
+            return replace(decision, outcome="propose", reason=f"{decision.reason}: {why}")
+        if decision.outcome == "propose":
+            remedy = f"placer scale {pool} --ranks {size.ranks}"
+            return replace(decision, reason=f"{decision.reason}: {remedy}")
+        if (running := self.arbiter.running) is not None:
+            why = f"{running.id} is at work on {running.pool}"
+            return replace(decision, outcome="wait", reason=f"{decision.reason}: {why}")
+        if self.capacity is not None:
+            await self.capacity.ask(pool, size.gpus)
+            stock = await self.capacity.ready(pool)
+            if stock.available < size.gpus:
+                why = f"{size.gpus} GPUs are asked for, {stock.available} available"
+                return replace(decision, outcome="wait", reason=f"{decision.reason}: {why}")
+        change = await sized(self.arbiter, self.planner, pool, size.ranks)
+        record = await self.arbiter.scale(pool, change, "", decision.reason)
+        return replace(decision, reason=f"{record.id}: {decision.reason}")
+
+    async def release(self, group: Group, decision: Decision) -> None:
+        """GPUs beyond those that engines have, if nothing is to change."""
+        gpus = group.ranks * len(group.engines)
+        if self.capacity is None or decision.outcome != "hold":
+            return
+        if (await self.capacity.ready(group.pool)).desired > gpus:
+            await self.capacity.release(group.pool, gpus)
+
+    async def _sample(self, pool: str, engine: str) -> Sample | EngineLostError:
+        assert self.metrics is not None
+        try:
+            async with self.clock.timeout(DEADLINE_S):
+                return await self.metrics.sample(pool, engine)
+        except EngineLostError as error:
+            return error
+        except TimeoutError:
+            return EngineLostError(f"{engine} of {pool} does not say its load in {DEADLINE_S:g} s")
+
+    def _last_changes(self, pool: str) -> tuple[float | None, float, int]:
+        """Seconds since the last change of size, seconds that the last good one took, and how many
+        in a row were refused or failed."""
+        ledger, failures = self.arbiter.ledger, 0
+        rested_s, resize_s = None, RESIZE_S
+        for record in ledger.records.newest("operation", LATELY, pool, final=True):
+            if not isinstance(record.value.change, Scale):
+                continue
+            if rested_s is None:
+                rested_s = ledger.age_s(record)
+            if record.value.phase is Phase.SUCCEEDED:
+                resize_s = max(record.at_s - record.value.begun_s, 0.0)
+                break
+            failures += 1
+        return rested_s, resize_s, failures

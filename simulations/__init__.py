@@ -1,0 +1,1 @@
+"""The shipped policies on a model of a pool, in virtual time."""

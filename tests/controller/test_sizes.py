@@ -1,0 +1,195 @@
+"""A pool whose size follows its load: what is proposed, begun, asked for and written down."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from controller.changes.operations import Scale
+from controller.engines.in_memory import MemoryEngine
+from controller.engines.memory_capacity import MemoryCapacity
+from controller.fleet.pools import WorkerId
+from controller.loop import AGAIN_S
+from controller.samples import Histogram, Sample
+from controller.size_settings import Autoscale
+from tests.controller.tiny_pool import (
+    BYTES,
+    HOME,
+    POOL,
+    World,
+    a_delta,
+    a_registration,
+    decided,
+    in_virtual_time,
+)
+
+SETTINGS = Autoscale(
+    "horizontal", least=1, most=8, requests=4.0, window_s=1.0, stabilisation_s=0.0, cooldown_s=5.0
+)
+
+
+class Loaded(World):
+    """One engine of two ranks that can change its width. Its requests are counted from 0."""
+
+    def __init__(self, live: Sequence[str] = ("can_resize",), **policy: Any) -> None:
+        self.live: dict[str, Any] = dict.fromkeys(live, True)
+        super().__init__([HOME], **{"autoscale": SETTINGS, **policy})
+
+    def hear(self) -> None:
+        for engine in self.homes:
+            self.fleet.register(a_registration(engine, actor="there", **self.live))
+
+    def load(self, running: float, **more: Any) -> None:
+        first = Histogram((1.0,), (0.0, 0.0))
+        self.engines.samples[POOL, "e0"] = Sample(ttft=first, running=running, **more)
+
+    async def look(self, after_s: float = 1.0) -> tuple[str, str]:
+        """Once more at its size."""
+        await self.clock.sleep(after_s)
+        self.hear()
+        await self.loop.look_at_sizes()
+        await self.arbiter.settle()
+        decision = self.loop.views[POOL, 2].decisions["autoscale"]
+        return decision.outcome, decision.reason
+
+    def scalings(self) -> list[int]:
+        """Widths that were begun, oldest first."""
+        records = reversed(self.disk.newest("operation"))
+        changes = [record.value.change for record in records]
+        return [one.ranks for one in changes if isinstance(one, Scale)]
+
+
+def written(world: World) -> list[tuple[str, str]]:
+    found = reversed(world.disk.newest("decision"))
+    return [(one.value.outcome, one.reason) for one in found if one.value.policy == "autoscale"]
+
+
+@in_virtual_time
+async def test_an_advisor_proposes_a_width_and_begins_nothing() -> None:
+    world = Loaded()
+    world.load(12.0)
+    reason = (
+        "2 ranks -> 3 ranks: 12.0 requests, 6.00 a rank for 4: advisory, waits for approval: "
+        "placer scale chat --ranks 3"
+    )
+    for _ in range(3):
+        assert await world.look() == ("propose", reason)
+    assert written(world) == [("propose", reason)]  # once
+    assert (world.scalings(), world.engines.asked) == ([], [])
+    world.load(20.0)
+    assert (await world.look())[1].startswith("2 ranks -> 4 ranks: 16.0 requests")  # in the mean
+    assert len(written(world)) == 2
+    await world.look(AGAIN_S)
+    assert len(written(world)) == 3
+
+
+@in_virtual_time
+async def test_an_automatic_pool_begins_it_and_rests_twice_as_long_for_each_that_was_refused() -> (
+    None
+):
+    world = Loaded(mode="automatic")
+    world.load(12.0)
+    outcome, reason = await world.look()
+    assert outcome == "act"
+    assert reason == "op-1: 2 ranks -> 3 ranks: 12.0 requests, 6.00 a rank for 4"
+    assert world.scalings() == [3]
+    outcome, reason = await world.look()
+    assert outcome == "wait"
+    assert reason.endswith("and 1 in a row failed, 9.0 s of cooldown_s are left")
+    await world.look(10.0)
+    assert world.scalings() == [3, 3]
+
+
+@in_virtual_time
+async def test_hours_and_frozen_budgets_keep_it_as_it_is() -> None:
+    world = Loaded(mode="automatic", bytes_per_minute=0)
+    world.load(12.0)
+    outcome, reason = await world.look()
+    assert (outcome, world.scalings()) == ("wait", [])
+    assert reason.endswith("bytes_per_minute is 0: frozen")
+
+
+@in_virtual_time
+async def test_engines_that_did_not_register_that_they_can_are_not_asked_to() -> None:
+    world = Loaded(live=(), mode="automatic")
+    world.load(12.0)
+    outcome, reason = await world.look()
+    assert (outcome, world.scalings()) == ("propose", [])
+    assert reason.startswith("2 ranks -> 2 x 2 ranks: ")
+    assert reason.endswith("engines are started by whoever runs the pool")
+
+
+@in_virtual_time
+async def test_capacity_is_asked_for_and_waited_for_and_given_back() -> None:
+    world = Loaded(mode="automatic")
+    world.capacity = MemoryCapacity(world.clock, limit=8, comes_s=30.0)
+    world.capacity.serve(POOL, active=2, traffic=2)
+    await world.capacity.ask(POOL, 2)
+    await world.clock.sleep(30.0)
+    world.start()
+    world.load(12.0)
+    outcome, reason = await world.look()
+    assert outcome == "wait"
+    assert reason.endswith("3 GPUs are asked for, 2 available")
+    await world.look(30.0)
+    assert world.scalings() == [3]  # which no engine does here: it stays at 2
+    world.load(8.0)
+    await world.look()
+    assert (await world.look())[0] == "hold"
+    assert (await world.capacity.ready(POOL)).desired == 2
+
+
+@in_virtual_time
+async def test_while_another_pool_is_changed_a_size_waits() -> None:
+    world = Loaded(mode="automatic", confirmations=1, bytes_per_minute=1)
+    world.engines.engines["code", "e0"] = MemoryEngine(HOME, BYTES)
+    world.fleet.register(a_registration(pool="code", actor="there"))
+    world.load(12.0)
+    world.fleet.push(WorkerId("code", "e0", "w0", 1), 1, [a_delta([[400, 400, 100, 100]] * 2)])
+    await world.loop.tick()
+    await world.loop.look_at_sizes()
+    decision = world.loop.views[POOL, 2].decisions["autoscale"]
+    assert (decision.outcome, world.scalings()) == ("wait", [])
+    assert decision.reason.endswith("op-1 is at work on code")
+
+
+@in_virtual_time
+async def test_while_a_change_is_at_work_its_pool_is_not_resized() -> None:
+    world = Loaded(mode="automatic", confirmations=1, bytes_per_minute=1)
+    world.load(12.0)
+    world.count([[400, 400, 100, 100]] * 2)
+    await world.loop.tick()
+    await world.loop.look_at_sizes()
+    assert decided(world)[0] == "act"
+    assert (world.scalings(), world.states()) == ([], {"plan-1": "applying"})
+
+
+@in_virtual_time
+async def test_an_engine_that_says_nothing_is_a_condition() -> None:
+    world = Loaded()
+    await world.loop.look_at_sizes()
+    assert world.loop.told() == {"chat: size": "e0 of chat says nothing of its load"}
+    world.load(8.0)
+    assert (await world.look())[0] == "hold"
+    assert world.loop.told() == {}
+
+
+@in_virtual_time
+async def test_the_loop_looks_at_sizes_more_often_than_at_plans() -> None:
+    world = Loaded()
+    world.load(8.0)
+    seen: list[float] = []
+    real = world.engines.sample
+
+    async def sample(pool: str, engine: str) -> Sample:
+        seen.append(world.clock.monotonic())
+        return await real(pool, engine)
+
+    world.engines.sample = sample  # type: ignore[method-assign]
+    world.config = replace(world.config, every_s=10.0)
+    world.start()
+    with pytest.raises(TimeoutError):
+        async with world.clock.timeout(5.5):
+            await world.loop.run()
+    assert seen == [1.0, 2.0, 3.0, 4.0, 5.0]
