@@ -78,8 +78,9 @@ class VllmApi:
         return await self._ask("POST", f"{self.address}/scale_elastic_ep", body, SCALE_S)
 
     async def standing(self) -> Standing:
+        """0.33 answers 503 also if its store does, while requests are let in: that is no phase."""
         answer = await self._look("POST", "/is_scaling_elastic_ep")
-        if answer.status == TURNED_AWAY:
+        if answer.status == TURNED_AWAY and not await self.serves():
             return Standing(Phase.COMMITTING)
         try:
             told = json.loads(answer.text)

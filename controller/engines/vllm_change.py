@@ -40,6 +40,7 @@ class VllmChange:
         self._was = ""  # the epoch before
         self._silent_since_s: float | None = None
         self._away_since_s: float | None = None
+        self._pause_s = 0.0  # the last
 
     async def check(self) -> Outcome:
         """Whether it may begin."""
@@ -57,8 +58,8 @@ class VllmChange:
     @property
     def is_done(self) -> bool:
         """The first rank's server answers after all old ranks have finished."""
-        posts = self._posts[: self._staying]
-        return bool(posts) and all(one.done() and one.result().status == OK for one in posts)
+        answers = self._answers[: self._staying]
+        return bool(answers) and all(one is not None and one.status == OK for one in answers)
 
     async def prepared(self) -> Outcome:
         """Until the ranks commit; all serve until then."""
@@ -77,14 +78,14 @@ class VllmChange:
             if (failure := await self._failure(await self._standing())) is not None:
                 return failure
             await self._clock.sleep(LOOK_EVERY_S)
-        return Done(pause_s=self._away_s)
+        return Done(pause_s=self._away_s or self._pause_s)
 
     async def over(self) -> Outcome:
         """Until nothing is at work on these ranks, however it ended: vLLM stops for nobody."""
         while True:
             standing = await self._standing()
-            pending = not all(one.done() for one in self._posts[: self._staying])
-            if standing is not None and standing.phase not in AT_WORK and not pending:
+            at_work = standing is None or standing.phase in AT_WORK
+            if not at_work and all(one.done() for one in self._posts[: self._staying]):
                 break
             if self._away_s > COMMIT_S:
                 break
@@ -98,8 +99,13 @@ class VllmChange:
             one.cancel()
 
     @property
+    def _answers(self) -> list[Answer | None]:
+        """Of old ranks; None of those that are not there."""
+        return [one.result() if one.done() and not one.cancelled() else None for one in self._posts]
+
+    @property
     def _away_s(self) -> float:
-        """For how long requests are turned away, in this change."""
+        """For how long requests are turned away by now."""
         since_s = self._away_since_s
         return 0.0 if since_s is None else self._clock.monotonic() - since_s
 
@@ -126,13 +132,15 @@ class VllmChange:
                 raise
             return None
         self._silent_since_s = None
-        if found.phase is Phase.COMMITTING and self._away_since_s is None:
+        if found.phase is not Phase.COMMITTING:
+            self._pause_s = self._away_s or self._pause_s
+            self._away_since_s = None
+        elif self._away_since_s is None:
             self._away_since_s = now_s
         return found
 
     async def _failure(self, standing: Standing | None) -> Outcome | None:
-        answers = [one.result() for one in self._posts if one.done() and not one.cancelled()]
-        wrong = [one for one in answers if one.status != OK]
+        wrong = [one for one in self._answers if one is not None and one.status != OK]
         if standing is not None and standing.epoch != self._was:
             if standing.target not in (0, self._target):
                 return self._taken(standing)

@@ -96,6 +96,8 @@ class VllmElastic:
         outcome = await change.check()
         if isinstance(outcome, Done):
             self.by_agent.ledger.keep_placement(after)
+            if key in self._staged:
+                self._staged[key].change.end()
             self._staged[key] = _Staged(command.epoch, now.gpus, after, change)
         return outcome
 
@@ -128,6 +130,8 @@ class VllmElastic:
         with suppress(TimeoutError):
             async with self._clock.timeout(TAKEN_UP_S):
                 outcome = await self.by_agent.carry_out(*key, command)
+        if isinstance(outcome, Done):
+            del self._staged[key]
         return outcome
 
     async def _discard(self, key: Key, command: Discard) -> Outcome:
@@ -137,7 +141,7 @@ class VllmElastic:
             change = staged.change
         else:  # of a controller that was killed, perhaps
             members = self.fleet.engine(*key)
-            if _unreachable(members):
+            if not _can_resize(members) or _unreachable(members):
                 return Done()
             change = self._change(key, members, 0)
         outcome = await change.over()
@@ -184,10 +188,14 @@ def _tp_size(members: list[Member]) -> int:
     return members[0].registration.worker.tp_size or 1
 
 
+def _can_resize(members: list[Member]) -> bool:
+    return all(one.registration.worker.can_resize for one in members)
+
+
 def _unfit(members: list[Member], now: Placement, after: Placement) -> str:
     """Why these ranks cannot become so many; empty if they can."""
     worker, tp_size = members[0].registration.worker, _tp_size(members)
-    if not all(one.registration.worker.can_resize for one in members):
+    if not _can_resize(members):
         return "it cannot change its width: start it with --enable-elastic-ep, and PLACER_API set"
     if after.slots * now.gpus != now.slots * after.gpus:
         return f"{now.slots // now.gpus} slots a rank are what it has at any width"

@@ -20,13 +20,14 @@ class Group:
     """minor: of its version, 32 or 33; external: whether each rank has an API server, ``r0``, ...
 
     fails: "prepare", "commit" or "never ends"; silent: the next calls that get no answer
+    waits_for_all: whether it fails, or commits, once all old ranks were asked
     posted: rank and target of each change asked for; at_end: called when the new ranks serve
     """
 
     def __init__(self, clock: Clock, ranks: int, minor: int = 33, external: bool = True) -> None:
         self.clock, self.ranks, self.minor, self.external = clock, ranks, minor, external
         self.most, self.prepare_s, self.commit_s = 8, 30.0, 5.0
-        self.fails, self.silent = "", 0
+        self.fails, self.silent, self.waits_for_all = "", 0, True
         self.posted: list[tuple[int, int]] = []
         self.at_end: Callable[[int], None] = lambda ranks: None
         self.epoch, self.target, self.phase, self.error = "", 0, "idle", ""
@@ -93,7 +94,7 @@ class Group:
         self.epoch, self.target = f"epoch-{self._epochs}", target
         self.phase, self.error = "preparing", ""
         await self.clock.sleep(self.prepare_s)
-        while self._came != self._old:
+        while self.waits_for_all and self._came != self._old:
             await self.clock.sleep(0.1)
         if self.fails == "prepare":
             return self._failed("no new rank came")

@@ -78,7 +78,7 @@ async def test_the_target_is_absolute() -> None:
 async def test_how_far_it_is(status: int, body: bytes, standing: Standing) -> None:
     with a_server(status, body) as (api, asked):
         assert await api.standing() == standing
-        assert asked == ["POST /is_scaling_elastic_ep"]
+        assert asked[0] == "POST /is_scaling_elastic_ep"
 
 
 @pytest.mark.parametrize(
@@ -134,6 +134,15 @@ async def test_a_server_that_says_nothing_is_not_waited_for() -> None:
         api = VllmApi(f"http://127.0.0.1:{mute.getsockname()[1]}", SystemClock(), ask)
         with pytest.raises(UnreachableError, match="does not answer"):
             await api.serves()
+
+
+@asynchronous
+async def test_503_of_a_server_that_lets_requests_in_is_no_phase() -> None:
+    async def store_is_silent(method: str, url: str, *_: Any) -> Answer:
+        return Answer(200 if url.endswith("/version") else 503, "{}")
+
+    with pytest.raises(UnreachableError, match="is_scaling_elastic_ep answers 503"):
+        await VllmApi("http://host", SystemClock(), store_is_silent).standing()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,10 @@ from controller.changes.arbiter import BusyError
 from controller.changes.operations import Operation, Phase
 from controller.changes.sizing import sized
 from controller.engines.in_memory import MemoryPlanner
+from controller.engines.vllm_api import Answer, UnreachableError
 from controller.engines.vllm_elastic import VllmElastic
 from controller.loop import Loop
+from controller.migration.commands import Discard, Done
 from tests.controller.engines.test_vllm_elastic import Elastic, group_of, living
 from tests.controller.tiny_pool import POOL, a_config, in_virtual_time
 
@@ -140,3 +143,32 @@ async def test_after_a_kill_a_new_controller_waits_for_vllm_and_goes_on() -> Non
         await new.arbiter.resume()
         operation = await new.ended()
         assert (operation.phase, group_of(world).ranks) == (Phase.SUCCEEDED, 4)
+
+
+@in_virtual_time
+async def test_a_rank_that_answers_nobody_is_not_waited_for_and_all_goes_back() -> None:
+    """The first says that all has failed; the other never answers."""
+    async with pooled() as pool:
+        group, asked = group_of(pool.world), pool.world.elastic._ask
+
+        async def one_is_mute(method: str, url: str, *rest: Any) -> Answer:
+            if "r1" in url and "/scale" in url and group.fails:
+                raise UnreachableError("mute")
+            return await asked(method, url, *rest)
+
+        pool.world.elastic._ask = one_is_mute
+        group.fails = "prepare"
+        group.waits_for_all = False
+        await pool.scale(4)
+        operation = await pool.ended()
+        assert (operation.phase, group.ranks) == (Phase.ROLLED_BACK, 2)
+
+
+@in_virtual_time
+async def test_engines_without_elastic_ep_are_not_asked_whether_they_are_resized() -> None:
+    async with pooled() as pool:
+        pool.world.said["can_resize"] = False
+        pool.world.say()
+        group_of(pool.world).silent = 10**6
+        assert await pool.world.ask(Discard(5)) == Done()
+        assert group_of(pool.world).silent == 10**6
