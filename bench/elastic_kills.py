@@ -68,7 +68,7 @@ def run() -> None:
         "",
         "to ranks",
         "killed",
-        "after, ms",
+        "ms after it began",
         "longest wait for a token, ms",
         "done after, s",
     ):
@@ -189,20 +189,26 @@ def _leaks(engine: LocalEngine) -> tuple[int, int]:
 
 
 def _start(engine: LocalEngine, ledger: Path, after: Placement | None) -> Any:
-    """It asks the engine through a pipe. after: None to go on with what the ledger has open"""
+    """It asks the engine through a pipe, and has begun. after: None to go on with what the ledger
+    has open"""
     here, there = SPAWN.Pipe()
-    child = SPAWN.Process(target=_coordinate, args=(there, ledger, after))
+    child, begun = SPAWN.Process(target=_coordinate, args=(there, ledger, after)), threading.Event()
     child.start()
     there.close()
-    threading.Thread(target=_answer, args=(engine, here), daemon=True).start()
+    threading.Thread(target=_answer, args=(engine, here, begun), daemon=True).start()
+    begun.wait()
     return child
 
 
-def _answer(engine: LocalEngine, pipe: Connection) -> None:
-    with suppress(EOFError, OSError):
+def _answer(engine: LocalEngine, pipe: Connection, begun: threading.Event) -> None:
+    """begun: is set when the first command comes, or none will"""
+    with closing(pipe), suppress(EOFError, OSError):
         while True:
             command = pipe.recv()
+            if command is not None:
+                begun.set()
             pipe.send(engine.placement if command is None else engine.carry_out(command))
+    begun.set()
 
 
 class Piped:

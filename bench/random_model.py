@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from controller.local_engine.weights import _OF_LAYER, read_sizes
+from controller.local_engine.model.weights import _OF_LAYER, read_sizes
 
 EXPERTS, TOP_K, HEADS, HEAD_DIM, VOCAB, CONTEXT = 16, 2, 4, 32, 256, 256
 

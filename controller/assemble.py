@@ -1,5 +1,6 @@
 """What puts a controller together out of its parts, wherever it is hosted: it knows ports only."""
 
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ from controller.server.security import Listening
 from controller.server.serve import start
 from placer.clock import SystemClock
 
+SWITCH_S = (
+    0.001  # how long the loop waits for a thread that reads the ledger, say; Python's is 5 ms
+)
 GRACE_S = 1.0  # for calls that are being answered when a controller ends
 
 
@@ -63,6 +67,7 @@ async def assembled(
     """A controller that listens, whose loop is still to be run. ``engines``: the door to all of a
     fleet's, of which some may be behind the one that is given. metrics, capacity: None if nobody
     keeps them"""
+    sys.setswitchinterval(SWITCH_S)
     fleet = Fleet(lambda pool: config.of(pool).window_s, ledger.clock)
     by_agent = VllmEngines(fleet, ledger, config)
     told = metrics(fleet) if metrics is not None else None

@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.random_model import random_model
 from controller.local_engine.local_engine import LocalEngine
-from controller.local_engine.rank_messages import Pace
+from controller.local_engine.ranks.messages import Pace
 from controller.migration.commands import Agree, Command, Done, Release, Stage, Switch, Transfer
 from placer.placement import Placement
 

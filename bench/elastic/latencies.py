@@ -12,62 +12,67 @@ from bench.timing import console
 
 def latencies(model: Model) -> None:
     """In turns, so that the machine's moods are everybody's."""
-    ours_up, ours_down = [], []
-    taken: dict[str, list[float]] = {
-        name: [] for name in ("replica", "cold", "extravagant", "colocated")
-    }
-    bytes_up = 0
+    ups, downs, bytes_up = [], [], 0
+    boots: dict[int, list[float]] = {3: [], 4: []}
+    colds: dict[int, list[float]] = {3: [], 4: []}
     with an_engine(model, 3) as engine:
-        epoch = 0
-        for _ in range(ROUNDS):
-            epoch += 2
-            took_s, bytes_up = resize(engine, 4, epoch - 1)
-            ours_up.append(took_s)
-            took_s, _ = resize(engine, 3, epoch)
-            ours_down.append(took_s)
-            for name, boot in (("replica", 3), ("extravagant", 4), ("colocated", 4)):
+        for epoch in range(1, 2 * ROUNDS, 2):
+            took_s, bytes_up = resize(engine, 4, epoch)
+            ups.append(took_s)
+            downs.append(resize(engine, 3, epoch + 1)[0])
+            for ranks in (3, 4):
                 begun_s = perf_counter()
-                with an_engine(model, boot, most=boot) as other:
+                with an_engine(model, ranks, most=ranks) as other:
                     first_token(other)
-                    taken[name].append(perf_counter() - begun_s)
+                    boots[ranks].append(perf_counter() - begun_s)
     for _ in range(ROUNDS):
-        with an_engine(model, 3, most=3) as engine:
+        for before, after in ((3, 4), (4, 3)):
+            engine = an_engine(model, before, most=before)
             begun_s = perf_counter()
             engine.close()
-            with an_engine(model, 4, most=4) as other:
+            with an_engine(model, after, most=after) as other:
                 first_token(other)
-                taken["cold"].append(perf_counter() - begun_s)
-    up, down = median(ours_up), median(ours_down)
-    table = Table(title="3 -> 4 ranks, idle, command to ready (medians)", title_justify="left")
-    for name in ("", "ms", "ours / it", "ElasticMoE / it"):
+                colds[after].append(perf_counter() - begun_s)
+    up, down = median(ups), median(downs)
+    table = Table(title="idle, command to ready, ms (medians)", title_justify="left")
+    for name in ("", "3 -> 4", "ours / it", "4 -> 3", "ours / it", "ElasticMoE / it, up"):
         table.add_column(name, justify="right" if name else "left")
-    table.add_row("ours, up", f"{up * 1e3:.1f}", "1", "1")
-    table.add_row("ours, down", f"{down * 1e3:.1f}", "", "")
-    names = {"replica": "horizontal replica of 3", "cold": "vertical cold restart",
-             "extravagant": "vertical extravagant", "colocated": "vertical colocated"}  # fmt: skip
-    paper = {
-        "replica": "0.11 at best, 0.19 in its text",
-        "cold": "",
-        "extravagant": "",
-        "colocated": "",
+    table.add_row("ours", f"{up * 1e3:.1f}", "1", f"{down * 1e3:.1f}", "1", "1")
+    paper = "at best 0.11, in its text 0.19"
+    rows: dict[str, tuple[float, float | None, str]] = {
+        "horizontal: a replica of 3": (median(boots[3]), None, paper),
+        "vertical, cold restart": (median(colds[4]), median(colds[3]), ""),
+        "vertical, extravagant": (median(boots[4]), median(boots[3]), ""),
+        "vertical, colocated": (median(boots[4]), median(boots[3]), ""),
     }
-    for name, label in names.items():
-        table.add_row(
-            label,
-            f"{median(taken[name]) * 1e3:.0f}",
-            f"{up / median(taken[name]):.3f}",
-            paper[name],
-        )
+    for name, (there, back, told) in rows.items():
+        cells = [f"{there * 1e3:.0f}", f"{up / there:.3f}"]
+        if back is None:
+            cells += [f"{_drain_s(model) * 1e3:.0f} to drain", ""]
+        else:
+            cells += [f"{back * 1e3:.0f}", f"{down / back:.3f}"]
+        table.add_row(name, *cells, told)
     console.print(table)
-    rate = _copy_rate()
+    rate = copy_rate()
+    limit = bytes_up / rate + 0.05
     console.print(
         f"  {bytes_up / MB:.1f} MB copied at {rate / 1e9:.1f} GB/s measured would take "
-        f"{bytes_up / rate * 1e3:.1f} ms; with 50 ms {bytes_up / rate * 1e3 + 50:.1f} ms, "
-        f"ours / that {up / (bytes_up / rate + 0.05):.2f}"
+        f"{bytes_up / rate * 1e3:.1f} ms; with 50 ms {limit * 1e3:.1f} ms, ours / that "
+        f"{up / limit:.2f}"
     )
 
 
-def _copy_rate() -> float:
+def _drain_s(model: Model) -> float:
+    """Until a replica's requests have ended, on paced devices: it may go then."""
+    with an_engine(model, 3, most=3, pace=model.pace) as engine:
+        requests = [engine.submit(bytes([65 + at]), model.tokens) for at in range(model.streams)]
+        first = [next(iter(one)) for one in requests]
+        begun_s = perf_counter()
+        assert all(one.tokens()[0] == token for one, token in zip(requests, first, strict=True))
+        return perf_counter() - begun_s
+
+
+def copy_rate() -> float:
     """Bytes a second between two arenas that are touched."""
     source, into = np.ones(2**27, np.uint8), np.zeros(2**27, np.uint8)
     times = []

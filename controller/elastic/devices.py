@@ -65,10 +65,10 @@ class Devices:
             self._locks[device] = threading.RLock()
             self._arenas[device] = f"arena-{device}-{next(self._numbers)}"
         for device in new:
-            hmm = self._hmms[device]
-            hmm.say(Create(self.layout, self._weights))
+            with suppress(GoneError):
+                self._hmms[device].say(Create(self.layout, self._weights))
         for device in new:
-            _, (descriptor,) = self._hmms[device].hear()
+            descriptor = self._created(device)
             self._keep(device, descriptor)
             os.close(descriptor)
 
@@ -177,13 +177,31 @@ class Devices:
         found = self._given(device)
         if not found:
             raise LostDeviceError(device)
-        self._hmms[device].end()
-        self._hmms[device] = hmm = Process(HMM, f"hmm-{device}")
-        self.restarts += 1
         try:
-            hmm.ask(Adopt(self.layout, self._weights), found)
+            for _ in range(ATTEMPTS):
+                with suppress(GoneError):
+                    self._replaced(device).ask(Adopt(self.layout, self._weights), found)
+                    return
         finally:
             os.close(found[0])
+        raise LostDeviceError(device)
+
+    def _created(self, device: int) -> int:
+        """The descriptor of an arena that was asked for."""
+        for _ in range(ATTEMPTS):
+            try:
+                return self._hmms[device].hear()[1][0]
+            except GoneError:
+                with suppress(GoneError):
+                    self._replaced(device).say(Create(self.layout, self._weights))
+        raise LostDeviceError(device)
+
+    def _replaced(self, device: int) -> Process:
+        """Another process for a dead one."""
+        self._hmms[device].end()
+        self._hmms[device] = Process(HMM, f"hmm-{device}")
+        self.restarts += 1
+        return self._hmms[device]
 
     def _keep(self, device: int, descriptor: int) -> None:
         self._ask_keeper(Keep(self._arenas[device]), [descriptor])

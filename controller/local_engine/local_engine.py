@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import Any, Self
 
 from controller.elastic.devices import Devices, LostDeviceError
-from controller.elastic.hmm import Copy, Filled, Load, Prefault
+from controller.elastic.hmm import Prefault
 from controller.local_engine.arrivals import RefusedError
-from controller.local_engine.exchange import layout
 from controller.local_engine.expert_map import ExpertMap, fresh
+from controller.local_engine.loading import read_all
+from controller.local_engine.model.weights import ITEM, Checkpoint, read_sizes
 from controller.local_engine.page_moves import Migration
-from controller.local_engine.rank_messages import Pace, Step
-from controller.local_engine.ranks import ATTEMPTS, EngineError, RankLostError, Ranks, Standbys
+from controller.local_engine.ranks.exchange import layout
+from controller.local_engine.ranks.group import (
+    ATTEMPTS,
+    EngineError,
+    RankLostError,
+    Ranks,
+)
+from controller.local_engine.ranks.messages import Pace, Step
+from controller.local_engine.ranks.standbys import Standbys
+from controller.local_engine.recovery import without
 from controller.local_engine.requests import Batch, Plan, Request, checked
-from controller.local_engine.resizing import Loaded, without
 from controller.local_engine.tally import Tally
-from controller.local_engine.weights import ITEM, Checkpoint, read_sizes
 from controller.migration.commands import Command, Outcome
 from controller.samples import Sample
 from placer.agent.recording import Recording
@@ -87,7 +94,7 @@ class LocalEngine:
         try:
             every = range(ranks + spares)
             self.devices.add(every)
-            loaded = _load(self.devices, served, order)
+            loaded = read_all(self.devices, served, order)
             self.devices.ask_all({device: (Prefault(), None) for device in every})
             waiting = Standbys(sizes, pace, standbys)
             waiting.fill(ranks)
@@ -301,28 +308,3 @@ def _check_counts(ranks: int, slots: int, scratch: int, experts: int) -> None:
         raise PlacementError(slots_remedy(slots, ranks, experts))
     if scratch < 0:
         raise PlacementError(f"scratch is {scratch}: give 0 pages or more")
-
-
-def _load(devices: Devices, served: ExpertMap, order: Sequence[int]) -> Loaded:
-    """Each weight is read once; what several devices need is copied from the first."""
-    pages: dict[int, list[Filled]] = {device: [] for device in order}
-    first: dict[tuple[int, int], tuple[int, int]] = {}
-    again: list[tuple[int, int, int, Filled]] = []
-    for rank, device in enumerate(order):
-        for one in served.filled(rank):
-            if (what := (one.layer, one.expert)) in first:
-                again.append((device, *first[what], one))
-            else:
-                first[what] = device, one.page
-                pages[device].append(one)
-    found = devices.ask_all({at: (Load(at == order[0], pages[at]), None) for at in order})
-    dense = found[order[0]].pop(0)
-    experts = [[""] * served.experts for _ in served.table]
-    for device, digests in found.items():
-        for one, digest in zip(pages[device], digests, strict=True):
-            experts[one.layer][one.expert] = digest
-    name = devices.name(order[0])
-    devices.ask_all({at: (Copy(name, True, [], 0.0), order[0]) for at in order[1:]})
-    for device, source, page, one in again:
-        devices.ask(device, Copy(devices.name(source), False, [(page, one)], 0.0), source)
-    return Loaded(dense, experts)

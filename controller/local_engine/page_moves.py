@@ -21,12 +21,14 @@ from controller.local_engine.arrivals import (
     text,
 )
 from controller.local_engine.expert_map import ExpertMap
-from controller.local_engine.rank_messages import Holds, Report, Staged
-from controller.local_engine.ranks import EngineError, RankLostError, Ranks
+from controller.local_engine.loading import Loaded
+from controller.local_engine.model.weights import Sizes
+from controller.local_engine.ranks.group import EngineError, RankLostError, Ranks
+from controller.local_engine.ranks.messages import Holds, Report, Staged
 from controller.local_engine.requests import Batch
-from controller.local_engine.resizing import Loaded, Resizing
-from controller.local_engine.weights import Sizes
+from controller.local_engine.resizing import Resizing
 from controller.migration.commands import (
+    DOING,
     Agree,
     Command,
     Commit,
@@ -49,18 +51,6 @@ from placer.objective import Objective
 
 NOTHING = Staged(0, "")
 BATCH = 16  # pages that are copied before somebody else may ask a memory process
-DOING = {
-    Stage: "staging",
-    Agree: "agreeing",
-    Drop: "dropping",
-    Copy: "copying",
-    Commit: "committing",
-    Transfer: "transferring",
-    Switch: "switching",
-    Release: "releasing",
-    Verify: "verifying",
-    Discard: "discarding",
-}
 
 
 class BetweenSteps(Protocol):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
 
-from controller.local_engine.exchange import CHUNK, SEATS
 from controller.local_engine.meter import Meter
-from controller.local_engine.rank_messages import Piece, Stepped
-from controller.local_engine.weights import Sizes
+from controller.local_engine.model.weights import Sizes
+from controller.local_engine.ranks.exchange import CHUNK, SEATS
+from controller.local_engine.ranks.messages import Piece, Stepped
 from controller.samples import Sample
 from placer.clock import Readings
 from placer.errors import PlacerError

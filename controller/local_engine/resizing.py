@@ -9,29 +9,22 @@ What the old width needed is freed last, so that until the switch there is nothi
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from controller.elastic.devices import Devices
-from controller.elastic.hmm import Copy, CopySeats, Filled, Forget, Free, Load
-from controller.local_engine.allotment import crowded, new_devices, placed, sources
+from controller.elastic.hmm import Copy, CopySeats, Filled, Forget, Free
+from controller.local_engine.allotment import new_devices, placed, sources
 from controller.local_engine.arrivals import RefusedError
-from controller.local_engine.exchange import seat_shape
 from controller.local_engine.expert_map import ExpertMap
-from controller.local_engine.ranks import Member, Ranks
+from controller.local_engine.loading import Loaded, load
+from controller.local_engine.model.weights import ITEM, Sizes
+from controller.local_engine.ranks.exchange import seat_shape
+from controller.local_engine.ranks.group import Member, Ranks
 from controller.local_engine.requests import Batch
-from controller.local_engine.weights import ITEM, Sizes
 from placer.placement import Placement
 
 BATCH = 32  # pages that are copied before somebody else may ask a memory process
-
-
-class Loaded(NamedTuple):
-    """Digests of what was read from the checkpoint. experts: [layers][experts]"""
-
-    dense: str
-    experts: list[list[str]]
 
 
 @dataclass(eq=False)
@@ -183,45 +176,3 @@ class Resizing:
     def _free_all_but(self, device: int, pages: Collection[int]) -> None:
         every = range(self._devices.layout.pages)
         self._devices.ask(device, Free([page for page in every if page not in pages]))
-
-
-def load(devices: Devices, pages: Mapping[int, Sequence[Filled]], loaded: Loaded) -> None:
-    """Read pages from the checkpoint, on every device its own. Raises RefusedError if that is
-    another than the engine was started with."""
-    found = devices.ask_all({at: (Load(False, rows), None) for at, rows in pages.items() if rows})
-    for device, digests in found.items():
-        for one, digest in zip(pages[device], digests, strict=True):
-            if digest != loaded.experts[one.layer][one.expert]:
-                raise RefusedError(
-                    f"expert {one.expert} of layer {one.layer} is not what was loaded: the "
-                    "checkpoint changed; put it back, or start the engine anew"
-                )
-
-
-def without(
-    now: ExpertMap, before: Sequence[int], gone: Collection[int], devices: Devices, loaded: Loaded
-) -> tuple[list[int], ExpertMap]:
-    """Devices that go on, and what they serve, once those of some ranks are gone.
-
-    before: the devices, by rank; gone: ranks
-
-    The others take over: in every layer, experts that nobody has any more go where the fewest are,
-    and are read from the checkpoint. If their arenas have no room for that, new devices come in
-    place of those that are gone. Raises RefusedError if the checkpoint was changed meanwhile.
-    """
-    left = [rank for rank in range(now.ranks) if rank not in gone]
-    order = [before[rank] for rank in left]
-    pages = devices.layout.pages
-    try:
-        served, missing = placed(now, crowded(now, left), before, order, pages)
-    except RefusedError:
-        new = iter(new_devices(before, len(gone)))
-        order = [next(new) if rank in gone else one for rank, one in enumerate(before)]
-        came = [order[rank] for rank in gone]
-        devices.add(came)
-        source = order[left[0]] if left else None
-        dense = Load(True, []) if source is None else Copy(devices.name(source), True, [], 0.0)
-        devices.ask_all(dict.fromkeys(came, (dense, source)))
-        served, missing = placed(now, now.placement, before, order, pages)
-    load(devices, missing, loaded)
-    return order, served

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from controller.local_engine.rank_messages import Stepped
+from controller.local_engine.model.weights import Sizes
+from controller.local_engine.ranks.messages import Stepped
 from controller.local_engine.requests import Plan, Running
-from controller.local_engine.weights import Sizes
 from placer.agent.recording import PHASES, Counts, Recording
 from placer.agent.sampling import Sampler, Sampling
 from placer.agent.stopwatch import Stopwatch

@@ -102,6 +102,21 @@ Command: TypeAlias = (
 )
 
 
+# In the words of who tells what was under way.
+DOING: dict[type, str] = {
+    Stage: "staging",
+    Agree: "agreeing",
+    Drop: "dropping",
+    Copy: "copying",
+    Commit: "committing",
+    Transfer: "transferring",
+    Switch: "switching",
+    Release: "releasing",
+    Verify: "verifying",
+    Discard: "discarding",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """copied_bytes: between ranks; pause_s: longest time in which no token could be computed"""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from placer.cli.console import note, out
-from placer.memory.hmm import serve
+from placer.memory.lending import serve
 
 
 def hmm(

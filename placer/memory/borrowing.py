@@ -1,4 +1,4 @@
-"""Memory that processes of one user borrow from each other by a socket's path: see hmm.py."""
+"""Memory that processes of one user borrow from each other by a socket's path: see lending.py."""
 
 import os
 import socket

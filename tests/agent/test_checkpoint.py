@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from placer.agent.vllm.checkpoint import File, change, digested, stamps
+from placer.agent.vllm.weights.checkpoint import File, change, digested, stamps
 from placer.errors import PlacerError
 
 

@@ -16,12 +16,12 @@ import pytest
 from placer.errors import PlacerError
 from placer.memory.borrowing import BorrowError, borrow
 from placer.memory.device import Run
-from placer.memory.hmm import serve
+from placer.memory.lending import serve
 from placer.memory.memfd import CopyOnWrite
 from placer.memory.ranges import Range, seen_at
 from tests.processes import children
 
-SERVE = "from pathlib import Path; from placer.memory.hmm import serve; serve(Path({!r}))"
+SERVE = "from pathlib import Path; from placer.memory.lending import serve; serve(Path({!r}))"
 
 
 @pytest.fixture

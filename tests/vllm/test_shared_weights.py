@@ -179,7 +179,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """As a worker does it, up to the point where it makes a model."""
     from vllm.engine.arg_utils import EngineArgs
 
-    from placer.agent.vllm.shared_weights import SharedWeightsLoader
+    from placer.agent.vllm.weights.shared_weights import SharedWeightsLoader
 
     def load(hmm: Path, **options: Any) -> None:
         monkeypatch.setenv("PLACER_HMM", str(hmm))

@@ -8,8 +8,15 @@ pytest.importorskip("torch", reason="PyTorch is not installed: make test-vllm in
 
 import torch
 
-from placer.agent.vllm.checkpoint import File
-from placer.agent.vllm.weights_file import HEADER_ROOM, Entry, Header, Named, Writer, read_header
+from placer.agent.vllm.weights.checkpoint import File
+from placer.agent.vllm.weights.weights_file import (
+    HEADER_ROOM,
+    Entry,
+    Header,
+    Named,
+    Writer,
+    read_header,
+)
 from placer.memory.memfd import Memfd
 
 FILES = {"model.safetensors": File(1, 2, 3, 4, 5, "6")}

@@ -51,7 +51,7 @@ def _install(target: str, shares: bool) -> None:
         if target:
             _hook(target)
         if shares:
-            import_module("placer.agent.vllm.shared_weights")
+            import_module("placer.agent.vllm.weights.shared_weights")
         init_device(self)
 
     WorkerWrapperBase.init_device = hooked

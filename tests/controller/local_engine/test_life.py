@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from controller.local_engine.local_engine import LocalEngine
-from controller.local_engine.ranks import EngineError
+from controller.local_engine.ranks.group import EngineError
 from controller.local_engine.requests import RequestError
 from controller.migration.commands import Lost, Stage
 from placer.errors import FileError, ModelError, PlacementError, PlacerError

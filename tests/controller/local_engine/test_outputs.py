@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from controller.local_engine.exchange import SEATS
-from controller.local_engine.forward import expert, norm, product
 from controller.local_engine.local_engine import LocalEngine
+from controller.local_engine.model.forward import expert, norm, product
+from controller.local_engine.ranks.exchange import SEATS
 from tests.controller.local_engine.tiny_engine import GOLDEN, MODEL, PROMPTS, generate
 
 TOKENS = 50

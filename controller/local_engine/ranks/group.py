@@ -6,35 +6,29 @@ replaced by one, on the arena of its device; ranks that a change of width retire
 
 import os
 import socket
-import threading
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from itertools import combinations, count
+from itertools import combinations
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from controller.elastic.devices import Devices
-from controller.local_engine.exchange import exchange_size
 from controller.local_engine.expert_map import ExpertMap
-from controller.local_engine.rank_messages import (
+from controller.local_engine.ranks.exchange import exchange_size
+from controller.local_engine.ranks.messages import (
     Aborted,
     Attach,
-    Detach,
     Forget,
     Message,
-    Pace,
     Prepare,
-    Setup,
     Staged,
     Switch,
 )
-from controller.local_engine.weights import Sizes
+from controller.local_engine.ranks.standbys import Standbys
 from placer.errors import PlacerError
 from placer.memory.memfd import Memfd
 from placer.memory.process import GoneError, Process
 
-MODULE = "controller.local_engine.rank"
 ATTEMPTS = 20  # to start ranks, or to make a step, before the engine gives up
 
 
@@ -55,72 +49,6 @@ class Member(NamedTuple):
 
     process: Process
     device: int
-
-
-class Standbys:
-    """Processes that wait to be ranks, of which ``keep`` are kept; those used last go last. Any
-    thread may take and give."""
-
-    def __init__(self, sizes: Sizes, pace: Pace | None, keep: int) -> None:
-        self.sizes, self._keep = sizes, keep
-        self._setup = Setup(sizes, pace)
-        self._ready: deque[Process] = deque()
-        self._numbers = count(1)
-        self._filling: threading.Thread | None = None
-
-    def __len__(self) -> int:
-        return len(self._ready)
-
-    def pids(self) -> list[int]:
-        return [one.pid for one in self._ready]
-
-    def fill(self, beside: int = 0) -> None:
-        """Start what is lacking, and some beside, all at once."""
-        new = [self._start() for _ in range(self._keep + beside - len(self._ready))]
-        for one in new:
-            with suppress(GoneError):
-                one.say(self._setup)
-        for one in new:
-            with suppress(GoneError):
-                one.hear()
-                self._ready.append(one)
-
-    def fill_meanwhile(self) -> None:
-        """The same, on a thread of its own."""
-        if self._filling is None or not self._filling.is_alive():
-            self._filling = threading.Thread(target=self.fill, name="standbys", daemon=True)
-            self._filling.start()
-
-    def take(self) -> Process:
-        """One that lives; it is started if none waits. Raises GoneError if it dies at that."""
-        with suppress(IndexError):
-            while True:
-                if (one := self._ready.popleft()).is_alive:
-                    return one
-                one.end()
-        one = self._start()
-        one.ask(self._setup)
-        return one
-
-    def give(self, process: Process) -> None:
-        """One that has no work any more."""
-        try:
-            process.ask(Detach())
-        except GoneError:
-            return
-        self._ready.appendleft(process)
-        while len(self._ready) > self._keep:
-            self._ready.pop().end()
-
-    def close(self) -> None:
-        if self._filling is not None:
-            self._filling.join()
-        for one in self._ready:
-            one.end(grace_s=5.0)
-        self._ready.clear()
-
-    def _start(self) -> Process:
-        return Process(MODULE, f"rank process {next(self._numbers)}")
 
 
 class Ranks:

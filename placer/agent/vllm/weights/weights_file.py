@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from placer.agent.vllm.checkpoint import File
+from placer.agent.vllm.weights.checkpoint import File
 
 HEADER_ROOM = 2**26
 ALIGNMENT = 64  # of a cache line, which no kernel needs more than

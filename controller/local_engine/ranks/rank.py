@@ -17,10 +17,11 @@ from zlib import crc32
 import numpy as np
 
 from controller.elastic.arena import Layout
-from controller.local_engine.exchange import Exchange, seat_shape
 from controller.local_engine.expert_map import ExpertMap, Replicas
-from controller.local_engine.forward import Model, expert
-from controller.local_engine.rank_messages import (
+from controller.local_engine.model.forward import Model, expert
+from controller.local_engine.model.weights import Float32, dense_of
+from controller.local_engine.ranks.exchange import Exchange, seat_shape
+from controller.local_engine.ranks.messages import (
     Aborted,
     Attach,
     Detach,
@@ -36,7 +37,6 @@ from controller.local_engine.rank_messages import (
     Stepped,
     Switch,
 )
-from controller.local_engine.weights import Float32, dense_of
 from placer.arrays import IntArray
 from placer.clock import SystemClock
 from placer.memory.memfd import Memfd

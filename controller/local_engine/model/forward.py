@@ -7,7 +7,7 @@ outputs of a token's experts are added in the order in which it chose them.
 
 import numpy as np
 
-from controller.local_engine.weights import Dense, Float32, Sizes
+from controller.local_engine.model.weights import Dense, Float32, Sizes
 from placer.arrays import IntArray
 
 

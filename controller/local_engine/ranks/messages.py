@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from controller.elastic.arena import Layout
 from controller.local_engine.expert_map import ExpertMap
-from controller.local_engine.weights import Sizes
+from controller.local_engine.model.weights import Sizes
 from placer.arrays import IntArray
 
 

@@ -30,9 +30,9 @@ from vllm.model_executor.utils import weights_already_processed
 from vllm.utils.torch_utils import set_default_torch_dtype
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from placer.agent.vllm.checkpoint import change, digested, stamps
-from placer.agent.vllm.settings import check_shareable, difference, settings_of
-from placer.agent.vllm.weights_file import HEADER_ROOM, Header, Named, Writer, read_header
+from placer.agent.vllm.weights.checkpoint import change, digested, stamps
+from placer.agent.vllm.weights.settings import check_shareable, difference, settings_of
+from placer.agent.vllm.weights.weights_file import HEADER_ROOM, Header, Named, Writer, read_header
 from placer.clock import SystemClock
 from placer.errors import PlacerError
 from placer.memory.borrowing import borrow

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from controller.elastic.arena import Layout
-from controller.local_engine.weights import ITEM, Checkpoint, Float32, Sizes
+from controller.local_engine.model.weights import ITEM, Checkpoint, Float32, Sizes
 from placer.arrays import IntArray
 from placer.memory.device import Device, Run, padded
 from placer.memory.ranges import Range
