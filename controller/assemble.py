@@ -11,6 +11,7 @@ from controller import metrics
 from controller.config import Config
 from controller.engines.fleet_engines import FleetEngines, FleetMetrics
 from controller.engines.http_metrics import HttpMetrics
+from controller.engines.vllm_elastic import VllmElastic
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.workers import Fleet
 from controller.forms import FORMS
@@ -91,7 +92,7 @@ async def run(
     """
 
     def engines(fleet: Fleet, by_agent: VllmEngines) -> Engines:
-        return FleetEngines(fleet, by_actor(fleet), by_agent)
+        return FleetEngines(fleet, by_actor(fleet), VllmElastic(by_agent))
 
     def loads(fleet: Fleet) -> Metrics:
         return FleetMetrics(fleet, by_actor(fleet), HttpMetrics(fleet))

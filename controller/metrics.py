@@ -56,13 +56,7 @@ class LoopCollector(Collector):
              {(pool.name,): self.loop.arbiter.longest_pause_s.get(pool.name) for pool in pools}),
         ):  # fmt: skip
             yield _gauge(f"placer_{name}", what, values, ["pool"])
-        lost = {
-            (pool.name,): sum(
-                max(member.registration.dropped, member.lost)
-                for member in list(pool.members.values())
-            )
-            for pool in pools
-        }
+        lost = {(pool.name,): pool.missed for pool in pools}
         arbiter = self.loop.arbiter
         yield _counter("placer_dropped_deltas", "Pushes that never came.", lost, ["pool"])
         yield _counter("placer_decisions", "By outcome.", self.loop.counted, ["pool", "outcome"])

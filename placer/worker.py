@@ -17,6 +17,8 @@ class Worker:
     records:  whether it counts; of ranks that see the same tokens the first does
     can_resize, can_replicate: whether its engine can have other ranks, or more physical experts,
               while it serves
+    tp_size, most_ranks: ranks of a tensor-parallel group, of which a width is a multiple, and the
+              most that its engine can have; 0 if they are not known
     """
 
     name: str
@@ -31,6 +33,8 @@ class Worker:
     records: bool
     can_resize: bool = False
     can_replicate: bool = False
+    tp_size: int = 0
+    most_ranks: int = 0
 
     @property
     def dims(self) -> str:
@@ -44,12 +48,14 @@ class Identity:
     pool:   engines that serve the same model at the same width, and share a plan
     engine: the expert-parallel group of workers that it belongs to
     actor:  the Ray actor that carries out migrations; without one the engine moves by itself
+    api:    the API server that changes the engine's width, if somebody said
     metrics: where the engine answers with its metrics, if somebody said
     """
 
     pool: str
     engine: str
     actor: str = ""
+    api: str = ""
     metrics: str = ""
 
 

@@ -12,6 +12,7 @@ OF_AN_EVENT_LOOP = ("time", "call_later", "call_at")
 # Others' clocks, which no virtual time passes on.
 REAL = {
     "controller/engines/http_metrics.py": "HTTP's deadline of an answer",
+    "controller/engines/vllm_api.py": "whether an API server answers",
     "controller/hosts/process.py": "whether a controller has started",
     "controller/hosts/ray.py": "whether Ray answers",
     "controller/ledger/file.py": "SQLite's, for its file's lock",

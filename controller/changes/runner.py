@@ -29,6 +29,7 @@ from placer.schedule import Budget, schedule
 
 DEADLINE_S = 60.0  # of a command
 ITSELF_S = 300.0  # an engine that moves by itself does at its next rebalancing step
+TRANSFER_S = 1800.0  # and starts processes for more ranks, which load the model
 TRIES = 12  # of going back
 RETRY_S = 5.0
 
@@ -131,6 +132,8 @@ class Runner:
             command = attempt.command(operation.state, operation.round)
         itself = self.engines.moves_itself(operation.pool, operation.engine)
         deadline_s = ITSELF_S if itself else DEADLINE_S
+        if itself and isinstance(command, Transfer):
+            deadline_s = TRANSFER_S
         try:
             async with self.ledger.clock.timeout(deadline_s):
                 outcome = await self.engines.carry_out(operation.pool, operation.engine, command)

@@ -44,7 +44,7 @@ class VllmEngines:
         return True
 
     async def stands(self, pool: str, engine: str) -> Placement:
-        members = self._members(pool, engine)
+        members = self.members(pool, engine)
         digests = {member.registration.digest for member in members}
         if len(digests) > 1:
             raise EngineLostError(f"the ranks of {engine} are about to change")
@@ -91,7 +91,7 @@ class VllmEngines:
         now, plan = await self.stands(pool, engine), Plan(command.after)
         if now.digest != command.before.digest:
             return Refused(f"it serves {now.digest}: plan from that map")
-        for member in kinds(self._members(pool, engine)):
+        for member in kinds(self.members(pool, engine)):
             if reason := refusal(plan, member.registration.worker):
                 return Refused(f"{member.registration.id.worker}: {reason}")
         self.ledger.keep_placement(command.after)
@@ -105,7 +105,7 @@ class VllmEngines:
 
     async def _arrival(self, pool: str, engine: str, epoch: int, digest: str) -> Outcome:
         while True:
-            members = self._members(pool, engine)
+            members = self.members(pool, engine)
             for member in members:
                 worker = member.registration
                 if worker.refused_epoch == epoch:
@@ -116,8 +116,8 @@ class VllmEngines:
                 return Done()
             await self.ledger.clock.sleep(LOOK_S)
 
-    def _members(self, pool: str, engine: str) -> list[Member]:
-        """All ranks, seen lately."""
+    def members(self, pool: str, engine: str) -> list[Member]:
+        """All ranks, seen lately. Raises EngineLostError if some are not."""
         try:
             members = self.fleet.engine(pool, engine)
         except FleetError as error:
@@ -139,7 +139,7 @@ class VllmEngines:
 
     def _linear(self, pool: str, engine: str) -> Placement:
         """What an engine starts with."""
-        width, model = self._width(engine, self._members(pool, engine)), self.fleet.pool(pool).model
+        width, model = self._width(engine, self.members(pool, engine)), self.fleet.pool(pool).model
         nodes = self.config.of(pool).hardware(width.ranks).nodes
         return linear(model.layers, width.slots, model.experts, width.ranks, nodes)
 

@@ -24,6 +24,7 @@ class Registration:
 
     shape:  the model's sizes, if it knows them
     actor:  the Ray actor that carries out migrations, if there is one
+    api:    the API server that changes its engine's width, if somebody said
     metrics: where its engine answers with its metrics, if somebody said
     epoch, digest: of the plan that was applied last, as read back from the engine's map
     """
@@ -32,6 +33,7 @@ class Registration:
     worker: Worker
     shape: ModelShape | None = None
     actor: str = ""
+    api: str = ""
     epoch: int = 0
     digest: str = ""
     refused_epoch: int = 0
@@ -63,6 +65,11 @@ class Member:
     last_seen_s: float
     sequence: int = 0
     lost: int = 0
+
+    @property
+    def missed(self) -> int:
+        """Pushes that never came, as it or its numbers say."""
+        return max(self.registration.dropped, self.lost)
 
 
 def kinds(members: Iterable[Member]) -> list[Member]:
@@ -151,13 +158,23 @@ class Group:
 
 @dataclass(slots=True)
 class Pool:
-    """Engines of one model. slots, windows: by ranks of the engines; windows then by phase"""
+    """Engines of one model. slots, windows: by ranks of the engines; windows then by phase;
+    missed_before: pushes of workers that are gone, so that their sum never falls"""
 
     name: str
     model: ModelShape
     members: dict[tuple[str, str], Member] = field(default_factory=dict)
     slots: dict[int, int] = field(default_factory=dict)
     windows: dict[int, dict[str, Window]] = field(default_factory=dict)
+    missed_before: int = 0
+
+    @property
+    def missed(self) -> int:
+        return self.missed_before + sum(one.missed for one in list(self.members.values()))
+
+    def lose(self, key: tuple[str, str]) -> None:
+        """A worker that is gone."""
+        self.missed_before += self.members.pop(key).missed
 
     @property
     def engines(self) -> dict[str, list[Member]]:

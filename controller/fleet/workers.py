@@ -68,7 +68,8 @@ class Fleet:
         if registration.id.incarnation != member.registration.id.incarnation:
             if self.is_heard(member):
                 _check_later(registration.id, member, self.clock.now())
-            member.sequence = 0
+            pool.missed_before += member.missed
+            member.sequence = member.lost = 0
         resized = member.registration.worker.ep_size != registration.worker.ep_size
         member.registration, member.last_seen_s = registration, now_s
         if resized:
@@ -122,7 +123,7 @@ class Fleet:
         for pool in list(self.pools.values()):
             for key, member in list(pool.members.items()):
                 if self.silent_s(member) >= FORGOTTEN_S:
-                    del pool.members[key]
+                    pool.lose(key)
             pool.forget_widths()
             if not pool.members:
                 del self.pools[pool.name]
@@ -170,7 +171,7 @@ class Fleet:
         if is_other:
             self.pools[id.pool] = Pool(id.pool, registration.model)
         for key in others:
-            del pool.members[key]
+            pool.lose(key)
         pool.forget_widths()
 
 

@@ -153,7 +153,7 @@ class FleetState(FleetServiceServicer):
             workers=len(members),
             silent_s=max(map(self.fleet.silent_s, members)),
             tokens=sum(one.tokens for one in registrations),
-            dropped=sum(max(member.registration.dropped, member.lost) for member in members),
+            dropped=sum(member.missed for member in members),
             conditions=[*conditions[:CONDITIONS], *more],
             ranks=width.ranks if width else 0,
             slots=width.slots if width else 0,

@@ -62,7 +62,7 @@ def registration(message: Any) -> Registration:
     numbers = ("epoch", "refused_epoch", "tokens", "dropped")
     for name in numbers:
         number(name, getattr(message, name))
-    texts = ("actor", "digest", "refused", "trouble", "metrics")
+    texts = ("actor", "api", "digest", "refused", "trouble", "metrics")
     told = {name: getattr(message, name) for name in numbers}
     told |= {name: _line(getattr(message, name)) for name in texts}
     model = replace(worker, model=_line(worker.model))

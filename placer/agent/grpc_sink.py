@@ -120,6 +120,7 @@ class GrpcSink:
             worker=fleet_pb2.Worker(**worker),
             shape="" if self.model is None else json.dumps(asdict(self.model)),
             actor=self.identity.actor,
+            api=self.identity.api,
             metrics=self.identity.metrics,
             **rest,
         )

@@ -1,5 +1,6 @@
 """Which way recordings leave and plans come in: what PLACER_AGENT names, a directory or a
-controller's address (``host:port``), to which PLACER_POOL and PLACER_ENGINE say whose worker it is.
+controller's address (``host:port``), to which PLACER_POOL and PLACER_ENGINE say whose worker it is,
+and PLACER_API where its engine is told to change its width.
 """
 
 import os
@@ -32,4 +33,7 @@ def way_to(target: str, clock: ThreadClock) -> OpenSink:
 def _identity(model: str) -> Identity:
     pool = os.environ.get("PLACER_POOL", "").strip() or Path(model).name
     engine = os.environ.get("PLACER_ENGINE", "").strip() or socket.gethostname()
-    return Identity(pool, engine, metrics=os.environ.get("PLACER_METRICS", "").strip())
+    told = {
+        name: os.environ.get(f"PLACER_{name.upper()}", "").strip() for name in ("api", "metrics")
+    }
+    return Identity(pool, engine, **told)

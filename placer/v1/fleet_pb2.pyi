@@ -71,6 +71,8 @@ class Worker(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     CAN_RESIZE_FIELD_NUMBER: _builtins.int
     CAN_REPLICATE_FIELD_NUMBER: _builtins.int
+    TP_SIZE_FIELD_NUMBER: _builtins.int
+    MOST_RANKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     layers: _builtins.int
@@ -84,6 +86,11 @@ class Worker(_message.Message):
     can_resize: _builtins.bool
     """What its engine can change while it serves; agents of before that was asked say neither."""
     can_replicate: _builtins.bool
+    tp_size: _builtins.int
+    """Ranks of a tensor-parallel group, of which a width is a multiple, and the most that its engine
+    can have; 0 if they are not known.
+    """
+    most_ranks: _builtins.int
     def __init__(
         self,
         *,
@@ -99,10 +106,12 @@ class Worker(_message.Message):
         records: _builtins.bool = ...,
         can_resize: _builtins.bool = ...,
         can_replicate: _builtins.bool = ...,
+        tp_size: _builtins.int = ...,
+        most_ranks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_apply", b"can_apply", "can_replicate", b"can_replicate", "can_resize", b"can_resize", "ep_rank", b"ep_rank", "ep_size", b"ep_size", "experts", b"experts", "layers", b"layers", "model", b"model", "name", b"name", "records", b"records", "slots", b"slots", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_apply", b"can_apply", "can_replicate", b"can_replicate", "can_resize", b"can_resize", "ep_rank", b"ep_rank", "ep_size", b"ep_size", "experts", b"experts", "layers", b"layers", "model", b"model", "most_ranks", b"most_ranks", "name", b"name", "records", b"records", "slots", b"slots", "top_k", b"top_k", "tp_size", b"tp_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -124,6 +133,7 @@ class RegisterRequest(_message.Message):
     DROPPED_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    API_FIELD_NUMBER: _builtins.int
     shape: _builtins.str
     """The model's sizes as in a model file (docs/files.md), in JSON; empty if they are not known."""
     actor: _builtins.str
@@ -141,6 +151,8 @@ class RegisterRequest(_message.Message):
     """What keeps the worker from its work."""
     metrics: _builtins.str
     """Where its engine answers with its metrics, such as http://host:8000/metrics; empty if nobody said."""
+    api: _builtins.str
+    """The API server that changes its engine's width, such as http://host:8000; empty if nobody said."""
     @_builtins.property
     def id(self) -> _profile_pb2.WorkerId: ...
     @_builtins.property
@@ -160,10 +172,11 @@ class RegisterRequest(_message.Message):
         dropped: _builtins.int = ...,
         trouble: _builtins.str = ...,
         metrics: _builtins.str = ...,
+        api: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "id", b"id", "metrics", b"metrics", "refused", b"refused", "refused_epoch", b"refused_epoch", "shape", b"shape", "tokens", b"tokens", "trouble", b"trouble", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "api", b"api", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "id", b"id", "metrics", b"metrics", "refused", b"refused", "refused_epoch", b"refused_epoch", "shape", b"shape", "tokens", b"tokens", "trouble", b"trouble", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

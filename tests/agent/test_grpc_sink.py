@@ -242,16 +242,18 @@ def test_a_refused_push_is_over_and_each_reason_is_logged_once(
 
 
 def test_a_registration_says_everything(controller: Controller, address: str) -> None:
-    worker = Worker("worker-3", "a model", 58, 256, 8, 288, 3, 16, can_apply=True, records=False,
-                    can_resize=True)  # fmt: skip
+    worker = Worker(
+        "worker-3", "a model", 58, 256, 8, 288, 3, 16, can_apply=True, records=False,
+        can_resize=True, tp_size=2, most_ranks=32,
+    )  # fmt: skip
     status = Status(worker, 7, "sha256:ab", 8, "why not", 2**40, 9, "what keeps it")
     shape = model.preset("deepseek-v3")
-    identity = Identity("a pool", "an engine", "an actor", "http://host:8000/metrics")
+    identity = Identity("a pool", "an engine", "an actor", "http://host:1", "http://host:2/metrics")
     sink = GrpcSink(address, worker, identity, shape, SystemClock())
     sink.report(status)
     sink.close()
     (request,) = controller.requests
-    own = {"id", "shape", "actor", "metrics"}
+    own = {"id", "shape", "actor", "api", "metrics"}
     for of, message, rest in ((worker, request.worker, set()), (status, request, own)):
         names = {field.name for field in message.DESCRIPTOR.fields} - rest
         assert names == set(type(of).__slots__)
@@ -262,7 +264,8 @@ def test_a_registration_says_everything(controller: Controller, address: str) ->
         "an engine",
         "worker-3",
     )
-    assert (request.actor, request.metrics) == ("an actor", "http://host:8000/metrics")
+    told = request.actor, request.api, request.metrics
+    assert told == ("an actor", "http://host:1", "http://host:2/metrics")
     assert shape_of(json.loads(request.shape)) == shape
 
 
@@ -288,14 +291,15 @@ def test_a_later_life_of_a_worker_has_a_larger_incarnation(
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, ("DeepSeek-V3", "this-host")),
-        ({"PLACER_POOL": "chat", "PLACER_ENGINE": " blue "}, ("chat", "blue")),
-        ({"PLACER_POOL": " ", "PLACER_ENGINE": ""}, ("DeepSeek-V3", "this-host")),
+        ({}, ("DeepSeek-V3", "this-host", "")),
+        ({"PLACER_POOL": "chat", "PLACER_ENGINE": " blue "}, ("chat", "blue", "")),
+        ({"PLACER_POOL": " ", "PLACER_ENGINE": ""}, ("DeepSeek-V3", "this-host", "")),
+        ({"PLACER_API": " http://h:1 "}, ("DeepSeek-V3", "this-host", "http://h:1")),
     ],
-    ids=["neither", "both", "empty"],
+    ids=["neither", "both", "empty", "server"],
 )
 def test_the_environment_names_pool_and_engine_or_else_model_and_host(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: tuple[str, str]
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: tuple[str, str, str]
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "this-host")
     for name, value in environment.items():
@@ -304,7 +308,8 @@ def test_the_environment_names_pool_and_engine_or_else_model_and_host(
         a_worker(model="deepseek-ai/DeepSeek-V3"), None
     )
     assert isinstance(sink, GrpcSink)
-    assert (sink.identity.pool, sink.identity.engine) == expected
+    identity = sink.identity
+    assert (identity.pool, identity.engine, identity.api) == expected
     sink.close()
 
 

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 
 from controller import metrics
 from controller.fleet.windows import Delta
+from controller.fleet.workers import FORGOTTEN_S
 from controller.metrics import LoopCollector
 from placer.model import ModelShape
 from placer.pace import Pace
@@ -180,3 +181,18 @@ def test_prometheus_may_ask_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@in_virtual_time
+async def test_counters_do_not_fall_when_workers_retire_or_start_again() -> None:
+    """As those of vLLM do when its width changes."""
+    world, dropped = World(), 'placer_dropped_deltas_total{pool="chat"}'
+    for life, count in ((1, 5), (2, 0), (3, 2)):
+        told = a_registration("e0", actor="there", incarnation=life, dropped=count)
+        world.fleet.register(told)
+        assert scrape(world)[dropped] == {1: 5, 2: 5, 3: 7}[life]
+    world.fleet.register(a_registration("e0", "w1", rank=1, dropped=4))
+    await world.clock.sleep(FORGOTTEN_S)
+    world.hear()
+    world.fleet.forget()
+    assert scrape(world)[dropped] == 11

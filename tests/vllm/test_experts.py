@@ -155,6 +155,8 @@ def test_a_model_of_an_unknown_kind_is_never_said_to_have_no_experts(
         tensor_parallel_size=1,
         pipeline_parallel_size=1,
         enable_expert_parallel=False,
+        enable_elastic_ep=False,
+        elastic_ep_max_dp_size=1,
     )
     model_config = SimpleNamespace(
         model="tiny", hf_config=SimpleNamespace(to_dict=lambda: dict(config))
@@ -183,6 +185,27 @@ def test_a_model_of_an_unknown_kind_is_never_said_to_have_no_experts(
     assert "4 experts in 2 layers" in status.trouble
     assert "OtherExperts" in status.trouble
     assert "--moe-backend" in status.trouble
+
+
+@pytest.mark.parametrize("elastic", [False, True])
+@pytest.mark.parametrize("server", ["", "http://host:8000"])
+def test_a_width_changes_where_elastic_ep_is_on_and_its_server_is_known(
+    monkeypatch: pytest.MonkeyPatch, elastic: bool, server: str
+) -> None:
+    monkeypatch.setenv("PLACER_API", server)
+    parallel = SimpleNamespace(
+        data_parallel_rank=1,
+        data_parallel_size=2,
+        tensor_parallel_size=2,
+        enable_expert_parallel=False,
+        enable_elastic_ep=elastic,
+        elastic_ep_max_dp_size=8,
+    )
+    config = SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace(model="tiny"))
+    worker = worker_agent._worker(config, (2, 4, 2, 4), 1, can_apply=True, records=False)
+    assert worker.name == "worker-3"
+    assert worker.can_resize == (elastic and bool(server))
+    assert (worker.tp_size, worker.most_ranks) == (2, 16)
 
 
 def test_kinds_are_classes_that_look_like_experts() -> None:

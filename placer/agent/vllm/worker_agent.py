@@ -1,6 +1,7 @@
 """The agent of one worker of vLLM's: what it is, records and applies."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -141,7 +142,7 @@ def start(runner: Any, open_sink: OpenSink, record: str) -> WorkerAgent | None:
     reason = _cannot_record(config, layers, tp_rank, record) or unseen
     worker = _worker(config, shape, tp_rank, can_apply=eplb is not None, records=not reason)
     agent = WorkerAgent(runner, worker, layers, open_sink, record, unseen)
-    _say(worker, reason, record)
+    _say(worker, reason, record, config.parallel_config.enable_elastic_ep)
     return agent
 
 
@@ -167,7 +168,9 @@ def _worker(
         ep_size=get_ep_group().world_size if has_ranks else 1,
         can_apply=can_apply,
         records=records,
-        can_resize=bool(getattr(parallel, "enable_elastic_ep", False)),  # its slots a rank stay
+        can_resize=parallel.enable_elastic_ep and bool(os.environ.get("PLACER_API", "").strip()),
+        tp_size=parallel.tensor_parallel_size,
+        most_ranks=parallel.elastic_ep_max_dp_size * parallel.tensor_parallel_size,
     )
 
 
@@ -186,7 +189,7 @@ def _cannot_record(config: Any, layers: Sequence[ExpertLayer], tp_rank: int, rec
     return ""
 
 
-def _say(worker: Worker, reason: str, record: str) -> None:
+def _say(worker: Worker, reason: str, record: str, elastic: bool) -> None:
     does = [f"records nothing ({reason})"]
     if not reason:
         does = ["records"] if record == "always" else ["records for a tenth of the time"]
@@ -196,6 +199,8 @@ def _say(worker: Worker, reason: str, record: str) -> None:
         else "applies nothing (start with --enable-eplb for that)"
     )
     log.info("placer: %s %s", worker.name, ", ".join(does))
+    if elastic and not worker.can_resize:
+        log.info("placer: elastic EP is on: with PLACER_API, too, placer can change the width")
     if not reason and record == "always" and (what := unfused()):
         log.warning(
             "placer: recording turns off %s, and they take longer: PLACER_RECORD=sampled leaves it "

@@ -333,3 +333,14 @@ async def test_explain_tells_the_story_of_a_plan_and_its_operation() -> None:
             NOT_FOUND,
             "nothing is known of 'op-9': `placer history` lists what is",
         )
+
+
+@asynchronous
+async def test_a_worker_says_where_its_engine_is_resized_and_how_far() -> None:
+    changes = {"can_resize": True, "tp_size": 1, "most_ranks": 8}
+    async with a_world() as world:
+        await world.register(changes=changes, api=" http://host:8000 ")
+        (member,) = world.loop.fleet.engine("tiny", "engine-1")
+    worker = member.registration.worker
+    assert member.registration.api == "http://host:8000"
+    assert (worker.can_resize, worker.tp_size, worker.most_ranks) == (True, 1, 8)
