@@ -61,16 +61,18 @@ class Devices:
         """Start those that are not there; their arenas are empty."""
         new = [one for one in devices if one not in self._hmms]
         for device in new:
-            self._hmms[device] = Process(HMM, f"hmm-{device}")
-            self._locks[device] = threading.RLock()
-            self._arenas[device] = f"arena-{device}-{next(self._numbers)}"
-        for device in new:
-            with suppress(GoneError):
-                self._hmms[device].say(Create(self.layout, self._weights))
-        for device in new:
-            descriptor = self._created(device)
-            self._keep(device, descriptor)
-            os.close(descriptor)
+            self._locks.setdefault(device, threading.RLock())
+        with self._held(new):  # whoever supervises must not talk to them meanwhile
+            for device in new:
+                self._arenas[device] = f"arena-{device}-{next(self._numbers)}"
+                self._hmms[device] = Process(HMM, f"hmm-{device}")
+            for device in new:
+                with suppress(GoneError):
+                    self._hmms[device].say(Create(self.layout, self._weights))
+            for device in new:
+                descriptor = self._created(device)
+                self._keep(device, descriptor)
+                os.close(descriptor)
 
     def retire(self, devices: Iterable[int], used: Collection[int]) -> list[str]:
         """Keep them as spares, or give their memory back if there are enough; returns the names of
@@ -86,11 +88,11 @@ class Devices:
 
     def remove(self, device: int) -> None:
         """Give its memory back, or what is left of it."""
-        hmm = self._hmms.pop(device)
-        del self._locks[device]
-        self._kept.discard(device)
-        self._ask_keeper(Drop(self._arenas.pop(device)))
-        hmm.end()
+        with self._held([device]):
+            hmm = self._hmms.pop(device)
+            self._kept.discard(device)
+            self._ask_keeper(Drop(self._arenas.pop(device)))
+            hmm.end()
 
     @contextmanager
     def descriptor(self, device: int) -> Iterator[int]:
@@ -114,17 +116,24 @@ class Devices:
         with self._held(messages):
             left = dict(messages)
             for _ in range(ATTEMPTS):
-                for device, (message, source) in left.items():
-                    with suppress(GoneError):
+                failed: PlacerError | None = None  # the others' answers must not wait meanwhile
+                for device, (message, source) in list(left.items()):
+                    try:
                         self._say(device, message, source)
-                failed: PlacerError | None = None
+                    except GoneError:
+                        continue
+                    except LostDeviceError as lost:
+                        failed, _ = lost, left.pop(device)
                 for device in list(left):
                     try:
                         answers[device] = self._hmms[device].hear()[0]
                         del left[device]
                     except GoneError:
-                        self._start_again(device)
-                    except PlacerError as error:  # the others' answers must not wait
+                        try:
+                            self._start_again(device)
+                        except LostDeviceError as lost:
+                            failed, _ = lost, left.pop(device)
+                    except PlacerError as error:
                         failed, _ = error, left.pop(device)
                 if failed is not None:
                     raise failed
@@ -137,16 +146,18 @@ class Devices:
         if not self._keeper.is_alive:
             with self._keeping:
                 self._start_keeper()
-        for device, hmm in list(self._hmms.items()):
-            if not self._locks[device].acquire(blocking=False):
+        for device, lock in list(self._locks.items()):
+            if not lock.acquire(blocking=False):
                 continue  # somebody asks it, and will see
             try:
-                if not hmm.is_alive:
+                if device not in self._hmms:
+                    continue
+                if not self._hmms[device].is_alive:
                     self._start_again(device)
                 elif device not in self._kept:
                     self._given(device)
             finally:
-                self._locks[device].release()
+                lock.release()
 
     def close(self) -> None:
         for one in (*self._hmms.values(), self._keeper):

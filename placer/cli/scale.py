@@ -49,12 +49,12 @@ def scale(
             if as_json:
                 print_json({"status": "planned", **as_dict(answer.resize)})
             else:
-                out.print(_costs(answer.resize))
+                out.print(_costs(answer.resize), soft_wrap=True)
                 out.print(_steps(answer.resize, None))
             return
         operation = answer.operation
         if not as_json and operation.HasField("resize") and operation.resize.seconds:
-            out.print(_costs(operation.resize))
+            out.print(_costs(operation.resize), soft_wrap=True)
         ended = wait_for(found, operation)
         if not as_json and ended.seconds:
             out.print(_steps(ended.resize, ended))

@@ -226,11 +226,16 @@ class Ranks:
                 members[rank].process.say(message, descriptors.get(rank, ()))
             except GoneError:
                 lost.add(rank)
+        failed: PlacerError | None = None
         for rank in messages.keys() - lost:
             try:
                 answers[rank], _ = members[rank].process.hear()
             except GoneError:
                 lost.add(rank)
+            except PlacerError as error:  # the others' answers must not wait
+                failed = error
+        if failed is not None:
+            raise failed
         if lost or any(isinstance(answer, Aborted) for answer in answers.values()):
             raise RankLostError(sorted(lost))
         return answers
