@@ -8,7 +8,7 @@ VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 TRACES := $(wildcard examples/tiny_moe/traces/*.npz)
 
-.PHONY: demo test test-vllm check setup proto bench lock clean
+.PHONY: demo test test-vllm check lint setup proto bench lock clean
 
 demo: setup
 	@mkdir -p demo
@@ -27,12 +27,14 @@ test-vllm: $(VLLM_READY)
 	@if [ -e $(VLLM_VENV)/.missing ]; then cat $(VLLM_VENV)/.missing; \
 	else $(VLLM_VENV)/bin/python -m bench agent && $(VLLM_VENV)/bin/pytest -n 0 -s -W ignore tests/vllm; fi
 
-check: setup
+check: lint
+	$(BIN)/pytest -m "not slow"
+
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow"
 
 # Python and its types from protos/, which are committed.
 proto: setup
