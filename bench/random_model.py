@@ -56,5 +56,6 @@ def _write(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
             if len(shape) == 1:
                 values = np.ones(shape, dtype=np.float32)
             else:
-                values = lots.standard_normal(shape, dtype=np.float32) / np.float32(shape[-1]) ** 0.5
+                values = lots.standard_normal(shape, dtype=np.float32)
+                values /= np.float32(shape[-1]) ** 0.5
             file.write((values.view(np.uint32) >> 16).astype("<u2").tobytes())
