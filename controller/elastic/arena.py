@@ -15,7 +15,6 @@ from placer.memory.device import Device, Run, padded
 from placer.memory.ranges import Range
 
 FREE = -1
-DENSE = 0  # of the journal: whether the dense weights are there; the pages' entries follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class Layout:
 
     @property
     def journal_room(self) -> int:
-        return padded(8 * (1 + self.pages), self.granularity)
+        return padded(8 * self.pages, self.granularity)
 
     @property
     def dense_room(self) -> int:
@@ -59,9 +58,6 @@ class Layout:
     @property
     def capacity(self) -> int:
         return self.pages_at + self.pages * self.page_stride
-
-    def journal(self, arena: int) -> Run:
-        return Run(arena, 0, self.journal_room)
 
     def dense(self, arena: int) -> Run:
         return Run(arena, self.journal_room, self.dense_room)
@@ -81,20 +77,11 @@ class Arena:
         self.layout, self.descriptor = layout, descriptor
         self._range = Range(device, [Run(descriptor, 0, layout.capacity)])
         self._bytes = self._range.array()
-        entries = self._bytes[: 8 * (1 + layout.pages)].view(np.int64)
-        self._dense_flag, self.table = entries[DENSE : DENSE + 1], entries[1:]
-
-    @property
-    def has_dense(self) -> bool:
-        return bool(self._dense_flag[0])
-
-    def tell_dense(self) -> None:
-        self._dense_flag[0] = 1
+        self.table = self._bytes[: 8 * layout.pages].view(np.int64)
 
     def vacate(self) -> None:
-        """All pages are free, and the dense weights are not there, as in a new one."""
+        """All pages are free, as in a new one."""
         self.table[:] = FREE
-        self._dense_flag[0] = 0
 
     def touch(self) -> None:
         """Reading is enough for there to be memory behind a page."""
@@ -113,5 +100,5 @@ class Arena:
         return self._bytes[at : at + self.layout.page_size]
 
     def close(self) -> None:
-        del self._bytes, self._dense_flag, self.table
+        del self._bytes, self.table
         self._range.close()

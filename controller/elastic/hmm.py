@@ -209,7 +209,6 @@ class Hmm:
         digests = []
         if dense:
             self.weights.read_dense(self.arena.dense())
-            self.arena.tell_dense()
             digests.append(digest(self.arena.dense()))
         for one in pages:
             with self._filling(one) as page:
@@ -222,7 +221,6 @@ class Hmm:
         pace = _Pace(message.rate)
         if message.dense:
             pace.copy(source.dense(), self.arena.dense())
-            self.arena.tell_dense()
         for theirs, one in message.pages:
             if source.table[theirs] != self._entry(one):
                 raise DeviceError(

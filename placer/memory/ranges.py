@@ -22,7 +22,6 @@ class Range:
         self._device = device
         self.size = sum(run.size for run in together)
         self.address = device.reserve(self.size)
-        self.mappings = len(together)
         at = self.address
         try:
             for run in together:
