@@ -155,7 +155,8 @@ class Devices:
                 if not self._hmms[device].is_alive:
                     self._start_again(device)
                 elif device not in self._kept:
-                    self._given(device)
+                    with self.descriptor(device):
+                        pass  # the keeper has it, too, from now on
             finally:
                 lock.release()
 

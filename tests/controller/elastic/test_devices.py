@@ -25,7 +25,7 @@ from placer.errors import FileError
 from placer.memory.device import DeviceError
 from placer.memory.memfd import Memfd
 from tests.controller.elastic.tiny_weights import DENSE, PAGE, TinyWeights, of
-from tests.controller.local_engine.tiny_engine import eventually
+from tests.controller.local_engine.tiny_engine import arenas_of, eventually
 
 # 3 seats of [2 rows, 4 tokens, 8 bytes], and 6 pages.
 LAYOUT = Layout(Memfd.granularity, DENSE, 2 * 4 * 8, 3, PAGE, 6)
@@ -38,6 +38,7 @@ def devices() -> Iterator[Devices]:
     found.add([0, 1])
     yield found
     found.close()
+    assert not arenas_of(os.getpid())
 
 
 def kill(devices: Devices, name: str) -> None:
