@@ -8,7 +8,7 @@ from typing import Any
 
 from controller.changes.plans import Kept, PlanState
 from controller.changes.sizing import sized
-from controller.fleet.pools import Group, Member, Pool, width_of
+from controller.fleet.pools import Group, Member, Pool, Registration, width_of
 from controller.fleet.workers import FleetError
 from controller.ledger.ledger import Ledger, Record
 from controller.loop import Loop
@@ -157,6 +157,7 @@ class FleetState(FleetServiceServicer):
             conditions=[*conditions[:CONDITIONS], *more],
             ranks=width.ranks if width else 0,
             slots=width.slots if width else 0,
+            doors=_doors(registrations),
         )
 
 
@@ -178,6 +179,16 @@ class Ledgers(LedgerServiceServicer):
 
     async def _read(self, read: Callable[..., Any], *what: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._beside, read, *what)
+
+
+def _doors(registrations: list[Registration]) -> list[Any]:
+    """Where its ranks take requests."""
+    found: dict[str, set[int]] = {}
+    for one in registrations:
+        if one.api:
+            rank = one.worker.ep_rank // max(one.worker.tp_size, 1)
+            found.setdefault(one.api, set()).add(rank)
+    return [fleet_pb2.Door(address=api, ranks=sorted(them)) for api, them in sorted(found.items())]
 
 
 def _history(records: Ledger, limit: int, pool: str | None) -> Any:

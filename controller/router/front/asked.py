@@ -1,0 +1,142 @@
+"""What a request asks for, as far as it matters to where it goes and whether it can go on there."""
+
+import json
+from array import array
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from controller.router.scheduling.request import Request
+from controller.router.scheduling.scheduler import BLOCK_TOKENS
+from controller.router.wire.heads import RefusedError
+from placer.arrays import IntArray
+
+BYTES_PER_TOKEN = 4  # of text, where nobody counted
+DEFAULT_MOST = 16  # tokens of /v1/completions, as OpenAI has it
+UNBOUNDED = 1024  # tokens that are expected where none are stated
+LARGEST = 2**31 - 1  # of a token's id
+
+# What may stand in a request for which going on elsewhere from its tokens gives the same as if
+# nothing had happened. A grammar, a stop string or a penalty on what was generated would not know
+# of the first part.
+GOES_ON = frozenset(
+    {"model", "prompt", "messages", "stream", "stream_options", "max_tokens",
+     "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "user",
+     "ignore_eos", "stop_token_ids", "min_tokens", "logit_bias", "skip_special_tokens",
+     "spaces_between_special_tokens", "repetition_penalty", "return_token_ids", "priority",
+     "add_special_tokens", "presence_penalty", "frequency_penalty", "echo", "stop", "logprobs",
+     "chat_template_kwargs", "add_generation_prompt", "service_tier", "metadata", "store"}
+)  # fmt: skip
+# With these values only, which are as good as none.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1, None), "presence_penalty": (0, None), "frequency_penalty": (0, None),
+    "echo": (False, None), "stop": (None, "", []), "logprobs": (None, False),
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Asked:
+    """tokens: ids of the prompt's beginning, if they are told; length: tokens of all of it; most:
+    that may be generated; text: the prompt in pieces, where it is text; whole: what was sent, if
+    it can go on elsewhere after some of it was generated"""
+
+    tokens: IntArray | None = None
+    length: int = 1
+    most: int = UNBOUNDED
+    text: list[str] = field(default_factory=list)
+    whole: dict[str, Any] | None = None
+
+    def request(self) -> Request:
+        return Request(self.tokens, self.length, self.most, _blocks(self.tokens))
+
+
+def read(body: bytes, scored: int) -> Asked:
+    """Raises RefusedError for what no engine would take."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise RefusedError(400, f"the body is no JSON ({told})") from error
+    if not isinstance(data, dict):
+        raise RefusedError(400, "the body is no JSON object: see OpenAI's API")
+    asked = Asked()
+    prompt = data.get("prompt")
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], (list, str)):
+        asked.length = sum(_length(one) for one in prompt)
+        prompt = prompt[0]  # of several the first decides
+    else:
+        asked.length = _length(prompt)
+    if isinstance(prompt, list):
+        asked.tokens = _ids(prompt[:scored])
+    elif isinstance(prompt, str):
+        asked.text = [prompt]
+    elif "messages" in data:
+        asked.text = _texts(data["messages"])
+        asked.length = sum(len(one) for one in asked.text) // BYTES_PER_TOKEN + 1
+    elif "input" in data:  # of embeddings, which generate nothing
+        asked.length = _length(data["input"])
+    most = data.get("max_completion_tokens") or data.get("max_tokens")
+    if isinstance(most, int) and most > 0:
+        asked.most = most
+    elif "prompt" in data:
+        asked.most = DEFAULT_MOST
+    if goes_on(data):
+        asked.whole = data
+    return asked
+
+
+def goes_on(data: dict[str, Any]) -> bool:
+    """Whether a stream that was cut can go on elsewhere: greedy or seeded, and nothing in it that
+    depends on more than the tokens so far."""
+    if data.get("stream") is not True:
+        return False
+    if data.get("temperature") != 0 and data.get("seed") is None:
+        return False
+    if not data.keys() <= GOES_ON:
+        return False
+    prompt = data.get("prompt")
+    if isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int)):
+        return False
+    return all(data.get(key) in allowed for key, allowed in NEUTRAL.items())
+
+
+def _blocks(tokens: IntArray | None) -> tuple[int, ...]:
+    """A hash of each block of the prompt's beginning and all before it, as engines cache them."""
+    if tokens is None:
+        return ()
+    data, size = tokens.tobytes(), BLOCK_TOKENS * tokens.itemsize
+    found, before = [], 0
+    for end in range(size, len(data) + 1, size):
+        before = hash((before, data[end - size : end]))
+        found.append(before)
+    return tuple(found)
+
+
+def _ids(tokens: list[Any]) -> IntArray | None:
+    """None if they are none: the engine says what is wrong with them."""
+    try:
+        found = np.frombuffer(array("q", tokens), dtype=np.int64)
+    except (TypeError, OverflowError):
+        return None
+    return found if len(found) and 0 <= found.min() and found.max() <= LARGEST else None
+
+
+def _length(prompt: Any) -> int:
+    """Tokens, at least 1."""
+    if isinstance(prompt, str):
+        return len(prompt) // BYTES_PER_TOKEN + 1
+    return max(len(prompt), 1) if isinstance(prompt, list) else 1
+
+
+def _texts(messages: Any) -> list[str]:
+    """Of a conversation, message by message."""
+    found: list[str] = []
+    for one in messages if isinstance(messages, list) else []:
+        content = one.get("content") if isinstance(one, dict) else None
+        if isinstance(content, str):
+            found.append(content)
+        elif isinstance(content, list):
+            parts = [part.get("text") for part in content if isinstance(part, dict)]
+            found += [part for part in parts if isinstance(part, str)]
+    return found

@@ -1,0 +1,77 @@
+"""What a front may hold, and for how long; docs/front.md has the table."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from placer.errors import FileError
+from placer.files.atomic import read_text
+from placer.files.documents import of_yaml
+from placer.files.specs import first_fault
+
+FILE = 2**20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds, so that no client and no engine can exhaust the front.
+
+    requests:     under way, held ones included; more are answered 429
+    held:         of them that wait for an engine
+    connections:  of clients
+    request_bytes, bodies_bytes: of a request's body, and of all of them together
+    parsed_bytes: of a body that is looked into; a larger one is passed on without scores
+    answer_bytes: that are kept back until an answer is whole, so that it can be asked for again
+    event_bytes:  of one event of a stream
+    head_s, body_s: in which a client must have sent them
+    idle_s:       that a client's connection is kept without a request
+    stall_s:      that a client may not read
+    first_s, gap_s: until an engine's first byte, and between two
+    hold_s:       that a request waits for an engine
+    drain_s:      that requests under way have at the end
+    losses:       engines that may die of a request until it is given up
+    scored_tokens: of a prompt that are looked up
+    """
+
+    requests: int = 8192
+    held: int = 4096
+    connections: int = 16_384
+    request_bytes: int = 32 * 2**20
+    bodies_bytes: int = 2**30
+    parsed_bytes: int = 2**20
+    answer_bytes: int = 2**20
+    event_bytes: int = 4 * 2**20
+    head_s: float = 10.0
+    body_s: float = 60.0
+    idle_s: float = 75.0
+    stall_s: float = 60.0
+    first_s: float = 600.0
+    gap_s: float = 300.0
+    hold_s: float = 300.0
+    drain_s: float = 60.0
+    losses: int = 2
+    scored_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if getattr(self, one.name) <= 0:
+                raise FileError(f"{one.name} is {getattr(self, one.name)}: it must be above 0")
+
+
+_Spec = checked(Limits, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+
+
+def read_limits(path: Path | None) -> Limits:
+    """The file's, YAML, and the defaults for what it does not say. Raises FileError."""
+    data: Any = of_yaml(read_text(path, FILE), str(path)) if path else {}
+    try:
+        return Limits(**vars_of(TypeAdapter(_Spec).validate_python(data or {})))
+    except ValidationError as error:
+        raise FileError(f"{path}: {first_fault(error)}: see docs/front.md") from error
+
+
+def vars_of(limits: Any) -> dict[str, Any]:
+    return {one.name: getattr(limits, one.name) for one in fields(Limits)}

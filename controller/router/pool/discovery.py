@@ -1,0 +1,69 @@
+"""Where engines are, as a controller knows it; asked beside the data path."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from controller.router.pool.doors import Named
+from controller.router.wire.addresses import AddressError, address
+from placer.channel import Settings, open_channel
+from placer.client import OPTIONS, Controller
+from placer.clock import Clock
+from placer.errors import PlacerError
+from placer.v1 import fleet_pb2
+
+EVERY_S = 2.0
+
+log = logging.getLogger("placer.front")
+
+
+class Discovery:
+    """Asks a controller again and again. While none answers, all stays as it was."""
+
+    def __init__(self, address: str, pool: str, clock: Clock) -> None:
+        settings = Settings.of_environment()
+        self._channel = open_channel(address, settings, OPTIONS)
+        self._controller = Controller(address, self._channel, settings)
+        self._pool, self._clock = pool, clock
+        self._beside = ThreadPoolExecutor(1, "discovery")
+        self._trouble = ""
+
+    async def run(self, name: Callable[[Mapping[str, Named]], None]) -> None:
+        while True:
+            try:
+                name(await asyncio.get_running_loop().run_in_executor(self._beside, self.ask))
+                self._tell("")
+            except PlacerError as error:
+                self._tell(str(error))
+            await self._clock.sleep(EVERY_S)
+
+    def ask(self) -> dict[str, Named]:
+        """By address. Raises PlacerError."""
+        request = fleet_pb2.StatusRequest(pool=self._pool)
+        status = self._controller.ask(self._controller.fleet.Status, request)
+        found: dict[str, Named] = {}
+        for engine in (one for pool in status.pools for one in pool.engines):
+            for door in engine.doors:
+                try:
+                    url = address(door.address).url
+                except AddressError as error:
+                    log.debug("placer: %s: %s", engine.name, error)
+                    continue
+                found[url] = Named(engine.name, tuple(door.ranks))
+        if not found:
+            raise PlacerError(
+                f"no engine of {self._pool} says where it answers: set PLACER_API where they start"
+            )
+        return found
+
+    def close(self) -> None:
+        self._beside.shutdown(wait=False, cancel_futures=True)
+        self._channel.close()
+
+    def _tell(self, trouble: str) -> None:
+        if trouble and trouble != self._trouble:
+            log.warning("placer: %s: going on with the engines that are known", trouble)
+        elif self._trouble and not trouble:
+            log.warning("placer: the controller answers again")
+        self._trouble = trouble
