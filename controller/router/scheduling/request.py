@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from placer.arrays import IntArray
 
 
@@ -28,36 +26,32 @@ class Why:
     """The figures behind a decision; words are made of them only where they are read.
 
     rule:      the scheduler's name
-    local:     share of the request's experts expected on the rank; NaN where nothing is known
-    by_chance: the mean of all ranks
-    saved_s:   GPU seconds expected to be saved against the mean of all ranks
+    local:     share of the request's experts expected on the rank
+    mean_local, mean_backlog: of all ranks that it might have gone to
+    saved_s:   GPU seconds expected to be saved against their mean
     cached:    prompt tokens that the rank has in its prefix cache
     added:     experts a step that the engine has to read for it besides those it reads anyway
     backlog:   tokens that the rank has to serve still, without this request
-    mean_backlog: of all ranks
     """
 
     rule: str
     local: float
-    by_chance: float
+    mean_local: float
     saved_s: float
-    cached: int
+    cached: float
     added: float
     backlog: float
     mean_backlog: float
 
     def __str__(self) -> str:
-        parts = []
-        if not np.isnan(self.local):
-            parts.append(f"{self.local:.0%} of its experts at home ({self.by_chance:.0%} by chance)")
+        parts = [f"{self.local:.0%} of its experts at home, {self.mean_local:.0%} in the mean"]
         if self.cached:
-            parts.append(f"{self.cached:,} tokens cached")
+            parts.append(f"{self.cached:,.0f} tokens cached")
         if self.added:
             parts.append(f"{self.added:.1f} more experts read a step")
-        if self.saved_s:
-            parts.append(f"{self.saved_s * 1e3:.3g} ms saved")
-        parts.append(f"backlog {self.backlog:,.0f} of {self.mean_backlog:,.0f} tokens in the mean")
-        return f"{self.rule}: {', '.join(parts)}"
+        parts.append(f"{self.saved_s * 1e3:.3g} ms of a GPU saved")
+        parts.append(f"backlog {self.backlog:,.0f}, {self.mean_backlog:,.0f} tokens in the mean")
+        return f"{self.rule}: {'; '.join(parts)}"
 
 
 @dataclass(frozen=True, slots=True)
