@@ -29,6 +29,7 @@ from placer.problem import Problem
 from placer.tables import TokenTable
 
 STREAM, WINDOW = 3000, 8  # requests; of a window, a rank
+HOMES = "joint+homes"  # joint of a profile that knows clusters of requests
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +67,12 @@ class Case:
 def cases(world: World, gpus: int, plan: str, splits: int, redundant: int = 0) -> Iterator[Case]:
     for seed in range(splits):
         fit, judged = world.halves(seed)
-        problem = world.problem(fit.served, gpus, redundant)
+        problem = world.problem(fit.served, gpus, redundant, plan == HOMES)
         yield Case(world, fit, judged, problem, placed(problem, plan), table_of(fit), seed)
 
 
 def placed(problem: Problem, plan: str) -> Placement:
-    solution = solve(problem, plan)
+    solution = solve(problem, "joint" if plan == HOMES else plan)
     if not isinstance(solution, Solution):
         raise SystemExit(f"{plan}: {solution.reason}")
     return solution.placement
@@ -102,7 +103,7 @@ def rates(case: Case) -> dict[str, float]:
 def best_found(case: Case, plan: str) -> float:
     """Of a plan made from the half that it is judged on, scheduled by an oracle."""
     trace = case.judged.served
-    placement = placed(case.world.problem(trace, case.gpus), plan)
+    placement = placed(case.world.problem(trace, case.gpus, 0, plan == HOMES), plan)
     true, lens = local_activations(case.judged, placement), trace.seq_lens.astype(np.float64)
     return _rate(true, lens, chosen(true * lens[:, None], trace.seq_lens)) * case.gpus
 

@@ -57,12 +57,14 @@ class World:
         fit[np.random.default_rng(seed).permutation(count)[: count // 2]] = True
         return self.requests.select(fit), self.requests.select(~fit)
 
-    def problem(self, fit: Trace, gpus: int, redundant: int = 0) -> Problem:
+    def problem(
+        self, fit: Trace, gpus: int, redundant: int = 0, clustered: bool = False
+    ) -> Problem:
         phase = "decode" if self.decodes else "prefill"
         return Problem(
             model=self.shape,
             topology=topology.preset("h100").resized(gpus),
-            profile=of_trace(fit),
+            profile=of_trace(fit, clustered),
             slots=self.shape.experts + redundant,
             objective=Objective("dedup", STEP_TOKENS_PER_GPU[phase], memory_share=1.0),
             trace=fit,

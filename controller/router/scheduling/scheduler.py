@@ -117,19 +117,11 @@ class Scheduler:
 
     def choose_many(self, batch: Batch) -> list[Decision]:
         """As ``choose`` for each in turn, faster. Raises NoRankError if no rank is open."""
-        check_open(self.pool)
-        count, of = len(batch.seq_lens), self.tables.tables
-        sums = np.empty((count, of.values.shape[1]), dtype=np.int64)
-        told = np.empty((count, kernels.FIGURES))
-        ends = np.cumsum(batch.seq_lens, dtype=np.int64)
-        found = kernels.many(
-            self._rule, self.pool.ranks, of, self.prices.costs, self.prices.fitted,
-            batch.tokens.astype(np.int64), ends, batch.most.astype(np.int64), sums, told,
-        )  # fmt: skip
+        ranks, told, sums = self._placed(batch)
         first = self._decisions + 1
-        self._decisions += count
+        self._decisions += len(ranks)
         decisions = []
-        for index, at in enumerate(found.tolist()):
+        for index, at in enumerate(ranks.tolist()):
             self._live[first + index] = self._begun(at, told[index], sums[index])
             decisions.append(decided(self.pool, self.name, at, told[index], first + index))
         return decisions
@@ -167,6 +159,20 @@ class Scheduler:
         skipped = 0.0 if tokens else live.prompt  # it never began
         more = tokens - live.expected - skipped
         kernels.charge(self.pool.ranks, live.at, more / max(fitted[kernels.TOKENS], 1.0))
+
+    def _placed(self, batch: Batch) -> tuple[IntArray, FloatArray, IntArray]:
+        """Of each request the rank's place, what is told of it, and its sums; they count as
+        chosen."""
+        check_open(self.pool)
+        count, of = len(batch.seq_lens), self.tables.tables
+        sums = np.empty((count, of.values.shape[1]), dtype=np.int64)
+        told = np.empty((count, kernels.FIGURES))
+        ends = np.cumsum(batch.seq_lens, dtype=np.int64)
+        found: IntArray = kernels.many(
+            self._rule, self.pool.ranks, of, self.prices.costs, self.prices.fitted,
+            batch.tokens.astype(np.int64), ends, batch.most.astype(np.int64), sums, told,
+        )  # fmt: skip
+        return found, told, sums
 
     def _begun(self, at: int, told: FloatArray, sums: IntArray) -> _Live:
         coming, left = float(told[kernels.COMING]), float(told[kernels.LEFT])
