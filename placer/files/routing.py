@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from placer.arrays import FloatArray, IntArray
+from placer.clusters import Clusters
 from placer.errors import FileError
 from placer.files.atomic import replacing
 from placer.files.conventions import Survey, routed, survey
@@ -31,6 +32,7 @@ from placer.trace import Trace, check_lengths
 
 VERSIONS = {"placer.trace": 1, "placer.profile": 2}
 TOKENS_AT_A_TIME = 65_536
+CLUSTERED = ("tokens", "requests", "load")  # of clusters
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ def read_profile(path: Path, model: ModelShape | None = None) -> Profile:
             spread=_spread(npz, meta, found),
             pace=of_meta(meta),
             sampled=found.sampled,
+            clusters=_clusters(npz, found),
             notes=found.notes,
         )
 
@@ -161,6 +164,8 @@ def write_profile(path: Path, profile: Profile, model: ModelShape | None = None)
             "spread_lengths": _smallest(spread.lengths),
         }
         meta |= {"spread_squares": spread.squares, "spread_blocks": spread.blocks}
+    if (of := profile.clusters) is not None:
+        arrays |= {f"cluster_{name}": _smallest(getattr(of, name)) for name in CLUSTERED}
     if profile.pace is not None:
         meta["pace"] = asdict(profile.pace)
     if model is not None:
@@ -260,6 +265,14 @@ def _spread(npz: Npz, meta: Mapping[str, Any], of: Loads) -> Spread | None:
         squares=_number(npz, meta, "spread_squares"),
         blocks=int(_number(npz, meta, "spread_blocks")),
     )
+
+
+def _clusters(npz: Npz, of: Loads) -> Clusters | None:
+    if "cluster_load" not in npz.names:
+        return None
+    tokens, requests, load = (_counts(npz, f"cluster_{name}") for name in CLUSTERED)
+    by_layer = np.moveaxis(load, 1, 0) if load.ndim == 3 else load
+    return Clusters(tokens, requests, np.moveaxis(_of_layers(by_layer, of), 0, 1))
 
 
 def _of_layers(array: FloatArray, of: Loads) -> FloatArray:

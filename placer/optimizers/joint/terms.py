@@ -4,7 +4,8 @@ import numpy as np
 
 from placer.arrays import FloatArray, IntArray
 from placer.cost import compute, links, moves, outlook, steps
-from placer.cost.homes import homes
+from placer.cost.homes import homes as least_loaded
+from placer.cost.owned import Kinds
 from placer.cost.sharing import away
 from placer.optimizers.joint.search import Layer, Rules
 from placer.problem import Problem
@@ -19,7 +20,8 @@ def is_coherent(problem: Problem) -> bool:
     return problem.objective.dispatch == "coherent" and known
 
 
-def rules(problem: Problem) -> Rules:
+def rules(problem: Problem, layers: list[Layer] | None = None) -> Rules:
+    """Of a problem; for ``layers`` that know where tokens' homes are, ``leaving`` counts."""
     topology, objective = problem.topology, problem.objective
     gpus, nodes, size = topology.gpus, topology.nodes, topology.gpus_per_node
     visit_s = node_visit_s = latency_s = node_latency_s = 0.0
@@ -44,7 +46,7 @@ def rules(problem: Problem) -> Rules:
         owned=_most_owned(problem),
         slowest=outlook.slowest(gpus),
         slowest_node=outlook.slowest(nodes),
-        coherent=is_coherent(problem),
+        coherent=is_coherent(problem) or bool(layers and len(layers[0].visitors)),
         by_rule=objective.dispatch != "allgather" and problem.slots > problem.model.experts,
         keep_nodes=objective.keep_groups and nodes > 1,
         two_nodes=objective.survive_node,
@@ -64,7 +66,7 @@ def _most_owned(problem: Problem) -> float:
         return 1.0
     if is_coherent(problem) or problem.profile.unknown is not None:
         return 1.0
-    owned = np.bincount(homes(trace.seq_lens, gpus), trace.seq_lens, gpus)
+    owned = np.bincount(least_loaded(trace.seq_lens, gpus), trace.seq_lens, gpus)
     return float(owned.max() / owned.mean())
 
 
@@ -114,9 +116,54 @@ def layers(problem: Problem) -> list[Layer]:
             standing=nowhere,
             leaving=nowhere,
             owning=owning[at],
+            visitors=np.zeros((0, experts)),
+            visiting=np.zeros((0, experts, experts)),
         )
         for at in range(profile.layers)
     ]
+
+
+def with_homes(
+    problem: Problem, layers: list[Layer], kinds: Kinds, homes: FloatArray
+) -> list[Layer]:
+    """``layers`` with the tokens that visit each place if their clusters' homes are these.
+
+    homes: [clusters, gpus] share of each cluster that each GPU owns
+
+    Of an expert with replicas R that tokens at home in h use as often as U_h of all, the tokens
+    elsewhere that they serve are sum(U_h, h not in R), where the search reckons for each replica on
+    g with sum(U_h, h not g) * share[r]. What lacks is -(1 - 1/r) * (U_g - U/G) a replica, of tokens
+    of which a part visits the GPU anyway: ``standing``, and ``leaving`` for what goes with 1/r.
+    """
+    found, topology = rules(problem), problem.topology
+    share, owned = kinds.owned(homes)
+    gpus, size = topology.gpus, topology.gpus_per_node
+    # Local links carry what comes from owners in another place of a node, the network from nodes.
+    place, node = np.arange(gpus) % size, topology.node_of
+    comes = [place != one for one in place]
+    if topology.nodes > 1:
+        comes += [node != one for one in range(topology.nodes)]
+    at_home = [kinds.pairs(one) for one in homes.T]
+    with_replicas = problem.slots > problem.model.experts
+    made = []
+    for at, layer in enumerate(layers):
+        pairs = np.stack([one[at] for one in at_home])
+        weight = np.array(comes, dtype=np.float64)
+        weight /= np.maximum(weight @ share, 1e-12)[:, None]
+        layer = layer._replace(
+            visitors=weight @ owned[:, at], visiting=np.tensordot(weight, pairs, axes=1)
+        )
+        if with_replicas:
+            once = 1 - (1 - 1 / gpus) ** problem.model.top_k
+            alone = once / (problem.model.top_k / gpus)  # visits an activation, roughly
+            saved = found.visit_s / gpus * alone * (owned[:, at] - layer.use / gpus).T
+            saved *= (gpus / max(gpus - 1, 1)) ** 2
+            standing = layer.standing - saved
+            # Slots are never empty: what all cost alike is none.
+            standing -= max(float(standing.max()), 0.0)
+            layer = layer._replace(standing=standing, leaving=layer.leaving - saved)
+        made.append(layer)
+    return made
 
 
 def price(problem: Problem) -> float:

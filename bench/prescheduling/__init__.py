@@ -1,0 +1,136 @@
+"""Pre-scheduling: what is gained by knowing a request's experts before it runs, held out."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from rich.table import Table
+
+from bench.prescheduling import speed
+from bench.prescheduling.engines import NAMES, decoded
+from bench.prescheduling.local_rate import best_found, cases, rates
+from bench.prescheduling.step import compared
+from bench.prescheduling.worlds import SPLITS, World, worlds
+from bench.timing import console
+from controller.router.scheduling.decide import SCHEDULERS
+
+GPUS = (4, 8)
+PLANS = os.environ.get("PLANS", "joint,joint+homes,cocluster").split(",")
+PARTS = os.environ.get("PARTS", "rates,step,engines,speed").split(",")
+
+
+def run() -> None:
+    """All tables, or some: PARTS=rates,step,engines,speed; with some plans: PLANS=joint,..."""
+    known = list(worlds())
+    if "speed" in PARTS:
+        console.print(_speed())
+    for world in known:
+        if "rates" in PARTS:
+            console.print(_rates(world))
+    if "step" in PARTS:
+        for plan in PLANS:
+            console.print(_step(known, plan))
+    if "engines" in PARTS:
+        for world in known:
+            if world.decodes:
+                console.print(_engines(world))
+
+
+def _rates(world: World) -> Table:
+    table = _table(
+        f"{world.name}: activations at home, x of 1/G, and tokens of the fullest rank over the "
+        f"mean, all and in windows; {SPLITS} splits, mean ± standard error",
+        "ranks", "plan", "", "LAR x", "of the offline gain", "tokens", "in windows",
+    )  # fmt: skip
+    for gpus in GPUS:
+        for plan in PLANS:
+            some = list(cases(world, gpus, plan, SPLITS))
+            found = [rates(case) for case in some]
+            best = [best_found(case, plan) for case in some]
+            offline = np.mean([one["table, offline"] for one in found])
+            table.add_row(f"{gpus}", plan, "best found on what is judged", _mean(best))
+            for name in ("oracle, offline", "table, offline", *SCHEDULERS):
+                each = [one[name] for one in found]
+                cells = [f"{gpus}", plan, name, _mean(each)]
+                if name in SCHEDULERS:
+                    cells.append(f"{(np.mean(each) - 1) / (offline - 1):.2f}")
+                    for what in ("all", "windows"):
+                        cells.append(_mean([one[f"{name}, {what}"] for one in found]))
+                table.add_row(*cells)
+    return table
+
+
+def _step(known: Sequence[World], plan: str) -> Table:
+    table = _table(
+        f"{plan}'s plan with homes from tables, over joint's with least-loaded homes; {SPLITS} "
+        "splits, mean ± standard error",
+        "", "ranks", "redundant", "homes", "remote fan-out", "x", "balance", "less", "step x",
+    )  # fmt: skip
+    for quarter in (False, True):
+        for gpus in GPUS:
+            of_all: dict[str, list[tuple[float, float, float]]] = {}
+            for world in known:
+                found = list(compared(world, gpus, plan, SPLITS, quarter))
+                for at, homes in ((1, "offline"), (2, "online")):
+                    rows = [(one[0], one[at]) for one in found]
+                    x = [ours.remote / plain.remote for plain, ours in rows]
+                    less = [ours.balance - plain.balance for plain, ours in rows]
+                    step = [ours.step_s / plain.step_s for plain, ours in rows]
+                    table.add_row(
+                        world.name, f"{gpus}", "E/4" if quarter else "0", homes,
+                        _mean([ours.remote for _, ours in rows]), _mean(x),
+                        _mean([ours.balance for _, ours in rows]), _mean(less), _mean(step),
+                    )  # fmt: skip
+                    of_all.setdefault(homes, []).append(
+                        (float(np.mean(x)), float(np.mean(less)), float(np.mean(step)))
+                    )
+            for homes, means in of_all.items():
+                x_all, less_all, step_all = np.mean(means, axis=0)
+                table.add_row(
+                    "mean", f"{gpus}", "E/4" if quarter else "0", homes, "", f"{x_all:.3f}", "",
+                    f"{less_all:+.3f}", f"{step_all:.3f}",
+                )  # fmt: skip
+    return table
+
+
+def _engines(world: World) -> Table:
+    table = _table(
+        f"{world.name}: 4 engines, 16 requests each in the mean; {SPLITS} splits",
+        "", "distinct experts a layer and step", "x", "tokens", "largest batch",
+    )  # fmt: skip
+    base: list[float] = []
+    for name in NAMES:
+        found = [decoded(world, name, seed) for seed in range(SPLITS)]
+        distinct = [one.distinct for one in found]
+        base = base or distinct
+        x = [mine / least for mine, least in zip(distinct, base, strict=True)]
+        table.add_row(
+            name, _mean(distinct), _mean(x), _mean([one.tokens for one in found]),
+            _mean([one.batch for one in found]),
+        )  # fmt: skip
+    return table
+
+
+def _speed() -> Table:
+    table = _table(
+        f"Speed on one core: {speed.RANKS} ranks, {speed.IDS:,} token ids, median", "", ""
+    )
+    long, short = speed.decide_us(speed.LONG), speed.decide_us(speed.SHORT, True)
+    table.add_row(f"a decision on {speed.LONG:,} tokens", f"{long:.0f} us")
+    table.add_row("the same without Numba", f"{speed.without_numba_us():.0f} us")
+    table.add_row(f"on {speed.SHORT} tokens, with its reason in words", f"{1e6 / short:,.0f} a second")
+    many = speed.batched_per_s(speed.SHORT)
+    table.add_row(f"on {speed.SHORT} tokens, many at once", f"{many:,.0f} a second")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _mean(values: Sequence[float]) -> str:
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return f"{np.mean(values):.3f} ± {error:.3f}"

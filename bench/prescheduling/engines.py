@@ -1,0 +1,98 @@
+"""Four engines of a pool that decode, each of which holds all experts: how many distinct experts an
+engine reads a layer and step."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.prescheduling.chosen import asked, drawn
+from bench.prescheduling.eldr import centroids, signatures
+from bench.prescheduling.worlds import Requests, World, table_of
+from controller.router.scheduling.costs import costs_of
+from controller.router.scheduling.lookup import Lookup
+from controller.router.scheduling.pool import Engine
+from controller.router.scheduling.request import Decision
+from controller.router.scheduling.rivals import similarity
+from controller.router.scheduling.scheduler import Scheduler
+from placer.arrays import BoolArray
+
+ENGINES, RUNNING, STREAM, WARM_UP = 4, 16, 1500, 300
+NAMES = ("least_loaded", "eldr", "seconds")
+
+
+@dataclass
+class _Run:
+    """at: the sequence; token: the next that it decodes"""
+
+    at: int
+    token: int
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """distinct: experts an engine, layer and step; tokens: of the engine with most over the mean;
+    batch: the largest batch over the mean, mean over steps"""
+
+    distinct: float
+    tokens: float
+    batch: float
+
+
+def decoded(world: World, name: str, seed: int) -> Decoded:
+    """Steps with ``RUNNING`` requests an engine in the mean: when one ends, the next comes."""
+    fit, judged = world.halves(seed)
+    scheduler = _scheduler(world, fit, name, seed)
+    trace = judged.served
+    starts = np.cumsum(trace.seq_lens) - trace.seq_lens
+    order = iter(drawn(STREAM, trace.sequences, seed).tolist())
+    every = [asked(judged, at, True) for at in range(trace.sequences)]
+    live: list[_Run] = []
+    places = {f"engine-{index}": index for index in range(ENGINES)}
+    distinct, batches = [], []
+    tokens = np.zeros(ENGINES)
+    while True:
+        while len(live) < ENGINES * RUNNING:
+            if (at := next(order, None)) is None:
+                break
+            live.append(_Run(at, 0, scheduler.choose(every[at])))
+        if len(live) < ENGINES * RUNNING:  # the stream is over
+            break
+        engine = np.array([places[run.decision.engine] for run in live])
+        routed = trace.expert_ids[[starts[run.at] + run.token for run in live]]
+        used: BoolArray = np.zeros((ENGINES, trace.layers, trace.experts), dtype=np.bool_)
+        used[engine[:, None, None], np.arange(trace.layers)[:, None], routed] = True
+        distinct.append(used.sum() / (ENGINES * trace.layers))
+        size = np.bincount(engine, minlength=ENGINES)
+        batches.append(size.max() / RUNNING)
+        tokens += size
+        kept = []
+        for run in live:
+            if run.token == 0:
+                scheduler.began(run.decision)
+            run.token += 1
+            scheduler.generated(run.decision, 1)
+            if run.token == trace.seq_lens[run.at]:
+                scheduler.ended(run.decision)
+            else:
+                kept.append(run)
+        live = kept
+    settled = slice(WARM_UP, None)
+    return Decoded(
+        float(np.mean(distinct[settled])),
+        float(tokens.max() / tokens.mean()),
+        float(np.mean(batches[settled])),
+    )
+
+
+def _scheduler(world: World, fit: Requests, name: str, seed: int) -> Scheduler:
+    table, problem = table_of(fit), world.problem(fit.served, 1)
+    if name == "eldr":
+        found = similarity(table, centroids(signatures(fit.served), ENGINES, seed))
+        columns = [found[:, [one]] for one in range(ENGINES)]
+        tables = Lookup.of(table.vocabulary, columns)
+    else:
+        alike = np.ones((len(table.times), 1))
+        tables = Lookup.of(table.vocabulary, [alike] * ENGINES, table)
+    engines = [Engine(f"engine-{one}", 1, table=one) for one in range(ENGINES)]
+    return Scheduler(engines, costs_of(problem), tables, name)

@@ -1,0 +1,66 @@
+"""How long a decision takes, with and without Numba."""
+
+import subprocess
+import sys
+import time
+from statistics import median
+
+import numpy as np
+
+from controller.router.scheduling.kernels import Costs
+from controller.router.scheduling.lookup import Lookup
+from controller.router.scheduling.pool import Engine
+from controller.router.scheduling.request import Request
+from controller.router.scheduling.scheduler import Batch, Scheduler
+from placer.tables import Vocabulary
+
+IDS, RANKS, LONG, SHORT = 129_280, 32, 2000, 32
+ROUNDS, BATCH = 2000, 20_000
+
+
+def a_scheduler(engines: int = 1) -> Scheduler:
+    rng = np.random.default_rng(0)
+    shares = [rng.random((IDS + 1, RANKS // engines)) for _ in range(engines)]
+    tables = Lookup.of(Vocabulary(np.arange(IDS), np.arange(IDS)), shares)
+    pool = [Engine(f"engine-{one}", RANKS // engines, table=one) for one in range(engines)]
+    return Scheduler(pool, Costs(1e-6, 1e-6, 1e-6), tables)
+
+
+def decide_us(tokens: int, with_reasons: bool = False) -> float:
+    """Median microseconds of a decision on a prompt of so many tokens."""
+    scheduler, rng = a_scheduler(), np.random.default_rng(1)
+    every = [Request(rng.integers(IDS, size=tokens), tokens, 100) for _ in range(ROUNDS)]
+    times = []
+    for request in every:
+        begun = time.perf_counter()
+        decision = scheduler.choose(request)
+        if with_reasons:
+            str(decision.why)
+        scheduler.ended(decision, 100)
+        times.append(time.perf_counter() - begun)
+    return median(times) * 1e6
+
+
+def batched_per_s(tokens: int) -> float:
+    """Decisions a second of the kernel for many."""
+    scheduler, rng = a_scheduler(), np.random.default_rng(1)
+    lens = np.full(BATCH, tokens)
+    batch = Batch(rng.integers(IDS, size=BATCH * tokens), lens, np.full(BATCH, 100))
+    times = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        scheduler.choose_many(batch)
+        times.append(time.perf_counter() - begun)
+    return BATCH / median(times)
+
+
+def without_numba_us() -> float:
+    """``decide_us`` of a long prompt, in a Python that cannot import Numba."""
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "from bench.prescheduling.speed import LONG, decide_us\n"
+        "print(decide_us(LONG))"
+    )
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(found.stdout)

@@ -1,0 +1,275 @@
+"""One decision after another, compiled where Numba is there; as plain NumPy it decides alike.
+
+All in one file, since Numba's cache looks at the time stamp of the caller's file alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from controller.router.scheduling.lookup import WHOLE, Tables, rows_of
+from controller.router.scheduling.pool import Ranks
+from placer.arrays import BoolArray, FloatArray, IntArray
+
+try:
+    import numba
+except ModuleNotFoundError:
+    numba = None
+
+Kernel = Callable[..., Any]
+
+SECONDS, ROUND_MASK, LEAST_LOADED, ELDR = range(4)
+MOST_SCORED = 4096  # tokens of a prompt that are looked up, evenly spread
+SLACK = 1.0  # requests of mean size that a rank may be ahead for a mean gain
+STEP = 0.1  # of a rank's price, for a request of mean size
+MEMORY = 1000  # requests after which what was learnt fades
+SURE = 0.999  # no expert is surer
+LEAST_GAIN_S = 1e-15  # where nothing is gained anywhere, backlog decides
+# Places of what is fitted to the stream.
+GAIN, TOKENS, GENERATED, CHOSEN, ENDED = range(5)
+# Columns of what is told of a decision.
+(
+    SHARE,
+    MEAN_SHARE,
+    SAVED,
+    CACHED,
+    ADDED,
+    BACKLOG,
+    MEAN_BACKLOG,
+    LEFT,
+    NEED,
+    COMING,
+    SCORED,
+) = range(11)
+TOLD, FIGURES = 7, 11  # the first are a Why's
+
+
+def compiled(function: Kernel) -> Kernel:
+    if numba is None:
+        return function
+    found: Kernel = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    return found
+
+
+class Costs(NamedTuple):
+    """GPU seconds of hardware and model.
+
+    local_s:   saved by a token all of whose activations are local
+    prefill_s: of computing a token of a prompt
+    read_s:    of reading an expert of one layer once
+    band:      of ``eldr``: how far below the best a similarity may be, as a share
+    """
+
+    local_s: float
+    prefill_s: float
+    read_s: float
+    band: float = 0.05
+
+
+class Case(NamedTuple):
+    """A request as ranks see it.
+
+    share:     [R] of its experts at home
+    added:     [engines] experts that a step has to read for it beside those read anyway
+    left:      [R] tokens to compute
+    need:      tokens of KV
+    generated: tokens that it is expected to generate
+    cached:    [R] tokens of its prompt that a rank has
+    """
+
+    share: FloatArray
+    added: FloatArray
+    left: FloatArray
+    need: float
+    generated: float
+    cached: FloatArray
+
+
+def _summed(tables: Tables, tokens: IntArray, sums: IntArray) -> int:
+    stride = max(-(-len(tokens) // MOST_SCORED), 1)
+    rows = rows_of(tables, tokens[::stride])
+    if not len(rows):
+        sums[:] = tables.values[-1]
+        return 1
+    sums[:] = tables.values.take(rows, axis=0).sum(axis=0, dtype=np.int64)
+    return len(rows)
+
+
+def _summed_in_loops(tables: Tables, tokens: IntArray, sums: IntArray) -> int:
+    row, values = tables.row, tables.values
+    last, columns, ids = len(values) - 1, values.shape[1], len(row)
+    stride = max(-(-len(tokens) // MOST_SCORED), 1)
+    total = np.zeros(columns, dtype=np.int32)
+    scored = 0
+    for at in range(0, len(tokens), stride):
+        token = tokens[at]
+        of = values[row[token] if 0 <= token < ids else last]
+        for column in range(columns):
+            total[column] += of[column]
+        scored += 1
+    if scored == 0:
+        total[:] = values[last]
+        scored = 1
+    sums[:] = total
+    return scored
+
+
+summed = _summed if numba is None else compiled(_summed_in_loops)
+
+
+@compiled
+def seen_by(
+    ranks: Ranks, tables: Tables, sums: IntArray, scored: int, of: tuple[float, float, FloatArray]
+) -> Case:
+    """of: tokens of the prompt, tokens it is expected to generate, [R] tokens cached"""
+    length, generated, cached = of
+    share = sums[ranks.column] / (scored * WHOLE) + ranks.chance
+    width = len(tables.basis)
+    added = np.zeros(len(ranks.missing))
+    if width > 0:
+        factors = sums[len(sums) - width :] / scored
+        added = np.maximum(np.dot(ranks.missing, factors), 0.0)
+    left = length - cached + generated
+    return Case(share, added, left, length + generated, generated, cached)
+
+
+@compiled
+def savings(ranks: Ranks, case: Case, costs: Costs) -> FloatArray:
+    """[R] GPU seconds that a request saves on each rank, less those that it costs there alone."""
+    reading = costs.read_s * case.generated * case.added
+    return (
+        costs.local_s * case.left * case.share
+        + costs.prefill_s * case.cached
+        - reading[ranks.engine]
+    )
+
+
+@compiled
+def admitted(ranks: Ranks, need: float) -> BoolArray:
+    """[R] where it may go: where its KV fits, or else where any does, or else where it is open."""
+    room = ranks.kv - ranks.held
+    found = ranks.open & (room >= need)
+    if not found.any():
+        found = ranks.open & (room > 0)
+    if not found.any():
+        found = ranks.open.copy()
+    return found
+
+
+@compiled
+def values(
+    rule: int, ranks: Ranks, case: Case, band: float, saved: FloatArray, may: BoolArray, dear: Any
+) -> FloatArray:
+    """[R] what a rule makes the largest of, where the request may go.
+
+    dear: GPU seconds of a token: [R] on each rank, and for each token of backlog
+    """
+    if rule == SECONDS:
+        of_rank, of_backlog = dear
+        value = saved - case.left * (of_rank + of_backlog * ranks.backlog)
+    elif rule == ROUND_MASK:
+        fewest = ranks.sent[may].min()
+        value = np.where(ranks.sent == fewest, case.share, -np.inf)
+    elif rule == LEAST_LOADED:
+        value = -ranks.backlog
+    else:
+        near = case.share >= (1 - band) * case.share[may].max()
+        value = np.where(near, -ranks.backlog, -np.inf)
+    return np.where(may, value, -np.inf)
+
+
+@compiled
+def charge(ranks: Ranks, best: int, requests: float) -> None:
+    """Prices after a rank got tokens, of so many requests of mean size: a step of the stochastic
+    subgradient of "as many tokens on each rank of an engine"."""
+    mine = ranks.open & (ranks.engine == ranks.engine[best])
+    step = STEP * requests
+    ranks.dear[:] -= mine * (step / max(mine.sum(), 1))
+    ranks.dear[best] += step
+
+
+@compiled
+def read(ranks: Ranks, tables: Tables, engine: int, factors: FloatArray, sign: float) -> None:
+    """The engine's steps read what a request needs from now on, or (sign -1) no longer."""
+    chance = np.minimum(np.maximum(np.dot(factors, tables.basis) / tables.every, 0.0), SURE)
+    ranks.unread[engine] += sign * np.log1p(-chance)
+    ranks.missing[engine] = np.dot(tables.basis, np.exp(ranks.unread[engine]))
+
+
+@compiled
+def one(
+    rule: int,
+    ranks: Ranks,
+    tables: Tables,
+    costs: Costs,
+    fitted: FloatArray,
+    tokens: IntArray,
+    of: tuple[float, float, FloatArray],
+    sums: IntArray,
+    told: FloatArray,
+    counts: bool,
+) -> int:
+    """The rank for one request. counts: whether it is the rank's from now on."""
+    scored = summed(tables, tokens, sums)
+    case = seen_by(ranks, tables, sums, scored, of)
+    saved, may = savings(ranks, case, costs), admitted(ranks, case.need)
+    gain_s = max(fitted[GAIN], LEAST_GAIN_S)
+    dear = (gain_s * ranks.dear, gain_s / (SLACK * max(fitted[TOKENS], 1.0)))
+    value = values(rule, ranks, case, costs.band, saved, may, dear)
+    best = int(value.argmax())
+    mean_s = saved[may].mean()
+    engine, left = ranks.engine[best], case.left[best]
+    told[SHARE], told[MEAN_SHARE] = case.share[best], case.share[may].mean()
+    told[SAVED], told[CACHED] = saved[best] - mean_s, case.cached[best]
+    told[ADDED], told[BACKLOG] = case.added[engine], ranks.backlog[best]
+    told[MEAN_BACKLOG] = ranks.backlog[ranks.open].mean()
+    told[LEFT], told[NEED] = left, case.need
+    told[COMING], told[SCORED] = case.generated, scored
+    if counts:
+        fitted[CHOSEN] += 1
+        rate = 1 / min(fitted[CHOSEN], MEMORY)
+        fitted[TOKENS] += (left - fitted[TOKENS]) * rate
+        gain_s = (saved[may].max() - mean_s) / max(left, 1.0)
+        fitted[GAIN] += (gain_s - fitted[GAIN]) * rate
+        ranks.backlog[best] += left
+        ranks.held[best] += case.need
+        ranks.sent[best] += 1
+        charge(ranks, best, left / max(fitted[TOKENS], 1.0))
+        width = len(tables.basis)
+        if width > 0 and case.generated > 0:
+            read(ranks, tables, engine, sums[len(sums) - width :] / scored, 1.0)
+    return best
+
+
+@compiled
+def many(
+    rule: int,
+    ranks: Ranks,
+    tables: Tables,
+    costs: Costs,
+    fitted: FloatArray,
+    tokens: IntArray,
+    ends: IntArray,
+    most: IntArray,
+    sums: IntArray,
+    told: FloatArray,
+) -> IntArray:
+    """[requests] the rank of each, one after another, without prefixes.
+
+    tokens: of all prompts, laid end to end; ends: [requests] of each
+    sums: [requests, columns] and told: [requests, ...] for what ``one`` says of each
+    """
+    found = np.empty(len(ends), dtype=np.int64)
+    nothing = np.zeros(len(ranks.engine))
+    begin = 0
+    for at in range(len(ends)):
+        end = ends[at]
+        expected = min(float(most[at]), fitted[GENERATED])
+        of = (float(end - begin), expected, nothing)
+        prompt = tokens[begin:end]
+        found[at] = one(
+            rule, ranks, tables, costs, fitted, prompt, of, sums[at], told[at], True
+        )
+        begin = end
+    return found

@@ -1,0 +1,132 @@
+"""What tokens say of ranks and engines: a row of small integers a token, summed over a prompt.
+
+The columns of a row are: nothing; of each map that engines serve and each of its ranks, what a token
+gains by being owned there; and the factors of the experts that the token uses, a low-rank form of
+its chances (``factors``), from which follows what an engine would have to read for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from placer.arrays import FloatArray, IntArray, frozen
+from placer.errors import RoutingError
+from placer.placement import Placement
+from placer.tables import TokenTable, Vocabulary
+
+Int16 = npt.NDArray[np.int16]
+WHOLE = int(np.iinfo(np.int16).max)  # a share of 1
+MOST_IDS = 2**24  # of a vocabulary
+MOST_CELLS = 2048  # layers x experts of the factors: more layers are thinned out evenly
+WIDTH = 16  # factors
+
+
+class Tables(NamedTuple):
+    """Of integers, whose sums are the same in any order, and so by any kernel.
+
+    row:    [ids] the row of each vocabulary id; others have the last one
+    values: [rows, columns] the first is 0; then of each map its ranks, in 1 / ``WHOLE``; then the
+            factors
+    basis:  [width, cells] what one of each factor adds to the chance that a token uses an expert,
+            times the layers that the cell's layer stands for
+    every:  those layers
+    """
+
+    row: npt.NDArray[np.int32]
+    values: Int16
+    basis: FloatArray
+    every: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lookup:
+    """``tables``, and ``first``: the first column of each map, and the one after the last."""
+
+    tables: Tables
+    first: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, vocabulary: Vocabulary, shares: Sequence[FloatArray], table: TokenTable | None = None
+    ) -> "Lookup":
+        """shares: of each map [rows, ranks] from 0 to 1; table: where engines are chosen, too.
+
+        Raises RoutingError for identities that no tokenizer has.
+        """
+        ids = int(vocabulary.tokens.max(initial=-1)) + 1
+        if ids > MOST_IDS or vocabulary.tokens.min(initial=0) < 0:
+            raise RoutingError(
+                f"token {ids - 1} is no tokenizer's: record token ids, by which requests are known"
+            )
+        rows = len(shares[0])
+        row = np.full(ids, rows - 1, dtype=np.int32)
+        row[vocabulary.tokens] = vocabulary.row
+        columns: list[Int16] = [np.zeros((rows, 1), dtype=np.int16)]
+        columns += [np.rint(share * WHOLE).astype(np.int16) for share in shares]
+        basis, every = np.zeros((0, 0)), 1.0
+        if table is not None:
+            weights, basis, every = factors(table)
+            columns.append(weights)
+        first = np.cumsum([1, *(share.shape[1] for share in shares)])
+        values = frozen(np.concatenate(columns, axis=1))
+        return cls(Tables(frozen(row), values, frozen(basis), every), tuple(first.tolist()))
+
+    @classmethod
+    def nothing(cls) -> "Lookup":
+        """Of tokens nothing is known."""
+        values = frozen(np.zeros((1, 1), dtype=np.int16))
+        row = frozen(np.zeros(0, dtype=np.int32))
+        return cls(Tables(row, values, frozen(np.zeros((0, 0))), 1.0), (1,))
+
+
+def visits(table: TokenTable, placement: Placement) -> FloatArray:
+    """[rows, gpus] chance that a token has an expert on a GPU, mean over layers: what is saved by
+    its being owned there, since it is sent once to every other GPU that has any of them. As if
+    its experts were drawn one by one."""
+    held = placement.copies > 0
+    found = np.zeros((len(table.times), placement.gpus))
+    for layer, counts in enumerate(table.counts):
+        absent = 1 - counts / table.times[:, None]
+        for gpu in range(placement.gpus):
+            found[:, gpu] += 1 - absent[:, held[layer, :, gpu]].prod(axis=1)
+    return found / len(table.counts)
+
+
+def local(table: TokenTable, placement: Placement) -> FloatArray:
+    """[rows, gpus] share of a token's activations that a GPU can serve, mean over layers."""
+    held = (placement.copies > 0).astype(np.float64)
+    found = sum(counts @ on for counts, on in zip(table.counts, held, strict=True))
+    whole = table.times[:, None] * (table.top_k * placement.layers)
+    share: FloatArray = np.asarray(found) / whole
+    return share
+
+
+def factors(table: TokenTable) -> tuple[Int16, FloatArray, float]:
+    """Tokens' chances of experts in few numbers: the truncated singular value decomposition of
+    [rows, layers x experts], each token as often as it occurs.
+
+    Returns [rows, width] small integers; [width, cells] what one of each stands for, times how many
+    layers each layer among the cells stands for; and that.
+    """
+    layers, rows, experts = table.counts.shape
+    kept = np.arange(0, layers, -(-layers * experts // MOST_CELLS))
+    chance = (table.counts[kept] / table.times[:, None]).transpose(1, 0, 2).reshape(rows, -1)
+    often = table.times.astype(np.float64)
+    often[-1] = 0  # the sum of all others
+    _, axes = np.linalg.eigh((chance * often[:, None]).T @ chance)
+    basis = axes[:, ::-1][:, :WIDTH].T
+    weight = chance @ basis.T
+    unit = np.maximum(np.abs(weight).max(axis=0), np.finfo(float).tiny) / WHOLE
+    every = layers / len(kept)
+    return np.rint(weight / unit).astype(np.int16), basis * unit[:, None] * every, every
+
+
+def rows_of(tables: Tables, tokens: IntArray) -> IntArray:
+    """[tokens] the row of each."""
+    rows = np.full(len(tokens), len(tables.values) - 1, dtype=np.int64)
+    known = (tokens >= 0) & (tokens < len(tables.row))
+    rows[known] = tables.row[tokens[known]]
+    return rows

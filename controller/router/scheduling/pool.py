@@ -1,0 +1,99 @@
+"""The engines that a request may go to, and what is known of their ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from placer.arrays import BoolArray, FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine of a pool, which holds all experts.
+
+    ranks:     data-parallel ranks
+    kv_tokens: that each rank has KV room for; None: not known, and nobody is turned away for it
+    draining:  ranks that take no more requests
+    table:     which of the tables its map belongs to; None: of this map there is none
+    """
+
+    name: str
+    ranks: int
+    kv_tokens: int | None = None
+    draining: frozenset[int] = frozenset()
+    table: int | None = 0
+
+
+class Ranks(NamedTuple):
+    """All ranks of all engines, R of them, one engine after another.
+
+    engine:  [R] the engine of each
+    column:  [R] that of the tables which tells what it holds; 0: nothing is known
+    chance:  [R] share of a token's experts that it has, if nothing is known; else 0
+    open:    [R] whether it takes requests
+    kv:      [R] tokens that it has room for, in all
+    held:    [R] tokens that it keeps, or will, for the requests that it has
+    backlog: [R] tokens that it has to compute still
+    sent:    [R] requests that it got
+    dear:    [R] its price, over the mean gain of a choice (``fitted``)
+    unread:  [engines, cells] log of the chance that an expert is read by none of the engine's
+             requests in a step
+    missing: [engines, width] that chance by the tables' factors, summed: experts yet to be read
+    """
+
+    engine: IntArray
+    column: IntArray
+    chance: FloatArray
+    open: BoolArray
+    kv: FloatArray
+    held: FloatArray
+    backlog: FloatArray
+    sent: IntArray
+    dear: FloatArray
+    unread: FloatArray
+    missing: FloatArray
+
+
+class Pool(NamedTuple):
+    """places: [R] engine's name and rank of each rank"""
+
+    places: tuple[tuple[str, int], ...]
+    ranks: Ranks
+
+
+def laid_out(engines: Sequence[Engine], first: Sequence[int], basis: FloatArray) -> Pool:
+    """The engines' ranks, with nothing to do.
+
+    first: the first column of each table, and of what comes after them
+    basis: [width, cells] of the tables' factors
+    """
+    columns = [column for one in engines for column in _columns(one, first)]
+    sizes = np.array([one.ranks for one in engines])
+    total = len(columns)
+    room = [np.inf if one.kv_tokens is None else float(one.kv_tokens) for one in engines]
+    is_open = [rank not in one.draining for one in engines for rank in range(one.ranks)]
+    column = np.array(columns, dtype=np.int64)
+    ranks = Ranks(
+        engine=np.repeat(np.arange(len(engines)), sizes),
+        column=column,
+        chance=np.where(column == 0, np.repeat(1 / sizes, sizes), 0.0),
+        open=np.array(is_open, dtype=np.bool_),
+        kv=np.repeat(room, sizes),
+        held=np.zeros(total),
+        backlog=np.zeros(total),
+        sent=np.zeros(total, dtype=np.int64),
+        dear=np.zeros(total),
+        unread=np.zeros((len(engines), basis.shape[1])),
+        missing=np.tile(basis.sum(axis=1), (len(engines), 1)),
+    )
+    return Pool(tuple((one.name, rank) for one in engines for rank in range(one.ranks)), ranks)
+
+
+def _columns(engine: Engine, first: Sequence[int]) -> Sequence[int]:
+    if engine.table is not None and engine.table + 1 < len(first):
+        of_map = range(first[engine.table], first[engine.table + 1])
+        if len(of_map) == engine.ranks:
+            return of_map
+    return [0] * engine.ranks

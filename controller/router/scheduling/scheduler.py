@@ -1,0 +1,201 @@
+"""A scheduler's state: what it sent where, what came of it, and what it learnt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from controller.router.scheduling import kernels
+from controller.router.scheduling.decide import Prices, ask, check_open, decided, rule_of
+from controller.router.scheduling.kernels import Costs
+from controller.router.scheduling.lookup import Lookup
+from controller.router.scheduling.pool import Engine, Pool, laid_out
+from controller.router.scheduling.prefixes import Prefixes
+from controller.router.scheduling.request import Decision, Request
+from placer.arrays import FloatArray, IntArray
+
+BLOCK_TOKENS = 16  # of vLLM's prefix cache
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request that was sent.
+
+    at:       its rank's place in the pool; -1 if that is gone
+    prompt:   tokens of its prompt that are still to compute
+    coming:   tokens that it is still expected to generate
+    expected: tokens that it was expected to generate in all; generated: that it did so far
+    need:     tokens of KV
+    factors:  of the experts that it reads; empty if nobody asks
+    """
+
+    at: int
+    prompt: float
+    coming: float
+    expected: float
+    need: float
+    factors: FloatArray
+    generated: int = 0
+
+
+class Batch(NamedTuple):
+    """Requests one after another, without prefixes.
+
+    tokens:   of all prompts, laid end to end
+    seq_lens: [requests] of each prompt
+    most:     [requests] tokens that each may generate
+    """
+
+    tokens: IntArray
+    seq_lens: IntArray
+    most: IntArray
+
+
+class Scheduler:
+    """Chooses an engine and a rank for each request, one after another; see docs/prescheduling.md.
+
+    The caller tells what comes of them; one thread at a time may call.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        costs: Costs,
+        tables: Lookup | None = None,
+        name: str = "seconds",
+        block_tokens: int = BLOCK_TOKENS,
+    ) -> None:
+        """tables: what is known of tokens; of ``round_mask`` their votes, of ``eldr`` how similar
+        they are to its centroids (rivals.py). Raises PlacerError for an unknown name."""
+        self.name, self._rule = name.lower(), rule_of(name)
+        self.tables = Lookup.nothing() if tables is None else tables
+        self.prices = Prices.at_first(costs)
+        self._prefixes = Prefixes(block_tokens)
+        self._live: dict[int, _Live] = {}
+        self._decisions = 0
+        self.pool = laid_out(engines, self.tables.first, self.tables.tables.basis)
+
+    def see(self, engines: Sequence[Engine], tables: Lookup | None = None) -> None:
+        """The engines from now on, and their tables if there are new ones. What was learnt of a
+        rank stays with its engine's name and its number; a new one starts without debts."""
+        if tables is not None:
+            self.tables = tables
+        old, at = self.pool, {place: index for index, place in enumerate(self.pool.places)}
+        new = laid_out(engines, self.tables.first, self.tables.tables.basis)
+        before = np.array([at.get(place, -1) for place in new.places], dtype=np.int64)
+        stayed = before >= 0
+        new.ranks.sent[:] = old.ranks.sent.min(initial=0)
+        for field in ("held", "backlog", "sent", "dear"):
+            getattr(new.ranks, field)[stayed] = getattr(old.ranks, field)[before[stayed]]
+        now = {int(was): index for index, was in enumerate(before) if was >= 0}
+        self.pool = new
+        self._prefixes.renumber(before)
+        for live in self._live.values():
+            live.at = now.get(live.at, -1)
+            if tables is not None:  # of other factors
+                live.factors = live.factors[:0]
+            self._read(live, 1.0)
+
+    def decide(self, request: Request) -> Decision:
+        """What ``choose`` would answer. Nothing changes."""
+        cached = self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
+        at, told, _ = ask(request, self.pool, self.tables, self.prices, cached, self._rule, False)
+        return decided(self.pool, self.name, at, told)
+
+    def choose(self, request: Request) -> Decision:
+        """Where it goes; from then on it counts as that rank's. Raises NoRankError if none is
+        open."""
+        cached = self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
+        at, told, sums = ask(
+            request, self.pool, self.tables, self.prices, cached, self._rule, True
+        )
+        self._prefixes.remember(request.prefix, at)
+        self._decisions += 1
+        self._live[self._decisions] = self._begun(at, told, sums)
+        return decided(self.pool, self.name, at, told, self._decisions)
+
+    def choose_many(self, batch: Batch) -> list[Decision]:
+        """As ``choose`` for each in turn, faster. Raises NoRankError if no rank is open."""
+        ranks, told, sums = self._placed(batch)
+        first = self._decisions + 1
+        self._decisions += len(ranks)
+        decisions = []
+        for index, at in enumerate(ranks.tolist()):
+            self._live[first + index] = self._begun(at, told[index], sums[index])
+            decisions.append(decided(self.pool, self.name, at, told[index], first + index))
+        return decisions
+
+    def began(self, decision: Decision) -> None:
+        """Its first token came: its prompt is computed."""
+        if (live := self._live.get(decision.number)) is not None:
+            self._relieve(live, live.prompt)
+            live.prompt = 0.0
+
+    def generated(self, decision: Decision, tokens: int) -> None:
+        """So many more tokens came."""
+        if (live := self._live.get(decision.number)) is not None:
+            live.generated += tokens
+            fewer = min(float(tokens), live.coming)
+            live.coming -= fewer
+            self._relieve(live, fewer)
+
+    def ended(self, decision: Decision, generated: int | None = None) -> None:
+        """It finished or was given up, after so many tokens in all; None: those it was told of."""
+        live = self._live.pop(decision.number, None)
+        if live is None:
+            return
+        tokens = live.generated if generated is None else generated
+        self._relieve(live, live.prompt + live.coming)
+        self._read(live, -1.0)
+        fitted = self.prices.fitted
+        fitted[kernels.ENDED] += 1
+        rate = 1 / min(fitted[kernels.ENDED], kernels.MEMORY)
+        known = fitted[kernels.GENERATED] if rate < 1 else 0.0
+        fitted[kernels.GENERATED] = known + (tokens - known) * rate
+        if live.at < 0:
+            return
+        self.pool.ranks.held[live.at] -= live.need
+        skipped = 0.0 if tokens else live.prompt  # it never began
+        more = tokens - live.expected - skipped
+        kernels.charge(self.pool.ranks, live.at, more / max(fitted[kernels.TOKENS], 1.0))
+
+    def _placed(self, batch: Batch) -> tuple[IntArray, FloatArray, IntArray]:
+        """Of each request the rank's place, what is told of it, and its sums; they count as
+        chosen."""
+        check_open(self.pool)
+        count, of = len(batch.seq_lens), self.tables.tables
+        sums = np.empty((count, of.values.shape[1]), dtype=np.int64)
+        told = np.empty((count, kernels.FIGURES))
+        ends = np.cumsum(batch.seq_lens, dtype=np.int64)
+        found: IntArray = kernels.many(
+            self._rule, self.pool.ranks, of, self.prices.costs, self.prices.fitted,
+            batch.tokens.astype(np.int64), ends, batch.most.astype(np.int64), sums, told,
+        )  # fmt: skip
+        return found, told, sums
+
+    def _begun(self, at: int, told: FloatArray, sums: IntArray) -> _Live:
+        coming, left = float(told[kernels.COMING]), float(told[kernels.LEFT])
+        width = len(self.tables.tables.basis)
+        asked = width if coming else 0
+        factors = sums[len(sums) - asked :] / told[kernels.SCORED]
+        return _Live(at, left - coming, coming, coming, float(told[kernels.NEED]), factors)
+
+    def _relieve(self, live: _Live, tokens: float) -> None:
+        if live.at >= 0:
+            self.pool.ranks.backlog[live.at] -= tokens
+
+    def _read(self, live: _Live, sign: float) -> None:
+        if live.at >= 0 and len(live.factors):
+            engine = int(self.pool.ranks.engine[live.at])
+            kernels.read(self.pool.ranks, self.tables.tables, engine, live.factors, sign)
+
+
+def _compile() -> None:
+    """Compile now, or load what was compiled before: no request should have to wait for it."""
+    some = Scheduler([Engine("", 1)], Costs(0.0, 0.0, 0.0))
+    some.ended(some.choose(Request(None, 1, 1)), 1)
+    some.choose_many(Batch(np.zeros(1, np.int64), np.ones(1, np.int64), np.ones(1, np.int64)))
+
+
+_compile()

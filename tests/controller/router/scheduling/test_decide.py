@@ -1,0 +1,176 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.router.scheduling import kernels
+from controller.router.scheduling.decide import NoRankError, Prices, decide
+from controller.router.scheduling.kernels import Costs
+from controller.router.scheduling.lookup import WHOLE, Lookup
+from controller.router.scheduling.pool import Engine, Pool, laid_out
+from controller.router.scheduling.request import Request
+from placer.errors import PlacerError
+from placer.tables import Vocabulary
+from tests.controller.router.scheduling.tiny_requests import (
+    SECOND_EACH,
+    a_request,
+    a_scheduler,
+    of_kinds,
+    own_ranks,
+)
+
+RANKS = 3
+seconds = st.floats(0, 10)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Request, Pool, Lookup, Prices, np.ndarray]:
+    """Up to three engines of three ranks in any state, and any prompt of five kinds of tokens."""
+    count = draw(st.integers(1, 3))
+    engines = [
+        Engine(
+            f"e{one}",
+            RANKS,
+            kv_tokens=draw(st.sampled_from([None, 0, 10, 50])),
+            draining=frozenset(draw(st.sets(st.integers(0, RANKS - 1), max_size=2))),
+            table=draw(st.sampled_from([0, 1, None, 7])),
+        )
+        for one in range(count)
+    ]
+    share = st.lists(st.floats(0, 1), min_size=RANKS, max_size=RANKS)
+    maps = [np.array(draw(st.lists(share, min_size=6, max_size=6))) for _ in range(2)]
+    tables = Lookup.of(Vocabulary(np.arange(5), np.arange(5)), maps)
+    pool = laid_out(engines, tables.first, tables.tables.basis)
+    for array in (pool.ranks.backlog, pool.ranks.held, pool.ranks.dear):
+        array[:] = draw(st.lists(st.integers(0, 60), min_size=len(array), max_size=len(array)))
+    prices = Prices.at_first(Costs(draw(seconds), draw(seconds), draw(seconds)))
+    prices.fitted[[kernels.GAIN, kernels.TOKENS]] = draw(seconds), draw(st.integers(1, 30))
+    tokens = draw(st.lists(st.integers(-1, 6), max_size=20))
+    request = Request(np.array(tokens, dtype=np.int64), len(tokens), draw(st.integers(0, 20)))
+    cached = draw(st.lists(st.integers(0, len(tokens)), min_size=count * RANKS, max_size=count * RANKS))
+    return request, pool, tables, prices, np.array(cached, dtype=float)
+
+
+def by_the_formula(
+    request: Request, pool: Pool, tables: Lookup, prices: Prices, cached: np.ndarray
+) -> list[float]:
+    """Of each rank, in plain Python; -inf where the request may not go."""
+    ranks, fitted = pool.ranks, prices.fitted
+    assert request.tokens is not None
+    values = tables.tables.values
+    rows = [token if 0 <= token < 5 else 5 for token in request.tokens.tolist()] or [5]
+    need = request.length + request.most
+    gain = max(float(fitted[kernels.GAIN]), kernels.LEAST_GAIN_S)
+    found = []
+    for at in range(len(pool.places)):
+        column = int(ranks.column[at])
+        share = sum(int(values[row, column]) for row in rows) / WHOLE / len(rows)
+        share = share if column else 1 / RANKS
+        left = need - cached[at]
+        dear = gain * (ranks.dear[at] + ranks.backlog[at] / kernels.SLACK / fitted[kernels.TOKENS])
+        saved = prices.costs.local_s * left * share + prices.costs.prefill_s * cached[at]
+        found.append(float(saved - left * dear))
+    room = [float(ranks.kv[at] - ranks.held[at]) for at in range(len(found))]
+    opened = [at for at in range(len(found)) if ranks.open[at]]
+    may = (
+        [at for at in opened if room[at] >= need]
+        or [at for at in opened if room[at] > 0]
+        or opened
+    )
+    return [value if at in may else -np.inf for at, value in enumerate(found)]
+
+
+@given(cases())
+def test_a_decision_is_the_best_by_the_formula_of_all_that_there_are(case: tuple) -> None:  # type: ignore[type-arg]
+    request, pool, tables, prices, cached = case
+    found = decide(request, pool, tables, prices, cached)
+    value = by_the_formula(*case)
+    best, chosen = max(value), value[pool.places.index((found.engine, found.rank))]
+    assert chosen == pytest.approx(best, rel=1e-9, abs=1e-9)
+
+
+@given(cases())
+def test_deciding_changes_nothing(case: tuple) -> None:  # type: ignore[type-arg]
+    request, pool, tables, prices, cached = case
+    before = [array.copy() for array in (*pool.ranks, prices.fitted)]
+    decide(request, pool, tables, prices, cached)
+    for was, now in zip(before, (*pool.ranks, prices.fitted), strict=True):
+        np.testing.assert_array_equal(was, now)
+
+
+def test_a_request_goes_where_its_tokens_have_their_experts() -> None:
+    assert a_scheduler(3).choose(a_request(2, 2, 1)).rank == 2
+
+
+def test_a_prefix_in_the_cache_is_worth_the_tokens_that_it_saves() -> None:
+    """Rank 0 has 16 of 20 tokens: 16 s of prefill, and 4 tokens are left that gain nothing there;
+    20 tokens at home on rank 1 gain 20 s. With 10 of 20 at home there, 10 s."""
+    tables, pool = own_ranks(2), [Engine("e0", 2)]
+    ranks, prices = laid_out(pool, tables.first, tables.tables.basis), Prices.at_first(SECOND_EACH)
+    cached = np.array([16.0, 0.0])
+    assert decide(a_request(*[1] * 20), ranks, tables, prices, cached).rank == 1
+    halves = a_request(*[1] * 10, *[5] * 10)
+    assert decide(halves, ranks, tables, prices, cached).rank == 0
+
+
+def test_a_request_joins_the_engine_that_reads_its_experts_anyway() -> None:
+    """Two engines, and two kinds of requests that use one expert each."""
+    lookup, _ = of_kinds(2)
+    scheduler = a_scheduler(1, 2)
+    scheduler.see(scheduler_engines(2), lookup)
+    first = [scheduler.choose(a_request(kind, most=4)).engine for kind in (0, 1)]
+    assert first == ["e0", "e1"]
+    again = scheduler.decide(a_request(1, most=4))
+    assert again.engine == "e1"
+    assert again.why.added == pytest.approx(0, abs=0.01)
+
+
+def scheduler_engines(count: int) -> list[Engine]:
+    return [Engine(f"e{one}", 1) for one in range(count)]
+
+
+def test_nobody_goes_where_there_is_no_room_while_another_rank_has_some() -> None:
+    """Rank 1, where all of its experts are, has room for 3 tokens."""
+    tables = own_ranks(2)
+    pool = laid_out([Engine("e0", 2, kv_tokens=8)], tables.first, tables.tables.basis)
+    prices = Prices.at_first(SECOND_EACH)
+    pool.ranks.held[1] = 5
+    assert decide(a_request(1, 1, 1), pool, tables, prices).rank == 1
+    assert decide(a_request(1, 1, 1, 1), pool, tables, prices).rank == 0
+    assert decide(a_request(1, 1, most=2), pool, tables, prices).rank == 0
+    pool.ranks.held[0] = 8
+    assert decide(a_request(1, 1, 1, 1), pool, tables, prices).rank == 1
+
+
+def test_a_draining_rank_is_never_chosen() -> None:
+    scheduler = a_scheduler()
+    scheduler.see([Engine("e0", 2, draining=frozenset({1}))])
+    assert {scheduler.choose(a_request(1)).rank for _ in range(9)} == {0}
+    scheduler.see([Engine("e0", 2, draining=frozenset({0, 1}))])
+    with pytest.raises(NoRankError, match="none of the pool's 2 ranks takes requests: wait"):
+        scheduler.choose(a_request(1))
+
+
+def test_without_tokens_or_tables_the_least_loaded_is_chosen() -> None:
+    scheduler = a_scheduler(3)
+    unknown = Request(None, 5, 0)
+    assert [scheduler.choose(unknown).rank for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+    scheduler.see([Engine("e0", 3, table=None)])
+    assert [scheduler.choose(a_request(2)).rank for _ in range(3)] == [0, 1, 2]
+
+
+def test_an_unknown_scheduler_is_named() -> None:
+    with pytest.raises(PlacerError, match="unknown scheduler 'elder': did you mean 'eldr'"):
+        a_scheduler(name="elder")
+
+
+def test_a_reason_says_what_was_weighed() -> None:
+    scheduler = a_scheduler()
+    request = replace(a_request(1, 1, 0, 0), prefix=(7,))
+    said = str(scheduler.choose(request).why)
+    assert said == (
+        "seconds: 50% of its experts at home, 50% in the mean; 0 ms of a GPU saved; backlog 0, 0 "
+        "tokens in the mean"
+    )
