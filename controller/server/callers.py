@@ -9,12 +9,13 @@ from placer.errors import PlacerError
 
 class Role(Flag):
     """What a caller may do. What agents may is part of what operators may; what trace readers may,
-    of nothing else."""
+    and clients of a front, of nothing else."""
 
     NONE = 0
     AGENT = 1
     OPERATOR = 3
     TRACE_READER = 4
+    CLIENT = 8
 
 
 class ForbiddenError(PlacerError):

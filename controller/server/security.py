@@ -26,6 +26,7 @@ _WORDS = {
     Role.OPERATOR: ("operators", "an operator's"),
     Role.AGENT: ("agents", "an agent's"),
     Role.TRACE_READER: ("trace readers", "a trace reader's"),
+    Role.CLIENT: ("clients of a front", "a client's"),
 }
 
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(?P<port>[0-9]{1,5})")
@@ -43,6 +44,7 @@ class Listening:
     client_ca: whose certificates clients must show (mutual TLS)
     tokens:    a file, see ``Tokens``; without it everyone is an operator
     insecure:  the operator says that the network is theirs alone
+    harm:      what everybody could do who reaches it
     """
 
     address: str
@@ -51,6 +53,7 @@ class Listening:
     client_ca: Path | None = None
     tokens: Path | None = None
     insecure: bool = False
+    harm: str = "move experts"
 
     def check(self) -> None:
         found = _ADDRESS.fullmatch(self.address)
@@ -74,7 +77,7 @@ class Listening:
             )
         if self.tokens is None and self.client_ca is None:
             raise SecurityError(
-                f"{self.address} can be reached from other hosts, and everybody could move experts"
+                f"{self.address} can be reached from other hosts, and everybody could {self.harm}"
                 ": give tokens or a client CA, listen on 127.0.0.1, or say --insecure"
             )
 

@@ -49,6 +49,7 @@ VERBS = {
     "hmm": "hmm",
     "check": "check",
     "serve": "serve",
+    "front": "front",
     "status": "status",
     "watch": "ledger",
     "history": "ledger",

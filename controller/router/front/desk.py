@@ -1,28 +1,28 @@
 """What all requests of a front share."""
 
+import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from controller.router.front.access_log import AccessLog
 from controller.router.front.figures import Figures
 from controller.router.front.settings import Limits
+from controller.router.front.tokenizing import Tokenizing
 from controller.router.pool.doors import Doors, Place, Seat
 from controller.router.scheduling.decide import NoRankError
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Decision, Request
-from controller.router.wire.heads import Headers
+from controller.router.wire.heads import OWN, Headers
 from placer.clock import Clock
 
 
 class Scheduler(Protocol):
-    """Which rank a request goes to (controller/router/scheduling)."""
+    """Which rank a request goes to: controller/router/scheduling/scheduler.py"""
 
     def see(self, engines: Sequence[Engine]) -> None: ...
 
-    def hear(self, others: Mapping[Place, float]) -> None:
-        """Requests at each rank that somebody else sent."""
+    def hear(self, others: Mapping[tuple[str, int], float]) -> None: ...
 
     def choose(self, request: Request) -> Decision: ...
 
@@ -31,27 +31,31 @@ class Scheduler(Protocol):
     def ended(self, decision: Decision, generated: int | None = None) -> None: ...
 
 
-class Tokenizing(Protocol):
-    """Text to tokens, beside the event loop."""
-
-    def encode(self, asked: Any, done: Any) -> None: ...
-
-
-@dataclass(slots=True)
 class Desk:
-    """key: headers that open engines; active: requests under way; held: those of them that wait
-    for an engine"""
+    """key: headers that open engines; not_passed: those of clients that engines do not get;
+    active: requests under way; held: those of them that wait for an engine; tick_s: the monotonic
+    time as of a moment ago"""
 
-    scheduler: Scheduler
-    doors: Doors
-    limits: Limits
-    clock: Clock
-    figures: Figures
-    log: AccessLog
-    key: Headers = field(default_factory=list)
-    tokenizing: Tokenizing | None = None
-    active: set[Any] = field(default_factory=set)
-    held: deque[Any] = field(default_factory=deque)
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        limits: Limits,
+        clock: Clock,
+        log: AccessLog,
+        key: Headers,
+        keeps_keys: bool,
+    ) -> None:
+        """keeps_keys: whether clients' keys are for the front, and no business of engines"""
+        self.scheduler, self.limits, self.clock, self.log = scheduler, limits, clock, log
+        self.key = key
+        self.not_passed = OWN | {b"authorization"} if keeps_keys or key else OWN
+        self.doors = Doors(self._changed, self._heard)
+        self.figures = Figures(self.doors)
+        self.tokenizing: Tokenizing | None = None
+        self.active: set[Any] = set()
+        self.held: deque[Any] = deque()
+        self.tick_s = clock.monotonic()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def choose(self, request: Request) -> tuple[Decision, Seat] | None:
         """None: no rank takes requests now."""
@@ -61,27 +65,26 @@ class Desk:
             decision = self.scheduler.choose(request)
         except NoRankError:
             return None
-        seat = self.doors.seats.get(Place(decision.engine, decision.rank))
-        if seat is None:
-            self.scheduler.ended(decision, 0)
-            return None
-        return decision, seat
+        return decision, self.doors.seats[Place(decision.engine, decision.rank)]
 
-    def changed(self) -> None:
-        """Ranks came or went: for those that wait there may be one."""
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _changed(self) -> None:
+        """For those that wait there may be a rank now."""
         doors = self.doors
-        shut: dict[str, set[int]] = {}
-        for engine, ranks in doors.ranks.items():
-            shut[engine] = {rank for rank in range(ranks) if Place(engine, rank) not in doors.seats}
-        self.scheduler.see([
-            Engine(engine, doors.ranks[engine], draining=frozenset(them))
-            for engine, them in shut.items()
-        ])  # fmt: skip
+        engines = []
+        for name, ranks in doors.ranks.items():
+            shut = {rank for rank in range(ranks) if Place(name, rank) not in doors.seats}
+            engines.append(Engine(name, ranks, draining=frozenset(shut)))
+        self.scheduler.see(engines)
         if doors.seats:
             held, self.held = self.held, deque()
             for one in held:
                 one.place()
 
-    def heard(self) -> None:
-        """Two fronts on one pool would else each see the half of it."""
+    def _heard(self) -> None:
+        """Two fronts on one pool would else each see a part of what its ranks have to do."""
         self.scheduler.hear(self.doors.others())

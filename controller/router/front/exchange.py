@@ -206,6 +206,12 @@ class Exchange(Errand):
             self._leave()
             self._fail(504, "the engine took too long", [], "timeout")
 
+    def give_up(self, why: str) -> None:
+        """The front has no more time."""
+        if self._seat is not None:
+            self._leave()
+        self._fail(503, why, RETRY_AFTER, "shutdown")
+
     def _stop(self, why: str) -> None:
         """A stream ends with an error."""
         if self._seat is not None:

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from controller.router.pool.doors import Doors
+from controller.router.pool.doors import Door, Doors
 
 # Those of vLLM's router, which OpenTelemetry's lie between.
 BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 45.0,
@@ -43,22 +43,17 @@ class _Durations:
 class Figures(Collector):
     """held: requests that had to wait for an engine; cut: streams that were, by what came of them"""
 
-    def __init__(self) -> None:
+    def __init__(self, doors: Doors) -> None:
+        self.active = 0
         self.held = 0
         self.cut: Counter[str] = Counter()
         self._durations: dict[tuple[str, bytes, int], _Durations] = {}
         self._errors: Counter[Key] = Counter()
         self._retries: Counter[Key] = Counter()
         self._exhausted: Counter[Key] = Counter()
-        self._doors: Doors | None = None
-        self._active: Any = ()
-        self._rule = ""
+        self._doors = doors
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
-
-    def show(self, doors: Doors, active: Any, rule: str) -> None:
-        """What else there is to tell of. active: requests; rule: the scheduler's name"""
-        self._doors, self._active, self._rule = doors, active, rule
 
     def ended(self, route: str, method: bytes, status: int, seconds: float, fault: str) -> None:
         key = route, method, status
@@ -74,7 +69,9 @@ class Figures(Collector):
     def exhausted(self, route: str) -> None:
         self._exhausted[(route,)] += 1
 
-    def text(self) -> bytes:
+    def text(self, active: int) -> bytes:
+        """active: requests under way"""
+        self.active = active
         return generate_latest(self._registry)
 
     def describe(self) -> Iterable[Family]:
@@ -108,12 +105,10 @@ class Figures(Collector):
         yield _counter("placer_front_held", "That waited for an engine.", [], {(): self.held})
         cut = {(name,): count for name, count in self.cut.items()}
         yield _counter("placer_front_cut_streams", "By what came of them.", ["outcome"], cut)
-        yield _gauge("http_server_active_requests", "Under way.", [], {(): len(self._active)})
-        if self._doors is not None:
-            yield from self._workers(self._doors)
+        yield _gauge("http_server_active_requests", "Under way.", [], {(): self.active})
+        yield from self._workers(list(self._doors.all.values()))
 
-    def _workers(self, doors: Doors) -> Iterator[Family]:
-        them = list(doors.all.values())
+    def _workers(self, them: list[Door]) -> Iterator[Family]:
         label = ["worker"]
         for name, what, values in (
             ("worker_health", "Whether it takes requests.",
@@ -126,9 +121,6 @@ class Figures(Collector):
             yield _gauge(f"vllm_router_{name}", what, label, values)
         served = {(one.url,): one.served for one in them}
         yield _counter("vllm_router_processed_requests", "Sent there.", label, served)
-        decided = {(self._rule, one.url): one.served for one in them}
-        both = ["policy", "worker"]
-        yield _counter("vllm_router_policy_decisions", "By the rule of now.", both, decided)
         healthy = {(): sum(one.is_open for one in them)}
         yield _gauge("vllm_router_active_workers", "That take requests.", [], healthy)
 

@@ -95,7 +95,7 @@ class Doors:
         door.present = present
         self._heard()
 
-    def others(self) -> dict[Place, float]:
+    def others(self) -> dict[tuple[str, int], float]:
         """Requests at each rank that this front did not send."""
         return {place: seat.door.others(place.rank) for place, seat in self.seats.items()}
 

@@ -1,0 +1,159 @@
+"""What a front answers: its routes, and who may ask. The house that clients' connections belong to."""
+
+from collections.abc import Callable
+from typing import Any
+
+from controller.router.front.asked import Asked, read
+from controller.router.front.desk import Desk
+from controller.router.front.exchange import Exchange
+from controller.router.wire import heads
+from controller.router.wire.arriving import AGAIN, Connection
+from controller.router.wire.heads import JSON, Headers, RefusedError
+from controller.router.wire.house import Arrived
+from controller.server.callers import Role
+from controller.server.strangers import Strangers
+from controller.server.tokens import Tokens
+
+GET, POST = b"GET", b"POST"
+TO_ENGINES = {
+    b"/v1/chat/completions": POST,
+    b"/v1/completions": POST,
+    b"/v1/embeddings": POST,
+    b"/v1/models": GET,
+}
+OTHER = "other"  # a route of nobody's: clients do not make up labels of figures
+TEXT: Headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
+UNKNOWN: Headers = [(b"www-authenticate", b"Bearer")]
+
+
+class Service:
+    """tokens: who may ask, everybody if it is None; draining: no more requests are taken"""
+
+    def __init__(self, desk: Desk, tokens: Tokens | None) -> None:
+        self.desk, self.limits, self._tokens = desk, desk.limits, tokens
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._bytes = 0  # of bodies
+        self._strangers = Strangers(desk.clock)
+        self._own: dict[bytes, Callable[[], tuple[int, Headers, bytes]]] = {
+            b"/health": self._health,
+            b"/metrics": self._metrics,
+        }
+
+    @property
+    def tick_s(self) -> float:
+        return self.desk.tick_s
+
+    def entered(self, connection: Any) -> bool:
+        self.connections.add(connection)
+        return len(self.connections) <= self.limits.connections
+
+    def left(self, connection: Any) -> None:
+        self.connections.discard(connection)
+
+    def reserve(self, size: int) -> bool:
+        self._bytes += size
+        return self._bytes <= self.limits.bodies_bytes
+
+    def handle(self, connection: Any, arrived: Arrived) -> None:
+        path = _origin(arrived)
+        try:
+            method = TO_ENGINES.get(path)
+            if method is None:
+                self._answer(connection, arrived, path)
+                return
+            _check(arrived.method, method)
+            if self._tokens is not None and not self._knows(arrived):
+                connection.running = waiting = _Denied()
+                self.desk.spawn(self._deny(connection, arrived, path.decode(), waiting))
+                return
+            self._ask(connection, arrived, path.decode())
+        except RefusedError as error:
+            route = path.decode() if path in TO_ENGINES or path in self._own else OTHER
+            self._refuse(connection, arrived, route, error)
+
+    def _ask(self, connection: Connection, arrived: Arrived, route: str) -> None:
+        """An engine."""
+        if self.draining:
+            raise RefusedError(503, "this front is being shut down", AGAIN)
+        if len(self.desk.active) >= self.limits.requests:
+            raise RefusedError(429, "too many requests: try again later", AGAIN)
+        asked = Asked()
+        if arrived.method == POST:
+            if len(arrived.body) <= self.limits.parsed_bytes:
+                asked = read(arrived.body, self.limits.scored_tokens)
+            else:
+                asked.length = len(arrived.body) // 4
+        exchange = Exchange(self.desk, connection, arrived, route, asked)
+        connection.running = exchange
+        exchange.begin()
+
+    def _answer(self, connection: Connection, arrived: Arrived, path: bytes) -> None:
+        """What the front itself knows."""
+        own = self._own.get(path)
+        if own is None:
+            raise RefusedError(404, "no such route: see docs/front.md for those that there are")
+        _check(arrived.method, GET)
+        status, headers, body = own()
+        self.desk.figures.ended(path.decode(), arrived.method, status, 0.0, "")
+        connection.reply(arrived, status, headers, body)
+
+    def _health(self) -> tuple[int, Headers, bytes]:
+        if self.draining:
+            return 503, JSON, b'{"status": "draining"}'
+        if not self.desk.doors.seats:
+            return 503, JSON, b'{"status": "no engine takes requests"}'
+        return 200, JSON, b'{"status": "ok"}'
+
+    def _metrics(self) -> tuple[int, Headers, bytes]:
+        return 200, TEXT, self.desk.figures.text(len(self.desk.active))
+
+    def _knows(self, arrived: Arrived) -> bool:
+        assert self._tokens is not None
+        shown = next((value for name, value in arrived.headers if name == b"authorization"), b"")
+        scheme, _, token = shown.partition(b" ")
+        role = self._tokens.role(token.strip().decode(errors="replace"))
+        return scheme.lower() == b"bearer" and role is not None and Role.CLIENT in role
+
+    async def _deny(
+        self, connection: Connection, arrived: Arrived, route: str, waiting: "_Denied"
+    ) -> None:
+        """Late, if many come."""
+        await self._strangers.wait(f"ip:{connection.peer}:0")
+        if not waiting.is_gone:
+            error = RefusedError(401, "no API key of this front's: send one as a Bearer", UNKNOWN)
+            self._refuse(connection, arrived, route, error)
+
+    def _refuse(
+        self, connection: Connection, arrived: Arrived, route: str, error: RefusedError
+    ) -> None:
+        self.desk.figures.ended(route, arrived.method, error.status, 0.0, "refused")
+        connection.refuse(arrived, error)
+
+
+class _Denied:
+    """Waits for its answer."""
+
+    is_gone = False
+
+    def hang_up(self) -> None:
+        self.is_gone = True
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+def _origin(arrived: Arrived) -> bytes:
+    """The path; a target that names a host loses it, since that is what a proxy would be asked."""
+    target = arrived.target
+    if not target.startswith(b"/") and b"://" in target:
+        _, _, target = target.partition(b"://")
+        arrived.target = target = b"/" + target.partition(b"/")[2]
+    return target.partition(b"?")[0].partition(b"#")[0]
+
+
+def _check(method: bytes, allowed: bytes) -> None:
+    if method != allowed:
+        name = allowed.decode()
+        raise RefusedError(405, f"this route is for {name}", [(b"allow", allowed)])
