@@ -1,0 +1,235 @@
+"""A front on a real socket before tiny engines, and clients of it."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import wraps
+from http.client import HTTPConnection
+from itertools import count
+from math import nan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import uvloop
+
+from controller.router.front.access_log import AccessLog
+from controller.router.front.desk import Desk
+from controller.router.front.front import Front
+from controller.router.front.settings import Limits
+from controller.router.pool.doors import Named
+from controller.router.scheduling.decide import NoRankError
+from controller.router.scheduling.pool import Engine as Known
+from controller.router.scheduling.request import Decision, Request, Why
+from controller.server.security import Listening
+from placer.clock import SystemClock
+from tests.controller.router.front.tiny_engine import Engine
+
+LISTENING = Listening("127.0.0.1:0")
+PROMPT = [5, 6, 7]
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+class LeastLoaded:
+    """Of the open ranks the one with the fewest requests, the first of several."""
+
+    def __init__(self) -> None:
+        self.engines: Sequence[Known] = []
+        self.load: Counter[tuple[str, int]] = Counter()
+        self.others: Mapping[tuple[str, int], float] = {}
+        self.requests: list[Request] = []
+        self.ended_with: list[int | None] = []
+        self._live: dict[int, tuple[str, int]] = {}
+        self._numbers = count(1)
+
+    def see(self, engines: Sequence[Known]) -> None:
+        self.engines = engines
+
+    def hear(self, others: Mapping[tuple[str, int], float]) -> None:
+        self.others = others
+
+    def choose(self, request: Request) -> Decision:
+        self.requests.append(request)
+        places = [(one.name, rank) for one in self.engines for rank in range(one.ranks)
+                  if rank not in one.draining]  # fmt: skip
+        if not places:
+            raise NoRankError("none")
+        place = min(places, key=lambda one: self.load[one] + self.others.get(one, 0))
+        self.load[place] += 1
+        number = next(self._numbers)
+        self._live[number] = place
+        return Decision(*place, Why("least", nan, 0.0, 0.0, 0, 0.0, 0.0, 0.0), number)
+
+    def began(self, decision: Decision) -> None:
+        assert decision.number in self._live
+
+    def ended(self, decision: Decision, generated: int | None = None) -> None:
+        self.load[self._live.pop(decision.number)] -= 1
+        self.ended_with.append(generated)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._live
+
+
+class Running(NamedTuple):
+    port: int
+    front: Front
+    scheduler: LeastLoaded
+
+
+def named(*them: Engine | Sequence[Engine]) -> dict[str, Named]:
+    """Each an engine; several together are the doors of one."""
+    found: dict[str, Named] = {}
+    for number, one in enumerate(them, start=1):
+        doors = [one] if isinstance(one, Engine) else list(one)
+        for rank, door in enumerate(doors):
+            ranks = (rank,) if len(doors) > 1 else ()
+            found[door.url] = Named(f"engine-{number}", ranks)
+    return found
+
+
+@asynccontextmanager
+async def fronted(
+    *them: Engine | Sequence[Engine],
+    limits: Limits | None = None,
+    listening: Listening = LISTENING,
+    log: str = "",
+    key: str = "",
+    waits: bool = True,
+) -> AsyncIterator[Running]:
+    """waits: until all engines take requests"""
+    scheduler = LeastLoaded()
+    header = [(b"authorization", key.encode())] if key else []
+    desk = Desk(scheduler, limits or Limits(), SystemClock(), AccessLog(log), header,
+                listening.tokens is not None)  # fmt: skip
+    front = Front(desk, listening, named(*them))
+    stop = asyncio.Event()
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(front.run(stop, port.set_result))
+    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        await task
+    if waits:
+        await until(lambda: all(door.is_open for door in desk.doors.all.values()))
+    try:
+        yield Running(port.result(), front, scheduler)
+        await until(lambda: not desk.active)
+        await until(lambda: scheduler.is_idle)
+    finally:
+        stop.set()
+        for one in list(front.service.connections):
+            one.transport.abort()
+        await task
+
+
+async def until(is_so: Callable[[], Any], seconds: float = 10.0) -> None:
+    for _ in range(int(seconds / 0.01)):
+        if is_so():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came to be so")
+
+
+def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """A test on the loop that fronts run on."""
+
+    @wraps(test)
+    def sync(*args: Any, **kwargs: Any) -> None:
+        uvloop.run(test(*args, **kwargs))
+
+    return sync
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """The message of an error in OpenAI's form."""
+        error = self.data["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["code"] == self.status
+        assert self.headers["content-type"] == "application/json"
+        return str(error["message"])
+
+    @property
+    def events(self) -> list[Any]:
+        return events(self.body)
+
+    @property
+    def text(self) -> str:
+        return text_in(self.events)
+
+
+def events(body: bytes) -> list[Any]:
+    """What each says; the last is [DONE]."""
+    found = [line[6:] for line in body.split(b"\n\n") if line]
+    return [one.decode() if one == b"[DONE]" else json.loads(one) for one in found]
+
+
+def text_in(told: Sequence[Any]) -> str:
+    parts = []
+    for one in told:
+        for choice in one["choices"] if isinstance(one, dict) else []:
+            parts.append(choice.get("text") or choice.get("delta", {}).get("content") or "")
+    return "".join(parts)
+
+
+def asked(
+    port: int, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+) -> Answer:
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, path, data, dict(headers or {}))
+        reply = connection.getresponse()
+        told = {name.lower(): value for name, value in reply.getheaders()}
+        return Answer(reply.status, told, reply.read())
+    finally:
+        connection.close()
+
+
+async def ask(
+    port: int, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """As a client that has never heard of the front."""
+    method = "GET" if body is None else "POST"
+    return await asyncio.to_thread(asked, port, method, path, body, headers)
+
+
+def completion(**more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": PROMPT, "max_tokens": 8, **more}
+
+
+def greedy(**more: Any) -> dict[str, Any]:
+    return completion(**{"stream": True, "temperature": 0, **more})
+
+
+async def raw(port: int, data: bytes, seconds: float = 10.0) -> bytes:
+    """What comes back until the front hangs up; or as much as came, if it does not."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    found = b""
+    try:
+        writer.write(data)
+        async with asyncio.timeout(seconds):
+            while got := await reader.read(65536):
+                found += got
+    except (TimeoutError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+    return found
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
