@@ -156,7 +156,7 @@ def _discovery(controller: str, pool: str, clock: Any) -> Any:
 def _tokenizing(tokenizer: str, desk: Any) -> Any:
     if not tokenizer:
         return None
-    from controller.router.front.tokenizing import EngineTokenizer, LocalTokenizer
+    from controller.router.bodies.tokenizing import EngineTokenizer, LocalTokenizer
 
     scored = desk.limits.scored_tokens
     if tokenizer == ENGINE:

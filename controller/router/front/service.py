@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from controller.router.front.asked import Asked, read
+from controller.router.bodies.asked import Asked, read
 from controller.router.front.desk import Desk
 from controller.router.front.exchange import Exchange
 from controller.router.wire import heads

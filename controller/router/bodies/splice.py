@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from controller.router.front.asked import DEFAULT_MOST, NEUTRAL
-from controller.router.front.trail import Trail, data_of
+from controller.router.bodies.asked import DEFAULT_MOST, NEUTRAL
+from controller.router.bodies.trail import Trail, data_of
 
 DONE = b"data: [DONE]\n\n"
 # Of a conversation, or said in the prompt's ids, or of no effect where a stream may go on; the rest

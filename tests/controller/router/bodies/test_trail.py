@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from controller.router.front.splice import Splice
-from controller.router.front.trail import KEPT_BYTES, Trail, data_of, shown
+from controller.router.bodies.splice import Splice
+from controller.router.bodies.trail import KEPT_BYTES, Trail, data_of, shown
 
 ASKED = {"model": "m", "prompt": "x", "max_tokens": 8, "stream": True, "temperature": 0}
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from controller.router.front.asked import BYTES_PER_TOKEN, Asked
+from controller.router.bodies.asked import BYTES_PER_TOKEN, Asked
 from controller.router.pool.doors import Doors
 from controller.router.wire.heads import JSON, Headers
 from controller.router.wire.upstream import LostError
