@@ -14,7 +14,15 @@ from placer.clock import SystemClock
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2
 from tests.controller.router.front.tiny_engine import Engine, engines
-from tests.controller.router.front.tiny_front import COMPLETIONS, ask, completion, fronted, run, until
+from tests.controller.router.front.tiny_front import (
+    COMPLETIONS,
+    ask,
+    completion,
+    fronted,
+    run,
+    until,
+)
+from tests.controller.server.tiny_server import a_world
 
 
 def status(*them: fleet_pb2.Engine) -> fleet_pb2.StatusResponse:
@@ -104,3 +112,23 @@ async def test_an_address_that_cannot_be_is_passed_over() -> None:
     watch.name({"ftp://a": Named("one")})
     assert not doors.all
     watch.close()
+
+
+@run
+async def test_a_front_finds_its_engines_through_a_real_controller_and_outlives_it() -> None:
+    one = Engine()
+    async with engines(one):
+        async with a_world() as world:
+            await world.register(api=one.url)
+            found = Discovery(world.address, "tiny", SystemClock())
+            told = await asyncio.get_running_loop().run_in_executor(None, found.ask)
+            assert told == {one.url: Named("engine-1", (0,))}
+            found.close()
+            discovery = Discovery(world.address, "tiny", SystemClock())
+            running = fronted(discovery=discovery, waits=False)
+            here = await running.__aenter__()
+            await until(lambda: here.front.desk.doors.seats)
+            assert (await ask(here.port, COMPLETIONS, completion())).status == 200
+        await until(lambda: discovery._trouble)  # the controller is gone
+        assert (await ask(here.port, COMPLETIONS, completion())).status == 200
+        await running.__aexit__(None, None, None)

@@ -18,6 +18,7 @@ from controller.router.front.access_log import AccessLog
 from controller.router.front.desk import Desk
 from controller.router.front.front import Front
 from controller.router.front.settings import Limits
+from controller.router.pool.discovery import Discovery
 from controller.router.pool.doors import Named
 from controller.router.scheduling.decide import NoRankError
 from controller.router.scheduling.pool import Engine as Known
@@ -98,13 +99,14 @@ async def fronted(
     log: str = "",
     key: str = "",
     waits: bool = True,
+    discovery: Discovery | None = None,
 ) -> AsyncIterator[Running]:
     """waits: until all engines take requests"""
     scheduler = LeastLoaded()
     header = [(b"authorization", key.encode())] if key else []
     desk = Desk(scheduler, limits or Limits(), SystemClock(), AccessLog(log), header,
                 listening.tokens is not None)  # fmt: skip
-    front = Front(desk, listening, named(*them))
+    front = Front(desk, listening, named(*them), discovery)
     stop = asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(front.run(stop, port.set_result))
