@@ -5,7 +5,7 @@ from collections import deque
 from math import inf
 from typing import Literal
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserError, HttpRequestParser
 
 from controller.router.wire import heads
 from controller.router.wire.heads import Headers, RefusedError
@@ -99,38 +99,40 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         self._target += url
         if len(self._target) > TARGET_BYTES:
-            raise RefusedError(414, f"the target has more than {TARGET_BYTES:,} bytes")
+            raise self._bad(414, f"the target has more than {TARGET_BYTES:,} bytes")
 
     def on_header(self, name: bytes, value: bytes | None) -> None:
         self._fields += 1
         if self._fields > MOST_HEADERS:
-            raise RefusedError(431, f"more than {MOST_HEADERS} headers")
+            raise self._bad(431, f"more than {MOST_HEADERS} headers")
         if self._phase == "head":  # and not a trailer
             self._head.append((name.lower(), value or b""))
 
     def on_headers_complete(self) -> None:
         self._version = self._parser.get_http_version()
         if self._version not in ("1.0", "1.1"):
-            raise RefusedError(505, f"HTTP/{self._version}: this front speaks 1.1")
+            raise self._bad(505, f"HTTP/{self._version}: this front speaks 1.1")
+        if self._parser.should_upgrade():
+            raise self._bad(501, "this front upgrades to no other protocol, and is no proxy")
         hosts = 0
         for name, value in self._head:
             if name == b"host":
                 hosts += 1
             elif name == b"content-length" and int(value) > self._limits.request_bytes:
-                raise RefusedError(413, self._too_large())
+                raise self._bad(413, self._too_large())
             elif name == b"expect":
                 self._go_on(value)
         if hosts > 1 or (not hosts and self._version == "1.1"):
-            raise RefusedError(400, f"{hosts} Host headers: send one")
+            raise self._bad(400, f"{hosts} Host headers: send one")
         self._phase, self._fed = "body", 0
         self._wait()
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
         if self._size > self._limits.request_bytes:
-            raise RefusedError(413, self._too_large())
+            raise self._bad(413, self._too_large())
         if not self._reserve(len(body)):
-            raise RefusedError(429, "no memory for more requests: try again later", AGAIN)
+            raise self._bad(429, "no memory for more requests: try again later", AGAIN)
         self._fed = 0
         self._body.append(body)
 
@@ -143,14 +145,17 @@ class Connection(asyncio.Protocol):
             parser.should_keep_alive(), self._version == "1.0",
         ))  # fmt: skip
         if len(self._waiting) > PIPELINED:
-            raise RefusedError(400, f"more than {PIPELINED} requests sent ahead")
+            raise self._bad(400, f"more than {PIPELINED} requests sent ahead")
 
     # Of what answers.
 
     def reply(self, arrived: Arrived, status: int, headers: Headers, body: bytes) -> None:
         """A whole answer, and on to the next request."""
         keep_alive = arrived.keep_alive and not self.closes
-        self.transport.write(heads.answer(status, headers, body, keep_alive))
+        answer = heads.answer(status, headers, body, keep_alive)
+        if arrived.method == b"HEAD":
+            answer = answer[: len(answer) - len(body)]
+        self.transport.write(answer)
         self.done(arrived, keep_alive)
 
     def refuse(self, arrived: Arrived, error: RefusedError) -> None:
@@ -204,15 +209,12 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
             if self._fed > HEAD_BYTES:  # of chunks' extensions and trailers, too
-                self._fault = RefusedError(431, f"more than {HEAD_BYTES:,} bytes of headers")
-        except HttpParserUpgrade:
-            self._fault = RefusedError(501, "this front upgrades to no other protocol")
+                self._bad(431, f"more than {HEAD_BYTES:,} bytes of headers")
         except HttpParserError as error:
-            why = error.__context__
-            if why is not None and not isinstance(why, RefusedError):
-                raise why from None
-            told = str(error)[:200] or type(error).__name__
-            self._fault = why or RefusedError(400, f"this is no HTTP/1.1: {told}")
+            if self._fault is None:
+                if error.__context__ is not None:
+                    raise
+                self._bad(400, f"this is no HTTP/1.1: {str(error)[:200] or type(error).__name__}")
         self._next()
 
     def _next(self) -> None:
@@ -225,7 +227,7 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self, expected: bytes) -> None:
         if expected.lower() != b"100-continue":
-            raise RefusedError(417, "only 100-continue can be expected of this front")
+            raise self._bad(417, "only 100-continue can be expected of this front")
         if not self._waiting:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -237,6 +239,11 @@ class Connection(asyncio.Protocol):
             self.due_s = inf
         else:
             self.due_s = self._house.tick_s + self._patience_s[self._phase]
+
+    def _bad(self, status: int, message: str, headers: Headers | None = None) -> RefusedError:
+        """To be raised where the parser calls: it tells of an error, and not of which."""
+        self._fault = RefusedError(status, message, headers)
+        return self._fault
 
     def _refuse(self, error: RefusedError) -> None:
         """What could not be parsed: nothing after it can be, either."""

@@ -53,7 +53,7 @@ class Server:
                 _, one = await loop.create_connection(
                     lambda: Upstream(self), where.host, where.port, ssl=self._tls
                 )
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, UnicodeError) as error:
             why = " ".join(str(error).split())[:200] or f"no connection in {CONNECT_S:g} s"
             raise LostError(f"{where.url} cannot be reached ({why})") from error
         return one

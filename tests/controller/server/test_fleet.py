@@ -344,3 +344,18 @@ async def test_a_worker_says_where_its_engine_is_resized_and_how_far() -> None:
     worker = member.registration.worker
     assert member.registration.api == "http://host:8000"
     assert (worker.can_resize, worker.tp_size, worker.most_ranks) == (True, 1, 8)
+
+
+@asynchronous
+async def test_status_tells_where_ranks_take_requests() -> None:
+    """Two tensor-parallel ranks are one data-parallel rank."""
+    async with a_world() as world:
+        for rank in range(4):
+            changes = {"ep_size": 4, "ep_rank": rank, "tp_size": 2, "slots": 4}
+            api = f"http://node-{rank // 2}:8000"
+            await world.register(worker=f"worker-{rank}", changes=changes, api=api)
+        await world.register(engine="engine-2")
+        told = (await world.fleet.Status(StatusRequest())).pools[0].engines
+        first, second = ([(one.address, list(one.ranks)) for one in each.doors] for each in told)
+        assert first == [("http://node-0:8000", [0]), ("http://node-1:8000", [1])]
+        assert second == []
