@@ -417,6 +417,7 @@ class Engine(_message.Message):
     CONDITIONS_FIELD_NUMBER: _builtins.int
     RANKS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    DOORS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     digest: _builtins.str
     """Of the map that serves."""
@@ -431,6 +432,10 @@ class Engine(_message.Message):
     slots: _builtins.int
     @_builtins.property
     def conditions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def doors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Door]:
+        """Where it takes requests, as far as its workers say."""
+
     def __init__(
         self,
         *,
@@ -444,14 +449,43 @@ class Engine(_message.Message):
         conditions: _abc.Iterable[_builtins.str] | None = ...,
         ranks: _builtins.int = ...,
         slots: _builtins.int = ...,
+        doors: _abc.Iterable[Global___Door] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "name", b"name", "ranks", b"ranks", "silent_s", b"silent_s", "slots", b"slots", "tokens", b"tokens", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "digest", b"digest", "doors", b"doors", "dropped", b"dropped", "epoch", b"epoch", "name", b"name", "ranks", b"ranks", "silent_s", b"silent_s", "slots", b"slots", "tokens", b"tokens", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Engine: _TypeAlias = Engine  # noqa: Y015
+
+@_typing.final
+class Door(_message.Message):
+    """Door is an address where ranks of an engine take requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """As in RegisterRequest.api."""
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The data-parallel ranks whose workers say it."""
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "ranks", b"ranks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Door: _TypeAlias = Door  # noqa: Y015
 
 @_typing.final
 class Operation(_message.Message):

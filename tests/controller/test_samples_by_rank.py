@@ -1,6 +1,6 @@
 """How many requests each rank of an engine has, by its metrics."""
 
-from controller.samples import Sample, present_by_rank, ranks_of, text_of
+from controller.samples import Sample, expose, present_by_rank, ranks_of
 
 TEXT = b"""# HELP vllm:num_requests_running x
 vllm:num_requests_running{engine="4",model_name="m"} 3.0
@@ -17,5 +17,5 @@ def test_running_and_waiting_ones_add_up_by_rank() -> None:
 
 
 def test_metrics_that_tell_no_rank_tell_of_none() -> None:
-    assert present_by_rank(text_of(Sample(running=3.0)).encode()) == {}
+    assert present_by_rank(expose(Sample(running=3.0)).encode()) == {}
     assert ranks_of(b"\xff\x00 garbage {") == ()

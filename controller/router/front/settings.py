@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked
 
 from placer.errors import FileError
 from placer.files.atomic import read_text
@@ -36,6 +35,8 @@ class Limits:
     scored_tokens: of a prompt that are looked up
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False)
+
     requests: int = 8192
     held: int = 4096
     connections: int = 16_384
@@ -61,17 +62,10 @@ class Limits:
                 raise FileError(f"{one.name} is {getattr(self, one.name)}: it must be above 0")
 
 
-_Spec = checked(Limits, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-
-
 def read_limits(path: Path | None) -> Limits:
     """The file's, YAML, and the defaults for what it does not say. Raises FileError."""
-    data: Any = of_yaml(read_text(path, FILE), str(path)) if path else {}
+    data = of_yaml(read_text(path, FILE), str(path)) if path else {}
     try:
-        return Limits(**vars_of(TypeAdapter(_Spec).validate_python(data or {})))
+        return TypeAdapter(Limits).validate_python({} if data is None else data)
     except ValidationError as error:
         raise FileError(f"{path}: {first_fault(error)}: see docs/front.md") from error
-
-
-def vars_of(limits: Any) -> dict[str, Any]:
-    return {one.name: getattr(limits, one.name) for one in fields(Limits)}
