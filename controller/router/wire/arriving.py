@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from math import inf
-from typing import Literal
+from typing import Literal, cast
 
 from httptools import HttpParserError, HttpRequestParser
 
@@ -52,8 +52,7 @@ class Connection(asyncio.Protocol):
     # Of the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are of their own kind
         name = transport.get_extra_info("peername")
         self.peer = str(name[0]) if isinstance(name, tuple) else "unix"
         self._wait()

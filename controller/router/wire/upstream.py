@@ -1,7 +1,7 @@
 """A connection to an engine: one request at a time, and the answer to it."""
 
 import asyncio
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -87,8 +87,7 @@ class Upstream(asyncio.Protocol):
     # Of the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are of their own kind
         self._server.open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

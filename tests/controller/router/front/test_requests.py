@@ -141,7 +141,7 @@ async def test_a_body_that_is_no_json_object_gets_400_and_no_engine_hears_of_it(
         assert (await ask(here.port, COMPLETIONS, completion())).status == 200
 
 
-@pytest.mark.parametrize("prompt", [[-1], [2**40], ["a", 1], [[]], [1.5], {}, None, [True]])
+@pytest.mark.parametrize("prompt", [[-1], [2**40], ["a", 1], [[]], [1.5], {}, None, [True, True]])
 @run
 async def test_a_prompt_that_cannot_be_scored_goes_somewhere_all_the_same(prompt: object) -> None:
     """What is wrong with it the engine says."""

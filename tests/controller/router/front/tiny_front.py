@@ -113,9 +113,9 @@ async def fronted(
     await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
-    if waits:
-        await until(lambda: all(door.is_open for door in desk.doors.all.values()))
     try:
+        if waits:
+            await until(lambda: all(door.is_open for door in desk.doors.all.values()))
         yield Running(port.result(), front, scheduler)
         await until(lambda: not desk.active)
         await until(lambda: scheduler.is_idle)
