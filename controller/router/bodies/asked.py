@@ -30,7 +30,7 @@ GOES_ON = frozenset(
 )  # fmt: skip
 # With these values only, which are as good as none.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1, None), "presence_penalty": (0, None), "frequency_penalty": (0, None),
+    "n": (1, None), "presence_penalty": (0, 0.0, None), "frequency_penalty": (0, 0.0, None),
     "echo": (False, None), "stop": (None, "", []), "logprobs": (None, False),
 }  # fmt: skip
 
@@ -98,7 +98,12 @@ def goes_on(data: dict[str, Any]) -> bool:
     prompt = data.get("prompt")
     if isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int)):
         return False
-    return all(data.get(key) in allowed for key, allowed in NEUTRAL.items())
+    return all(_is_one_of(data[key], allowed) for key, allowed in NEUTRAL.items() if key in data)
+
+
+def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
+    """For Python 0 and False are one; for logprobs they are not."""
+    return any(type(value) is type(one) and value == one for one in allowed)
 
 
 def _blocks(tokens: IntArray | None) -> tuple[int, ...]:

@@ -88,7 +88,9 @@ class Exchange(Errand):
             self._pass_on(b"".join(self._parts), False)
 
     def on_lost(self, error: LostError) -> None:
-        self._leave()
+        seat = self._leave()
+        if not error.untouched:  # another one, if there is one
+            self._desk.doors.shut(seat.door, str(error))
         if self._relay.begun:
             self._cut(str(error))
         elif error.untouched:

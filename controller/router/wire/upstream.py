@@ -49,7 +49,7 @@ class Upstream(asyncio.Protocol):
 
     __slots__ = (
         "_before", "_complete", "_fault", "_framed", "_headers", "_is_head", "_parser", "_parts",
-        "_server", "_size", "_status", "_told", "closed", "taker", "transport", "was_kept",
+        "_server", "_size", "_status", "_stays", "_told", "closed", "taker", "transport", "was_kept",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -66,7 +66,7 @@ class Upstream(asyncio.Protocol):
         self._headers: Headers = []
         self._parts: list[bytes] = []
         self._status = self._size = 0
-        self._told = self._complete = self._framed = self._is_head = False
+        self._told = self._complete = self._framed = self._stays = self._is_head = False
         self._fault = ""
         self._before = True  # nothing of the answer has come
 
@@ -142,10 +142,12 @@ class Upstream(asyncio.Protocol):
             self._framed = b"content-length" in names or b"transfer-encoding" in names
 
     def on_body(self, body: bytes) -> None:
-        self._parts.append(body)
+        if not self._complete:
+            self._parts.append(body)
 
     def on_message_complete(self) -> None:
         self._complete = self._is_head
+        self._stays = self._framed and self._parser.should_keep_alive()  # which is known only now
 
     # Its own.
 
@@ -161,7 +163,7 @@ class Upstream(asyncio.Protocol):
             return
         if self._complete:
             self.taker = None
-            if self._parser.should_keep_alive() and self._framed and not self._fault:
+            if self._stays and not self._fault:
                 self._server.keep(self)
             else:
                 self.close()

@@ -121,7 +121,9 @@ async def test_an_engine_that_dies_before_it_answers_loses_nothing() -> None:
     async with engines(first, second), fronted(first, second) as here:
         answer = await ask(here.port, COMPLETIONS, completion())
         assert answer.data["choices"][0]["text"] == NEXT
-        assert (len(first.asked), len(second.asked)) == (1, 1)
+        # It was asked on a connection that had been kept, which may have been closed before, and
+        # then on a new one.
+        assert (len(first.asked), len(second.asked)) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ async def test_garbage_is_asked_for_again_and_then_given_up(raw: bytes) -> None:
         answer = await ask(here.port, COMPLETIONS, completion())
         assert answer.status == 502
         assert "lost 2 times" in answer.error
-        assert len(engine.asked) == 2
+        assert len(engine.asked) == (2 if raw else 4)  # each time first where it was asked before
         engine.raw = None
         assert (await ask(here.port, COMPLETIONS, completion())).status == 200
 
@@ -194,6 +196,7 @@ async def test_an_engine_that_takes_too_long_is_left() -> None:
     async with engines(engine), fronted(engine, limits=Limits(first_s=0.4)) as here:
         answer = await ask(here.port, COMPLETIONS, completion(stream=True))
         assert (answer.status, answer.error) == (504, "the engine took too long")
+        engine.gate.set()
         await until(lambda: engine.hung_up)
 
 
