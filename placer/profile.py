@@ -1,14 +1,15 @@
 """Profile: what traffic did to the experts, summed over tokens; small, mergeable, with its size."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
-from placer import spread
+from placer import clusters, spread
 from placer.arrays import FloatArray, IntArray, frozen
+from placer.clusters import Clusters
 from placer.errors import RoutingError
 from placer.pace import Pace, elapsed, merged
 from placer.spread import FEWEST_BLOCKS, Noise, Spread, sampling_noise
@@ -40,6 +41,7 @@ class Profile:
                   recorded (guard.py)
     unknown:      variance of ``load / tokens`` beyond that, of the part that was not
     sampled:      layers may hold less than tokens x top_k: counters saw a part of the choices
+    clusters:     which requests' tokens used which experts, of all requests or of some
     notes:        what a reader left out or took otherwise, and of how many tokens
 
     A layer's load is tokens x top_k, and none if it never ran. Counters that know loads alone
@@ -59,6 +61,7 @@ class Profile:
     unknown: Noise | None = None
     pace: Pace | None = None
     sampled: bool = False
+    clusters: Clusters | None = None
     notes: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,15 +79,16 @@ class Profile:
             )
         if self.spread is not None and not self.spread.is_possible:
             raise RoutingError("spread holds NaN, infinity or negative sums: record again")
+        if self.clusters is not None and self.clusters.load.shape[1:] != (layers, experts):
+            raise RoutingError(f"clusters must have loads [clusters, {layers}, {experts}]")
         if not 1 <= self.top_k <= experts:
             raise RoutingError(f"top_k {self.top_k} is outside 1..{experts}")
         if self.phase not in PHASES:
             raise RoutingError(f"phase {self.phase!r}: use one of {', '.join(PHASES)}")
-        pairs = (experts, experts)
         for name, shape in (
             ("load", self.load.shape),
-            ("transitions", (layers - 1, *pairs)),
-            ("coactivation", (layers, *pairs)),
+            ("transitions", (layers - 1, experts, experts)),
+            ("coactivation", (layers, experts, experts)),
         ):
             array = getattr(self, name)
             if array is None:
@@ -171,23 +175,26 @@ def one_rank(load: FloatArray | IntArray) -> int | None:
     return int(used) if enough and 2 * used <= load.shape[1] else None
 
 
-def of_trace(trace: Trace) -> Profile:
-    """Everything that a trace says."""
-    return of_chunks([trace])
+def of_trace(trace: Trace, clustered: bool = False) -> Profile:
+    """Everything that a trace says; with the clusters of its requests only if asked for."""
+    return of_chunks([trace], clustered)
 
 
-def of_chunks(chunks: Iterable[Trace]) -> Profile:
+def of_chunks(chunks: Iterable[Trace], clustered: bool = False) -> Profile:
     """The profile of traces that together are one recording, read one after another.
 
     Cost: 2 * top_k^2 counts a token and layer; memory does not grow with tokens.
     """
     counts: _Counts | None = None
+    known: Clusters | None = None
     for chunk in chunks:
         counts = counts or _Counts(chunk)
         counts.add(chunk)
+        if clustered:
+            known = clusters.merge([*([known] if known else []), clusters.of_requests(chunk)])
     if counts is None:
         raise RoutingError("an empty trace: record some tokens first")
-    return counts.profile()
+    return replace(counts.profile(), clusters=known) if known else counts.profile()
 
 
 def merge(profiles: Sequence[Profile]) -> Profile:
@@ -220,6 +227,7 @@ def merge(profiles: Sequence[Profile]) -> Profile:
         spread=spread.merge([profile.spread for profile in profiles]),
         pace=merged((profile.phase, profile.pace) for profile in profiles),
         sampled=any(profile.sampled for profile in profiles),
+        clusters=clusters.merge([profile.clusters for profile in profiles]),
         notes=added(profile.notes for profile in profiles),
     )
 
@@ -229,9 +237,8 @@ class _Counts:
 
     def __init__(self, like: Trace) -> None:
         self.experts, self.top_k, self.layers = like.experts, like.top_k, like.layers
-        pairs = (self.experts, self.experts)
-        self.transitions = np.zeros((self.layers - 1, *pairs), dtype=np.int64)
-        self.coactivation = np.zeros((self.layers, *pairs), dtype=np.int64)
+        self.coactivation = np.zeros((self.layers, self.experts, self.experts), dtype=np.int64)
+        self.transitions = np.zeros_like(self.coactivation[1:])
         self.tokens = self.sequences = self.blocks = 0
         self.products = np.zeros((self.layers, self.experts, self.experts))
         self.lengths = np.zeros((self.layers, self.experts))

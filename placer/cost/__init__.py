@@ -5,8 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-from placer.arrays import FloatArray
-from placer.cost import balance, compute, links, outlook, traffic
+from placer.arrays import FloatArray, IntArray
+from placer.cost import balance, compute, links, outlook, owned, traffic
 from placer.cost.traffic import Traffic
 from placer.errors import PlacementError
 from placer.placement import Placement
@@ -44,7 +44,11 @@ class Score:
 
 
 def score(
-    problem: Problem, placement: Placement, trace: Trace | None = None, only_timed: bool = False
+    problem: Problem,
+    placement: Placement,
+    trace: Trace | None = None,
+    only_timed: bool = False,
+    homes: FloatArray | IntArray | None = None,
 ) -> Score:
     """What ``placement`` does to the problem's profile or, if given, to the trace's tokens.
 
@@ -52,6 +56,8 @@ def score(
     routed as in the profile or trace: dispatch + experts + combine, each the slowest GPU's. Where a
     part of the profile's traffic is unknown, that is the slowest to be expected (outlook.py).
     only_timed: fan-out and hops may be left out, which time does not depend on
+    homes: the GPU of each of the trace's sequences, or without a trace, of the profile's clusters,
+        [clusters, gpus] the share that each GPU owns (``dedup``); None: the least loaded's
 
     Raises PlacementError if no slot holds an expert: its tokens cannot be served.
     """
@@ -62,10 +68,10 @@ def score(
         )
     if trace is None:
         load = problem.profile.load
-        flows = traffic.expected(problem.profile, placement, problem.objective.dispatch, only_timed)
+        flows = _expected(problem, placement, only_timed, homes)
     else:
         load = trace.load.astype(np.float64)
-        flows = traffic.measured(trace, placement, problem.objective.dispatch)
+        flows = traffic.measured(trace, placement, problem.objective.dispatch, homes)
     unknown = trace is None and problem.profile.unknown is not None
     uncertain_s = outlook.uncertain_seconds(problem, placement) if unknown else 0.0
     by_part = _seconds(problem, placement, load, flows, uncertain_s)
@@ -87,6 +93,17 @@ def score(
         experts_s=float(experts_s.sum()),
         combine_s=float(combine_s.sum()),
     )
+
+
+def _expected(
+    problem: Problem,
+    placement: Placement,
+    only_timed: bool,
+    homes: FloatArray | IntArray | None,
+) -> Traffic:
+    if homes is not None:
+        return owned.expected(problem.profile, placement, homes)
+    return traffic.expected(problem.profile, placement, problem.objective.dispatch, only_timed)
 
 
 def layer_seconds(problem: Problem, placement: Placement) -> FloatArray:

@@ -53,12 +53,18 @@ class Traffic:
     hops: float | None
 
 
-def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
-    """Traffic of a trace's tokens, one by one, under the dispatch rule of serving.py."""
+def measured(
+    trace: Trace, placement: Placement, dispatch: Dispatch, owners: IntArray | None = None
+) -> Traffic:
+    """Traffic of a trace's tokens, one by one, under the dispatch rule of serving.py.
+
+    owners: [sequences] the GPU of each; None: the least loaded in turn
+    """
     layers, gpus, nodes = placement.layers, placement.gpus, placement.nodes
     node_of = placement.node_of_gpu
     maps = [LayerMap.of(placement, layer) for layer in range(layers)]
-    owners = np.repeat(homes(trace.seq_lens, gpus), trace.seq_lens)
+    own = homes(trace.seq_lens, gpus) if owners is None else owners
+    owner = np.repeat(own, trace.seq_lens)
     lots = np.random.default_rng(0)
     served = np.zeros((layers, gpus))
     sent = Flow(np.zeros((layers, gpus, gpus)), np.zeros((layers, gpus, nodes)))
@@ -69,7 +75,7 @@ def measured(trace: Trace, placement: Placement, dispatch: Dispatch) -> Traffic:
         ids = trace.expert_ids[part]
         rows = np.arange(len(ids))
         hashed = token_hash(np.arange(part.start, part.stop))
-        here, last = owners[part], None
+        here, last = owner[part], None
         for layer in range(layers):
             origin = None if dispatch == "allgather" else here
             gpu = serve(ids[:, layer].astype(np.intp), maps[layer], hashed, origin, node_of)
