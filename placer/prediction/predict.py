@@ -12,7 +12,7 @@ from placer.prediction.alignment import Shuffle, shuffle
 from placer.prediction.locality import sch, srp
 from placer.prediction.rebatching import active_experts
 from placer.prediction.recall import Guesses, guesses, next_layer
-from placer.tables.made import Tables, keyed_by
+from placer.tables.made import BY_SETS, Tables, keyed_by
 from placer.tables.rates import local_by_layer
 from placer.tables.vocabulary import token_identity
 from placer.trace import Trace
@@ -61,6 +61,11 @@ class Prediction:
     batches: tuple[Batches, ...]
     srp: dict[int, float | None]
     sch: dict[tuple[int, float], float]
+
+    @property
+    def is_upper_bound(self) -> bool:
+        """Whether the tables go by what nobody knows before a token runs."""
+        return self.keyed_by == BY_SETS
 
 
 def predict(trace: Trace, tables: Tables) -> Prediction:
