@@ -18,6 +18,7 @@ CERTAIN = np.iinfo(np.uint8).max  # a confidence of 1
 PARTS = 2520  # of an activation: whole numbers for each of up to ten replicas
 # Scores are compared in finer steps than confidences are kept in, and round alike in any order.
 _STEPS = 2**20
+MOST_CELLS = 2**25  # layers x gpus**3: a quarter of a GB
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +32,8 @@ class DeviceTables:
     confidence:      [layers, rows] T_p, the share that it has, in 1 / ``CERTAIN``
     next_device:     [layers, gpus, gpus] the same for tokens that were on these two GPUs in the
                      two layers before, whatever the token (2-gram)
-    next_confidence: [layers, gpus, gpus] A_p; 0 in the first two layers, and for what never came
+    next_confidence: [layers, gpus, gpus] A_p; 0 in the first two layers, for what never came, and
+                     everywhere if there are too many GPUs to count it
     """
 
     vocabulary: Vocabulary
@@ -72,14 +74,16 @@ class DeviceTables:
 class Chains:
     """On which GPUs tokens' experts were, after those of the two layers before.
 
-    parts: [layers, gpus, gpus, gpus] of activations, in 1 / ``PARTS``; none in the first two layers
+    parts: [layers, gpus, gpus, gpus] of activations, in 1 / ``PARTS``; none in the first two
+        layers; None where there are too many GPUs for memory to hold them
     """
 
     placement: Placement
-    parts: IntArray
+    parts: IntArray | None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", frozen(self.parts))
+        if self.parts is not None:
+            object.__setattr__(self, "parts", frozen(self.parts))
 
     def __add__(self, other: "Chains") -> "Chains":
         if self.placement.digest != other.placement.digest:
@@ -87,6 +91,8 @@ class Chains:
                 f"counts for plan {self.placement.digest:.19}... and for plan "
                 f"{other.placement.digest:.19}... do not add up: count both for one"
             )
+        if self.parts is None or other.parts is None:
+            return self
         return Chains(self.placement, self.parts + other.parts)
 
 
@@ -94,6 +100,8 @@ def chains(trace: Trace, placement: Placement) -> Chains:
     """gpus**3 numbers a layer. Raises RoutingError for another model's trace."""
     check_fits(trace.layers, trace.experts, placement)
     gpus = placement.gpus
+    if trace.layers * gpus**3 > MOST_CELLS:
+        return Chains(placement, None)
     parts = np.zeros((trace.layers, gpus, gpus, gpus), dtype=np.int64)
     pair = np.zeros(trace.tokens, dtype=np.int64)
     for layer, served in enumerate(_served(trace, placement)):
@@ -138,8 +146,11 @@ def devices_of(table: TokenTable, chains: Chains) -> DeviceTables:
         score = table.counts[layer].astype(np.float64) @ share / whole
         near += score
         device[layer], confidence[layer] = _best(score)
-    total = chains.parts.sum(axis=-1, keepdims=True)
-    next_device, next_confidence = _best(chains.parts / np.maximum(total, 1))
+    next_device = np.zeros((layers, placement.gpus, placement.gpus), dtype=np.int64)
+    next_confidence = np.zeros_like(next_device, dtype=np.uint8)
+    if chains.parts is not None:
+        total = chains.parts.sum(axis=-1, keepdims=True)
+        next_device, next_confidence = _best(chains.parts / np.maximum(total, 1))
     return DeviceTables(
         table.vocabulary,
         (near / layers).astype(np.float16).astype(np.float32),
