@@ -1,7 +1,7 @@
 """Table files (.npz): what a scheduler looks up, and what it is for; docs/files.md describes them.
 
-They hold counts of many requests, never a sequence: no request's tokens, no context that fewer
-than two requests had in common.
+They hold what many requests had in common, never a sequence: no request's tokens, and no context
+of fewer than two requests.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Which experts a token used after the tokens before it: n-gram contexts of 2 to 4 tokens.
 
 A context that few requests have in common would tell what somebody wrote. None of fewer than
-``LEAST_REQUESTS`` leaves the counts (experts.py), and the counts themselves are never written down.
+``LEAST`` sequences leaves the counts (experts.py), and the counts themselves are never written down.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from placer.tables.vocabulary import token_identity
 from placer.trace import Trace
 
 ORDERS = (2, 3, 4)
-LEAST_REQUESTS = 2
+LEAST = 3  # sequences: two requests or more, as one's prompt and answer may be sequences of their own
 MOST_CELLS = 2**28  # contexts x layers x experts of an order: half a GB
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth's multiplicative hash)
 
@@ -47,7 +47,7 @@ class ContextTable:
     """How often each context's last token used each expert.
 
     keys:   [contexts] hashes in ascending order
-    seen:   [2, contexts] the requests that had it, and how often it came
+    seen:   [2, contexts] the sequences that had it, and how often it came
     counts: [layers, contexts, experts]
     """
 
@@ -61,7 +61,7 @@ class ContextTable:
             object.__setattr__(self, name, frozen(getattr(self, name)))
 
     def __add__(self, other: "ContextTable") -> "ContextTable":
-        """Of both recordings, of other requests each; the most frequent, if memory holds no more
+        """Of both recordings, of other sequences each; the most frequent, if memory holds no more
         (then not quite as if they had been counted as one)."""
         parts = [(one.keys, one.seen, one.counts) for one in (self, other)]
         keys, seen, counts = merged(parts)
@@ -73,10 +73,10 @@ def context_table(trace: Trace, order: int) -> ContextTable:
     """The experts of each context in ``trace``; of the most frequent, if memory holds no more."""
     at, hashes = contexts(token_identity(trace), trace.seq_lens, order)
     keys, kind = np.unique(hashes, return_inverse=True)
-    request = np.repeat(np.arange(trace.sequences), trace.seq_lens)[at]
-    of_request = np.unique(kind * trace.sequences + request) // trace.sequences
-    requests = np.bincount(of_request, minlength=len(keys))
-    seen = np.stack([requests, np.bincount(kind, minlength=len(keys))])
+    sequence = np.repeat(np.arange(trace.sequences), trace.seq_lens)[at]
+    of_sequence = np.unique(kind * trace.sequences + sequence) // trace.sequences
+    sequences = np.bincount(of_sequence, minlength=len(keys))
+    seen = np.stack([sequences, np.bincount(kind, minlength=len(keys))])
     kept = _most_frequent(seen, trace.layers * trace.experts)
     row = np.full(len(keys), -1)
     row[kept] = np.arange(len(kept))
@@ -86,7 +86,7 @@ def context_table(trace: Trace, order: int) -> ContextTable:
 
 
 def _most_frequent(seen: IntArray, cells: int) -> IntArray:
-    """Contexts, in their order, whose counts fit in memory: those of most requests.
+    """Contexts, in their order, whose counts fit in memory: those of most sequences.
 
     cells: counts of each
     """

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from placer.arrays import IntArray, frozen
-from placer.tables.contexts import LEAST_REQUESTS, ContextTable, contexts
+from placer.tables.contexts import LEAST, ContextTable, contexts
 from placer.tables.counts import TokenTable
 from placer.tables.vocabulary import Vocabulary
 from placer.trace import Trace
@@ -64,11 +64,11 @@ class ExpertTables:
 
 
 def expert_tables(table: TokenTable, longer: Sequence[ContextTable]) -> ExpertTables:
-    """From counts; contexts of fewer than ``LEAST_REQUESTS`` requests are left out.
+    """From counts; contexts of fewer than ``LEAST`` sequences are left out.
 
     longer: those of 2, 3, ... tokens, in this order
     """
-    kept = [one.seen[0] >= LEAST_REQUESTS for one in longer]
+    kept = [one.seen[0] >= LEAST for one in longer]
     layers, _, experts = table.counts.shape
     rows = len(table.times) + sum(int(some.sum()) for some in kept)
     found = np.empty((layers, rows, table.top_k), dtype=np.min_scalar_type(experts - 1))

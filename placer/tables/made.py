@@ -41,7 +41,7 @@ class Counts:
     longer: tuple[ContextTable, ...]
     followers: IntArray
     chains: Chains
-    requests: int
+    sequences: int
     keyed_by: str
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -56,7 +56,7 @@ class Counts:
             tuple(one + two for one, two in zip(self.longer, other.longer, strict=True)),
             self.followers + other.followers,
             self.chains + other.chains,
-            self.requests + other.requests,
+            self.sequences + other.sequences,
             self.keyed_by,
         )
 
@@ -68,7 +68,7 @@ def counted(trace: Trace, placement: Placement) -> Counts:
         table=token_table(trace),
         longer=tuple(context_table(trace, order) for order in ORDERS),
         followers=followers(trace),
-        requests=trace.sequences,
+        sequences=trace.sequences,
         keyed_by=keyed_by(trace),
     )
 
@@ -89,7 +89,7 @@ class Origin:
     vocabulary: str
     keyed_by: str
     tokens: int
-    requests: int
+    sequences: int
 
     def check(
         self,
@@ -170,7 +170,7 @@ def tables_of(
         vocabulary,
         counts.keyed_by,
         int(table.times[-1]),
-        counts.requests,
+        counts.sequences,
     )
     return Tables(
         origin,

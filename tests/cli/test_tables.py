@@ -35,7 +35,7 @@ def made(placer: Placer) -> Placer:
     ended = placer("tables", "a.npz", *args)
     assert ended.code == 0
     assert ended.out == ""
-    assert "400 tokens of 40 requests, 20 known tokens" in ended.err
+    assert "400 tokens of 40 sequences, 20 known tokens" in ended.err
     return placer
 
 

@@ -115,7 +115,7 @@ def test_arrays_that_do_not_fit_are_refused_by_name(
         ({"plan": "sha256:00"}, "it is for plan sha256:00... but its placement is"),
         ({"dims": "2 layers x 4 experts, top-2"}, "experts does not fit"),
         ({"tokens": -1}, "meta has tokens -1"),
-        ({"requests": True}, "meta has requests True"),
+        ({"sequences": True}, "meta has sequences True"),
         ({"keyed_by": "names"}, "keyed_by 'names': it must be 'token ids' or 'expert sets"),
         ({"placement": [2, 1]}, r"meta has placement \[2, 1\]"),
         ({"placement": {"experts": 4, "gpus": 0, "nodes": 1}}, "meta has gpus 0"),

@@ -51,7 +51,7 @@ def test_the_longest_context_that_is_known_is_believed() -> None:
 
 
 def test_it_backs_off_to_the_token_and_then_to_the_prior() -> None:
-    found = tables(told(OFTEN, OFTEN))
+    found = tables(told(OFTEN, OFTEN, OFTEN))
     assert best(found, [9, 7], 4) == [1, 0]  # 9 was never seen, nor 9 7: the prior, the token
     assert best(found, [7, 7], 0) == [1, 1]  # expert 1 came four times, 0 three times
 
@@ -62,16 +62,17 @@ def test_of_experts_that_came_as_often_the_commoner_is_taken() -> None:
 
 
 def test_a_context_ends_with_its_request() -> None:
-    found = tables(told(OFTEN, OFTEN))
+    found = tables(told(OFTEN, OFTEN, OFTEN))
     assert best(found, [7, 5, 7], 2, [3]) == [0, 1, 3]
     assert best(found, [7, 5, 7], 2, [2, 1]) == [0, 1, 0]
 
 
 def test_what_only_one_request_said_is_left_out_however_often_it_said_it() -> None:
+    """Its prompt and its answer may be two sequences."""
     secret = [(3, 1), (4, 2)] * 10
-    alone = tables(told(OFTEN, secret))
+    alone = tables(told(OFTEN, secret, secret))
     assert sum(map(len, alone.keys)) == 0
-    common = tables(told(secret, secret[:4]))
+    common = tables(told(secret, secret, secret[:4]))
     assert [len(keys) for keys in common.keys] == [2, 2, 1]  # 34 43, 343 434, 3434
 
 

@@ -36,7 +36,7 @@ def test_what_agents_sampled_one_after_another_makes_the_tables_of_all_of_it() -
     added, whole = (tables_of(one, MODEL) for one in (parts[0] + parts[1], counted(trace, PLACEMENT)))
     assert arrays(added) == arrays(whole)
     assert added.origin == whole.origin
-    assert (whole.origin.tokens, whole.origin.requests) == (80, 2)
+    assert (whole.origin.tokens, whole.origin.sequences) == (80, 2)
 
 
 def test_the_next_layers_experts_are_chances() -> None:
