@@ -1,6 +1,7 @@
 """Which experts tokens used, counted; what several agents counted adds up."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -48,13 +49,13 @@ class TokenTable:
             raise RoutingError(
                 f"tables of {self.dims} and of {other.dims} do not add up: give one model's"
             )
-        seen = [one.vocabulary.tokens for one in (self, other)]
-        if any(
-            len(ids) + 1 != len(one.times) for ids, one in zip(seen, (self, other), strict=True)
-        ):
+        if any(len(one.vocabulary.tokens) + 1 != len(one.times) for one in (self, other)):
             raise RoutingError("tables with neighbours' rows do not add up: embed their sum")
         tokens, times, counts = merged(
-            [(ids, one.times[:-1], one.counts[:, :-1]) for ids, one in zip(seen, (self, other))]
+            [
+                (one.vocabulary.tokens, one.times[:-1], one.counts[:, :-1])
+                for one in (self, other)
+            ]
         )
         total = self.counts[:, -1:].astype(np.int64) + other.counts[:, -1:]
         return TokenTable(
@@ -119,6 +120,6 @@ def merged(parts: list[Part]) -> Part:
     return keys, numbers, counts
 
 
-def small(most: int) -> np.dtype[np.unsignedinteger]:  # type: ignore[type-arg]
+def small(most: int) -> np.dtype[Any]:
     """The type for counts up to ``most``."""
     return np.promote_types(np.min_scalar_type(most), np.uint16)
