@@ -17,13 +17,13 @@ from placer.errors import FileError, PlacerError
 from placer.files.atomic import replacing
 from placer.files.npz import Npz, opened, save
 from placer.placement import Placement
-from placer.tables.contexts import ORDERS
 from placer.tables.devices import DeviceTables
 from placer.tables.experts import ExpertTables
 from placer.tables.made import BY_IDS, BY_SETS, Origin, Tables
 from placer.tables.vocabulary import Vocabulary
 
 KIND, VERSION = "placer.tables", 1
+CONTEXTS = ("contexts_2", "contexts_3", "contexts_4")
 Array = npt.NDArray[Any]
 
 
@@ -42,7 +42,7 @@ def tables_bytes(tables: Tables) -> bytes:
         "experts": experts.experts,
         "likely": experts.likely,
         "following": tables.following,
-        **{f"contexts_{order}": keys for order, keys in zip(ORDERS, experts.keys, strict=True)},
+        **dict(zip(CONTEXTS, experts.keys, strict=True)),
     }
     sizes = {name: getattr(placement, name) for name in ("experts", "gpus", "nodes")}
     meta = {"format": KIND, "version": VERSION, **asdict(tables.origin), "placement": sizes}
@@ -84,7 +84,7 @@ def _checked(npz: Npz, origin: Origin, placement: Placement) -> Tables:
     take.must(origin.dims == f"{layers} layers x {experts} experts, top-{top_k}", "experts")
     take.must(near_gpus == gpus and rows > 0 and known > 0, "near")
     pairs = (layers, gpus, gpus)
-    keys = tuple(take.ascending(f"contexts_{order}", np.uint64) for order in ORDERS)
+    keys = tuple(take.ascending(name, np.uint64) for name in CONTEXTS)
     take.must(all_rows == rows + sum(map(len, keys)), "experts")
     vocabulary = Vocabulary(
         take.ascending("tokens", np.int64), take.below("row", (known,), rows).astype(np.int64)

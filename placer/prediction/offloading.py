@@ -14,7 +14,7 @@ import numpy as np
 from placer.arrays import BoolArray, FloatArray, IntArray
 from placer.model import ModelShape
 from placer.placement import Placement
-from placer.prediction.recall import next_experts
+from placer.prediction.recall import TOKENS_AT_A_TIME, among, next_experts
 from placer.tables.experts import followers
 from placer.trace import Trace
 
@@ -69,15 +69,16 @@ def offloaded(
 def _foretold(fit: Trace, judged: Trace) -> tuple[IntArray, IntArray]:
     """[layers, experts] tokens of which each expert is foretold, and those of them that use it; none
     at the first layer."""
-    chance = followers(fit) / np.maximum(fit.load[:-1, :, None], 1)
+    chance = (followers(fit) / np.maximum(fit.load[:-1, :, None], 1)).astype(np.float32)
     told = np.zeros((judged.layers, judged.experts), dtype=np.int64)
     right = np.zeros_like(told)
-    for layer in range(1, judged.layers):
-        before, used = judged.expert_ids[:, layer - 1], judged.expert_ids[:, layer]
-        likeliest = next_experts(before, chance[layer - 1].astype(np.float32), judged.top_k)
-        hit = (likeliest[:, :, None] == used[:, None, :]).any(axis=2)
-        told[layer] = np.bincount(likeliest.ravel(), minlength=judged.experts)
-        right[layer] = np.bincount(likeliest[hit], minlength=judged.experts)
+    for start in range(0, judged.tokens, TOKENS_AT_A_TIME):
+        ids = judged.expert_ids[start : start + TOKENS_AT_A_TIME]
+        for layer in range(1, judged.layers):
+            likeliest = next_experts(ids[:, layer - 1], chance[layer - 1], judged.top_k)
+            hit = among(likeliest, ids[:, layer])
+            told[layer] += np.bincount(likeliest.ravel(), minlength=judged.experts)
+            right[layer] += np.bincount(likeliest[hit], minlength=judged.experts)
     return told, right
 
 

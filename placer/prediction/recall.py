@@ -59,7 +59,7 @@ def guesses(trace: Trace, experts: ExpertTables, rows: IntArray, only_likely: bo
     right = np.empty(trace.layers, dtype=np.int64)
     told = 0
     for layer in range(trace.layers):
-        hit = _among(experts.experts[layer, rows], trace.expert_ids[:, layer])
+        hit = among(experts.experts[layer, rows], trace.expert_ids[:, layer])
         if only_likely:
             likely = experts.likely[layer, rows]
             hit &= np.arange(trace.top_k) < likely[:, None]
@@ -82,7 +82,7 @@ def next_layer(trace: Trace, following: npt.NDArray[np.float16], width: int) -> 
         ids = trace.expert_ids[start : start + TOKENS_AT_A_TIME]
         for layer, chance in enumerate(following.astype(np.float32)):
             likeliest = next_experts(ids[:, layer], chance, width)
-            right[layer] += _among(likeliest, ids[:, layer + 1]).sum()
+            right[layer] += among(likeliest, ids[:, layer + 1]).sum()
     transitions = trace.tokens * (trace.layers - 1)
     return Guesses(right, transitions * width, transitions * trace.top_k)
 
@@ -95,7 +95,7 @@ def next_experts(ids: IntArray, chance: npt.NDArray[np.float32], width: int) -> 
     return np.argsort(-chance[ids].sum(axis=1), axis=1, kind="stable")[:, :width]
 
 
-def _among(told: IntArray, used: IntArray) -> BoolArray:
+def among(told: IntArray, used: IntArray) -> BoolArray:
     """[tokens, told] whether each is among those used [tokens, used]."""
     found: BoolArray = (told[:, :, None] == used[:, None, :]).any(axis=2)
     return found

@@ -91,7 +91,8 @@ def experts_by_kind(trace: Trace, kind: IntArray, at: IntArray, kinds: int) -> I
     kind, at: [some] the kind of some tokens, and their places in the trace
     """
     experts = trace.experts
-    counts = np.empty((trace.layers, kinds, experts), dtype=small(len(at)))
+    most = int(np.bincount(kind, minlength=1).max())
+    counts = np.empty((trace.layers, kinds, experts), dtype=small(most))
     for layer in range(trace.layers):
         cell = kind[:, None] * experts + trace.expert_ids[at, layer]
         found = np.bincount(cell.ravel(), minlength=kinds * experts)
