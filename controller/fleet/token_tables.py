@@ -1,4 +1,4 @@
-"""Table files (docs/tables.md), made of the requests that agents sampled, for the maps that are served."""
+"""Table files (docs/tables.md) made of sampled requests, for the maps that are served."""
 
 import asyncio
 from collections.abc import Sequence

@@ -193,7 +193,9 @@ class Placements(PlacementServiceServicer):
         """The map of that digest, or the one that stands."""
         if not digest:
             if (group := pool.group()) is None:
-                raise FleetError(f"no engine of {pool.name} has a width that all its ranks agree on")
+                raise FleetError(
+                    f"no engine of {pool.name} has a width that all its ranks agree on"
+                )
             return await self.arbiter.stands(group)
         found = self.loop.ledger.placement(digest)
         if (found.layers, found.experts) != (pool.model.layers, pool.model.experts):

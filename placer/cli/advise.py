@@ -1,4 +1,4 @@
-"""placer advise: is this model and traffic worth pre-scheduling, prefetching or caching of experts?"""
+"""placer advise: is it worth anything to know a model's experts ahead?"""
 
 from pathlib import Path
 from typing import Annotated

@@ -186,8 +186,6 @@ def opened(path: Path) -> Iterator[Npz]:
         ) from error
 
 
-def save(
-    file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]
-) -> None:
+def save(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> None:
     """``meta`` is the file's own description."""
     np.savez_compressed(file, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)

@@ -1,10 +1,10 @@
 """Is a model with this traffic worth pre-scheduling, prefetching or caching of experts?
 
 Each is judged in seconds of a step's MoE layers, by the score's cost model, on one half of the
-sequences with what was fitted on the other; again and again, with other halves. Halves of one recording
-overlap, so that the standard error of their mean is s sqrt(1/n + 1), for halves as large as each other
-(Nadeau and Bengio, Inference for the Generalization Error, 2003). Advised is what exceeds what chance
-alone would do with probability ``CHANCE``, and is worth anybody's while.
+sequences with what was fitted on the other; again and again, with other halves. Halves of one
+recording overlap, so that the standard error of their mean is s sqrt(1/n + 1), for halves as large
+as each other (Nadeau and Bengio, Inference for the Generalization Error, 2003). Advised is what
+exceeds what chance alone would do with probability ``CHANCE``, and is worth anybody's while.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,8 +49,11 @@ class Halves:
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """Seconds a step that a way saves, mean of the splits, and their standard error; elsewhere_s: on
-    traffic of another kind than it was fitted on, None if none was given."""
+    """Seconds a step that a way saves, mean of the splits, and their standard error.
+
+    share:       of the step
+    elsewhere_s: on traffic of another kind than it was fitted on; None if none was given
+    """
 
     way: str
     saved_s: float
@@ -217,8 +220,8 @@ def _judged(
 
 def _notes(trace: Trace, kinds: int) -> list[str]:
     found = [
-        "seconds are of the MoE layers of a step where a token goes once to each GPU (dedup); where "
-        "every rank gets every token (allgather), a request's home changes nothing"
+        "seconds are of the MoE layers of a step where a token goes once to each GPU (dedup); "
+        "where every rank gets every token (allgather), a request's home changes nothing"
     ]
     if kinds == 1:
         found.append(

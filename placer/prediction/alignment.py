@@ -1,9 +1,9 @@
-"""Tensor-parallel attention: tokens go to the GPU of their experts, layer by layer, in equal chunks.
+"""Tensor-parallel attention: tokens go to their experts' GPU, layer by layer, in equal chunks.
 
 Every rank has every token's attention result in part; a reduce-scatter gives each rank a chunk of
-the tokens, and which tokens that are is free. The tables say where each should go; chunks must be of
-one size, so that tokens beyond it go elsewhere (align, Sem-MoE's Algorithm 3): the least sure ones,
-each to the GPU with room that has most of its experts over all layers (ours).
+the tokens, and which tokens that are is free. The tables say where each should go; chunks must be
+of one size, so that tokens beyond it go elsewhere (align, Sem-MoE's Algorithm 3): the least sure
+ones, each to the GPU with room that has most of its experts over all layers (ours).
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ import numpy as np
 from placer.arrays import IntArray
 from placer.trace import Trace
 
-TOKENS = 8192  # of a trace: more hardly change a hit rate
+TOKENS = 4096  # of a trace: more hardly change a hit rate
 
 
 def srp(trace: Trace, segment: int) -> float | None:

@@ -1,10 +1,10 @@
-"""Seconds a step of experts that a GPU's memory has no room for: loaded when they are needed, from a
-cache of those that are used most, or ahead, by what the layer before tells.
+"""Seconds a step of experts that a GPU's memory has no room for: loaded when they are needed, but
+for those that are used most, which are kept, or ahead, by what the layer before tells.
 
 Each GPU loads its own experts from its host's memory. The expected step: an expert that n of its
-tokens use is needed with probability 1 - exp(-n), as in cost/compute.py, and asked for ahead by the n'
-tokens of which it is foretold with 1 - exp(-n'). What is asked for ahead hides behind the layer before,
-as long as that takes; what nobody foretold is loaded when it is needed.
+tokens use is needed with probability 1 - exp(-n), as in cost/compute.py, and asked for ahead by the
+n' tokens of which it is foretold with 1 - exp(-n'). What is asked for ahead hides behind the layer
+before, as long as that takes; what nobody foretold is loaded when it is needed.
 """
 
 from dataclasses import dataclass
@@ -67,8 +67,8 @@ def offloaded(
 
 
 def _foretold(fit: Trace, judged: Trace) -> tuple[IntArray, IntArray]:
-    """[layers, experts] tokens of which each expert is foretold, and those of them that use it; none
-    at the first layer."""
+    """[layers, experts] tokens of which each expert is foretold, and those of them that use it;
+    none at the first layer."""
     chance = (followers(fit) / np.maximum(fit.load[:-1, :, None], 1)).astype(np.float32)
     told = np.zeros((judged.layers, judged.experts), dtype=np.int64)
     right = np.zeros_like(told)

@@ -1,7 +1,7 @@
 """Which experts a token used after the tokens before it: n-gram contexts of 2 to 4 tokens.
 
 A context that few requests have in common would tell what somebody wrote. None of fewer than
-``LEAST`` sequences leaves the counts (experts.py), and the counts themselves are never written down.
+``LEAST`` sequences leaves the counts (experts.py), and the counts are never written down.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ from placer.tables.vocabulary import token_identity
 from placer.trace import Trace
 
 ORDERS = (2, 3, 4)
-LEAST = 3  # sequences: two requests or more, as one's prompt and answer may be sequences of their own
+LEAST = (
+    3  # sequences: two requests or more, as one's prompt and answer may be sequences of their own
+)
 MOST_CELLS = 2**28  # contexts x layers x experts of an order: half a GB
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth's multiplicative hash)
 

@@ -52,10 +52,7 @@ class TokenTable:
         if any(len(one.vocabulary.tokens) + 1 != len(one.times) for one in (self, other)):
             raise RoutingError("tables with neighbours' rows do not add up: embed their sum")
         tokens, times, counts = merged(
-            [
-                (one.vocabulary.tokens, one.times[:-1], one.counts[:, :-1])
-                for one in (self, other)
-            ]
+            [(one.vocabulary.tokens, one.times[:-1], one.counts[:, :-1]) for one in (self, other)]
         )
         total = self.counts[:, -1:].astype(np.int64) + other.counts[:, -1:]
         return TokenTable(

@@ -84,15 +84,17 @@ def test_the_file_holds_no_array_of_the_requests_tokens(path: Path) -> None:
         ({"tokens": np.arange(6, dtype=np.float64)}, "tokens does not fit"),
         ({"row": np.full(6, 7)}, "row does not fit"),
         ({"row": np.arange(5)}, "row does not fit"),
-        ({"contexts_3": np.zeros(0, dtype=np.uint64)}, "experts does not fit"),
+        ({"contexts_2": np.zeros(0, dtype=np.uint64)}, "experts does not fit"),
         ({"contexts_3": np.zeros((2, 2), dtype=np.uint64)}, "contexts_3 does not fit"),
         ({"experts": np.zeros((3, 7, 2), dtype=np.uint8)}, "experts does not fit"),
         ({"experts": np.zeros((3, 7), dtype=np.uint8)}, r"experts is \[3, 7\]: it must be"),
         ({"likely": None}, "has no array 'likely'"),
-        ({"following": np.zeros((2, 4, 4))}, ""),
         ({"following": np.full((2, 4, 4), -0.5)}, "following does not fit"),
         ({"placement": np.zeros((3, 5), dtype=int)}, "its placement: 5 slots do not divide by 2"),
-        ({"placement": np.array([[0, 1, 2, 3]] * 3)}, r"for plan sha256:\w+\.\.\. but its placement"),
+        (
+            {"placement": np.array([[0, 1, 2, 3]] * 3)},
+            r"for plan sha256:\w+\.\.\. but its placement",
+        ),
         ({"meta": None}, "is no table file"),
         ({"meta": np.array("[]")}, "meta is not a JSON object"),
     ],
@@ -101,9 +103,6 @@ def test_arrays_that_do_not_fit_are_refused_by_name(
     path: Path, arrays: dict[str, Any], told: str
 ) -> None:
     changed(path, **arrays)
-    if not told:
-        read_tables(path)
-        return
     with pytest.raises(FileError, match=told):
         read_tables(path)
 
@@ -151,11 +150,13 @@ def test_a_file_with_bytes_changed_or_cut_off_is_read_or_refused(
     content = content[: data.draw(st.integers(0, len(content)))]
     path = tmp_path / "t.npz"
     path.write_bytes(content)
+    told = ""
     try:
         read_tables(path)
     except FileError as error:
-        assert str(error).startswith(str(path)) or str(path) in str(error)
-        assert "\n" not in str(error)
+        told = str(error)
+    assert not told or str(path) in told
+    assert "\n" not in told
 
 
 def test_nothing_is_left_half_written(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What is worth it: two kinds of requests with experts of their own, and requests all alike."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -20,9 +19,8 @@ SMALL = replace(a_topology(2), gpu=replace(a_topology(2).gpu, hbm_bytes=5 * MODE
 
 
 @pytest.fixture(autouse=True)
-def few_splits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def few_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advice, "SPLITS", 3)
-    yield
 
 
 def requests(alike: bool, seed: int = 0, ids: bool = True) -> Trace:

@@ -21,8 +21,8 @@ def test_one_expert_covers_a_segment_that_uses_no_other() -> None:
 
 
 def test_the_best_group_is_what_is_used_often_enough() -> None:
-    # Of two segments one uses 0 twice, one 1 and 2 once each. Whoever is used at all: 3 experts for 2
-    # tokens each cover 4 of 4, F1 = 2 * 4 / (6 + 4); whoever is used twice: 2 of 4, 2 * 2 / (2 + 4).
+    # Of two segments one uses 0 twice, one 1 and 2 once each. Whoever is used at all: 3 experts for
+    # 2 tokens each cover 4 of 4, F1 = 2 * 4 / (6 + 4); who is used twice: 2 of 4, 2 * 2 / (2 + 4).
     assert srp(routed(0, 0, 1, 2), 2) == pytest.approx(0.8)
 
 
@@ -39,7 +39,9 @@ def test_srp_is_the_best_f1_of_all_thresholds(seed: int, segment: int) -> None:
     for sequence in np.split(trace.expert_ids, np.cumsum(trace.seq_lens)[:-1]):
         for start in range(0, len(sequence) - segment + 1, segment):
             for layer in range(trace.layers):
-                counts += Counter(sequence[start : start + segment, layer].ravel().tolist()).values()
+                counts += Counter(
+                    sequence[start : start + segment, layer].ravel().tolist()
+                ).values()
     total = sum(counts)
     best = [
         2 * sum(f for f in counts if f >= a) / (segment * sum(f >= a for f in counts) + total)

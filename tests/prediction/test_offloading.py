@@ -38,8 +38,8 @@ def test_of_one_layer_nothing_is_known_ahead() -> None:
 
 
 def test_what_is_foretold_wrongly_is_loaded_for_nothing() -> None:
-    # Fitted on 1 -> 3 and 3 -> 1; now 1 -> 1 and 3 -> 3, of which in a step both come: asked for are
-    # the right experts, but a token's own never is.
+    # Fitted on 1 -> 3 and 3 -> 1; now 1 -> 1 and 3 -> 3, of which in a step both come: the right
+    # experts are asked for, but never by a token that uses them.
     other = a_trace([[[1], [1]], [[3], [3]]])
     found = offloaded(a_model(), LINEAR, TRACE, other, 1, MANY, EACH_S)
     assert found.prefetched_s / EACH_S == pytest.approx(2)

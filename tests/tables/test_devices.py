@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from placer.errors import RoutingError
 from placer.placement import EMPTY
-from placer.tables import CERTAIN, device_tables, local_activation_rate, token_identity
-from placer.tables import devices
+from placer.tables import CERTAIN, device_tables, devices, local_activation_rate, token_identity
 from placer.tables.devices import chains
 from placer.trace import Trace
 from tests.builders import a_placement, a_trace, random_trace
