@@ -18,6 +18,7 @@ BENCHMARKS = (
     "schedule",
     "agent",
     "controller",
+    "prediction",
 )
 LONG = (
     "autoscale", "elastic", "elastic_kills", "shared_weights", "mutants", "matrix", "verdicts",

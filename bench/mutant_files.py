@@ -30,6 +30,12 @@ KINDS = (
         f"plan {{file}} {PLACE} --holdout 0.5 --out x.json",
         "whatif {file} --gpus 2,4 --redundant 0,8",
         "score plan.json --trace {file}",
+        "tables {file} --plan plan.json --out x.npz",
+        "predict {file} --tables tables.npz",
+    )),
+    Kind("tables", "npz", "tables.npz", (
+        "predict t.npz --tables {file}",
+        "predict t.npz --tables {file} --plan plan.json --json",
     )),
     Kind("profile", "npz", "p.npz", (
         "show {file}",
@@ -121,6 +127,7 @@ def write_originals() -> None:
     Path("loads.json").write_text(json.dumps({"logical_count": counts.tolist()}))
     _placer("profile t.npz --out p.npz")
     _placer("plan t.npz --gpus 2 --redundant 2 --optimizer eplb --out plan.json")
+    _placer("tables t.npz --plan plan.json --out tables.npz")
     for name, syntax in ENGINES.items():
         _placer(f"export plan.json --format {name} --out {name}.{syntax}")
     worker = {

@@ -38,6 +38,7 @@ FOR_OTHERS = {
     "/placer.v1.FleetService/Register": Role.AGENT,
     "/placer.v1.PlacementService/Watch": Role.AGENT,
     "/placer.v1.ProfileService/ReadTraces": Role.TRACE_READER,
+    "/placer.v1.PlacementService/Tables": Role.TRACE_READER,
 }
 SERVICES = [
     file.DESCRIPTOR.services_by_name[name].full_name

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.pools import Pool, WorkerId
+from controller.fleet.token_tables import TokenTables
 from controller.fleet.traces import Reading, Request
 from controller.fleet.workers import FleetError
 from controller.loop import Loop
@@ -17,6 +18,7 @@ from controller.server.intake import LIGHT
 from placer.errors import PlacementError, RoutingError
 from placer.files.plans import parse_plan, plan_text
 from placer.optimizers import optimizer as known_optimizer
+from placer.placement import Placement
 from placer.plan import Hold, Plan
 from placer.v1 import placement_pb2, profile_pb2
 from placer.v1.placement_pb2_grpc import PlacementServiceServicer
@@ -102,6 +104,7 @@ class Profiles(ProfileServiceServicer):
 class Placements(PlacementServiceServicer):
     def __init__(self, loop: Loop, offers: VllmEngines) -> None:
         self.loop, self.arbiter, self.offers = loop, loop.arbiter, offers
+        self.tables = TokenTables(loop.traces, loop.ledger.clock)
         self._beside = ThreadPoolExecutor(1, "plans")
 
     @answering
@@ -178,6 +181,29 @@ class Placements(PlacementServiceServicer):
         async for record in self.loop.ledger.watch():
             if record.kind in explain.KINDS and request.pool in ("", record.pool):
                 yield placement_pb2.WatchResponse(record=wire.record(record))
+
+    @streaming
+    async def Tables(self, request: Any) -> AsyncIterator[Any]:
+        pool = self.loop.fleet.pool(request.pool)
+        file = await self.tables.of(pool, await self._served(pool, request.digest))
+        for start in range(0, len(file), sampled.PART):
+            yield placement_pb2.TablesResponse(part=file[start : start + sampled.PART])
+
+    async def _served(self, pool: Pool, digest: str) -> Placement:
+        """The map of that digest, or the one that stands."""
+        if not digest:
+            if (group := pool.group()) is None:
+                raise FleetError(
+                    f"no engine of {pool.name} has a width that all its ranks agree on"
+                )
+            return await self.arbiter.stands(group)
+        found = self.loop.ledger.placement(digest)
+        if (found.layers, found.experts) != (pool.model.layers, pool.model.experts):
+            raise FleetError(
+                f"placement {digest:.19}... is of {found.layers} layers x {found.experts} experts, "
+                f"and {pool.name} serves {pool.model.dims}: is it another pool's?"
+            )
+        return found
 
     async def _given(self, pool: Pool, file: bytes) -> Any:
         """A plan file, read on a thread. Raises PlacementError for one that lists more than a plan

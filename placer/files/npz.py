@@ -1,15 +1,16 @@
-"""Reading .npz files that anybody may have made.
+"""Reading .npz files that anybody may have made, and writing placer's own.
 
 An array's type and size are taken from its header and held against the archive's directory, and
 against what the archive can really hold, before any of its data is read; nothing is ever unpickled.
 """
 
+import json
 import math
 import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from placer.errors import FileError
 from placer.files.atomic import open_file
+from placer.files.documents import of_json
 
 MAX_ARRAY_BYTES = 8 * 2**30
 # Deflated zeros take a thousandth of their size, and recordings a third: beyond what any computer
@@ -63,6 +65,26 @@ class Npz:
                     ": write it again with placer"
                 )
             return str(self._read(file, layout, name)[()])
+
+    def meta(self, kind: str, newest: int) -> dict[str, Any]:
+        """The file's own description, if it is of this kind and of a version known here; empty if
+        it has none."""
+        if "meta" not in self.names:
+            return {}
+        meta = of_json(self.text("meta"), f"{self.path}: meta")
+        if not isinstance(meta, dict):
+            raise FileError(f"{self.path}: meta is not a JSON object: write it again")
+        if meta.get("format", kind) != kind:
+            raise FileError(
+                f"{self.path} is a {meta['format']}, not a {kind}: is it the right file?"
+            )
+        version = meta.get("version", newest)
+        if version not in range(1, newest + 1):
+            raise FileError(
+                f"{self.path} has version {version!r} of {kind}, this placer reads {newest}"
+                ": upgrade placer"
+            )
+        return meta
 
     @contextmanager
     def rows(self, name: str, counts: Sequence[int]) -> Iterator[Iterator[npt.NDArray[Any]]]:
@@ -162,3 +184,8 @@ def opened(path: Path) -> Iterator[Npz]:
             f"{path} is not a .npz file placer can read ({reason})"
             ": save it with np.savez_compressed"
         ) from error
+
+
+def save(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> None:
+    """``meta`` is the file's own description."""
+    np.savez_compressed(file, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)

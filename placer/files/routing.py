@@ -5,7 +5,6 @@ A trace has ``expert_ids`` [tokens, layers, top_k] and ``seq_lens`` [sequences],
 ``transitions`` and ``coactivation``; what SGLang's recorder dumps is one, too.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -20,10 +19,9 @@ from placer.clusters import Clusters
 from placer.errors import FileError
 from placer.files.atomic import replacing
 from placer.files.conventions import Survey, routed, survey
-from placer.files.documents import of_json
 from placer.files.dumps import logical_count
 from placer.files.loads import Loads, Told, understood
-from placer.files.npz import Npz, opened
+from placer.files.npz import Npz, opened, save
 from placer.model import ModelShape
 from placer.pace import of_meta
 from placer.profile import Profile
@@ -221,21 +219,7 @@ def _pieces(npz: Npz) -> Iterator[tuple[npt.NDArray[Any], dict[str, npt.NDArray[
 
 
 def _meta(npz: Npz, kind: str) -> dict[str, Any]:
-    """The file's own description, if it is of this kind and of a version known here."""
-    if "meta" not in npz.names:
-        return {}
-    meta = of_json(npz.text("meta"), f"{npz.path}: meta")
-    if not isinstance(meta, dict):
-        raise FileError(f"{npz.path}: meta is not a JSON object: write it again")
-    if meta.get("format", kind) != kind:
-        raise FileError(f"{npz.path} is a {meta['format']}, not a {kind}: is it the right file?")
-    version = meta.get("version", VERSIONS[kind])
-    if version not in range(1, VERSIONS[kind] + 1):
-        raise FileError(
-            f"{npz.path} has version {version!r} of {kind}, this placer reads {VERSIONS[kind]}"
-            ": upgrade placer"
-        )
-    return meta
+    return npz.meta(kind, VERSIONS[kind])
 
 
 def _number(npz: Npz, meta: Mapping[str, Any], name: str) -> float:
@@ -306,4 +290,4 @@ def _smallest(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> None:
     with replacing(path) as file:
-        np.savez_compressed(file, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)
+        save(file, arrays, meta)

@@ -120,3 +120,21 @@ def test_it_takes_a_command_or_a_controller(placer: Placer, more: list[str]) -> 
     ended = placer("record", *more)
     assert ended.code == 2
     assert "give a command after --, or a controller with --from" in ended.err
+
+
+def test_tables_of_what_is_kept_are_fetched_too(placer: Placer, running: Running) -> None:
+    sample(running, "prefill", 100, requests=3)
+    args = ("tables", "--from", running.address, "--pool", "tiny", "--out", "t.npz")
+    ended = placer(*args)
+    assert ended.code == 0, ended.err
+    assert "18 tokens of 3 sequences, 6 known tokens, 12 contexts" in ended.err
+    ended = placer(*args, "--plan", "none.json")
+    assert (ended.code, "none.json" in ended.err) == (2, True)
+
+
+def test_tables_come_from_traces_or_from_a_controller(placer: Placer, running: Running) -> None:
+    for args in ((), ("t.npz", "--from", running.address), ("t.npz",)):
+        ended = placer("tables", *args, "--out", "new.npz")
+        assert ended.code == 2
+        assert "give traces and --plan, or a controller with --from" in ended.err
+        assert not Path("new.npz").exists()

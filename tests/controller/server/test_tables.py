@@ -1,0 +1,121 @@
+"""Table files on real servers: what they are made of and for which map, and who may have them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+
+from controller.config import Traces
+from controller.fleet import token_tables
+from placer.channel import Settings, open_aio_channel
+from placer.files.tables import read_tables
+from placer.tables import Tables
+from placer.v1 import placement_pb2
+from placer.v1.placement_pb2_grpc import PlacementServiceStub
+from tests.builders import a_placement
+from tests.controller.server.test_traces import (
+    OPERATOR,
+    READER,
+    TOKENS,
+    WANTED,
+    a_sampled_push,
+    a_trace,
+)
+from tests.controller.server.tiny_server import IN_ORDER, SWAPPED, Setting, World, a_world, refusal
+from tests.controller.server.tiny_service import AGENT, write
+from tests.controller.tiny_pool import asynchronous
+
+STANDS = a_placement(IN_ORDER).digest
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    return write(tmp_path / "tokens.yaml", TOKENS)
+
+
+async def file(world: World, token: str = READER, pool: str = "tiny", digest: str = "") -> bytes:
+    async with open_aio_channel(world.address, Settings(token)) as channel:
+        request = placement_pb2.TablesRequest(pool=pool, digest=digest)
+        answers = PlacementServiceStub(channel).Tables(request)
+        return b"".join([answer.part async for answer in answers])
+
+
+def understood(place: Path, content: bytes) -> Tables:
+    (place / "t.npz").write_bytes(content)
+    return read_tables(place / "t.npz")
+
+
+@asynchronous
+async def test_they_are_made_of_sampled_requests_for_what_stands(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.server.sampled.PART", 100)  # in many answers
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register()
+        await world.pushed(a_sampled_push())
+        found = understood(tmp_path, await file(world))
+        assert (found.origin.plan, found.origin.model) == (STANDS, "tiny")
+        assert (found.origin.tokens, found.origin.keyed_by) == (5, "token ids")
+        assert found.devices.vocabulary.tokens.tolist() == list(range(70_000, 70_005))
+        # Of the second one: expert 2 in both layers, on GPU 1.
+        assert found.devices.device[:, 1].tolist() == [1, 1]
+
+
+@asynchronous
+async def test_they_are_made_for_a_plan_too_before_it_is_served(
+    tokens: Path, tmp_path: Path
+) -> None:
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.traffic()
+        await world.pushed(a_sampled_push(2))
+        plan = await world.proposed(SWAPPED)
+        found = understood(tmp_path, await file(world, digest=plan.digest))
+        assert found.origin.plan == plan.digest == a_placement(SWAPPED).digest
+        assert found.devices.device[:, 1].tolist() == [0, 0]  # expert 2 has changed places
+
+
+@asynchronous
+async def test_new_requests_and_another_map_make_others(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.traffic()
+        await world.pushed(a_sampled_push(2))
+        first = await file(world)
+        await world.pushed(a_sampled_push(3))
+        assert await file(world) == first  # a minute is not over
+        plan = await world.proposed(SWAPPED)
+        assert understood(tmp_path, await file(world, digest=plan.digest)).origin.tokens == 10
+        monkeypatch.setattr(token_tables, "REMADE_S", 0.0)
+        assert understood(tmp_path, await file(world)).origin.tokens == 10
+
+
+@pytest.mark.parametrize("token", [OPERATOR, AGENT])
+@asynchronous
+async def test_they_are_for_trace_readers(tokens: Path, token: str) -> None:
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register()
+        code, told = await refusal(file(world, token))
+        assert code is grpc.StatusCode.PERMISSION_DENIED
+        assert "PlacementService/Tables is for trace readers" in told
+
+
+@asynchronous
+async def test_without_token_ids_there_are_none(tokens: Path) -> None:
+    policy = replace(WANTED, traces=Traces(100, 900.0, False))
+    async with a_world(Setting(policy, tokens=tokens, token=OPERATOR)) as world:
+        await world.register()
+        await world.pushed(a_sampled_push(trace=a_trace(token_ids=b"")))
+        code, told = await refusal(file(world))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert "no requests of tiny with token ids are kept: set traces.requests and" in told
+
+
+@asynchronous
+async def test_a_pool_or_a_map_that_is_not_known_is_named(tokens: Path) -> None:
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register()
+        assert "no pool 'huge'" in (await refusal(file(world, pool="huge")))[1]
+        told = (await refusal(file(world, digest="sha256:0123456789abcdef")))[1]
+        assert "the ledger has no placement sha256:0123456789ab..." in told
