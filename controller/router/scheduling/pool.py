@@ -70,7 +70,7 @@ def laid_out(engines: Sequence[Engine], first: Sequence[int], basis: FloatArray)
     basis: [width, cells] of the tables' factors
     """
     columns = [column for one in engines for column in _columns(one, first)]
-    sizes = np.array([one.ranks for one in engines])
+    sizes = np.array([one.ranks for one in engines], dtype=np.int64)
     total = len(columns)
     room = [np.inf if one.kv_tokens is None else float(one.kv_tokens) for one in engines]
     is_open = [rank not in one.draining for one in engines for rank in range(one.ranks)]

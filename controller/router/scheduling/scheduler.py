@@ -1,6 +1,6 @@
 """A scheduler's state: what it sent where, what came of it, and what it learnt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,6 +75,7 @@ class Scheduler:
         self._live: dict[int, _Live] = {}
         self._decisions = 0
         self.pool = laid_out(engines, self.tables.first, self.tables.tables.basis)
+        self._others = np.zeros(len(self.pool.places))  # tokens of their backlogs
 
     def see(self, engines: Sequence[Engine], tables: Lookup | None = None) -> None:
         """The engines from now on, and their tables if there are new ones. What was learnt of a
@@ -88,6 +89,9 @@ class Scheduler:
         new.ranks.sent[:] = old.ranks.sent.min(initial=0)
         for field in ("held", "backlog", "sent", "dear"):
             getattr(new.ranks, field)[stayed] = getattr(old.ranks, field)[before[stayed]]
+        others = np.zeros(len(new.places))
+        others[stayed] = self._others[before[stayed]]
+        self._others = others
         now = {int(was): index for index, was in enumerate(before) if was >= 0}
         self.pool = new
         self._prefixes.renumber(before)
@@ -96,6 +100,14 @@ class Scheduler:
             if tables is not None:  # of other factors
                 live.factors = live.factors[:0]
             self._read(live, 1.0)
+
+    def hear(self, others: Mapping[tuple[str, int], float]) -> None:
+        """Requests at each rank that somebody else sent, as its engine tells: each is as much
+        backlog as a mean request."""
+        each = max(float(self.prices.fitted[kernels.TOKENS]), 1.0)
+        now = np.array([others.get(place, 0.0) * each for place in self.pool.places])
+        self.pool.ranks.backlog[:] += now - self._others
+        self._others = now
 
     def decide(self, request: Request) -> Decision:
         """What ``choose`` would answer. Nothing changes."""
