@@ -21,7 +21,7 @@ Kernel = Callable[..., Any]
 
 SECONDS, ROUND_MASK, LEAST_LOADED, ELDR = range(4)
 MOST_SCORED = 4096  # tokens of a prompt that are looked up, evenly spread
-SLACK = 1.0  # requests of mean size that a rank may be ahead for a mean gain
+WINDOW = 8  # requests a rank, at the end of which ranks are to have as much to do
 STEP = 0.1  # of a rank's price, for a request of mean size
 MEMORY = 1000  # requests after which what was learnt fades
 SURE = 0.999  # no expert is surer
@@ -180,6 +180,16 @@ def values(
 
 
 @compiled
+def slack(ranks: Ranks, fitted: FloatArray) -> float:
+    """Tokens that a rank may be ahead for a mean gain: those that it will still get in this window,
+    in the mean. So what is uneven early in a window is made up for at its end."""
+    opened = max(ranks.open.sum(), 1)
+    window = WINDOW * opened
+    left = window - fitted[CHOSEN] % window
+    return left * max(fitted[TOKENS], 1.0) / opened
+
+
+@compiled
 def charge(ranks: Ranks, best: int, requests: float) -> None:
     """Prices after a rank got tokens, of so many requests of mean size: a step of the stochastic
     subgradient of "as many tokens on each rank of an engine"."""
@@ -215,7 +225,7 @@ def one(
     case = seen_by(ranks, tables, sums, scored, of)
     saved, may = savings(ranks, case, costs), admitted(ranks, case.need)
     gain_s = max(fitted[GAIN], LEAST_GAIN_S)
-    dear = (gain_s * ranks.dear, gain_s / (SLACK * max(fitted[TOKENS], 1.0)))
+    dear = (gain_s * ranks.dear, gain_s / slack(ranks, fitted))
     value = values(rule, ranks, case, costs.band, saved, may, dear)
     best = int(value.argmax())
     mean_s = saved[may].mean()
