@@ -15,6 +15,7 @@ from controller.router.scheduling.request import Decision
 from controller.router.scheduling.rivals import similarity
 from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import BoolArray
+from placer.tables.factors import factors
 
 ENGINES, RUNNING, STREAM, WARM_UP = 4, 16, 1500, 300
 NAMES = ("least_loaded", "eldr", "seconds")
@@ -93,6 +94,6 @@ def _scheduler(world: World, fit: Requests, name: str, seed: int) -> Scheduler:
         tables = Lookup.of(table.vocabulary, columns)
     else:
         alike = np.ones((len(table.times), 1))
-        tables = Lookup.of(table.vocabulary, [alike] * ENGINES, table)
+        tables = Lookup.of(table.vocabulary, [alike] * ENGINES, factors(table))
     engines = [Engine(f"engine-{one}", 1, table=one) for one in range(ENGINES)]
     return Scheduler(engines, costs_of(problem), tables, name)

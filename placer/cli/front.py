@@ -64,7 +64,8 @@ def front(
         Path | None, typer.Option(help="A file with the API key that engines ask for.")
     ] = None,
     access_log: Annotated[
-        str, typer.Option(help='A line a request, without prompts; "-" is stdout.', show_default=False)
+        str,
+        typer.Option(help='A line a request, without prompts; "-" is stdout.', show_default=False),
     ] = "",
 ) -> None:
     """Run a front: clients' requests, in OpenAI's API, go to the rank that serves them best.

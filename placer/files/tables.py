@@ -19,6 +19,7 @@ from placer.files.npz import Npz, opened, save
 from placer.placement import Placement
 from placer.tables.devices import DeviceTables
 from placer.tables.experts import ExpertTables
+from placer.tables.factors import WIDTH, Factors, thinned
 from placer.tables.made import BY_IDS, BY_SETS, Origin, Tables
 from placer.tables.vocabulary import Vocabulary
 
@@ -35,6 +36,9 @@ def tables_bytes(tables: Tables) -> bytes:
         "tokens": devices.vocabulary.tokens,
         "row": devices.vocabulary.row,
         "near": devices.near.astype(np.float16),
+        "owning": tables.owning.astype(np.float16),
+        "weights": tables.used.weights,
+        "basis": tables.used.basis.astype(np.float32),
         "device": devices.device,
         "confidence": devices.confidence,
         "next_device": devices.next_device,
@@ -97,11 +101,13 @@ def _checked(npz: Npz, origin: Origin, placement: Placement) -> Tables:
         take.below("next_device", pairs, gpus),
         take.below("next_confidence", pairs, 256).astype(np.uint8, copy=False),
     )
+    owning = take.share("owning", (rows, gpus)).astype(np.float32)
+    used = take.factors(rows, layers, experts)
     likely = take.below("likely", (layers, all_rows), top_k + 1).astype(np.uint8, copy=False)
     chosen = take.below("experts", (layers, all_rows, top_k), experts)
     following = take.share("following", (layers - 1, experts, experts)).astype(np.float16)
     longest = ExpertTables(vocabulary, keys, chosen, likely)
-    return Tables(origin, placement, devices, longest, following)
+    return Tables(origin, placement, devices, owning, used, longest, following)
 
 
 class _Taker:
@@ -128,6 +134,14 @@ class _Taker:
         found = self._numbers(name, shape, "f")
         self.must(bool(((found >= 0) & (found <= 1)).all()), name)  # nor is NaN
         return found
+
+    def factors(self, rows: int, layers: int, experts: int) -> Factors:
+        kept = len(thinned(layers, experts))
+        width = min(WIDTH, kept * experts)
+        weights = self._numbers("weights", (rows, width), "i").astype(np.int16, copy=False)
+        basis = self._numbers("basis", (width, kept * experts), "f").astype(np.float64)
+        self.must(bool(np.isfinite(basis).all()), "basis")
+        return Factors(weights, basis, layers / kept)
 
     def ascending(self, name: str, dtype: type[np.integer[Any]]) -> Array:
         found = self._npz.array(name)

@@ -13,6 +13,8 @@ from placer.tables.contexts import ORDERS, ContextTable, context_table
 from placer.tables.counts import TokenTable, token_table
 from placer.tables.devices import Chains, DeviceTables, chains, devices_of
 from placer.tables.experts import ExpertTables, expert_tables, followers
+from placer.tables.factors import Factors, factors
+from placer.tables.owning import visits
 from placer.trace import Trace
 
 UNKNOWN = "unknown"  # the name of a model that nobody named
@@ -122,6 +124,7 @@ def _other(what: str, ours: str, theirs: str) -> RoutingError:
 class Tables:
     """All that is looked up ahead, for one placement.
 
+    owning:    [rows, gpus] from ``owning.visits``; used: each token's experts
     following: [layers - 1, experts, experts] chance that a token uses j at the next layer if it
                uses i at this one
     """
@@ -129,6 +132,8 @@ class Tables:
     origin: Origin
     placement: Placement
     devices: DeviceTables
+    owning: npt.NDArray[np.float32]
+    used: Factors
     experts: ExpertTables
     following: npt.NDArray[np.float16]
 
@@ -176,6 +181,8 @@ def tables_of(
         origin,
         counts.chains.placement,
         devices_of(table, counts.chains),
+        visits(table, counts.chains.placement).astype(np.float16).astype(np.float32),
+        factors(table),
         expert_tables(table, counts.longer),
         (counts.followers / np.maximum(load, 1)).astype(np.float16),
     )

@@ -124,7 +124,7 @@ def _ids(tokens: list[Any]) -> IntArray | None:
         found = np.frombuffer(array("q", tokens), dtype=np.int64)
     except (TypeError, OverflowError):
         return None
-    return found if len(found) and 0 <= found.min() and found.max() <= LARGEST else None
+    return found if len(found) and found.min() >= 0 and found.max() <= LARGEST else None
 
 
 def _length(prompt: Any) -> int:

@@ -25,7 +25,9 @@ class AccessLog:
             try:
                 self._file = Path(target).open("a", encoding="utf-8")  # noqa: SIM115 - until close
             except OSError as error:
-                raise FileError(f"cannot write {target}: {error.strerror}: choose another file") from error
+                raise FileError(
+                    f"cannot write {target}: {error.strerror}: choose another file"
+                ) from error
 
     def add(
         self, peer: str, method: bytes, route: str, status: int, size: int, seconds: float,

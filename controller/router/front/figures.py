@@ -98,7 +98,10 @@ class Figures(Collector):
         counts = {(route,): sum(whole.counts) for route, whole in routes.items()}
         yield _counter("vllm_router_requests", "That ended.", ["route"], counts)
         yield _counter(
-            "vllm_router_request_errors", "By what was wrong.", ["route", "error_type"], self._errors
+            "vllm_router_request_errors",
+            "By what was wrong.",
+            ["route", "error_type"],
+            self._errors,
         )
         yield _counter("vllm_router_retries", "Sent again.", ["route"], self._retries)
         yield _counter("vllm_router_retries_exhausted", "Given up.", ["route"], self._exhausted)

@@ -6,7 +6,6 @@ from typing import Any
 from controller.router.bodies.asked import Asked, read
 from controller.router.front.desk import Desk
 from controller.router.front.exchange import Exchange
-from controller.router.wire import heads
 from controller.router.wire.arriving import AGAIN, Connection
 from controller.router.wire.heads import JSON, Headers, RefusedError
 from controller.router.wire.house import Arrived

@@ -278,8 +278,6 @@ def many(
         expected = min(float(most[at]), fitted[GENERATED])
         of = (float(end - begin), expected, nothing)
         prompt = tokens[begin:end]
-        found[at] = one(
-            rule, ranks, tables, costs, fitted, prompt, of, sums[at], told[at], True
-        )
+        found[at] = one(rule, ranks, tables, costs, fitted, prompt, of, sums[at], told[at], True)
         begin = end
     return found

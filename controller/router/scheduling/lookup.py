@@ -16,12 +16,12 @@ from placer.arrays import FloatArray, IntArray, frozen
 from placer.errors import RoutingError
 from placer.placement import Placement
 from placer.tables import TokenTable, Vocabulary
+from placer.tables.factors import Factors
+from placer.tables.made import Tables as Made
 
 Int16 = npt.NDArray[np.int16]
 WHOLE = int(np.iinfo(np.int16).max)  # a share of 1
 MOST_IDS = 2**24  # of a vocabulary
-MOST_CELLS = 2048  # layers x experts of the factors: more layers are thinned out evenly
-WIDTH = 16  # factors
 
 
 class Tables(NamedTuple):
@@ -50,9 +50,9 @@ class Lookup:
 
     @classmethod
     def of(
-        cls, vocabulary: Vocabulary, shares: Sequence[FloatArray], table: TokenTable | None = None
+        cls, vocabulary: Vocabulary, shares: Sequence[FloatArray], used: Factors | None = None
     ) -> "Lookup":
-        """shares: of each map [rows, ranks] from 0 to 1; table: where engines are chosen, too.
+        """shares: of each map [rows, ranks] from 0 to 1; used: where engines are chosen, too.
 
         Raises RoutingError for identities that no tokenizer has.
         """
@@ -67,12 +67,17 @@ class Lookup:
         columns: list[Int16] = [np.zeros((rows, 1), dtype=np.int16)]
         columns += [np.rint(share * WHOLE).astype(np.int16) for share in shares]
         basis, every = np.zeros((0, 0)), 1.0
-        if table is not None:
-            weights, basis, every = factors(table)
-            columns.append(weights)
+        if used is not None:
+            columns.append(used.weights)
+            basis, every = used.basis, used.every
         first = np.cumsum([1, *(share.shape[1] for share in shares)])
         values = frozen(np.concatenate(columns, axis=1))
         return cls(Tables(frozen(row), values, frozen(basis), every), tuple(first.tolist()))
+
+    @classmethod
+    def made(cls, tables: Made) -> "Lookup":
+        """Of the one map that they are for."""
+        return cls.of(tables.devices.vocabulary, [tables.owning], tables.used)
 
     @classmethod
     def nothing(cls) -> "Lookup":
@@ -82,19 +87,6 @@ class Lookup:
         return cls(Tables(row, values, frozen(np.zeros((0, 0))), 1.0), (1,))
 
 
-def visits(table: TokenTable, placement: Placement) -> FloatArray:
-    """[rows, gpus] chance that a token has an expert on a GPU, mean over layers: what is saved by
-    its being owned there, since it is sent once to every other GPU that has any of them. As if
-    its experts were drawn one by one."""
-    held = placement.copies > 0
-    found = np.zeros((len(table.times), placement.gpus))
-    for layer, counts in enumerate(table.counts):
-        absent = 1 - counts / table.times[:, None]
-        for gpu in range(placement.gpus):
-            found[:, gpu] += 1 - absent[:, held[layer, :, gpu]].prod(axis=1)
-    return found / len(table.counts)
-
-
 def local(table: TokenTable, placement: Placement) -> FloatArray:
     """[rows, gpus] share of a token's activations that a GPU can serve, mean over layers."""
     held = (placement.copies > 0).astype(np.float64)
@@ -102,26 +94,6 @@ def local(table: TokenTable, placement: Placement) -> FloatArray:
     whole = table.times[:, None] * (table.top_k * placement.layers)
     share: FloatArray = np.asarray(found) / whole
     return share
-
-
-def factors(table: TokenTable) -> tuple[Int16, FloatArray, float]:
-    """Tokens' chances of experts in few numbers: the truncated singular value decomposition of
-    [rows, layers x experts], each token as often as it occurs.
-
-    Returns [rows, width] small integers; [width, cells] what one of each stands for, times how many
-    layers each layer among the cells stands for; and that.
-    """
-    layers, rows, experts = table.counts.shape
-    kept = np.arange(0, layers, -(-layers * experts // MOST_CELLS))
-    chance = (table.counts[kept] / table.times[:, None]).transpose(1, 0, 2).reshape(rows, -1)
-    often = table.times.astype(np.float64)
-    often[-1] = 0  # the sum of all others
-    _, axes = np.linalg.eigh((chance * often[:, None]).T @ chance)
-    basis = axes[:, ::-1][:, :WIDTH].T
-    weight = chance @ basis.T
-    unit = np.maximum(np.abs(weight).max(axis=0), np.finfo(float).tiny) / WHOLE
-    every = layers / len(kept)
-    return np.rint(weight / unit).astype(np.int16), basis * unit[:, None] * every, every
 
 
 def rows_of(tables: Tables, tokens: IntArray) -> IntArray:

@@ -153,7 +153,9 @@ async def test_garbage_is_asked_for_again_and_then_given_up(raw: bytes) -> None:
 
 @run
 async def test_answers_before_the_answer_are_skipped() -> None:
-    raw = b"HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+    raw = (
+        b"HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+    )
     engine = Engine(raw=raw)
     async with engines(engine), fronted(engine) as here:
         answer = await ask(here.port, COMPLETIONS, completion())
@@ -238,19 +240,18 @@ async def test_two_scalings_and_a_killed_engine_fail_nobody() -> None:
 async def test_at_the_end_requests_under_way_are_answered_and_no_others_taken() -> None:
     engine = Engine()
     engine.gate = asyncio.Event()
-    async with engines(engine):
-        async with fronted(engine) as here:
-            running = crowd(here.port, 1, stream=True)
-            await until(lambda: engine.asked)
-            drained = asyncio.create_task(here.front._drain())
-            await until(lambda: here.front.service.draining)
-            health = await ask(here.port, "/health")
-            assert (health.status, health.data) == (503, {"status": "draining"})
-            refused = await ask(here.port, COMPLETIONS, completion())
-            assert (refused.status, refused.headers["retry-after"]) == (503, "1")
-            engine.gate.set()
-            assert (await running[0]).text == NEXT
-            await drained
+    async with engines(engine), fronted(engine) as here:
+        running = crowd(here.port, 1, stream=True)
+        await until(lambda: engine.asked)
+        drained = asyncio.create_task(here.front._drain())
+        await until(lambda: here.front.service.draining)
+        health = await ask(here.port, "/health")
+        assert (health.status, health.data) == (503, {"status": "draining"})
+        refused = await ask(here.port, COMPLETIONS, completion())
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        engine.gate.set()
+        assert (await running[0]).text == NEXT
+        await drained
 
 
 @run

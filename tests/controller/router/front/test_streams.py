@@ -237,7 +237,9 @@ async def test_a_long_answer_that_is_cut_is_seen_to_be() -> None:
 @run
 async def test_an_event_without_end_is_no_event() -> None:
     flood = b"data: " + b"y" * 100_000
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = (
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
     engine = Engine(raw=head + b"%x\r\n%b\r\n" % (len(flood), flood))
     async with engines(engine), fronted(engine, limits=Limits(event_bytes=10_000)) as here:
         answer = await ask(here.port, COMPLETIONS, completion(stream=True))

@@ -50,7 +50,9 @@ def cases(draw: st.DrawFn) -> tuple[Request, Pool, Lookup, Prices, np.ndarray]:
     prices.fitted[kernels.CHOSEN] = draw(st.integers(0, kernels.WINDOW - 1))
     tokens = draw(st.lists(st.integers(-1, 6), max_size=20))
     request = Request(np.array(tokens, dtype=np.int64), len(tokens), draw(st.integers(0, 20)))
-    cached = draw(st.lists(st.integers(0, len(tokens)), min_size=count * RANKS, max_size=count * RANKS))
+    cached = draw(
+        st.lists(st.integers(0, len(tokens)), min_size=count * RANKS, max_size=count * RANKS)
+    )
     return request, pool, tables, prices, np.array(cached, dtype=float)
 
 
@@ -78,9 +80,7 @@ def by_the_formula(
     room = [float(ranks.kv[at] - ranks.held[at]) for at in range(len(found))]
     opened = [at for at in range(len(found)) if ranks.open[at]]
     may = (
-        [at for at in opened if room[at] >= need]
-        or [at for at in opened if room[at] > 0]
-        or opened
+        [at for at in opened if room[at] >= need] or [at for at in opened if room[at] > 0] or opened
     )
     return [value if at in may else -np.inf for at, value in enumerate(found)]
 

@@ -11,6 +11,7 @@ from controller.router.scheduling.request import Request
 from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import FloatArray
 from placer.tables import TokenTable, Vocabulary
+from placer.tables.factors import factors
 
 SECOND_EACH = Costs(local_s=1.0, prefill_s=1.0, read_s=1.0)
 
@@ -36,7 +37,9 @@ def of_kinds(kinds: int) -> tuple[Lookup, FloatArray]:
     times = np.append(np.ones(kinds, dtype=np.int64), kinds)
     vocabulary = Vocabulary(np.arange(kinds), np.arange(kinds))
     table = TokenTable(vocabulary, times, counts, 1)
-    return Lookup.of(vocabulary, [np.ones((kinds + 1, 1))], table), counts[0] / times[:, None]
+    return Lookup.of(vocabulary, [np.ones((kinds + 1, 1))], factors(table)), counts[0] / times[
+        :, None
+    ]
 
 
 def a_scheduler(ranks: int = 2, engines: int = 1, **more: object) -> Scheduler:

@@ -1,0 +1,20 @@
+"""What a GPU saves by owning a token."""
+
+import numpy as np
+
+from placer.arrays import FloatArray
+from placer.placement import Placement
+from placer.tables.counts import TokenTable
+
+
+def visits(table: TokenTable, placement: Placement) -> FloatArray:
+    """[rows, gpus] chance that a token has an expert on a GPU, mean over layers: what is saved by
+    its being owned there, since it is sent once to every other GPU that has any of them. As if
+    its experts were drawn one by one."""
+    held = placement.copies > 0
+    found = np.zeros((len(table.times), placement.gpus))
+    for layer, counts in enumerate(table.counts):
+        absent = 1 - counts / table.times[:, None]
+        for gpu in range(placement.gpus):
+            found[:, gpu] += 1 - absent[:, held[layer, :, gpu]].prod(axis=1)
+    return found / len(table.counts)
