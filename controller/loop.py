@@ -13,6 +13,7 @@ from controller.changes.plans import PlanState
 from controller.config import Config
 from controller.fleet import snapshots
 from controller.fleet.acknowledgements import Acknowledgements
+from controller.fleet.homing import Homings
 from controller.fleet.pools import Group, Pool, Registration
 from controller.fleet.traces import SampledRequests
 from controller.fleet.workers import Fleet
@@ -62,12 +63,11 @@ class Loop:
         self.traces = SampledRequests(lambda pool: config.of(pool).traces, ledger.clock)
         self.arbiter = Arbiter(config, ledger, fleet, engines)
         self.loads = Loads(config, fleet, self.arbiter, planner, metrics, capacity)
-        self.views: dict[Key, View] = {}
-        self.conditions: dict[str, str] = {}
+        self.views, self.conditions = dict[Key, View](), dict[str, str]()
+        self.homings = Homings(self.traces, ledger.clock)
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
         self.counted: Counter[tuple[str, ...]] = Counter()  # decisions by pool and outcome
-        # Decisions in a row that wanted to move, by policy too, since which change.
-        self._streaks: dict[tuple[Key, str], tuple[int, str]] = {}
+        self._streaks: dict[tuple[Key, str], tuple[int, str]] = {}  # that want to move, since what
         self._written: dict[Key, tuple[View, float]] = {}  # and when
         self._answers: dict[Key, Answer] = {}  # the optimizer's, last
         self._acknowledgements = Acknowledgements(ledger)

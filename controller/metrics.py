@@ -56,6 +56,24 @@ class LoopCollector(Collector):
              {(pool.name,): self.loop.arbiter.longest_pause_s.get(pool.name) for pool in pools}),
         ):  # fmt: skip
             yield _gauge(f"placer_{name}", what, values, ["pool"])
+        homed = {
+            (pool, by): one
+            for pool, homing in self.loop.homings.of.items() for by, one in homing.groups.items()
+        }  # fmt: skip
+        for name, what, field in (
+            (
+                "local_activation_ratio",
+                "Of sampled requests, by how their rank was chosen.",
+                "local",
+            ),
+            (
+                "remote_fanout",
+                "Other GPUs that their tokens are sent to, mean of layers.",
+                "remote",
+            ),
+        ):
+            shares = {key: getattr(one, field) for key, one in homed.items()}
+            yield _gauge(f"placer_{name}", what, shares, ["pool", "by"])
         lost = {(pool.name,): pool.missed for pool in pools}
         arbiter = self.loop.arbiter
         yield _counter("placer_dropped_deltas", "Pushes that never came.", lost, ["pool"])

@@ -23,7 +23,7 @@ def array(name: str, data: bytes, shape: tuple[int, ...], kind: str = "<u4") -> 
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def trace_message(trace: Trace, prompt_lens: Iterable[int] = ()) -> Any:
+def trace_message(trace: Trace, prompt_lens: Iterable[int] = (), marks: Iterable[int] = ()) -> Any:
     return profile_pb2.Trace(
         layers=trace.layers,
         top_k=trace.top_k,
@@ -31,6 +31,7 @@ def trace_message(trace: Trace, prompt_lens: Iterable[int] = ()) -> Any:
         expert_ids=trace.expert_ids.astype("<u2").tobytes(),
         token_ids=b"" if trace.token_ids is None else trace.token_ids.astype("<u4").tobytes(),
         prompt_lens=prompt_lens,
+        marks=marks,
     )
 
 

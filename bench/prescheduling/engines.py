@@ -8,13 +8,13 @@ import numpy as np
 from bench.prescheduling.chosen import asked, drawn
 from bench.prescheduling.eldr import centroids, signatures
 from bench.prescheduling.worlds import Requests, World, table_of
-from controller.router.scheduling.costs import costs_of
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Decision
 from controller.router.scheduling.rivals import similarity
 from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import BoolArray
+from placer.cost.requests import costs_of
 from placer.tables.factors import factors
 
 ENGINES, RUNNING, STREAM, WARM_UP = 4, 16, 1500, 300

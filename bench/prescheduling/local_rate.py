@@ -14,7 +14,6 @@ from bench.prescheduling.chosen import (
 )
 from bench.prescheduling.eldr import centroids, on_ranks, signatures
 from bench.prescheduling.worlds import Requests, World, table_of
-from controller.router.scheduling.costs import costs_of
 from controller.router.scheduling.decide import SCHEDULERS
 from controller.router.scheduling.lookup import Lookup, local
 from controller.router.scheduling.pool import Engine
@@ -22,6 +21,7 @@ from controller.router.scheduling.rivals import similarity, votes
 from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import FloatArray
 from placer.cost.homes import chosen
+from placer.cost.requests import costs_of
 from placer.placement import Placement
 from placer.plan import Solution
 from placer.planner import solve

@@ -7,11 +7,11 @@ from statistics import median
 
 import numpy as np
 
-from controller.router.scheduling.kernels import Costs
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Request
 from controller.router.scheduling.scheduler import Batch, Scheduler
+from placer.cost.requests import Costs
 from placer.tables import Vocabulary
 
 IDS, RANKS, LONG, SHORT = 129_280, 32, 2000, 32

@@ -13,6 +13,7 @@ from controller.ledger.records import form_of
 from controller.ports import Unseen
 from placer.arrays import IntArray
 from placer.clock import Clock
+from placer.marks import Mark
 from placer.model import ModelShape
 from placer.trace import Trace
 
@@ -27,12 +28,17 @@ class Request:
     """The tokens of a request that are in one phase; ``mixed`` if its worker did not tell.
 
     expert_ids: [tokens, layers, top_k]; token_ids: [tokens] vocabulary ids, or None
+    mark:       how a front chose its rank
+    rank, plan: where it was served, and the digest of the map there; -1 and empty if not known
     """
 
     phase: str
     experts: int
     expert_ids: IntArray
     token_ids: IntArray | None = None
+    mark: Mark = Mark.NONE
+    rank: int = -1
+    plan: str = ""
 
     @property
     def tokens(self) -> int:

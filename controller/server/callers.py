@@ -8,14 +8,17 @@ from placer.errors import PlacerError
 
 
 class Role(Flag):
-    """What a caller may do. What agents may is part of what operators may; what trace readers may,
-    and clients of a front, of nothing else."""
+    """What a caller may do. What agents may, and fronts, is part of what operators may. Sampled
+    requests are for trace readers alone; tables, which hold no sequence, for fronts, too."""
 
     NONE = 0
     AGENT = 1
-    OPERATOR = 3
-    TRACE_READER = 4
-    CLIENT = 8
+    SEE = 2  # the fleet
+    TABLES = 4
+    FRONT = SEE | TABLES
+    OPERATOR = AGENT | FRONT | 8
+    TRACE_READER = TABLES | 16
+    CLIENT = 32
 
 
 class ForbiddenError(PlacerError):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -114,6 +115,10 @@ class FleetState(FleetServiceServicer):
             pace = groups[0].pace(settings.phase)
             if pace is not None:
                 message.step_s, message.busy = pace.step_s or 0.0, pace.busy
+        if homing := self.loop.homings.of.get(pool.name):
+            message.homing.reason = homing.reason
+            for by, one in homing.groups.items():
+                message.homing.groups.add(by=by, **asdict(one))
         if applied := self._plans(pool.name, PlanState.APPLIED):
             message.applied_plan, message.applied_s = applied[0].id, applied[0].at_s
         if proposed := self._plans(pool.name, PlanState.PROPOSED, PlanState.APPROVED):

@@ -12,6 +12,7 @@ from controller.fleet.windows import Delta
 from controller.server.wire import PHASES
 from placer import messages
 from placer.errors import RoutingError
+from placer.marks import Mark
 from placer.model import ModelShape
 from placer.v1 import profile_pb2
 
@@ -36,14 +37,20 @@ def requests(sampled: Any, counted: Sequence[Delta], with_ids: bool) -> list[Req
     prompts = sampled.prompt_lens if known else [0] * len(lens)
     if len(prompts) != len(lens):
         raise RoutingError(f"{len(prompts)} prompt_lens of {len(lens)} sampled requests")
+    marks = sampled.marks or [Mark.NONE] * len(lens)
+    if len(marks) != len(lens) or not set(marks) <= set(Mark):
+        raise RoutingError(
+            f"marks {list(marks[:9])} of {len(lens)} sampled requests: 0, 1 or 2 each"
+        )
     found, first = [], 0
-    for length, prompt in islice(zip(lens, prompts, strict=True), MOST):
+    for length, prompt, mark in islice(zip(lens, prompts, marks, strict=True), MOST):
         middle, end = first + min(prompt, length), first + length
         rest = "decode" if known else "mixed"
         for phase, begin, until in (("prefill", first, middle), (rest, middle, end)):
             if begin < until:  # copied, or the whole push would be kept
                 ids = None if trace.token_ids is None else trace.token_ids[begin:until].copy()
-                found.append(Request(phase, experts, trace.expert_ids[begin:until].copy(), ids))
+                own = trace.expert_ids[begin:until].copy()
+                found.append(Request(phase, experts, own, ids, Mark(mark)))
         first = end
     return found
 

@@ -25,7 +25,10 @@ OPEN = ("/grpc.health.v1.Health/", "/grpc.reflection.")  # to whoever has a toke
 _WORDS = {
     Role.OPERATOR: ("operators", "an operator's"),
     Role.AGENT: ("agents", "an agent's"),
+    Role.FRONT: ("fronts", "a front's"),
+    Role.SEE: ("operators and fronts", "an operator's or a front's"),
     Role.TRACE_READER: ("trace readers", "a trace reader's"),
+    Role.TABLES: ("fronts and trace readers", "a front's"),
     Role.CLIENT: ("clients of a front", "a client's"),
 }
 

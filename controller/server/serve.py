@@ -38,7 +38,8 @@ FOR_OTHERS = {
     "/placer.v1.FleetService/Register": Role.AGENT,
     "/placer.v1.PlacementService/Watch": Role.AGENT,
     "/placer.v1.ProfileService/ReadTraces": Role.TRACE_READER,
-    "/placer.v1.PlacementService/Tables": Role.TRACE_READER,
+    "/placer.v1.PlacementService/Tables": Role.TABLES,
+    "/placer.v1.FleetService/Status": Role.SEE,
 }
 SERVICES = [
     file.DESCRIPTOR.services_by_name[name].full_name
@@ -56,7 +57,8 @@ async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[
     options = [*OPTIONS, ("grpc.max_receive_message_length", largest)]
     server = grpc.aio.server(interceptors=doors, options=options)
     add_ProfileServiceServicer_to_server(Profiles(loop), server)
-    add_PlacementServiceServicer_to_server(Placements(loop, offers), server)
+    placements = Placements(loop, offers)
+    add_PlacementServiceServicer_to_server(placements, server)
     add_FleetServiceServicer_to_server(FleetState(loop), server)
     add_LedgerServiceServicer_to_server(Ledgers(loop), server)
     probed = health.HealthServicer()
@@ -69,6 +71,7 @@ async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[
             raise SecurityError("; ".join(faults))
 
     loop.looks["certificates"] = look_at_certificates
+    loop.looks["homes"] = placements.look_at_homes
     await server.start()
     for name in ("", *SERVICES):
         await probed.set(name, health_pb2.HealthCheckResponse.SERVING)

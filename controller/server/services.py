@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from controller.engines.vllm_engines import VllmEngines
@@ -15,6 +16,7 @@ from controller.server import explain, sampled, wire
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
 from controller.server.intake import LIGHT
+from placer.cost.requests import costs_of
 from placer.errors import PlacementError, RoutingError
 from placer.files.plans import parse_plan, plan_text
 from placer.optimizers import optimizer as known_optimizer
@@ -44,7 +46,7 @@ class Profiles(ProfileServiceServicer):
             is_large = len(data) > LIGHT
             push = await self._read(is_large, wire.push, data)
             CALLER.get().check(push.id.pool, push.id.engine, push.id.worker)
-            self.fleet.member(push.id)
+            said = self.fleet.member(push.id).registration
             refused, wants_affinity = push.refused, self._wants_affinity(push.id)
             if not refused:
                 deltas = push.deltas if wants_affinity else [one.lean for one in push.deltas]
@@ -54,7 +56,9 @@ class Profiles(ProfileServiceServicer):
                         parts = push.trace, deltas, wanted.token_ids
                         found = await self._read(is_large, sampled.requests, *parts)
                     if self.fleet.push(push.id, push.sequence, deltas, push.paces):
-                        self.traces.add(push.id.pool, found)
+                        rank = said.worker.ep_rank if said.worker.tp_size <= 1 else -1
+                        at = [replace(one, rank=rank, plan=said.digest) for one in found]
+                        self.traces.add(push.id.pool, at)
                 except RoutingError as error:
                     refused = str(error)
             yield profile_pb2.PushResponse(
@@ -185,9 +189,32 @@ class Placements(PlacementServiceServicer):
     @streaming
     async def Tables(self, request: Any) -> AsyncIterator[Any]:
         pool = self.loop.fleet.pool(request.pool)
+        homing = self.loop.homings.of.get(pool.name)
+        if homing is not None and not homing.pays:
+            raise FleetError(f"requests of {pool.name}: {homing.reason}")
         file = await self.tables.of(pool, await self._served(pool, request.digest))
+        seconds = await self._seconds(pool)
         for start in range(0, len(file), sampled.PART):
-            yield placement_pb2.TablesResponse(part=file[start : start + sampled.PART])
+            part = file[start : start + sampled.PART]
+            yield placement_pb2.TablesResponse(part=part, seconds=None if start else seconds)
+
+    async def _seconds(self, pool: Pool) -> Any:
+        """What a scheduler of the pool weighs; None while that is not known."""
+        if (group := pool.group()) is None:
+            return None
+        asked = await self.loop.question(group)
+        if isinstance(asked, Hold):
+            return None
+        costs = costs_of(asked[0])
+        return placement_pb2.Seconds(
+            local=costs.local_s, prefill=costs.prefill_s, read=costs.read_s
+        )
+
+    async def look_at_homes(self) -> None:
+        await self.loop.homings.look(self.loop.fleet.pools.values(), self._stands)
+
+    async def _stands(self, pool: Pool) -> Placement:
+        return await self._served(pool, "")
 
     async def _served(self, pool: Pool, digest: str) -> Placement:
         """The map of that digest, or the one that stands."""

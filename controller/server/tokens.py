@@ -64,10 +64,10 @@ class _Entry:
 class Tokens:
     """Who shows which role's token. They are kept as digests and are in no message.
 
-    The file is YAML: ``agent``, ``operator``, ``trace_reader`` and ``client``, each a list. An
-    agent's token may be one of some names only; a trace reader's has a name, which is written down
-    with what it reads; a client's is an API key of a front. Tokens may come and go at any time; one
-    that is in several has all these roles.
+    The file is YAML: ``agent``, ``operator``, ``front``, ``trace_reader`` and ``client``, each a
+    list. An agent's token may be one of some names only; a trace reader's has a name, which is
+    written down with what it reads; a client's is an API key of a front. Tokens may come and go at
+    any time; one that is in several has all these roles.
     """
 
     def __init__(self, path: Path) -> None:
@@ -120,13 +120,14 @@ class _TokensFile(BaseModel):
     operator: list[_Token] = []
     trace_reader: list[_Reader] = []
     client: list[_Token] = []
+    front: list[_Token] = []
 
 
 def _read_tokens(path: Path) -> list[_Entry]:
     """Errors say where, never what: parsers quote what they stumble over."""
     remedy = (
-        f"write agent, operator and client as lists of tokens, {SHORTEST} characters or more each, "
-        "and trace_reader as one of {token, name}"
+        f"write agent, operator, front and client as lists of tokens, {SHORTEST} characters or "
+        "more each, and trace_reader as one of {token, name}"
     )
     try:  # plain strings, also of what looks like a number or a date
         data = of_yaml(read_text(path, LIMIT), str(path), as_text=True)
@@ -139,6 +140,7 @@ def _read_tokens(path: Path) -> list[_Entry]:
         log.warning("%s can be read by everybody on this host: chmod 600 it", path)
     told = [(token, Role.OPERATOR, Names(), "") for token in found.operator]
     told += [(token, Role.CLIENT, Names(), "") for token in found.client]
+    told += [(token, Role.FRONT, Names(), "") for token in found.front]
     told += [(one.token, Role.TRACE_READER, Names(), one.name) for one in found.trace_reader]
     for one in found.agent:
         bound = one if isinstance(one, _Bound) else _Bound(token=one)

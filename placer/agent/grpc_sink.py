@@ -197,4 +197,5 @@ def _trace(recording: Recording, sampling: Sampling | None) -> Any:
         return None
     if not sampling.token_ids:
         trace = replace(trace, token_ids=None)
-    return trace_message(trace, [one.prompt for one in kept])
+    marks = [one.mark for one in kept] if any(one.mark for one in kept) else []
+    return trace_message(trace, [one.prompt for one in kept], marks)

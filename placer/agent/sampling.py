@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from placer.arrays import IntArray
+from placer.marks import Mark, mark_of
 
 BYTES_PER_S = 2**20  # of expert ids, in the mean
 BYTES = 16 * 2**20  # that a worker keeps at most, and may take at once after a quiet time
@@ -43,11 +44,12 @@ class _Open:
 @dataclass(frozen=True, slots=True, eq=False)
 class Sequence:
     """expert_ids: [tokens, layers, top_k]; prompt: the first tokens, which are of the prompt;
-    token_ids: [tokens], or None if nobody asked for them"""
+    token_ids: [tokens], or None if nobody asked for them; mark: how its rank was chosen"""
 
     expert_ids: IntArray
     prompt: int
     token_ids: IntArray | None = None
+    mark: Mark = Mark.NONE
 
 
 class Sampler:
@@ -112,7 +114,8 @@ class Sampler:
             if kept is not None and kept.expert_ids:
                 prompt = min(max(kept.prompt - kept.first, 0), kept.tokens)
                 token_ids = np.concatenate(kept.token_ids) if kept.token_ids else None
-                self._done.append(Sequence(np.concatenate(kept.expert_ids), prompt, token_ids))
+                expert_ids = np.concatenate(kept.expert_ids)
+                self._done.append(Sequence(expert_ids, prompt, token_ids, mark_of(request)))
 
     def take(self) -> list[Sequence]:
         """The finished requests since the last time."""

@@ -80,9 +80,9 @@ def front(
         from controller.router.front.access_log import AccessLog
         from controller.router.front.desk import Desk
         from controller.router.front.settings import read_limits
-        from controller.router.scheduling.kernels import Costs
         from controller.router.scheduling.scheduler import Scheduler
         from controller.server.security import Listening
+        from placer.cost.requests import Costs
     except ImportError as error:
         raise MissingError("placer front", "controller", error.name) from error
 

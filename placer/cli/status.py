@@ -61,6 +61,8 @@ def _show(found: Controller, pool: Any) -> None:
     if pool.step_s:
         busy = f"engines are busy {pool.busy:.0%} of the time"
         facts.add_row("  steps", f"{pool.step_s * 1e3:.3g} ms each, {busy}")
+    if pool.homing.reason:
+        facts.add_row("  homes", plain(pool.homing.reason))
     if pool.outcome:
         told = Text(pool.outcome, style="bold").append(
             f", {span(now_s - pool.decided_s)} ago: {plain(pool.reason)}", ""

@@ -285,6 +285,7 @@ class Pool(_message.Message):
     STEP_S_FIELD_NUMBER: _builtins.int
     BUSY_FIELD_NUMBER: _builtins.int
     WIDTHS_FIELD_NUMBER: _builtins.int
+    HOMING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     mode: _builtins.str
@@ -322,6 +323,10 @@ class Pool(_message.Message):
         above of ranks, slots, traffic and decisions is of the first.
         """
 
+    @_builtins.property
+    def homing(self) -> Global___Homing:
+        """What it wins to send requests home by tables."""
+
     def __init__(
         self,
         *,
@@ -344,14 +349,78 @@ class Pool(_message.Message):
         step_s: _builtins.float = ...,
         busy: _builtins.float = ...,
         widths: _abc.Iterable[Global___Width] | None = ...,
+        homing: Global___Homing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["homing", b"homing", "operation", b"operation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_plan", b"applied_plan", "applied_s", b"applied_s", "balancedness", b"balancedness", "busy", b"busy", "decided_s", b"decided_s", "engines", b"engines", "mode", b"mode", "model", b"model", "name", b"name", "operation", b"operation", "outcome", b"outcome", "proposed_plan", b"proposed_plan", "ranks", b"ranks", "reason", b"reason", "slots", b"slots", "step_s", b"step_s", "tokens", b"tokens", "widths", b"widths", "window_s", b"window_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_plan", b"applied_plan", "applied_s", b"applied_s", "balancedness", b"balancedness", "busy", b"busy", "decided_s", b"decided_s", "engines", b"engines", "homing", b"homing", "mode", b"mode", "model", b"model", "name", b"name", "operation", b"operation", "outcome", b"outcome", "proposed_plan", b"proposed_plan", "ranks", b"ranks", "reason", b"reason", "slots", b"slots", "step_s", b"step_s", "tokens", b"tokens", "widths", b"widths", "window_s", b"window_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Pool: _TypeAlias = Pool  # noqa: Y015
+
+@_typing.final
+class Homing(_message.Message):
+    """Homing compares sampled requests whose rank a front chose by what their tokens say with those of its
+    control group.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Homed]: ...
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        groups: _abc.Iterable[Global___Homed] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Homing: _TypeAlias = Homing  # noqa: Y015
+
+@_typing.final
+class Homed(_message.Message):
+    """Homed is one of the two groups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BY_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    by: _builtins.str
+    """"tables" or "load"."""
+    requests: _builtins.int
+    local: _builtins.float
+    """Share of activations that their own GPU can serve."""
+    remote: _builtins.float
+    """Other GPUs that a token is sent to, mean over layers, and the standard error of that."""
+    error: _builtins.float
+    def __init__(
+        self,
+        *,
+        by: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        local: _builtins.float = ...,
+        remote: _builtins.float = ...,
+        error: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "error", b"error", "local", b"local", "remote", b"remote", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Homed: _TypeAlias = Homed  # noqa: Y015
 
 @_typing.final
 class Width(_message.Message):

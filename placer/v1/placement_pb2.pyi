@@ -523,3 +523,82 @@ class WatchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class TablesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    digest: _builtins.str
+    """Of the map that they are for; empty: of the one that most of its engines serve."""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TablesRequest: _TypeAlias = TablesRequest  # noqa: Y015
+
+@_typing.final
+class TablesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    part: _builtins.bytes
+    """The next bytes of a table file (docs/files.md)."""
+    @_builtins.property
+    def seconds(self) -> Global___Seconds:
+        """With the first of them; not set while the pool's traffic is not known."""
+
+    def __init__(
+        self,
+        *,
+        part: _builtins.bytes = ...,
+        seconds: Global___Seconds | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TablesResponse: _TypeAlias = TablesResponse  # noqa: Y015
+
+@_typing.final
+class Seconds(_message.Message):
+    """Seconds of a GPU are what schedulers weigh."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOCAL_FIELD_NUMBER: _builtins.int
+    PREFILL_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
+    local: _builtins.float
+    """Saved by a token all of whose experts are where it is owned."""
+    prefill: _builtins.float
+    """Of computing a token of a prompt."""
+    read: _builtins.float
+    """Of reading an expert of one layer once."""
+    def __init__(
+        self,
+        *,
+        local: _builtins.float = ...,
+        prefill: _builtins.float = ...,
+        read: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["local", b"local", "prefill", b"prefill", "read", b"read"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Seconds: _TypeAlias = Seconds  # noqa: Y015

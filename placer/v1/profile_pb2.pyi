@@ -161,6 +161,7 @@ class Trace(_message.Message):
     EXPERT_IDS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PROMPT_LENS_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
     layers: _builtins.int
     top_k: _builtins.int
     expert_ids: _builtins.bytes
@@ -175,6 +176,12 @@ class Trace(_message.Message):
     def prompt_lens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """[sequences] how many of its first tokens are of its prompt; empty if that is not known."""
 
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """[sequences] how a front chose the rank of each: 1 by tables, 2 by load alone, 0 not known; empty if
+        that is known of none.
+        """
+
     def __init__(
         self,
         *,
@@ -184,10 +191,11 @@ class Trace(_message.Message):
         expert_ids: _builtins.bytes = ...,
         token_ids: _builtins.bytes = ...,
         prompt_lens: _abc.Iterable[_builtins.int] | None = ...,
+        marks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_ids", b"expert_ids", "layers", b"layers", "prompt_lens", b"prompt_lens", "seq_lens", b"seq_lens", "token_ids", b"token_ids", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_ids", b"expert_ids", "layers", b"layers", "marks", b"marks", "prompt_lens", b"prompt_lens", "seq_lens", b"seq_lens", "token_ids", b"token_ids", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

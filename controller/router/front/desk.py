@@ -10,17 +10,23 @@ from controller.router.front.access_log import AccessLog
 from controller.router.front.figures import Figures
 from controller.router.front.settings import Limits
 from controller.router.pool.doors import Doors, Place, Seat
+from controller.router.pool.knowledge import Known
 from controller.router.scheduling.decide import NoRankError
+from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Decision, Request
 from controller.router.wire.heads import OWN, Headers
 from placer.clock import Clock
+from placer.cost.requests import Costs
+from placer.marks import Mark
 
 
 class Scheduler(Protocol):
     """Which rank a request goes to: controller/router/scheduling/scheduler.py"""
 
-    def see(self, engines: Sequence[Engine]) -> None: ...
+    def see(
+        self, engines: Sequence[Engine], tables: Lookup | None = None, costs: Costs | None = None
+    ) -> None: ...
 
     def hear(self, others: Mapping[tuple[str, int], float]) -> None: ...
 
@@ -56,6 +62,9 @@ class Desk:
         self.held: deque[Any] = deque()
         self.tick_s = clock.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._plan = ""  # that tables are known of
+        self._maps: Mapping[str, str] = {}
+        self._controls = 0.0  # requests that the control group is due
 
     def choose(self, request: Request) -> tuple[Decision, Seat] | None:
         """None: no rank takes requests now."""
@@ -67,19 +76,45 @@ class Desk:
             return None
         return decision, self.doors.seats[Place(decision.engine, decision.rank)]
 
+    def know(self, maps: Mapping[str, str], known: Known | None, nothing: bool) -> None:
+        """maps: digests of those that engines serve, by name; known: new tables of one of them;
+        nothing: there are none any more"""
+        if known is None and maps == self._maps and not (nothing and self._plan):
+            return
+        self._maps = maps
+        if known is not None:
+            self._plan = known.plan
+            self._changed(known.tables, known.costs)
+        elif nothing:
+            self._plan = ""
+            self._changed(Lookup.nothing())
+        else:
+            self._changed()
+
+    def mark(self) -> Mark:
+        """How the next request's rank is to be chosen: by tables, but for a control group."""
+        if not self._plan:
+            return Mark.NONE
+        self._controls += self.limits.control
+        if self._controls < 1:
+            return Mark.TABLES
+        self._controls -= 1
+        return Mark.LOAD
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _changed(self) -> None:
+    def _changed(self, tables: Lookup | None = None, costs: Costs | None = None) -> None:
         """For those that wait there may be a rank now."""
         doors = self.doors
         engines = []
         for name, ranks in doors.ranks.items():
             shut = {rank for rank in range(ranks) if Place(name, rank) not in doors.seats}
-            engines.append(Engine(name, ranks, draining=frozenset(shut)))
-        self.scheduler.see(engines)
+            table = 0 if self._plan and self._maps.get(name) == self._plan else None
+            engines.append(Engine(name, ranks, draining=frozenset(shut), table=table))
+        self.scheduler.see(engines, tables, costs)
         if doors.seats:
             held, self.held = self.held, deque()
             for one in held:

@@ -1,6 +1,7 @@
 """A request on its way to an engine: to a rank that takes it, or held until there is one."""
 
 from abc import abstractmethod
+from dataclasses import replace
 from math import inf
 
 from controller.router.bodies.asked import Asked
@@ -11,6 +12,7 @@ from controller.router.wire import heads
 from controller.router.wire.heads import Headers
 from controller.router.wire.house import Arrived
 from controller.router.wire.upstream import LostError, Taker, Upstream
+from placer.marks import Mark, marked
 
 RETRY_AFTER: Headers = [(b"retry-after", b"5")]
 
@@ -25,6 +27,7 @@ class Errand(Taker):
         self._path, self._body = arrived.target, arrived.body
         self._head = b""
         self._request: Request | None = None
+        self._mark = desk.mark()
         self._decision: Decision | None = None
         self._seat: Seat | None = None
         self._upstream: Upstream | None = None
@@ -40,6 +43,8 @@ class Errand(Taker):
         desk, asked = self._desk, self._asked
         desk.active.add(self)
         passed = heads.passed_on(self._arrived.headers, desk.not_passed)
+        if self._mark:
+            passed = self._marked(passed)
         self._head = heads.lines([*passed, *desk.key])
         if asked.text and desk.tokenizing is not None:
             desk.tokenizing.encode(asked, self.place)
@@ -53,6 +58,8 @@ class Errand(Taker):
         desk = self._desk
         if self._request is None:
             self._request = self._asked.request()
+            if self._mark is Mark.LOAD:
+                self._request = replace(self._request, tokens=None)
         chosen = desk.choose(self._request)
         if chosen is None:
             self._hold()
@@ -67,6 +74,12 @@ class Errand(Taker):
             self._send(connection)
         else:
             desk.spawn(self._connect(seat))
+
+    def _marked(self, passed: Headers) -> Headers:
+        """Its id, which tells agents how its rank was chosen."""
+        own = next((value for name, value in passed if name == heads.ID), b"").decode("latin-1")
+        told = marked(own or self._desk.clock.new_id(), self._mark).encode("latin-1")
+        return [*(one for one in passed if one[0] != heads.ID), (heads.ID, told)]
 
     async def _connect(self, seat: Seat) -> None:
         try:

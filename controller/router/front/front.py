@@ -49,7 +49,7 @@ class Front:
         tasks = [asyncio.create_task(self._tick())]
         watch.name(self._named)
         if self._discovery is not None:
-            tasks.append(asyncio.create_task(self._discovery.run(watch.name)))
+            tasks.append(asyncio.create_task(self._discovery.run(watch.name, desk.know)))
         try:
             if started is not None:
                 started(server.sockets[0].getsockname()[1])

@@ -33,6 +33,7 @@ class Limits:
     drain_s:      that requests under way have at the end
     losses:       engines that may die of a request until it is given up
     scored_tokens: of a prompt that are looked up
+    control:      share of requests that go by load alone, to tell what tables win
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -55,10 +56,13 @@ class Limits:
     drain_s: float = 60.0
     losses: int = 2
     scored_tokens: int = 512
+    control: float = 0.05
 
     def __post_init__(self) -> None:
+        if not 0 <= self.control <= 1:
+            raise FileError(f"control is {self.control}: give a share from 0 to 1")
         for one in fields(self):
-            if getattr(self, one.name) <= 0:
+            if one.name != "control" and getattr(self, one.name) <= 0:
                 raise FileError(f"{one.name} is {getattr(self, one.name)}: it must be above 0")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from controller.router.pool.doors import Named
+from controller.router.pool.knowledge import Knowledge, Known
 from controller.router.wire.addresses import AddressError, address
 from placer.channel import Settings, open_channel
 from placer.client import OPTIONS, Controller
@@ -26,24 +27,43 @@ class Discovery:
         self._channel = open_channel(address, settings, OPTIONS)
         self._controller = Controller(address, self._channel, settings)
         self._pool, self._clock = pool, clock
+        self._knowledge = Knowledge(self._controller, pool, clock)
         self._beside = ThreadPoolExecutor(1, "discovery")
-        self._trouble = ""
+        self._trouble = self._without = ""
 
-    async def run(self, name: Callable[[Mapping[str, Named]], None]) -> None:
+    async def run(
+        self,
+        name: Callable[[Mapping[str, Named]], None],
+        know: Callable[[Mapping[str, str], Known | None, bool], None],
+    ) -> None:
+        """name: told of addresses; know: of the engines' maps, by digest, of new tables of one of
+        them, and whether there are none any more"""
+        running = asyncio.get_running_loop()
         while True:
             try:
-                name(await asyncio.get_running_loop().run_in_executor(self._beside, self.ask))
+                named, maps = await running.run_in_executor(self._beside, self.ask)
+                name(named)
                 self._tell("")
+                try:
+                    found = await running.run_in_executor(
+                        self._beside, self._knowledge.newest, maps
+                    )
+                    know(maps, found, False)
+                    self._without = "" if found else self._without
+                except PlacerError as error:
+                    know(maps, None, True)
+                    self._lack(str(error))
             except PlacerError as error:
                 self._tell(str(error))
             await self._clock.sleep(EVERY_S)
 
-    def ask(self) -> dict[str, Named]:
-        """By address. Raises PlacerError."""
+    def ask(self) -> tuple[dict[str, Named], dict[str, str]]:
+        """Engines by address, and the digests of their maps by name. Raises PlacerError."""
         request = fleet_pb2.StatusRequest(pool=self._pool)
         status = self._controller.ask(self._controller.fleet.Status, request)
         found: dict[str, Named] = {}
-        for engine in (one for pool in status.pools for one in pool.engines):
+        engines = [one for pool in status.pools for one in pool.engines]
+        for engine in engines:
             for door in engine.doors:
                 try:
                     url = address(door.address).url
@@ -55,11 +75,17 @@ class Discovery:
             raise PlacerError(
                 f"no engine of {self._pool} says where it answers: set PLACER_API where they start"
             )
-        return found
+        return found, {one.name: one.digest for one in engines}
 
     def close(self) -> None:
         self._beside.shutdown(wait=False, cancel_futures=True)
         self._channel.close()
+
+    def _lack(self, why: str) -> None:
+        """Of tables."""
+        if why != self._without:
+            log.warning("placer: requests go by load: %s", why)
+        self._without = why
 
     def _tell(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from controller.router.scheduling import kernels
-from controller.router.scheduling.kernels import Costs
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Pool
 from controller.router.scheduling.request import Decision, Request, Why
 from placer import names
 from placer.arrays import FloatArray, IntArray
+from placer.cost.requests import Costs
 from placer.errors import PlacerError
 
 SCHEDULERS: Mapping[str, int] = {

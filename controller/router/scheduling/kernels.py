@@ -11,6 +11,7 @@ import numpy as np
 from controller.router.scheduling.lookup import WHOLE, Tables, rows_of
 from controller.router.scheduling.pool import Ranks
 from placer.arrays import BoolArray, FloatArray, IntArray
+from placer.cost.requests import Costs
 
 try:
     import numba
@@ -50,21 +51,6 @@ def compiled(function: Kernel) -> Kernel:
         return function
     found: Kernel = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     return found
-
-
-class Costs(NamedTuple):
-    """GPU seconds of hardware and model.
-
-    local_s:   saved by a token all of whose activations are local
-    prefill_s: of computing a token of a prompt
-    read_s:    of reading an expert of one layer once
-    band:      of ``eldr``: how far below the best a similarity may be, as a share
-    """
-
-    local_s: float
-    prefill_s: float
-    read_s: float
-    band: float = 0.05
 
 
 class Case(NamedTuple):

@@ -77,7 +77,7 @@ class Lookup:
     @classmethod
     def made(cls, tables: Made) -> "Lookup":
         """Of the one map that they are for."""
-        return cls.of(tables.devices.vocabulary, [tables.owning], tables.used)
+        return cls.of(tables.devices.vocabulary, [tables.owning.astype(np.float64)], tables.used)
 
     @classmethod
     def nothing(cls) -> "Lookup":

@@ -8,12 +8,12 @@ import numpy as np
 
 from controller.router.scheduling import kernels
 from controller.router.scheduling.decide import Prices, ask, check_open, decided, rule_of
-from controller.router.scheduling.kernels import Costs
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine, laid_out
 from controller.router.scheduling.prefixes import Prefixes
 from controller.router.scheduling.request import Decision, Request
 from placer.arrays import FloatArray, IntArray
+from placer.cost.requests import Costs
 
 BLOCK_TOKENS = 16  # of vLLM's prefix cache
 
@@ -77,9 +77,17 @@ class Scheduler:
         self.pool = laid_out(engines, self.tables.first, self.tables.tables.basis)
         self._others = np.zeros(len(self.pool.places))  # tokens of their backlogs
 
-    def see(self, engines: Sequence[Engine], tables: Lookup | None = None) -> None:
-        """The engines from now on, and their tables if there are new ones. What was learnt of a
-        rank stays with its engine's name and its number; a new one starts without debts."""
+    def see(
+        self,
+        engines: Sequence[Engine],
+        tables: Lookup | None = None,
+        costs: Costs | None = None,
+    ) -> None:
+        """The engines from now on, and their tables and what seconds cost if there are new ones.
+        What was learnt of a rank stays with its engine's name and its number; a new one starts
+        without debts."""
+        if costs is not None:
+            self.prices = self.prices._replace(costs=costs)
         if tables is not None:
             self.tables = tables
         old, at = self.pool, {place: index for index, place in enumerate(self.pool.places)}

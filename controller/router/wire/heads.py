@@ -8,6 +8,7 @@ from typing import TypeAlias
 Headers: TypeAlias = list[tuple[bytes, bytes]]  # names in lower case
 
 RANK = b"x-data-parallel-rank"
+ID = b"x-request-id"  # which engines keep
 # Of this connection, and not of what goes on behind it (RFC 9110, 7.6.1).
 HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization",

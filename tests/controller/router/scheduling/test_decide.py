@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from controller.router.scheduling import kernels
 from controller.router.scheduling.decide import NoRankError, Prices, decide
-from controller.router.scheduling.kernels import Costs
 from controller.router.scheduling.lookup import WHOLE, Lookup
 from controller.router.scheduling.pool import Engine, Pool, laid_out
 from controller.router.scheduling.request import Request
+from placer.cost.requests import Costs
 from placer.errors import PlacerError
 from placer.tables import Vocabulary
 from tests.controller.router.scheduling.tiny_requests import (

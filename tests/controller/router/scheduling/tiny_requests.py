@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from controller.router.scheduling.kernels import Costs
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Request
 from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import FloatArray
+from placer.cost.requests import Costs
 from placer.tables import TokenTable, Vocabulary
 from placer.tables.factors import factors
 

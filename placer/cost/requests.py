@@ -1,8 +1,24 @@
 """What the seconds of a decision are, from hardware and model."""
 
-from controller.router.scheduling.kernels import Costs
+from typing import NamedTuple
+
 from placer.cost import compute, links
 from placer.problem import Problem
+
+
+class Costs(NamedTuple):
+    """GPU seconds of hardware and model.
+
+    local_s:   saved by a token all of whose activations are local
+    prefill_s: of computing a token of a prompt
+    read_s:    of reading an expert of one layer once
+    band:      of ``eldr``: how far below the best a similarity may be, as a share
+    """
+
+    local_s: float
+    prefill_s: float
+    read_s: float
+    band: float = 0.05
 
 
 def costs_of(problem: Problem) -> Costs:
