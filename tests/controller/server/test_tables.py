@@ -8,10 +8,12 @@ import pytest
 
 from controller.config import Traces
 from controller.fleet import token_tables
+from controller.fleet.homing import Homed, Homing
 from placer.channel import Settings, open_aio_channel
 from placer.files.tables import read_tables
 from placer.tables import Tables
-from placer.v1 import placement_pb2
+from placer.v1 import fleet_pb2, placement_pb2
+from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
 from tests.builders import a_placement
 from tests.controller.server.test_traces import (
@@ -26,6 +28,8 @@ from tests.controller.server.tiny_server import IN_ORDER, SWAPPED, Setting, Worl
 from tests.controller.server.tiny_service import AGENT, write
 from tests.controller.tiny_pool import asynchronous
 
+FRONT, FAILED = "fronts-secret-0001", grpc.StatusCode.FAILED_PRECONDITION
+PROPOSAL = placement_pb2.ProposeRequest(pool="tiny")
 STANDS = a_placement(IN_ORDER).digest
 
 
@@ -91,14 +95,55 @@ async def test_new_requests_and_another_map_make_others(
         assert understood(tmp_path, await file(world)).origin.tokens == 10
 
 
-@pytest.mark.parametrize("token", [OPERATOR, AGENT])
 @asynchronous
-async def test_they_are_for_trace_readers(tokens: Path, token: str) -> None:
+async def test_they_are_no_business_of_agents(tokens: Path) -> None:
     async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
         await world.register()
-        code, told = await refusal(file(world, token))
+        code, told = await refusal(file(world, AGENT))
         assert code is grpc.StatusCode.PERMISSION_DENIED
-        assert "PlacementService/Tables is for trace readers" in told
+        assert "PlacementService/Tables is for fronts and trace readers" in told
+
+
+@asynchronous
+async def test_a_front_sees_the_fleet_and_its_tables_and_no_more(tokens: Path) -> None:
+    tokens.write_text(f"{TOKENS}front: [{FRONT}]\n")
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register()
+        await world.pushed(a_sampled_push())
+        assert await file(world, FRONT)
+        async with open_aio_channel(world.address, Settings(FRONT)) as channel:
+            await FleetServiceStub(channel).Status(fleet_pb2.StatusRequest())
+            code, told = await refusal(PlacementServiceStub(channel).Propose(PROPOSAL))
+        assert code is grpc.StatusCode.PERMISSION_DENIED
+        assert "and this is a front's token" in told
+
+
+@asynchronous
+async def test_where_they_win_nothing_there_are_none_and_status_says_why(tokens: Path) -> None:
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register()
+        await world.pushed(a_sampled_push())
+        lost = Homing({"tables": Homed(40, 0.5, 0.9, 0.01)}, "it does not pay", pays=False)
+        world.loop.homings.of["tiny"] = lost
+        code, told = await refusal(file(world))
+        assert (code, told) == (FAILED, "requests of tiny: it does not pay")
+        (pool,) = (await world.fleet.Status(fleet_pb2.StatusRequest(pool="tiny"))).pools
+        assert pool.homing.reason == "it does not pay"
+        (group,) = pool.homing.groups
+        assert (group.by, group.requests, group.local, group.remote) == ("tables", 40, 0.5, 0.9)
+
+
+@asynchronous
+async def test_marked_requests_are_judged_by_the_rank_that_pushed_them(tokens: Path) -> None:
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register(digest=STANDS)
+        await world.pushed(a_sampled_push(trace=a_trace(marks=[1, 2])))
+        (look,) = [look for name, look in world.loop.looks.items() if name == "homes"]
+        await look()
+        assert set(world.loop.homings.of["tiny"].groups) == {"tables", "load"}
+        assert await world.pushed(a_sampled_push(2, trace=a_trace(marks=[1, 3]))) == [
+            (2, "marks [1, 3] of 2 sampled requests: 0, 1 or 2 each")
+        ]
 
 
 @asynchronous

@@ -1,0 +1,82 @@
+"""What tables win, by hand: 2 layers x 4 experts, two on each of 2 GPUs, top-2."""
+
+import numpy as np
+import pytest
+
+from controller.fleet.homing import FEWEST, Homed, Homing, homed, judged
+from controller.fleet.traces import Request
+from placer.marks import Mark, mark_of, marked
+from tests.builders import a_placement
+
+HALVES = a_placement([[0, 1, 2, 3], [0, 1, 2, 3]], gpus=2)
+# Tokens whose experts are: all on GPU 0; one on each; all on GPU 1.
+LOCAL, BOTH, AWAY = [[0, 1], [0, 1]], [[0, 2], [1, 3]], [[2, 3], [2, 3]]
+
+
+def a_request(
+    *tokens: list[list[int]], mark: Mark = Mark.TABLES, plan: str = HALVES.digest
+) -> Request:
+    return Request("decode", 4, np.array(tokens), mark=mark, rank=0, plan=plan)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "local", "remote"),
+    [([LOCAL], 1.0, 0.0), ([BOTH], 0.5, 1.0), ([AWAY], 0.0, 1.0), ([LOCAL, AWAY], 0.5, 0.5),
+     ([LOCAL, BOTH], 0.75, 0.5)],
+)  # fmt: skip
+def test_of_one_request(tokens: list[list[list[int]]], local: float, remote: float) -> None:
+    assert homed([a_request(*tokens)], HALVES) == Homed(1, local, remote, 0.0)
+
+
+def test_requests_count_by_their_tokens_and_differ() -> None:
+    found = homed([a_request(LOCAL, LOCAL, LOCAL), a_request(AWAY)], HALVES)
+    assert (found.local, found.remote) == (0.75, 0.25)
+    # 0 - 3/4 and 1 - 1/4, squared and summed, over 4 tokens, with one request to spare.
+    assert found.error == pytest.approx((2 * (0.75**2 + 0.75**2)) ** 0.5 / 4)
+
+
+def test_nothing_is_said_of_few_and_of_other_maps() -> None:
+    assert judged([], HALVES) == Homing()
+    other = [a_request(LOCAL, plan="another"), a_request(LOCAL, mark=Mark.NONE)]
+    assert judged(other, HALVES) == Homing()
+    found = judged([a_request(LOCAL)] * 50, HALVES)
+    assert found.pays
+    assert (
+        found.reason
+        == f"50 by tables and 0 by load were sampled: {FEWEST} of each tell what tables win"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "pays", "won"),
+    [(LOCAL, True, "+100.0%"), (BOTH, False, "+0.0%"), (AWAY, False, "+0.0%")],
+)
+def test_who_wins_nothing_for_sure_does_not_pay(
+    ours: list[list[int]], pays: bool, won: str
+) -> None:
+    by_tables = [a_request(ours)] * FEWEST
+    found = judged([*by_tables, *[a_request(BOTH, mark=Mark.LOAD)] * FEWEST], HALVES)
+    assert found.pays is pays
+    assert f"{won} of the remote traffic" in found.reason
+    assert found.reason.endswith("it does not pay, requests go by load") is not pays
+
+
+def test_what_may_still_win_goes_on() -> None:
+    mixed = [a_request(LOCAL), a_request(AWAY)] * FEWEST
+    found = judged(
+        [*mixed, *[a_request(*one.expert_ids.tolist(), mark=Mark.LOAD) for one in mixed]], HALVES
+    )
+    assert found.pays
+
+
+@pytest.mark.parametrize("mark", [Mark.TABLES, Mark.LOAD])
+@pytest.mark.parametrize("form", ["{}", "cmpl-{}-0", "chatcmpl-{}"])
+def test_an_engine_keeps_the_mark_in_its_requests_id(mark: Mark, form: str) -> None:
+    assert mark_of(form.format(marked("7f", mark))) is mark
+    assert mark_of(form.format(marked(marked("7f", Mark.LOAD), mark))) is mark
+
+
+@pytest.mark.parametrize("request_id", ["", "7f", "cmpl-7f-0", "my-placerts", "placertable"])
+def test_other_ids_have_none(request_id: str) -> None:
+    assert mark_of(request_id) is Mark.NONE
+    assert marked("7f", Mark.NONE) == "7f"
