@@ -10,7 +10,7 @@ from controller.router.scheduling import kernels
 from controller.router.scheduling.decide import Prices, ask, check_open, decided, rule_of
 from controller.router.scheduling.kernels import Costs
 from controller.router.scheduling.lookup import Lookup
-from controller.router.scheduling.pool import Engine, Pool, laid_out
+from controller.router.scheduling.pool import Engine, laid_out
 from controller.router.scheduling.prefixes import Prefixes
 from controller.router.scheduling.request import Decision, Request
 from placer.arrays import FloatArray, IntArray
@@ -119,9 +119,7 @@ class Scheduler:
         """Where it goes; from then on it counts as that rank's. Raises NoRankError if none is
         open."""
         cached = self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
-        at, told, sums = ask(
-            request, self.pool, self.tables, self.prices, cached, self._rule, True
-        )
+        at, told, sums = ask(request, self.pool, self.tables, self.prices, cached, self._rule, True)
         self._prefixes.remember(request.prefix, at)
         self._decisions += 1
         self._live[self._decisions] = self._begun(at, told, sums)
@@ -169,8 +167,7 @@ class Scheduler:
             return
         self.pool.ranks.held[live.at] -= live.need
         skipped = 0.0 if tokens else live.prompt  # it never began
-        more = tokens - live.expected - skipped
-        kernels.charge(self.pool.ranks, live.at, more / max(fitted[kernels.TOKENS], 1.0))
+        kernels.charge(self.pool.ranks, fitted, live.at, tokens - live.expected - skipped)
 
     def _placed(self, batch: Batch) -> tuple[IntArray, FloatArray, IntArray]:
         """Of each request the rank's place, what is told of it, and its sums; they count as

@@ -47,9 +47,13 @@ def cases(draw: st.DrawFn) -> tuple[Request, Pool, Lookup, Prices, np.ndarray]:
         array[:] = draw(st.lists(st.integers(0, 60), min_size=len(array), max_size=len(array)))
     prices = Prices.at_first(Costs(draw(seconds), draw(seconds), draw(seconds)))
     prices.fitted[[kernels.GAIN, kernels.TOKENS]] = draw(seconds), draw(st.integers(1, 30))
+    prices.fitted[kernels.SQUARES] = draw(st.integers(1, 900))
+    prices.fitted[kernels.CHOSEN] = draw(st.integers(0, kernels.WINDOW - 1))
     tokens = draw(st.lists(st.integers(-1, 6), max_size=20))
     request = Request(np.array(tokens, dtype=np.int64), len(tokens), draw(st.integers(0, 20)))
-    cached = draw(st.lists(st.integers(0, len(tokens)), min_size=count * RANKS, max_size=count * RANKS))
+    cached = draw(
+        st.lists(st.integers(0, len(tokens)), min_size=count * RANKS, max_size=count * RANKS)
+    )
     return request, pool, tables, prices, np.array(cached, dtype=float)
 
 
@@ -63,21 +67,22 @@ def by_the_formula(
     rows = [token if 0 <= token < 5 else 5 for token in request.tokens.tolist()] or [5]
     need = request.length + request.most
     gain = max(float(fitted[kernels.GAIN]), kernels.LEAST_GAIN_S)
+    to_come = kernels.WINDOW * ranks.open.sum() - fitted[kernels.CHOSEN]
+    size = fitted[kernels.SQUARES] / fitted[kernels.TOKENS]
+    slack = kernels.SLACK * (to_come / ranks.open.sum()) ** 2 * max(size, 1)
     found = []
     for at in range(len(pool.places)):
         column = int(ranks.column[at])
         share = sum(int(values[row, column]) for row in rows) / WHOLE / len(rows)
         share = share if column else 1 / RANKS
         left = need - cached[at]
-        dear = gain * (ranks.dear[at] + ranks.backlog[at] / kernels.SLACK / fitted[kernels.TOKENS])
+        dear = gain * (ranks.dear[at] + ranks.backlog[at] / slack)
         saved = prices.costs.local_s * left * share + prices.costs.prefill_s * cached[at]
         found.append(float(saved - left * dear))
     room = [float(ranks.kv[at] - ranks.held[at]) for at in range(len(found))]
     opened = [at for at in range(len(found)) if ranks.open[at]]
     may = (
-        [at for at in opened if room[at] >= need]
-        or [at for at in opened if room[at] > 0]
-        or opened
+        [at for at in opened if room[at] >= need] or [at for at in opened if room[at] > 0] or opened
     )
     return [value if at in may else -np.inf for at, value in enumerate(found)]
 
