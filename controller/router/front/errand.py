@@ -7,7 +7,6 @@ from controller.router.bodies.asked import Asked
 from controller.router.front.desk import Desk
 from controller.router.pool.doors import Seat
 from controller.router.scheduling.request import Decision, Request
-from controller.router.wire import heads
 from controller.router.wire.heads import Headers
 from controller.router.wire.house import Arrived
 from controller.router.wire.upstream import LostError, Taker, Upstream
@@ -39,8 +38,7 @@ class Errand(Taker):
     def begin(self) -> None:
         desk, asked = self._desk, self._asked
         desk.active.add(self)
-        passed = heads.passed_on(self._arrived.headers, desk.not_passed)
-        self._head = heads.lines([*passed, *desk.key])
+        self._head = desk.head(self._arrived.headers)
         if asked.text and desk.tokenizing is not None:
             desk.tokenizing.encode(asked, self.place)
         else:
