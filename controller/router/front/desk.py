@@ -15,10 +15,13 @@ from controller.router.scheduling.decide import NoRankError
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Decision, Request
+from controller.router.wire import heads
 from controller.router.wire.heads import OWN, Headers
 from placer.clock import Clock
 from placer.cost.requests import Costs
 from placer.marks import Mark
+
+REMEMBERED, SHORT = 1024, 2048  # heads, and bytes of each
 
 
 class Scheduler(Protocol):
@@ -61,10 +64,24 @@ class Desk:
         self.active: set[Any] = set()
         self.held: deque[Any] = deque()
         self.tick_s = clock.monotonic()
+        self._heads: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._plan = ""  # that tables are known of
         self._maps: Mapping[str, str] = {}
         self._controls = 0.0  # requests that the control group is due
+
+    def head(self, headers: Headers) -> bytes:
+        """The lines of what an engine gets of them. Clients send the same again and again."""
+        key = tuple(headers)
+        found = self._heads.get(key)
+        if found is None:
+            passed = heads.passed_on(headers, self.not_passed)
+            found = heads.lines([*passed, *self.key])
+            if len(self._heads) >= REMEMBERED:
+                self._heads.clear()
+            if len(found) <= SHORT:
+                self._heads[key] = found
+        return found
 
     def choose(self, request: Request) -> tuple[Decision, Seat] | None:
         """None: no rank takes requests now."""

@@ -8,8 +8,7 @@ from controller.router.bodies.asked import Asked
 from controller.router.front.desk import Desk
 from controller.router.pool.doors import Seat
 from controller.router.scheduling.request import Decision, Request
-from controller.router.wire import heads
-from controller.router.wire.heads import Headers
+from controller.router.wire.heads import ID, Headers
 from controller.router.wire.house import Arrived
 from controller.router.wire.upstream import LostError, Taker, Upstream
 from placer.marks import Mark, marked
@@ -42,10 +41,8 @@ class Errand(Taker):
     def begin(self) -> None:
         desk, asked = self._desk, self._asked
         desk.active.add(self)
-        passed = heads.passed_on(self._arrived.headers, desk.not_passed)
-        if self._mark:
-            passed = self._marked(passed)
-        self._head = heads.lines([*passed, *desk.key])
+        headers = self._arrived.headers
+        self._head = self._marked(headers) if self._mark else desk.head(headers)
         if asked.text and desk.tokenizing is not None:
             desk.tokenizing.encode(asked, self.place)
         else:
@@ -75,11 +72,12 @@ class Errand(Taker):
         else:
             desk.spawn(self._connect(seat))
 
-    def _marked(self, passed: Headers) -> Headers:
-        """Its id, which tells agents how its rank was chosen."""
-        own = next((value for name, value in passed if name == heads.ID), b"").decode("latin-1")
-        told = marked(own or self._desk.clock.new_id(), self._mark).encode("latin-1")
-        return [*(one for one in passed if one[0] != heads.ID), (heads.ID, told)]
+    def _marked(self, headers: Headers) -> bytes:
+        """With an id that tells agents how its rank was chosen."""
+        desk = self._desk
+        own = next((value for name, value in headers if name == ID), b"").decode("latin-1")
+        told = marked(own or desk.clock.new_id(), self._mark).encode("latin-1")
+        return b"%b%b: %b\r\n" % (desk.head([one for one in headers if one[0] != ID]), ID, told)
 
     async def _connect(self, seat: Seat) -> None:
         try:

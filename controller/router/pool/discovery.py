@@ -34,7 +34,7 @@ class Discovery:
     async def run(
         self,
         name: Callable[[Mapping[str, Named]], None],
-        know: Callable[[Mapping[str, str], Known | None, bool], None],
+        know: Callable[[Mapping[str, str], Known | None, bool], None] | None = None,
     ) -> None:
         """name: told of addresses; know: of the engines' maps, by digest, of new tables of one of
         them, and whether there are none any more"""
@@ -81,11 +81,18 @@ class Discovery:
         self._beside.shutdown(wait=False, cancel_futures=True)
         self._channel.close()
 
-    def _lack(self, why: str) -> None:
-        """Of tables."""
-        if why != self._without:
-            log.warning("placer: requests go by load: %s", why)
-        self._without = why
+    def _learn(self, maps: Mapping[str, str]) -> tuple[Known | None, bool]:
+        """New tables, or whether there are none any more."""
+        try:
+            found = self._knowledge.newest(maps)
+        except PlacerError as error:
+            if (why := str(error)) != self._without:
+                log.warning("placer: requests go by load: %s", why)
+            self._without = why
+            return None, True
+        if found is not None:
+            self._without = ""
+        return found, False
 
     def _tell(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:

@@ -8,7 +8,7 @@ from placer.tables import TokenTable
 
 
 def votes(table: TokenTable, placement: Placement) -> FloatArray:
-    """[rows, gpus] share of the layers at which most of a token's activations are on a GPU: the hard
+    """[rows, gpus] share of the layers at which a GPU has most of a token's activations: the hard
     cluster ids of Sem-MoE (arXiv 2503.04398), for ``round_mask``."""
     held = (placement.copies > 0).astype(np.float64)
     found = np.zeros((len(table.times), placement.gpus))

@@ -175,8 +175,7 @@ class Scheduler:
             return
         self.pool.ranks.held[live.at] -= live.need
         skipped = 0.0 if tokens else live.prompt  # it never began
-        more = tokens - live.expected - skipped
-        kernels.charge(self.pool.ranks, live.at, more / max(fitted[kernels.TOKENS], 1.0))
+        kernels.charge(self.pool.ranks, fitted, live.at, tokens - live.expected - skipped)
 
     def _placed(self, batch: Batch) -> tuple[IntArray, FloatArray, IntArray]:
         """Of each request the rank's place, what is told of it, and its sums; they count as

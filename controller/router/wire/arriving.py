@@ -105,7 +105,11 @@ class Connection(asyncio.Protocol):
         if self._fields > MOST_HEADERS:
             raise self._bad(431, f"more than {MOST_HEADERS} headers")
         if self._phase == "head":  # and not a trailer
-            self._head.append((name.lower(), value or b""))
+            name = name.lower()
+            if name != b"content-length":
+                self._head.append((name, value or b""))
+            elif int(value or b"0") > self._limits.request_bytes:
+                raise self._bad(413, self._too_large())
 
     def on_headers_complete(self) -> None:
         self._version = self._parser.get_http_version()
@@ -117,8 +121,6 @@ class Connection(asyncio.Protocol):
         for name, value in self._head:
             if name == b"host":
                 hosts += 1
-            elif name == b"content-length" and int(value) > self._limits.request_bytes:
-                raise self._bad(413, self._too_large())
             elif name == b"expect":
                 self._go_on(value)
         if hosts > 1 or (not hosts and self._version == "1.1"):

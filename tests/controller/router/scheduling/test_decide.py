@@ -47,6 +47,7 @@ def cases(draw: st.DrawFn) -> tuple[Request, Pool, Lookup, Prices, np.ndarray]:
         array[:] = draw(st.lists(st.integers(0, 60), min_size=len(array), max_size=len(array)))
     prices = Prices.at_first(Costs(draw(seconds), draw(seconds), draw(seconds)))
     prices.fitted[[kernels.GAIN, kernels.TOKENS]] = draw(seconds), draw(st.integers(1, 30))
+    prices.fitted[kernels.SQUARES] = draw(st.integers(1, 900))
     prices.fitted[kernels.CHOSEN] = draw(st.integers(0, kernels.WINDOW - 1))
     tokens = draw(st.lists(st.integers(-1, 6), max_size=20))
     request = Request(np.array(tokens, dtype=np.int64), len(tokens), draw(st.integers(0, 20)))
@@ -67,7 +68,8 @@ def by_the_formula(
     need = request.length + request.most
     gain = max(float(fitted[kernels.GAIN]), kernels.LEAST_GAIN_S)
     to_come = kernels.WINDOW * ranks.open.sum() - fitted[kernels.CHOSEN]
-    slack = to_come * fitted[kernels.TOKENS] / ranks.open.sum()
+    size = fitted[kernels.SQUARES] / fitted[kernels.TOKENS]
+    slack = kernels.SLACK * (to_come / ranks.open.sum()) ** 2 * max(size, 1)
     found = []
     for at in range(len(pool.places)):
         column = int(ranks.column[at])
