@@ -44,15 +44,8 @@ class Discovery:
                 named, maps = await running.run_in_executor(self._beside, self.ask)
                 name(named)
                 self._tell("")
-                try:
-                    found = await running.run_in_executor(
-                        self._beside, self._knowledge.newest, maps
-                    )
-                    know(maps, found, False)
-                    self._without = "" if found else self._without
-                except PlacerError as error:
-                    know(maps, None, True)
-                    self._lack(str(error))
+                if know is not None:
+                    know(maps, *await running.run_in_executor(self._beside, self._learn, maps))
             except PlacerError as error:
                 self._tell(str(error))
             await self._clock.sleep(EVERY_S)

@@ -39,13 +39,14 @@ class LeastLoaded:
         self.engines: Sequence[Known] = []
         self.load: Counter[tuple[str, int]] = Counter()
         self.others: Mapping[tuple[str, int], float] = {}
+        self.tables: Any = None
         self.requests: list[Request] = []
         self.ended_with: list[int | None] = []
         self._live: dict[int, tuple[str, int]] = {}
         self._numbers = count(1)
 
-    def see(self, engines: Sequence[Known]) -> None:
-        self.engines = engines
+    def see(self, engines: Sequence[Known], tables: Any = None, costs: Any = None) -> None:
+        self.engines, self.tables = engines, tables or self.tables
 
     def hear(self, others: Mapping[tuple[str, int], float]) -> None:
         self.others = others
