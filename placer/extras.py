@@ -7,7 +7,12 @@ from importlib.metadata import PackageNotFoundError, requires
 from placer.errors import PlacerError
 
 PACKAGE = "moe-placer"
-NAMES = ("plan", "tokenizer", "controller", "ray")  # of extras that users ask for, the smaller ones first
+NAMES = (
+    "plan",
+    "tokenizer",
+    "controller",
+    "ray",
+)  # of extras that users ask for, the smaller ones first
 
 
 class MissingError(PlacerError):

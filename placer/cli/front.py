@@ -31,8 +31,8 @@ def front(
         list[str] | None,
         typer.Option(
             metavar="URL[,URL...]",
-            help="Without a controller: an engine's address; of one whose ranks have ports of their "
-            "own, all of them. Again for each engine.",
+            help="Without a controller: an engine's address; of one whose ranks have ports of "
+            "their own, all of them. Again for each engine.",
         ),
     ] = None,
     listen: Annotated[str, typer.Option(help="host:port; port 0 chooses one.")] = ADDRESS,
@@ -64,7 +64,8 @@ def front(
         Path | None, typer.Option(help="A file with the API key that engines ask for.")
     ] = None,
     access_log: Annotated[
-        str, typer.Option(help='A line a request, without prompts; "-" is stdout.', show_default=False)
+        str,
+        typer.Option(help='A line a request, without prompts; "-" is stdout.', show_default=False),
     ] = "",
 ) -> None:
     """Run a front: clients' requests, in OpenAI's API, go to the rank that serves them best.

@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
+from controller.router.bodies.tokenizing import Tokenizing
 from controller.router.front.access_log import AccessLog
 from controller.router.front.figures import Figures
 from controller.router.front.settings import Limits
-from controller.router.bodies.tokenizing import Tokenizing
 from controller.router.pool.doors import Doors, Place, Seat
 from controller.router.scheduling.decide import NoRankError
 from controller.router.scheduling.pool import Engine
@@ -26,19 +26,6 @@ class Scheduler(Protocol):
     def see(self, engines: Sequence[Engine]) -> None: ...
 
     def hear(self, others: Mapping[tuple[str, int], float]) -> None: ...
-
-    def head(self, headers: Headers) -> bytes:
-        """The lines of what an engine gets of them. Clients send the same again and again."""
-        key = tuple(headers)
-        found = self._heads.get(key)
-        if found is None:
-            passed = heads.passed_on(headers, self.not_passed)
-            found = heads.lines([*passed, *self.key])
-            if len(self._heads) >= REMEMBERED:
-                self._heads.clear()
-            if len(found) <= SHORT:
-                self._heads[key] = found
-        return found
 
     def choose(self, request: Request) -> Decision: ...
 

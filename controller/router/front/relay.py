@@ -35,9 +35,7 @@ class Relay:
         parts = []
         if not self.begun:
             self.begun, self.status = True, status
-            self.keeps_alive = (
-                self.keeps_alive and self._is_chunked and not self._connection.closes
-            )
+            self.keeps_alive = self.keeps_alive and self._is_chunked and not self._connection.closes
             way = b"transfer-encoding: chunked\r\n" if self._is_chunked else b""
             kept = heads.kept(self.keeps_alive)
             parts = [heads.status_line(status), heads.lines(headers), way, kept, b"\r\n"]
