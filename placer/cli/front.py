@@ -31,8 +31,8 @@ def front(
         list[str] | None,
         typer.Option(
             metavar="URL[,URL...]",
-            help="Without a controller: an engine's address; of one whose ranks have ports of their "
-            "own, all of them. Again for each engine.",
+            help="Without a controller: an engine's address; of one whose ranks have ports of "
+            "their own, all of them. Again for each engine.",
         ),
     ] = None,
     listen: Annotated[str, typer.Option(help="host:port; port 0 chooses one.")] = ADDRESS,

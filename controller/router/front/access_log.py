@@ -38,9 +38,8 @@ class AccessLog:
             self._missed += 1
             return
         told = f' "{_plain(why)}"' if why else ""
-        self._lines.append(
-            f"{peer} {method.decode()} {route} {status} {size} {seconds:.4f} {place or '-'} {tries}{told}\n"
-        )
+        asked, sent = f"{peer} {method.decode()} {route}", f"{status} {size} {seconds:.4f}"
+        self._lines.append(f"{asked} {sent} {place or '-'} {tries}{told}\n")
 
     def flush(self) -> None:
         if self._file is None or not (self._lines or self._missed):

@@ -127,7 +127,8 @@ class Errand(Taker):
     def _leave(self, generated: int | None = None) -> Seat:
         """The rank that it was sent to. generated: tokens, if that is not the events that came"""
         seat, decision, upstream = self._seat, self._decision, self._upstream
-        assert seat is not None and decision is not None
+        assert seat is not None
+        assert decision is not None
         self._seat = self._decision = self._upstream = None
         if upstream is not None and upstream.taker is self:
             upstream.abandon()

@@ -1,4 +1,4 @@
-"""What a front answers: its routes, and who may ask. The house that clients' connections belong to."""
+"""What a front answers: its routes, and who may ask. Clients' connections belong to it."""
 
 from collections.abc import Callable
 from typing import Any

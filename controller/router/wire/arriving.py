@@ -25,8 +25,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_bytes", "_ends", "_fault", "_fed", "_fields", "_head", "_house",
-        "_later", "_limits", "_parser", "_patience_s", "_phase", "_size", "_target", "_version", "_waiting",
-        "closes", "due_s", "paused", "peer", "running", "transport",
+        "_later", "_limits", "_parser", "_patience_s", "_phase", "_size", "_target", "_version",
+        "_waiting", "closes", "due_s", "paused", "peer", "running", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport

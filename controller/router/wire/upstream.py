@@ -49,7 +49,8 @@ class Upstream(asyncio.Protocol):
 
     __slots__ = (
         "_before", "_complete", "_fault", "_framed", "_headers", "_is_head", "_parser", "_parts",
-        "_server", "_size", "_status", "_stays", "_told", "closed", "taker", "transport", "was_kept",
+        "_server", "_size", "_status", "_stays", "_told", "closed", "taker", "transport",
+        "was_kept",
     )  # fmt: skip
 
     transport: asyncio.Transport

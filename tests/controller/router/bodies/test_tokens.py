@@ -109,7 +109,7 @@ async def test_a_tokenizer_that_fails_costs_the_scores_alone() -> None:
 def vocabulary(tmp_path: Path) -> Path:
     pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     words = {"a": 0, "b": 1, "c": 2, "?": 3}
-    data = {
+    data: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
         "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None,
         "decoder": None,

@@ -111,9 +111,11 @@ async def fronted(
     stop = asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(front.run(stop, port.set_result))
-    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        await task
+    task.add_done_callback(lambda done: port.done() or port.cancel())
+    try:
+        await port
+    except asyncio.CancelledError:
+        await task  # it says why
     try:
         if waits:
             await until(lambda: all(door.is_open for door in desk.doors.all.values()))
@@ -179,11 +181,10 @@ def events(body: bytes) -> list[Any]:
 
 
 def text_in(told: Sequence[Any]) -> str:
-    parts = []
-    for one in told:
-        for choice in one["choices"] if isinstance(one, dict) else []:
-            parts.append(choice.get("text") or choice.get("delta", {}).get("content") or "")
-    return "".join(parts)
+    choices = [choice for one in told if isinstance(one, dict) for choice in one["choices"]]
+    return "".join(
+        choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices
+    )
 
 
 def asked(

@@ -262,7 +262,7 @@ async def test_slow_bytes_of_a_head_do_not_hold_a_connection_for_ever() -> None:
 async def test_memory_of_bodies_is_bounded_over_all_clients() -> None:
     engine = Engine()
     async with engines(engine), fronted(engine, limits=Limits(bodies_bytes=3000)) as here:
-        reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+        _, writer = await asyncio.open_connection("127.0.0.1", here.port)
         writer.write(POST + b"Content-Length: 5000\r\n\r\n" + b"x" * 2900)
         await until(lambda: here.front.service._bytes == 2900)
         answer = await ask(here.port, COMPLETIONS, completion(user="y" * 500))
