@@ -1,4 +1,4 @@
-"""Prometheus figures, read from the loop when they are asked for: at most 26 series a pool, none of
+"""Prometheus figures, read from the loop when they are asked for: at most 30 series a pool, none of
 them by layer or rank unless asked for; ratios are of the width that most engines have.
 docs/controller.md lists them."""
 
