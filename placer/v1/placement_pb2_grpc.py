@@ -75,6 +75,11 @@ class PlacementServiceStub(object):
                 request_serializer=placer_dot_v1_dot_placement__pb2.WatchRequest.SerializeToString,
                 response_deserializer=placer_dot_v1_dot_placement__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.Tables = channel.unary_stream(
+                '/placer.v1.PlacementService/Tables',
+                request_serializer=placer_dot_v1_dot_placement__pb2.TablesRequest.SerializeToString,
+                response_deserializer=placer_dot_v1_dot_placement__pb2.TablesResponse.FromString,
+                _registered_method=True)
 
 
 class PlacementServiceServicer(object):
@@ -138,6 +143,14 @@ class PlacementServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tables(self, request, context):
+        """Tables gives out what schedulers look tokens up in, made of the requests that agents sampled, to
+        trace readers alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PlacementServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -180,6 +193,11 @@ def add_PlacementServiceServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=placer_dot_v1_dot_placement__pb2.WatchRequest.FromString,
                     response_serializer=placer_dot_v1_dot_placement__pb2.WatchResponse.SerializeToString,
+            ),
+            'Tables': grpc.unary_stream_rpc_method_handler(
+                    servicer.Tables,
+                    request_deserializer=placer_dot_v1_dot_placement__pb2.TablesRequest.FromString,
+                    response_serializer=placer_dot_v1_dot_placement__pb2.TablesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -399,6 +417,33 @@ class PlacementService(object):
             '/placer.v1.PlacementService/Watch',
             placer_dot_v1_dot_placement__pb2.WatchRequest.SerializeToString,
             placer_dot_v1_dot_placement__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tables(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/placer.v1.PlacementService/Tables',
+            placer_dot_v1_dot_placement__pb2.TablesRequest.SerializeToString,
+            placer_dot_v1_dot_placement__pb2.TablesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class PlacementServiceStub:
     """Watch streams what changes: for an engine the plans that it should apply, else, to operators, every
     record.
     """
+    Tables: _grpc.UnaryStreamMultiCallable[_placement_pb2.TablesRequest, _placement_pb2.TablesResponse]
+    """Tables gives out what schedulers look tokens up in, made of the requests that agents sampled, to
+    trace readers alone.
+    """
 
 @_typing.type_check_only
 class PlacementServiceAsyncStub(PlacementServiceStub):
@@ -74,6 +78,10 @@ class PlacementServiceAsyncStub(PlacementServiceStub):
     Watch: _aio.UnaryStreamMultiCallable[_placement_pb2.WatchRequest, _placement_pb2.WatchResponse]  # type: ignore[assignment]
     """Watch streams what changes: for an engine the plans that it should apply, else, to operators, every
     record.
+    """
+    Tables: _aio.UnaryStreamMultiCallable[_placement_pb2.TablesRequest, _placement_pb2.TablesResponse]  # type: ignore[assignment]
+    """Tables gives out what schedulers look tokens up in, made of the requests that agents sampled, to
+    trace readers alone.
     """
 
 class PlacementServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -143,6 +151,16 @@ class PlacementServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_placement_pb2.WatchResponse], _abc.AsyncIterator[_placement_pb2.WatchResponse]]:
         """Watch streams what changes: for an engine the plans that it should apply, else, to operators, every
         record.
+        """
+
+    @_abc_1.abstractmethod
+    def Tables(
+        self,
+        request: _placement_pb2.TablesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_placement_pb2.TablesResponse], _abc.AsyncIterator[_placement_pb2.TablesResponse]]:
+        """Tables gives out what schedulers look tokens up in, made of the requests that agents sampled, to
+        trace readers alone.
         """
 
 def add_PlacementServiceServicer_to_server(servicer: PlacementServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
