@@ -5,7 +5,6 @@ and step time, mean over the splits with standard errors; ratios are to joint's 
 request at home with the least loaded. What is known of a request that is judged is its prompt.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -24,7 +23,7 @@ from placer.placement import Placement
 from placer.plan import Solution
 from placer.planner import solve
 from placer.problem import Problem
-from placer.tables import device_tables, local_activation_rate, token_identity, token_table
+from placer.tables import device_tables, local_activation_rate, token_table
 
 GPUS = (4, 8)
 NAMES = ("joint", "joint, scheduled", "joint, homes", "cocluster", "eldr")
@@ -46,7 +45,9 @@ def run() -> None:
 
 
 def _table(world: World, gpus: int, redundant: int) -> Table:
-    table = Table(title=f"{world.name} on {gpus} GPUs, {redundant} redundant slots, {SPLITS} splits")
+    table = Table(
+        title=f"{world.name} on {gpus} GPUs, {redundant} redundant slots, {SPLITS} splits"
+    )
     for name in ("", "LAR x", "remote", "ratio", "balance", "less", "step, ms", "ratio"):
         table.add_column(name, justify="right")
     splits = [dict(_judged(world, gpus, redundant, seed)) for seed in range(SPLITS)]
@@ -76,9 +77,7 @@ def _mean(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ({error:.3f})"
 
 
-def _judged(
-    world: World, gpus: int, redundant: int, seed: int
-) -> Iterator[tuple[str, Figures]]:
+def _judged(world: World, gpus: int, redundant: int, seed: int) -> Iterator[tuple[str, Figures]]:
     fit, judged = world.halves(seed)
     clustered = world.problem(fit.served, gpus, redundant, clustered=True)
     problem = replace(clustered, profile=replace(clustered.profile, clusters=None))

@@ -275,9 +275,7 @@ class Votes:
 
 def votes(trace: Trace, requests: IntArray, gpus: int) -> Votes:
     """The table of a trace's tokens whose requests are in these clusters, [sequences]."""
-    tokens, kind, times = np.unique(
-        token_identity(trace), return_inverse=True, return_counts=True
-    )
+    tokens, kind, times = np.unique(token_identity(trace), return_inverse=True, return_counts=True)
     cells = kind * gpus + np.repeat(requests, trace.seq_lens)
     counts = np.bincount(cells, minlength=len(tokens) * gpus).reshape(-1, gpus)
     return Votes(

@@ -7,8 +7,8 @@ goes to the least loaded of the GPUs whose centroid is nearly as near as the nea
 band.
 
 Readings (ours). ELDR chooses among workers that each hold all experts, and saves reading weights;
-inside one expert-parallel group, where each GPU holds a part, a zone is worth what it finds at home.
-So eplb's groups of each layer are named as the zones that use them most, which changes neither
+inside one expert-parallel group each GPU holds a part, and a zone is worth what it finds there. So
+eplb's groups of each layer are named as the zones that use them most, which changes neither
 balance nor fan-out. The band is BAND of the spread of a request's distances.
 
 Input: the tokens of ``problem.trace``. Cost: ROUNDS flows of sequences x gpus. It loses where

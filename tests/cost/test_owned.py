@@ -84,9 +84,7 @@ def test_one_cluster_everywhere_is_traffic_with_even_homes(seed: int, slots: int
 
 def test_the_score_takes_the_homes_that_it_is_given() -> None:
     problem = a_problem(APART, objective=Objective("dedup"))
-    home, away = (
-        score(problem, TOGETHER, APART, homes=np.array(own)) for own in ([0, 1], [1, 0])
-    )
+    home, away = (score(problem, TOGETHER, APART, homes=np.array(own)) for own in ([0, 1], [1, 0]))
     assert home.dispatch_s == 0 < away.dispatch_s
     clustered = replace(problem, profile=of_trace(APART, clustered=True))
     homes = cluster_homes(clustered.profile, TOGETHER)
