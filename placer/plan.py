@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from placer.arrays import FloatArray
+from placer.clusters import Clusters
 from placer.cost import Score
 from placer.cost.moves import MoveCost
 from placer.model import ModelShape
@@ -17,14 +21,16 @@ class Solution:
 
     No placement has a ``step_s`` below ``bound_s``, if that is known; ``notes`` say what the user
     should know of how the placement came about. ``instead`` names the baseline that is returned
-    where the optimizer found nothing faster. ``first``: shares of the slots, and a placement that
-    moves no more of them, mending included, as good as few moves make it.
+    where the optimizer found nothing faster. ``scheduled``: whether requests are to be at home
+    where their experts are, or else with the least loaded. ``first``: shares of the slots, and a
+    placement that moves no more of them, mending included, as good as few moves make it.
     """
 
     placement: Placement
     bound_s: float | None = None
     notes: tuple[str, ...] = ()
     instead: str = ""
+    scheduled: bool = False
     first: tuple[tuple[float, Placement], ...] = ()
 
 
@@ -82,6 +88,42 @@ class Reach:
     step_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Homes:
+    """Where requests of each of the profile's clusters are at home.
+
+    clusters: the digest of the clusters (``Clusters.digest``)
+    shares:   of each cluster, those of its tokens that GPUs own, as (GPU, share), largest first
+    tokens:   of each cluster
+    tables:   the digest of the token tables that a scheduler looks requests up in, if some were
+              made for this placement
+    """
+
+    clusters: str
+    shares: tuple[tuple[tuple[int, float], ...], ...]
+    tokens: tuple[float, ...]
+    tables: str | None = None
+
+    @classmethod
+    def of(cls, clusters: Clusters, shares: FloatArray) -> "Homes":
+        """shares: [clusters, gpus]"""
+        told = []
+        for row in shares:
+            order = np.argsort(-row, kind="stable")
+            told.append(tuple((int(gpu), float(row[gpu])) for gpu in order if row[gpu] > 0))
+        return cls(clusters.digest, tuple(told), tuple(clusters.tokens.tolist()))
+
+    @property
+    def told(self) -> str:
+        """In a line, for people."""
+        whole = sum(len(row) == 1 for row in self.shares)
+        tables = "no token tables yet" if self.tables is None else f"tables {self.tables:.19}..."
+        return (
+            f"requests of {len(self.shares)} clusters have homes ({whole} of them one GPU): they "
+            f"are to be sent there; {tables}"
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """A placement to apply, and why.
@@ -89,7 +131,8 @@ class Plan:
     What a foreign file or a hand-written plan cannot say is None: ``fit`` compares on the traffic
     that the plan was made from, ``holdout`` on sequences that it never saw. ``whole_step_s`` are
     the seconds of a whole step before the moves, where the engine's workers measured them.
-    ``mends`` are the rules that the map before it broke.
+    ``mends`` are the rules that the map before it broke. ``homes``: where requests should go; None:
+    to the least loaded.
     """
 
     placement: Placement
@@ -108,6 +151,7 @@ class Plan:
     whole_step_s: float | None = None
     notes: tuple[str, ...] = ()
     mends: tuple[str, ...] = ()
+    homes: Homes | None = None
 
     @property
     def gain(self) -> float | None:

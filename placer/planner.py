@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import ROUND_UP, Context
-from functools import lru_cache, partial
 
 import numpy as np
 
 from placer.checks import violations
-from placer.cost import Score, moves, score, steps
+from placer.cost import moves, steps
 from placer.cost.payoff import payoff_of
 from placer.errors import PlacementError
 from placer.guard import guarded
@@ -27,7 +26,8 @@ from placer.plan import (
 from placer.problem import Problem
 from placer.reasons import advised, moves_with_reasons, not_worth, reason_of
 from placer.repair import faults, repair
-from placer.schedule import fewest_moves
+from placer.schedule import fewest_moves, match_slots
+from placer.scores import held_out, homes_of, runs_at_home, scored, timed
 from placer.trace import Trace, told
 
 SAFEGUARDED = "joint"  # never worse by the score than what stands or than eplb
@@ -70,12 +70,18 @@ def solve(problem: Problem, name: str) -> Solution | Infeasible:
 
 
 def _found(problem: Problem, name: str) -> Solution:
-    solution = optimizer(name)(problem)
-    return replace(solution, placement=_named(problem, solution.placement))
+    return _named(problem, optimizer(name)(problem))
 
 
-def _named(problem: Problem, placement: Placement) -> Placement:
-    return _idle_stay(problem, fewest_moves(problem, placement))
+def _named(problem: Problem, solution: Solution) -> Solution:
+    """With the labels that move the fewest experts: of GPUs, too, unless requests are at home by
+    them."""
+    found = solution.placement
+    if not solution.scheduled:
+        found = fewest_moves(problem, found)
+    elif problem.current is not None:
+        found = match_slots(problem.current, found)
+    return replace(solution, placement=_idle_stay(problem, found))
 
 
 def _broken(problem: Problem, placement: Placement) -> list[str]:
@@ -89,18 +95,6 @@ def _guarded(problem: Problem) -> Problem:
     return replace(problem, profile=guarded(problem.profile, problem.objective.guard))
 
 
-@lru_cache(maxsize=16)  # asked for again by make_plan
-def _score(
-    problem: Problem, placement: Placement, trace: Trace | None, only_timed: bool = False
-) -> Score:
-    return score(problem, placement, trace, only_timed)
-
-
-def _timed(problem: Problem, placement: Placement, trace: Trace | None) -> Score:
-    """Its seconds and balance. A trace tells everything at once."""
-    return _score(problem, placement, trace, trace is None)
-
-
 def _best(problem: Problem, solution: Solution, others: Sequence[Solution]) -> Solution:
     """What is faster by the score than what stands, and wins most once its moves are paid: the
     solution, the first of its moves, eplb's placement or one of the others. What stands, if nothing
@@ -108,15 +102,16 @@ def _best(problem: Problem, solution: Solution, others: Sequence[Solution]) -> S
     trace = None if problem.objective.guard else problem.trace
     start, name = problem.start, "linear" if problem.current is None else "current"
     still = not moves.arrivals(start, solution.placement).any()
-    best = replace(solution, instead=name) if still else Solution(start, instead=name)
+    stands = Solution(start, instead=name, scheduled=runs_at_home(problem))
+    best = replace(solution, instead=name) if still else stands
     stands_s, count = np.inf, 1.0
     if problem.current is not None or not _broken(problem, start):
-        stands_s = _timed(problem, start, trace).step_s
+        stands_s = timed(problem, start, trace, runs_at_home(problem)).step_s
     if problem.current is not None:
         count = steps.rate(problem, stands_s).per_s * problem.objective.horizon_s
     least_s = np.inf
     for one in (*_candidates(problem, solution), *others):
-        step_s = _timed(problem, one.placement, trace).step_s
+        step_s = timed(problem, one.placement, trace, one.scheduled).step_s
         if step_s >= stands_s * (1 - TIE) or step_s * count >= least_s:
             continue
         taken_s = step_s * count
@@ -125,8 +120,8 @@ def _best(problem: Problem, solution: Solution, others: Sequence[Solution]) -> S
         if taken_s < least_s * (1 - TIE) and not _broken(problem, one.placement):
             best, least_s = one, taken_s
     if any(best.placement is few for _, few in solution.first):
-        best = replace(best, placement=_named(problem, best.placement))
-    uneven = 1 - _timed(problem, best.placement, trace).balancedness
+        best = _named(problem, best)
+    uneven = 1 - timed(problem, best.placement, trace).balancedness
     traffic = "" if problem.objective.dispatch == "allgather" else "; traffic has no bound"
     bound = f"balance is within {uneven:.2%} of its bound, all GPUs alike{traffic}"
     return replace(best, first=solution.first, notes=(*best.notes, bound))
@@ -163,38 +158,41 @@ def make_plan(
     """
     if isinstance(solution, Infeasible):
         return solution
-    scored = judged = partial(_score, problem, trace=fit)
-    timed, mixed = partial(_timed, problem, trace=fit), _guarded(problem)
-    if mixed is not problem:
-        judged, timed = partial(_score, mixed, trace=None), partial(_timed, mixed, trace=None)
+    runs, at_home, mixed = runs_at_home(problem), solution.scheduled, _guarded(problem)
+    on = fit if mixed is problem else None  # what it is judged on
     mended, start = _mended(problem), problem.start
     if problem.current is not None:
         further = moves.cost(problem, mended.start, solution.placement)
-        scores = timed(mended.start), timed(solution.placement)
+        scores = (
+            timed(mixed, mended.start, on, runs),
+            timed(mixed, solution.placement, on, at_home),
+        )
         payoff = payoff_of(_guarded(mended), solution.placement, *scores)
         reason = not_worth(solution, payoff, further)
         if reason and mended is problem:
             return Hold(reason)
         if reason:
             notes = (f"nothing more than mending: {reason}",)
-            solution = Solution(mended.start, notes=notes, first=solution.first)
+            solution = Solution(mended.start, notes=notes, first=solution.first, scheduled=runs)
         elif problem.model.sized:
             moving = f"moving takes {further.seconds:.3g} s, and {payoff.told}"
             solution = replace(solution, notes=(*solution.notes, moving))
     elif solution.instead == "linear":
         return Hold("no placement was found that is faster than the linear one that stands")
     placement, measurable = solution.placement, mended.start if start.lost else start
-    on_fit = Comparison(scored(measurable), scored(placement))
+
+    def compared(problem: Problem, trace: Trace | None) -> Comparison:
+        return Comparison(
+            scored(problem, measurable, trace, at_home=runs),
+            scored(problem, placement, trace, at_home=solution.scheduled),
+        )
+
+    on_fit = compared(problem, fit)
     cost = moves.cost(problem, start, placement)
     mends = () if mended is problem else tuple(faults(problem))
     on_holdout = None
     if holdout is not None:
-        on_holdout = Comparison(
-            score(problem, measurable, holdout), score(problem, placement, holdout)
-        )
-    on_guarded = None
-    if mixed is not problem:
-        on_guarded = Comparison(judged(measurable), judged(placement))
+        on_holdout = held_out(problem, measurable, solution, fit, holdout)
     plan = Plan(
         placement=placement,
         mends=mends,
@@ -204,7 +202,8 @@ def make_plan(
         provenance=provenance,
         fit=on_fit,
         holdout=on_holdout,
-        guarded=on_guarded,
+        guarded=None if mixed is problem else compared(mixed, None),
+        homes=homes_of(problem, placement) if solution.scheduled else None,
         frontier=_frontier(problem, mended.start, solution, fit),
         moves=moves_with_reasons(problem, start, placement),
         move_cost=cost,
@@ -222,7 +221,10 @@ def _frontier(
     Shares that mending does not fit are left out."""
     placements = (mended, *(few for _, few in solution.first), solution.placement)
     found = [
-        (int(moves.arrivals(problem.start, one).sum()), _timed(problem, one, fit))
+        (
+            int(moves.arrivals(problem.start, one).sum()),
+            timed(problem, one, fit, solution.scheduled),
+        )
         for one in (placements if solution.first else ())
     ]
     found.sort(key=lambda one: one[0])

@@ -1,7 +1,7 @@
 """From the arguments of a verb to values: which model, which traffic, which hardware."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,21 +59,31 @@ def load_traffic(
     holdout: float | None,
     seed: int,
     only_traces: bool = True,
+    clustered: bool = False,
 ) -> Traffic:
     """Traces and profiles as one. Only traces can be held out or measured on: with ``only_traces``
-    a hold-out of profiles is refused, without it is left out."""
+    a hold-out of profiles is refused, without it is left out. Clusters of requests are there only
+    if asked for, and then they must be."""
     headers = [read_header(path) for path in paths]
     model = resolve_model(headers, model_name)
     inputs = tuple(Input(str(h.path), sha256(h.path), h.tokens) for h in headers)
     if any(header.kind == "profile" for header in headers):
         if holdout is not None and only_traces:
             raise FileError("--holdout needs sequences and a profile has none: give traces")
-        return Traffic(model, read_profiles(headers, model), None, None, inputs)
+        profile = read_profiles(headers, model, clustered)
+        if clustered and profile.clusters is None:
+            raise FileError(
+                "--homes needs requests and a profile has none: give traces, or profiles made with "
+                "--clusters"
+            )
+        if not clustered:
+            profile = replace(profile, clusters=None)
+        return Traffic(model, profile, None, None, inputs)
     trace = read_traces(headers, model)
     if holdout is None:
-        return Traffic(model, of_trace(trace), trace, None, inputs)
+        return Traffic(model, of_trace(trace, clustered), trace, None, inputs)
     fit, held_out = trace.split(holdout, seed)
-    return Traffic(model, of_trace(fit), fit, held_out, inputs)
+    return Traffic(model, of_trace(fit, clustered), fit, held_out, inputs)
 
 
 def read_traces(headers: Sequence[Header], model: ModelShape) -> Trace:
@@ -85,7 +95,7 @@ def read_traces(headers: Sequence[Header], model: ModelShape) -> Trace:
     return trace
 
 
-def read_profiles(headers: Sequence[Header], model: ModelShape) -> Profile:
+def read_profiles(headers: Sequence[Header], model: ModelShape, clustered: bool = False) -> Profile:
     """Profiles as they are and traces counted, piece by piece, into one profile."""
     parts = []
     total = sum(header.tokens or 0 for header in headers)
@@ -107,7 +117,7 @@ def read_profiles(headers: Sequence[Header], model: ModelShape) -> Profile:
                     yield chunk
                     bar.advance(task, chunk.tokens)
 
-            parts.append(of_chunks(counted()))
+            parts.append(of_chunks(counted(), clustered))
     profile = merge(parts)
     _say(profile.notes)
     return profile

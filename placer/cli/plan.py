@@ -67,6 +67,13 @@ def plan(
             "all layers (moetuner; engines with empty slots).",
         ),
     ] = False,
+    homes: Annotated[
+        bool,
+        typer.Option(
+            "--homes",
+            help="Choose requests' GPUs, too, for a scheduler that sends them there (dedup).",
+        ),
+    ] = False,
     max_moved: Annotated[
         float, typer.Option(help="Share of slots that may differ from --current.", min=0, max=1)
     ] = OBJECTIVE.max_moved,
@@ -103,7 +110,7 @@ def plan(
     """
     where = inputs.resolve_topology(topology, gpus, nodes)
     running = read_plan(current).placement if current else None
-    traffic = inputs.load_traffic(traffic_files, model, holdout, seed)
+    traffic = inputs.load_traffic(traffic_files, model, holdout, seed, clustered=homes)
     problem = Problem(
         model=traffic.model,
         topology=where,
@@ -137,6 +144,7 @@ def plan(
             "gap": gap,
             "time_limit_s": time_limit,
             "current": running.digest if running else None,
+            **({"homes": True} if homes else {}),
         },
         inputs=traffic.inputs,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -210,6 +218,8 @@ def _print(plan: Plan, optimizer: str, solve_ms: float) -> None:
     out.print(
         f"{plan.reason} ({cost.moved_share:.0%} of all{size}); solved in {solve_ms:.0f} ms{gap}",
     )
+    if plan.homes:
+        out.print(plan.homes.told)
 
 
 def _refuse(as_json: bool, refusal: figures.Figures, code: int) -> NoReturn:

@@ -20,12 +20,16 @@ def profile(
     model: Annotated[
         str | None, typer.Option(help="Preset, YAML file or config.json of the model.")
     ] = None,
+    clusters: Annotated[
+        bool,
+        typer.Option("--clusters", help="With clusters of requests, which plan --homes asks for."),
+    ] = False,
 ) -> None:
     """Count a recording into a profile: loads, transitions, co-activations. Reads piece by piece,
     so that a recording may be larger than memory."""
     headers = [read_header(path) for path in trace_files]
     shape = inputs.resolve_model(headers, model)
-    counted = inputs.read_profiles(headers, shape)
+    counted = inputs.read_profiles(headers, shape, clusters)
     write_profile(out_file, counted, shape if shape.sized else None)
     of = f" of {counted.sequences} sequences" if counted.sequences else ""
     size = f"{counted.tokens:g} tokens{of}"

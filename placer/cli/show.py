@@ -44,6 +44,8 @@ def show(
     name = plan.model.name if plan.model else "a model it does not name"
     out.print(f"{file}: a plan for {name}. {plan.reason}")
     out.print(terminal.of_plan(plan))
+    if plan.homes:
+        out.print(plan.homes.told)
     if plan.fit and plan.model:
         scores = {"before": plan.fit.before, "after": plan.fit.after}
         out.print(figures.table(plan.fit.after.basis, scores, plan.model.sized))

@@ -22,6 +22,7 @@ from placer.cost.sharing import shares
 from placer.cost.traffic import Flow, Traffic, visit_chance
 from placer.placement import Placement
 from placer.profile import Profile
+from placer.tables import Vocabulary, token_identity
 from placer.trace import Trace
 
 
@@ -127,27 +128,55 @@ def expected(profile: Profile, placement: Placement, homes: FloatArray) -> Traff
 def kept(trace: Trace, placement: Placement) -> FloatArray:
     """[sequences, gpus] visits of a trace's tokens, over all layers, that stay at home if that is
     the sequence's GPU: of those tokens that have an expert there."""
+    return _by_sequence(_kept(trace, placement), trace.seq_lens)
+
+
+def _kept(trace: Trace, placement: Placement) -> FloatArray:
+    """[tokens, gpus]"""
     held, found = placement.held_in(placement.gpus), np.zeros((trace.tokens, placement.gpus))
     for layer in range(trace.layers):
         found += held[layer][trace.expert_ids[:, layer]].any(axis=1)
-    return np.add.reduceat(found, np.cumsum(trace.seq_lens) - trace.seq_lens, axis=0)
+    return found
 
 
-def kept_of_clusters(profile: Profile, placement: Placement) -> FloatArray:
-    """[clusters, gpus] the same, expected of each cluster's tokens."""
+def _by_sequence(of_tokens: FloatArray, seq_lens: IntArray) -> FloatArray:
+    found: FloatArray = np.add.reduceat(of_tokens, np.cumsum(seq_lens) - seq_lens, axis=0)
+    return found
+
+
+def foreseen(
+    known: Trace, placement: Placement, tokens: IntArray, seq_lens: IntArray
+) -> FloatArray:
+    """[sequences, gpus] the same of sequences that did not run yet: each token as ``known``'s
+    tokens like it, or as all of them if there is none.
+
+    tokens: identities (``tables.token_identity``), sequence after sequence; seq_lens: [sequences]
+    """
+    found, kind, times = np.unique(token_identity(known), return_inverse=True, return_counts=True)
+    vocabulary = Vocabulary(found, np.arange(len(found)))
+    one_by_one = _kept(known, placement)
+    rows = np.zeros((len(found) + 1, placement.gpus))
+    np.add.at(rows, kind, one_by_one)
+    rows[:-1] /= times[:, None]
+    rows[-1] = one_by_one.mean(axis=0)
+    return _by_sequence(rows[vocabulary.rows(tokens)], seq_lens)
+
+
+def cluster_homes(profile: Profile, placement: Placement) -> FloatArray:
+    """[clusters, gpus] share of each of the profile's clusters that each GPU owns, so that all own
+    as many tokens and most visits stay at home."""
+    assert profile.clusters is not None
     kinds = Kinds.of(profile)
     visits = kinds.visits(placement.held_in(placement.gpus)).sum(axis=1)
-    kept: FloatArray = visits * kinds.share[:, None] * profile.tokens
-    return kept
+    return shared(visits * kinds.share[:, None], kinds.share)
 
 
 def scheduled(profile: Profile, placement: Placement, trace: Trace | None) -> FloatArray | IntArray:
     """The homes that a scheduler gives the trace's sequences if it knows where their experts are,
-    [sequences]; or the profile's clusters, [clusters, gpus] shares."""
-    if trace is not None:
-        return chosen(kept(trace, placement), trace.seq_lens)
-    assert profile.clusters is not None
-    return shared(kept_of_clusters(profile, placement), profile.clusters.tokens)
+    [sequences]; or the profile's clusters, as ``cluster_homes``."""
+    if trace is None:
+        return cluster_homes(profile, placement)
+    return chosen(kept(trace, placement), trace.seq_lens)
 
 
 def _from(held: BoolArray, home: int) -> tuple[FloatArray, FloatArray]:

@@ -16,7 +16,7 @@ from placer.files.specs import first_fault, shape_of
 from placer.model import ModelShape
 from placer.objective import Objective
 from placer.placement import Placement
-from placer.plan import Comparison, Move, Plan, Provenance, Reach
+from placer.plan import Comparison, Homes, Move, Plan, Provenance, Reach
 from placer.topology import Topology
 
 FORMAT = "placer.plan"
@@ -60,6 +60,7 @@ class PlanFile(BaseModel):
     notes: Annotated[tuple[str, ...], FailFast()] = ()
     move_cost: MoveCost | None = None
     moves: Annotated[tuple[Move, ...], FailFast()] = ()
+    homes: Homes | None = None
 
 
 def read_plan(path: Path) -> Plan:
@@ -107,6 +108,7 @@ def parse_plan(text: str, name: str) -> Plan:
         frontier=file.frontier,
         whole_step_s=file.whole_step_s,
         notes=file.notes,
+        homes=file.homes,
     )
 
 
@@ -157,6 +159,7 @@ def plan_text(plan: Plan) -> str:
         notes=plan.notes,
         move_cost=plan.move_cost,
         moves=plan.moves,
+        homes=plan.homes,
     )
     return _layout(file.model_dump(mode="json")) + "\n"
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from placer.arrays import FloatArray, IntArray
+from placer.clusters import Clusters
 from placer.errors import FileError
 from placer.files.atomic import replacing
 from placer.files.conventions import Survey, routed, survey
@@ -29,6 +30,7 @@ from placer.trace import Trace, check_lengths
 
 VERSIONS = {"placer.trace": 1, "placer.profile": 2}
 TOKENS_AT_A_TIME = 65_536
+CLUSTERED = ("tokens", "requests", "load")  # of clusters
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +134,10 @@ def read_profile(path: Path, model: ModelShape | None = None) -> Profile:
             top_k=found.top_k,
             tokens=found.tokens,
             sequences=int(_number_if_told(npz, meta, "sequences") or 0),
-            transitions=_between_layers(pairs["transitions"], found)
+            transitions=found.between_layers(pairs["transitions"])
             if "transitions" in pairs and not _is_outdated(npz, meta)
             else None,
-            coactivation=_of_layers(pairs["coactivation"], found)
+            coactivation=found.of_layers(pairs["coactivation"])
             if "coactivation" in pairs
             else None,
             phase=str(meta.get("phase", "mixed")),
@@ -143,6 +145,7 @@ def read_profile(path: Path, model: ModelShape | None = None) -> Profile:
             spread=_spread(npz, meta, found),
             pace=of_meta(meta),
             sampled=found.sampled,
+            clusters=_clusters(npz, found),
             notes=found.notes,
         )
 
@@ -159,6 +162,8 @@ def write_profile(path: Path, profile: Profile, model: ModelShape | None = None)
             "spread_lengths": _smallest(spread.lengths),
         }
         meta |= {"spread_squares": spread.squares, "spread_blocks": spread.blocks}
+    if (of := profile.clusters) is not None:
+        arrays |= {f"cluster_{name}": _smallest(getattr(of, name)) for name in CLUSTERED}
     if profile.pace is not None:
         meta["pace"] = asdict(profile.pace)
     if model is not None:
@@ -239,24 +244,19 @@ def _spread(npz: Npz, meta: Mapping[str, Any], of: Loads) -> Spread | None:
     if "spread_products" not in npz.names:
         return None
     return Spread(
-        products=_of_layers(_counts(npz, "spread_products"), of),
-        lengths=_of_layers(_counts(npz, "spread_lengths"), of),
+        products=of.of_layers(_counts(npz, "spread_products")),
+        lengths=of.of_layers(_counts(npz, "spread_lengths")),
         squares=_number(npz, meta, "spread_squares"),
         blocks=int(_number(npz, meta, "spread_blocks")),
     )
 
 
-def _of_layers(array: FloatArray, of: Loads) -> FloatArray:
-    """The layers with experts, of an array with a row for each row of the loads."""
-    return array[of.rows] if len(array) == of.rows_read else array
-
-
-def _between_layers(array: FloatArray, of: Loads) -> FloatArray | None:
-    """The same of an array with a row for each two; None if others stand between."""
-    if len(of.rows) == of.rows_read or len(array) != of.rows_read - 1:
-        return array
-    first, last = of.rows[0], of.rows[-1]
-    return array[first:last] if last - first == len(of.rows) - 1 else None
+def _clusters(npz: Npz, of: Loads) -> Clusters | None:
+    if "cluster_load" not in npz.names:
+        return None
+    tokens, requests, load = (_counts(npz, f"cluster_{name}") for name in CLUSTERED)
+    by_layer = np.moveaxis(load, 1, 0) if load.ndim == 3 else load
+    return Clusters(tokens, requests, np.moveaxis(of.of_layers(by_layer), 0, 1))
 
 
 def _counts(npz: Npz, name: str) -> FloatArray:

@@ -30,12 +30,14 @@ costs time: it gives up balance that is within the noise for less traffic.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
 from placer.arrays import IntArray
 from placer.cost.moves import arrivals
-from placer.optimizers.joint import terms
+from placer.cost.owned import Kinds, cluster_homes
+from placer.optimizers.joint import terms, together
 from placer.optimizers.joint.descent import descent
 from placer.optimizers.joint.relabel import follow
 from placer.optimizers.joint.search import Layer, Rules, Schedule, anneal
@@ -48,6 +50,7 @@ from placer.problem import Problem
 HOTTEST, HOT, WARM, COLD = 1.0, 0.1, 0.02, 0.003
 TURNS = 6  # of even and odd layers, where they depend on each other
 TRIES, NEAR = 8, 0.7  # prices of moves that are tried, until so much of ``max_moved`` is used
+HOME_TURNS = 2  # of the placement given requests' homes, and homes given the placement
 FIRST = (0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the slots, of which it is told what they win
 STEEPEST = 16.0  # factor of the price from one try to the next
 ENOUGH = 50  # iterations for each two slots
@@ -60,16 +63,40 @@ THREADS = 2
 def optimize(problem: Problem) -> Solution:
     layers, table = terms.layers(problem), start(problem)
     if problem.current is not None:
-        return _within_limit(problem, problem.current, layers, table)
-    return Solution(problem.placement(_search(problem, layers, table)))
+        found = _within_limit(problem, problem.current, layers, table)
+    else:
+        found = Solution(problem.placement(_search(problem, layers, table)))
+    if problem.profile.clusters is None or problem.objective.dispatch != "dedup":
+        return found
+    return _with_homes(problem, layers, found)
+
+
+def _with_homes(problem: Problem, layers: list[Layer], plain: Solution) -> Solution:
+    """``plain``, or what is faster by the score if a scheduler gives requests their homes."""
+    kinds, first = Kinds.of(problem.profile), plain.placement
+    best = together.Met(problem, plain)
+    if problem.current is None:
+        first = together.relabelled(problem, kinds, first)
+        best.meet(replace(plain, placement=first))
+    for turn in range(HOME_TURNS):
+        homes = cluster_homes(problem.profile, first)
+        theirs = terms.with_homes(problem, layers, kinds, homes)
+        if problem.current is not None:
+            best.meet(_within_limit(problem, problem.current, theirs, start(problem)))
+            break
+        table = first.physical_to_logical.astype(np.int64)
+        found = _search(problem, theirs, table, hot=WARM if turn else HOT)
+        first = problem.placement(found)
+        best.meet(replace(plain, placement=first))
+    return best.solution
 
 
 def _within_limit(
     problem: Problem, current: Placement, layers: list[Layer], table: IntArray
 ) -> Solution:
     """The best that moves no more than ``max_moved``, and what the first of its moves win."""
-    rules, price = terms.rules(problem), terms.price(problem)
-    if rules.coherent:
+    rules, price = terms.rules(problem, layers), terms.price(problem)
+    if terms.is_coherent(problem):
         free = [terms.with_neighbours(problem, one, table, at) for at, one in enumerate(layers)]
     else:
         free = layers
@@ -97,8 +124,8 @@ def _traffic(
     problem: Problem, current: Placement, layers: list[Layer], table: IntArray, most: int
 ) -> IntArray:
     """[layers, slots] the best for traffic, too: annealed, and then with the best moves on top."""
-    rules, begun = terms.rules(problem), _annealed(problem, current, layers, table, most)
-    if rules.coherent:
+    rules, begun = terms.rules(problem, layers), _annealed(problem, current, layers, table, most)
+    if terms.is_coherent(problem):
         layers = [terms.with_neighbours(problem, one, begun, at) for at, one in enumerate(layers)]
     price = terms.price(problem)
     return descent(layers, rules, current, begun, price).until(most, price)
@@ -113,7 +140,7 @@ def _annealed(
     dearest = terms.price(problem) * (current.copies == 0)
     for _ in range(TRIES):
         dear = [
-            layer._replace(standing=price * away)
+            layer._replace(standing=layer.standing + price * away)
             for layer, away in zip(layers, dearest, strict=True)
         ]
         # Beyond that many moves the price rises as far as it may, however many more there are.
@@ -153,21 +180,25 @@ class _Excess:
 
 
 def _search(
-    problem: Problem, layers: list[Layer], table: IntArray, excess: _Excess | None = None
+    problem: Problem,
+    layers: list[Layer],
+    table: IntArray,
+    excess: _Excess | None = None,
+    hot: float = HOT,
 ) -> IntArray:
     """[layers, slots] the best found from ``table``; or something beyond the excess."""
-    rules = terms.rules(problem)
-    first = HOT if problem.current is None else COLD
+    rules = terms.rules(problem, layers)
+    first = hot if problem.current is None else COLD
     dear = REPLICAS if rules.by_rule else 1
     if not len(layers[0].pairs):  # only balance counts: tightening does most of it
         dear *= BALANCE
     enough = ENOUGH * problem.slots**2 // dear
     small = enough <= LEAST
     iterations = min(problem.effort.iterations // len(table) // dear, max(enough, LEAST))
-    if small and problem.current is None:
+    if small and problem.current is None and hot == HOT:
         first = HOTTEST
     schedule = Schedule(iterations, first, COLD, problem.seed, small)
-    if not rules.coherent:
+    if not terms.is_coherent(problem):
         return _anneal(dict(enumerate(layers)), rules, schedule, table, excess)
     if problem.current is None:
         alone, half = rules._replace(coherent=False), schedule._replace(iterations=iterations // 2)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from placer.arrays import BoolArray, FloatArray, IntArray
 
@@ -62,6 +63,9 @@ class Layer(NamedTuple):
     leaving:    [E, G] seconds saved a step by an expert, over r, that is where its tokens go next
     owning:     [E] tokens that stay where the expert ran, over their mean a GPU; empty, unless they
                 stay
+    visitors:   [P, E] of the tokens whose home is elsewhere, of each place, the chance that one
+                uses the expert; empty, unless homes are chosen: ``use`` then
+    visiting:   [P, E, E] the same of both, ``pairs``
     """
 
     use: FloatArray
@@ -73,6 +77,8 @@ class Layer(NamedTuple):
     standing: FloatArray
     leaving: FloatArray
     owning: FloatArray
+    visitors: FloatArray
+    visiting: npt.NDArray[np.float32]
 
 
 class Rules(NamedTuple):
@@ -283,7 +289,7 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
     seconds, squares, noise, owned, visits, visits2, node_visits, node_visits2, _, _, _ = as_tuple(
         state.totals
     )
-    linear, count = 0.0, 0
+    linear, count, chosen = 0.0, 0, len(layer.visitors) > 0
     for index in range(state.touched[-1] if rules.by_rule else 0):
         state.change[SHARE_E:, state.touched[index]] = 0.0
     for level in range(2 if rules.nodes > 1 else 1):
@@ -318,9 +324,13 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
             if len(layer.pairs):
                 mean_e = e_is * rules.share[level, e1] - e_was * rules.share[level, e0]
                 mean_f = f_is * rules.share[level, f1] - f_was * rules.share[level, f0]
-                mean = state.sums[MEAN, k] + layer.use[e] * mean_e + layer.use[f] * mean_f
+                use_e, use_f, near = layer.use[e], layer.use[f], layer.pairs[e, f]
+                if chosen:
+                    use_e, use_f = layer.visitors[k, e], layer.visitors[k, f]
+                    near = layer.visiting[k, e, f]
+                mean = state.sums[MEAN, k] + use_e * mean_e + use_f * mean_f
                 pairs = state.sums[PAIRS, k] + company_e * state.company[k, e]
-                pairs += company_f * (state.company[k, f] + company_e * layer.pairs[e, f])
+                pairs += company_f * (state.company[k, f] + company_e * near)
                 chance = visit_chance(mean, pairs, rules.top_k)
             state.touched[count] = k
             count += 1
@@ -544,8 +554,14 @@ def accept(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> None
         for row in range(OWNED + 1 if level == 0 else OF_NODES):
             state.sums[row, k] = state.weighed[row, k]
         by_e, by_f = state.change[COMPANY_E, k], state.change[COMPANY_F, k]
-        for other in range(len(layer.pairs)):
-            state.company[k, other] += by_e * layer.pairs[e, other] + by_f * layer.pairs[f, other]
+        if len(layer.visitors):
+            mine = layer.visiting[k]
+            for other in range(len(mine)):
+                state.company[k, other] += by_e * mine[e, other] + by_f * mine[f, other]
+        else:
+            for other in range(len(layer.pairs)):
+                more = by_e * layer.pairs[e, other] + by_f * layer.pairs[f, other]
+                state.company[k, other] += more
         if level == 1:
             continue
         by_e, by_f = state.change[SHARE_E, k], state.change[SHARE_F, k]
@@ -689,7 +705,10 @@ def settle(layer: Layer, rules: Rules, slots: IntArray, sharp: bool = False) -> 
         for e in range(experts):
             if held[k, e] > 0:
                 r = replicas[level, e]
-                if len(layer.pairs):
+                if len(layer.visitors):
+                    sums[MEAN, k] += layer.visitors[k, e] * rules.share[level, r]
+                    company[k] += rules.company[level, r] * layer.visiting[k, e]
+                elif len(layer.pairs):
                     sums[MEAN, k] += layer.use[e] * rules.share[level, r]
                     company[k] += rules.company[level, r] * layer.pairs[e]
                 if level == 0:
@@ -918,6 +937,8 @@ def descend(
             layer.standing + price * away,
             layer.leaving,
             layer.owning,
+            layer.visitors,
+            layer.visiting,
         )
         for x, y, f, gain in tighten(dear, rules, state):
             if count == len(found):
@@ -1069,7 +1090,7 @@ def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> I
         return state.slots
     sure = Layer(
         layer.use, layer.pairs, np.zeros_like(layer.risk), np.zeros((0, 0)), layer.arithmetic,
-        layer.reading, layer.standing, layer.leaving, layer.owning,
+        layer.reading, layer.standing, layer.leaving, layer.owning, layer.visitors, layer.visiting,
     )  # fmt: skip
     tighten(sure, rules, state)
     if recorded_s(sure, rules, state) <= enough:
@@ -1139,8 +1160,10 @@ def wander(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray, shar
 def _compile() -> None:
     """Compile now, or load what was compiled before: a search should not have to wait for it."""
     experts, rates = np.zeros(2), np.zeros((2, 4))
-    square, none = np.zeros((2, 2)), np.zeros(0)
-    layer = Layer(experts, square, experts, square, experts, rates, square, square, none)
+    square, none, nobody = np.zeros((2, 2)), np.zeros(0), np.zeros((0, 2, 2), dtype=np.float32)
+    layer = Layer(
+        experts, square, experts, square, experts, rates, square, square, none, square[:0], nobody
+    )
     tables = np.ones((2, 4))
     rules = Rules(
         1,

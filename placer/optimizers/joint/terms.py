@@ -1,14 +1,17 @@
 """A problem in the numbers that the search of ``joint`` works with."""
 
 import numpy as np
+import numpy.typing as npt
 
 from placer.arrays import FloatArray, IntArray
 from placer.cost import compute, links, moves, outlook, steps
-from placer.cost.homes import homes
+from placer.cost.homes import homes as least_loaded
+from placer.cost.owned import Kinds
 from placer.cost.sharing import away
 from placer.optimizers.joint.search import Layer, Rules
 from placer.problem import Problem
 
+ROUNDING = 1e-9  # of shares
 NO_STEP = 1e-9  # instead of a horizon without steps, in which nothing pays
 RECORDINGS = 2  # whose noise counts: the one planned from, and one as long in the time to come
 
@@ -19,7 +22,8 @@ def is_coherent(problem: Problem) -> bool:
     return problem.objective.dispatch == "coherent" and known
 
 
-def rules(problem: Problem) -> Rules:
+def rules(problem: Problem, layers: list[Layer] | None = None) -> Rules:
+    """Of a problem; for ``layers`` that know where tokens' homes are, ``leaving`` counts."""
     topology, objective = problem.topology, problem.objective
     gpus, nodes, size = topology.gpus, topology.nodes, topology.gpus_per_node
     visit_s = node_visit_s = latency_s = node_latency_s = 0.0
@@ -44,7 +48,7 @@ def rules(problem: Problem) -> Rules:
         owned=_most_owned(problem),
         slowest=outlook.slowest(gpus),
         slowest_node=outlook.slowest(nodes),
-        coherent=is_coherent(problem),
+        coherent=is_coherent(problem) or bool(layers and len(layers[0].visitors)),
         by_rule=objective.dispatch != "allgather" and problem.slots > problem.model.experts,
         keep_nodes=objective.keep_groups and nodes > 1,
         two_nodes=objective.survive_node,
@@ -64,7 +68,7 @@ def _most_owned(problem: Problem) -> float:
         return 1.0
     if is_coherent(problem) or problem.profile.unknown is not None:
         return 1.0
-    owned = np.bincount(homes(trace.seq_lens, gpus), trace.seq_lens, gpus)
+    owned = np.bincount(least_loaded(trace.seq_lens, gpus), trace.seq_lens, gpus)
     return float(owned.max() / owned.mean())
 
 
@@ -114,9 +118,74 @@ def layers(problem: Problem) -> list[Layer]:
             standing=nowhere,
             leaving=nowhere,
             owning=owning[at],
+            visitors=np.zeros((0, experts)),
+            visiting=np.zeros((0, experts, experts), dtype=np.float32),
         )
         for at in range(profile.layers)
     ]
+
+
+def with_homes(
+    problem: Problem, layers: list[Layer], kinds: Kinds, homes: FloatArray
+) -> list[Layer]:
+    """``layers`` with the tokens that visit each place if their clusters' homes are these.
+
+    homes: [clusters, gpus] share of each cluster that each GPU owns
+
+    Of an expert with r replicas on R that tokens at home on h use with the chance U_h, of all, the
+    replicas serve sum(U_h, h not in R) elsewhere. The search reckons for each of them, on g, with
+    sum(U_h, h not g) * share[r]. What lacks is -(1 - 1/r) * (U_g - U/G) a replica, of which a part
+    visits its GPU anyway: ``standing``, and ``leaving`` for what goes with 1/r.
+    """
+    visitors, visiting = _visitors(problem, kinds, homes)
+    gpus, model = problem.topology.gpus, problem.model
+    owned = kinds.owned(homes)[1]
+    visits = (1 - (1 - 1 / gpus) ** model.top_k) / (model.top_k / gpus)  # an activation, roughly
+    saved_s = rules(problem).visit_s / gpus * visits * (gpus / max(gpus - 1, 1)) ** 2
+    made = []
+    for at, layer in enumerate(layers):
+        layer = layer._replace(visitors=visitors[at], visiting=visiting[at])
+        if problem.slots > model.experts:
+            saved = saved_s * (owned[:, at] - layer.use / gpus).T
+            # Slots are never empty: what all would cost alike is left out.
+            standing = np.ascontiguousarray(layer.standing - saved + saved.min())
+            leaving = np.ascontiguousarray(layer.leaving - saved)
+            layer = layer._replace(standing=standing, leaving=leaving)
+        made.append(layer)
+    return made
+
+
+def _visitors(
+    problem: Problem, kinds: Kinds, homes: FloatArray
+) -> tuple[FloatArray, npt.NDArray[np.float32]]:
+    """Layer.visitors [layers, places, experts] and Layer.visiting, of all layers.
+
+    Local links carry what comes from owners in another place of a node than the GPU's, and the
+    network what comes from other nodes.
+    """
+    topology, size = problem.topology, problem.topology.gpus_per_node
+    place, node = np.arange(topology.gpus) % size, topology.node_of
+    share, owned = kinds.owned(homes)
+    groups = size + topology.nodes  # of owners: by place, by node
+    tokens, use = np.zeros(groups), np.zeros((groups, *owned.shape[1:]))
+    pairs = np.zeros((groups, *kinds.together.shape))
+    for owner in range(topology.gpus):
+        both = kinds.pairs(homes[:, owner])
+        for group in (place[owner], size + node[owner]):
+            tokens[group] += share[owner]
+            use[group] += owned[owner]
+            pairs[group] += both
+    at = place if topology.nodes == 1 else np.append(place, size + np.arange(topology.nodes))
+    rest = 1 - tokens[at]
+    scale = np.divide(1.0, rest, out=np.zeros_like(rest), where=rest > ROUNDING)
+    layers, experts, _ = kinds.together.shape
+    visitors = np.empty((layers, len(at), experts))
+    visiting = np.empty((layers, len(at), experts, experts), dtype=np.float32)
+    all_use, every = use[:size].sum(axis=0), pairs[:size].sum(axis=0)
+    for row, (group, one) in enumerate(zip(at, scale, strict=True)):
+        visitors[:, row] = np.maximum(all_use - use[group], 0.0) * one
+        visiting[:, row] = np.maximum(every - pairs[group], 0.0) * one
+    return visitors, visiting
 
 
 def price(problem: Problem) -> float:

@@ -1,0 +1,101 @@
+"""Real requests: what is known of each before it runs, and what is routed once it does."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bench.matrix import DATA, TINY
+from placer import model, topology
+from placer.arrays import BoolArray, IntArray
+from placer.files.routing import read_trace
+from placer.model import ModelShape
+from placer.objective import STEP_TOKENS_PER_GPU, Objective
+from placer.problem import Problem
+from placer.profile import of_trace
+from placer.tables import TokenTable, token_identity, token_table
+from placer.trace import Trace, concatenate
+
+SPLITS = 5
+SHAPE = ModelShape("tiny_moe", 6, 16, 2, 128, 64)
+
+
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """Sequences with the prompts that they answer.
+
+    served: tokens that are routed, sequence after sequence
+    known:  [tokens] of all prompts, laid end to end; prompts: [sequences] their lengths
+    """
+
+    served: Trace
+    known: IntArray
+    prompts: IntArray
+
+    def select(self, chosen: BoolArray) -> "Requests":
+        kept = np.repeat(chosen, self.prompts)
+        return Requests(self.served.select(chosen), self.known[kept], self.prompts[chosen])
+
+    def prompt(self, at: int) -> IntArray:
+        end = int(self.prompts[: at + 1].sum())
+        return self.known[end - int(self.prompts[at]) : end]
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """One model's requests. decodes: what is served are other tokens than those known."""
+
+    name: str
+    shape: ModelShape
+    requests: Requests
+    decodes: bool
+
+    def halves(self, seed: int) -> tuple[Requests, Requests]:
+        """To fit on, and to score on."""
+        count = self.requests.served.sequences
+        fit = np.zeros(count, dtype=np.bool_)
+        fit[np.random.default_rng(seed).permutation(count)[: count // 2]] = True
+        return self.requests.select(fit), self.requests.select(~fit)
+
+    def problem(
+        self, fit: Trace, gpus: int, redundant: int = 0, clustered: bool = False
+    ) -> Problem:
+        phase = "decode" if self.decodes else "prefill"
+        return Problem(
+            model=self.shape,
+            topology=topology.preset("h100").resized(gpus),
+            profile=of_trace(fit, clustered),
+            slots=self.shape.experts + redundant,
+            objective=Objective("dedup", STEP_TOKENS_PER_GPU[phase], memory_share=1.0),
+            trace=fit,
+        )
+
+
+def worlds() -> Iterator[World]:
+    tiny = concatenate([read_trace(path, SHAPE) for path in sorted(TINY.glob("*.npz"))])
+    yield World("example model", SHAPE, _prefilled(tiny), False)
+    lite = model.preset("deepseek-v2-lite")
+    if paths := sorted((DATA / "deepseek-v2-lite-routing").glob("*.npz")):
+        both = concatenate([read_trace(path, lite) for path in paths])
+        _, numbered = np.unique(token_identity(both), return_inverse=True)
+        both = replace(both, token_ids=numbered.astype(np.int64))
+        yield World("DSV2-Lite (upper bound: keyed on layer 0)", lite, _prefilled(both), False)
+    oss, folder = model.preset("gpt-oss-20b"), DATA / "gpt-oss-20b-decode"
+    names = [name for name in ("stem", "humanities") if (folder / f"{name}.prompts.npz").exists()]
+    if names:
+        served = concatenate([read_trace(folder / f"{name}.npz", oss) for name in names])
+        prompts = [np.load(folder / f"{name}.prompts.npz") for name in names]
+        known, lens = (
+            np.concatenate([one[name] for one in prompts]).astype(np.int64)
+            for name in ("token_ids", "prompt_lens")
+        )
+        yield World("gpt-oss decode, from prompts", oss, Requests(served, known, lens), True)
+
+
+def _prefilled(trace: Trace) -> Requests:
+    assert trace.token_ids is not None
+    return Requests(trace, trace.token_ids.astype(np.int64), trace.seq_lens.astype(np.int64))
+
+
+def table_of(fit: Requests) -> TokenTable:
+    return token_table(fit.served)
