@@ -14,25 +14,22 @@ from typing import Literal
 import numpy as np
 
 from placer.chance import quantile
-from placer.cost import homes, memory, score
+from placer.cost import memory
 from placer.errors import PlacementError
 from placer.model import ModelShape
 from placer.objective import STEP_TOKENS_PER_GPU, Objective
-from placer.placement import Placement
-from placer.plan import Infeasible
+from placer.plan import Infeasible, Solution
 from placer.planner import solve
 from placer.prediction.offloading import offloaded
 from placer.problem import Problem
 from placer.profile import of_trace
-from placer.tables.devices import device_tables
-from placer.tables.vocabulary import token_identity
+from placer.scores import held_out
 from placer.topology import Topology
 from placer.trace import Trace, concatenate
 
 SPLITS = 8
 CHANCE = 0.01
 WORTH = 0.01  # of the MoE layers' time, below which nobody should bother
-PLACED_BY = ("joint", "cocluster")
 ROOMY = 2**50  # bytes of a GPU where only the traffic is asked about
 Verdict = Literal["worth_it", "not_worth_it", "not_known"]
 
@@ -136,7 +133,7 @@ class _World:
     def judge(self, fit: Trace, judged: Trace) -> Halves:
         gpus, experts = self.topology.gpus, self.model.experts
         gpu = replace(self.topology.gpu, hbm_bytes=max(self.topology.gpu.hbm_bytes, ROOMY))
-        problem = Problem(
+        plain = Problem(
             model=self.model,
             topology=replace(self.topology, gpu=gpu),
             profile=of_trace(fit),
@@ -144,15 +141,15 @@ class _World:
             objective=self.objective,
             trace=fit,
         )
-        placements = [_placed(problem, optimizer) for optimizer in PLACED_BY]
-        resident_s = score(problem, placements[0], judged).step_s
-        best = min(placements, key=lambda one: _scheduled(problem, one, fit, fit))
-        scheduled_s = resident_s - _scheduled(problem, best, fit, judged)
+        together = replace(plain, profile=of_trace(fit, clustered=True))
+        before, after = _solved(plain), _solved(together)
+        scores = held_out(plain, before.placement, after, fit, judged)
+        resident_s, scheduled_s = scores.before.step_s, scores.before.step_s - scores.after.step_s
         if self.fits:
             return Halves(resident_s, scheduled_s, 0.0, 0.0)
         loads = offloaded(
             self.model,
-            placements[0],
+            before.placement,
             fit,
             judged,
             room=self.room,
@@ -167,19 +164,11 @@ class _World:
         )
 
 
-def _placed(problem: Problem, optimizer: str) -> Placement:
-    solution = solve(problem, optimizer)
+def _solved(problem: Problem) -> Solution:
+    solution = solve(problem, "joint")
     if isinstance(solution, Infeasible):
         raise PlacementError(solution.reason)
-    return solution.placement
-
-
-def _scheduled(problem: Problem, placement: Placement, fit: Trace, judged: Trace) -> float:
-    """Seconds of a step of ``judged`` whose requests are sent home by the tables of ``fit``."""
-    tables = device_tables(fit, placement)
-    gain = tables.request_scores(token_identity(judged), judged.seq_lens)
-    owners = homes.chosen(gain, judged.seq_lens)
-    return score(problem, placement, judged, homes=owners).step_s
+    return solution
 
 
 def _saving(

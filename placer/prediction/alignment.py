@@ -41,7 +41,7 @@ def shuffle(trace: Trace, tables: Tables, step_tokens: int) -> Shuffle:
     """Of the trace's tokens, ``step_tokens`` a step."""
     placement, devices = tables.placement, tables.devices
     tokens = token_identity(trace)
-    near = devices.near[devices.vocabulary.rows(tokens)]
+    near = devices.near[devices.vocabulary.rows(tokens)].astype(np.float64)
     before = visited(trace, placement)
     wished = np.empty((trace.tokens, trace.layers), dtype=np.int64)
     chunks = np.empty_like(wished)
@@ -68,7 +68,7 @@ def align(wished: IntArray, sure: FloatArray, near: FloatArray) -> IntArray:
     tokens, gpus = near.shape
     room = np.full(gpus, tokens // gpus)
     room[: tokens % gpus] += 1
-    score = near.astype(np.float64)
+    score = near.copy()
     score[np.arange(tokens), wished] = 1 + sure
     found = np.full(tokens, -1)
     left = np.arange(tokens)

@@ -33,10 +33,9 @@ def active_experts(
     at = first[waiting] + lots.integers(trace.seq_lens[waiting])
     end = first[waiting] + trace.seq_lens[waiting]
     following, read = queue, 0
+    batches: IntArray = np.arange(queue).reshape(-1, batch)
     for _ in range(ROUNDS):
-        if told is None:
-            batches = np.arange(queue).reshape(-1, batch)
-        else:
+        if told is not None:
             batches = _alike(_sets(told[at], trace.experts), batch)
         used = _sets(trace.expert_ids[at], trace.experts)[batches]
         read += int(used.any(axis=1).sum())

@@ -146,8 +146,9 @@ def devices_of(table: TokenTable, chains: Chains) -> DeviceTables:
         score = table.counts[layer].astype(np.float64) @ share / whole
         near += score
         device[layer], confidence[layer] = _best(score)
-    next_device = np.zeros((layers, placement.gpus, placement.gpus), dtype=np.int64)
-    next_confidence = np.zeros_like(next_device, dtype=np.uint8)
+    pairs = (layers, placement.gpus, placement.gpus)
+    next_device: IntArray = np.zeros(pairs, dtype=np.int64)
+    next_confidence = np.zeros(pairs, dtype=np.uint8)
     if chains.parts is not None:
         total = chains.parts.sum(axis=-1, keepdims=True)
         next_device, next_confidence = _best(chains.parts / np.maximum(total, 1))

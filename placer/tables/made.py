@@ -116,7 +116,7 @@ class Origin:
 
 def _other(what: str, ours: str, theirs: str) -> RoutingError:
     return RoutingError(
-        f"the tables are for {what} {ours}, and this is {theirs}: make others for it (placer tables)"
+        f"the tables are for {what} {ours}, and this is {theirs}: make others (placer tables)"
     )
 
 

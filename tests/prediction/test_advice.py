@@ -7,7 +7,6 @@ import pytest
 
 from placer.errors import RoutingError
 from placer.model import ModelShape
-from placer.prediction import advice
 from placer.prediction.advice import Advice, Saving, advise
 from placer.topology import Topology
 from placer.trace import Trace
@@ -18,19 +17,14 @@ MODEL = ModelShape("tiny", 2, 8, 2, hidden=4096, moe_intermediate=2048)
 SMALL = replace(a_topology(2), gpu=replace(a_topology(2).gpu, hbm_bytes=5 * MODEL.expert_bytes))
 
 
-@pytest.fixture(autouse=True)
-def few_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(advice, "SPLITS", 3)
-
-
 def requests(alike: bool, seed: int = 0, ids: bool = True) -> Trace:
     """64 requests of 32 tokens; of two kinds, each with four experts and tokens of its own."""
     rng = np.random.default_rng(seed)
     kind = np.repeat(rng.permutation(64) % 2, 32)
     chosen = rng.permuted(np.tile(np.arange(8 if alike else 4), (64 * 32 * 2, 1)), axis=1)[:, :2]
-    experts = chosen.reshape(-1, 2, 2) + (0 if alike else 4 * kind[:, None, None])
+    experts = chosen.reshape(-1, 2, 2) + (0 if alike else 4) * kind[:, None, None]
     # Any token, or one of the kind.
-    tokens = rng.integers(100, size=64 * 32) + (0 if alike else 100 * kind)
+    tokens = rng.integers(100, size=64 * 32) + (0 if alike else 100) * kind
     meta = {"phase": "prefill"}
     return Trace(experts, np.full(64, 32), 8, tokens if ids else None, meta=meta)
 
@@ -47,7 +41,7 @@ def test_requests_with_experts_of_their_own_are_worth_sending_to_them() -> None:
     found = on(requests(alike=False))
     scheduled = saving(found, "pre-scheduling")
     assert (found.best, scheduled.verdict) == ("pre-scheduling", "worth_it")
-    assert scheduled.saved_s > 10 * scheduled.error_s
+    assert scheduled.saved_s > 3 * scheduled.error_s
     assert scheduled.share == pytest.approx(scheduled.saved_s / found.step_s)
     assert scheduled.elsewhere_s is None
     assert any("other traffic is not known" in note for note in found.notes)
@@ -67,7 +61,9 @@ def test_where_every_expert_has_room_nothing_is_loaded_or_cached() -> None:
 
 
 def test_where_it_has_not_loading_ahead_is_worth_it() -> None:
-    found = on(requests(alike=True), SMALL)
+    trace = requests(alike=True)
+    same = replace(trace, expert_ids=np.repeat(trace.expert_ids[:, :1], 2, axis=1))
+    found = on(same, SMALL)  # the second layer's experts are the first one's
     assert saving(found, "prefetching").verdict == "worth_it"
     # All experts are used alike, and all of them in every step: none is better kept.
     assert saving(found, "expert caching").verdict == "not_worth_it"

@@ -35,7 +35,7 @@ def test_a_segment_that_is_not_whole_does_not_count() -> None:
 @given(st.integers(0, 2**16), st.integers(1, 6))
 def test_srp_is_the_best_f1_of_all_thresholds(seed: int, segment: int) -> None:
     trace = random_trace(seed)
-    counts = []
+    counts: list[int] = []
     for sequence in np.split(trace.expert_ids, np.cumsum(trace.seq_lens)[:-1]):
         for start in range(0, len(sequence) - segment + 1, segment):
             for layer in range(trace.layers):

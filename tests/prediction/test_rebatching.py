@@ -46,6 +46,8 @@ def test_too_few_requests_leave_no_choice() -> None:
 
 
 def test_a_request_that_ends_makes_room_for_the_next() -> None:
-    # Of one token each: a new one comes in every round, in turn, so that all experts are read.
-    trace = a_trace([[[kind]] for kind in range(4)] * 10, seq_lens=[1] * 40)
-    assert active_experts(trace, 8, None) == pytest.approx(3.6, abs=0.2)  # 4 (1 - (3/4)^8)
+    # Of one token each, so that four others come in every round; the one that differs is among them
+    # two times of three, and then one batch of two reads two experts.
+    trace = a_trace([[[kind]] for kind in (0, 0, 1, 0, 0, 0)], seq_lens=[1] * 6)
+    found = active_experts(trace, 2, None, queue=4)
+    assert found == pytest.approx(1 + 2 / 3 * 0.5, abs=0.01)

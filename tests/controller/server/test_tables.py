@@ -16,16 +16,9 @@ from placer.v1 import fleet_pb2, placement_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
 from tests.builders import a_placement
-from tests.controller.server.test_traces import (
-    OPERATOR,
-    READER,
-    TOKENS,
-    WANTED,
-    a_sampled_push,
-    a_trace,
-)
+from tests.controller.server.test_traces import READER, TOKENS, WANTED, a_sampled_push, a_trace
 from tests.controller.server.tiny_server import IN_ORDER, SWAPPED, Setting, World, a_world, refusal
-from tests.controller.server.tiny_service import AGENT, write
+from tests.controller.server.tiny_service import AGENT, OPERATOR, write
 from tests.controller.tiny_pool import asynchronous
 
 FRONT, FAILED = "fronts-secret-0001", grpc.StatusCode.FAILED_PRECONDITION
