@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from placer.cost.homes import chosen, homes, shared
 
 
+ANY = 100.0  # times of the mean that a GPU may send: no limit
+
+
 def most_gain(gain: np.ndarray, lens: np.ndarray) -> float:
     """Of all assignments in which no GPU owns more than the least loaded give one."""
     gpus = gain.shape[1]
@@ -24,7 +27,7 @@ def most_gain(gain: np.ndarray, lens: np.ndarray) -> float:
 def test_requests_go_where_they_gain_most_as_long_as_there_is_room() -> None:
     gain = np.array([[9.0, 0.0], [8.0, 0.0], [7.0, 6.0], [1.0, 0.5]])
     # All four would be on GPU 0: the two that lose least leave.
-    assert chosen(gain, np.array([1, 1, 1, 1])).tolist() == [0, 0, 1, 1]
+    assert chosen(gain, np.array([1, 1, 1, 1]), ANY).tolist() == [0, 0, 1, 1]
 
 
 @given(st.integers(0, 2**16), st.integers(2, 6))
@@ -32,7 +35,7 @@ def test_they_gain_nearly_as_much_as_any_assignment(seed: int, count: int) -> No
     rng = np.random.default_rng(seed)
     lens = rng.integers(1, 20, count)
     gain = rng.random((count, 2)) * lens[:, None]
-    found = chosen(gain, lens)
+    found = chosen(gain, lens, ANY)
     most = np.bincount(homes(lens, 2), lens, 2).max()
     assert np.bincount(found, lens, 2).max() <= most
     gained = gain[np.arange(count), found].sum()
@@ -45,6 +48,18 @@ def test_they_gain_nearly_as_much_as_any_assignment(seed: int, count: int) -> No
                 tried[at] = gpu
             if np.bincount(tried, lens, 2).max() <= most:
                 assert gain[np.arange(count), tried].sum() <= gained + 1e-6
+
+
+def test_a_gpu_may_send_what_the_most_visited_gets_and_more_costs() -> None:
+    # Two of four requests each stay on GPU 0, or on GPU 1, where the others send as much as ever.
+    stays = np.array([[6.0, 4.0], [6.0, 4.0], [10.0, 10.0], [10.0, 10.0]])
+    lens = np.ones(4, dtype=np.int64)
+    for limit, sent in ((ANY, {28}), (1.0, {28})):
+        own = chosen(stays, lens, limit)
+        assert {int((stays.sum(axis=1) - stays[np.arange(4), own]).sum())} == sent
+    # GPU 1 sends 6 + 10 where requests 0 and 2 are apart, and never 20 against 8.
+    own = chosen(stays, lens, 1.0)
+    assert sorted(own[2:].tolist()) == [0, 1]
 
 
 def test_shares_of_clusters_are_even_and_split_only_what_must_be() -> None:
