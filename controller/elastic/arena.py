@@ -6,13 +6,15 @@ The page table says which expert a page holds, and is written after the page is:
 when, what it says is there is there.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from placer.memory.device import Device, Run, padded
-from placer.memory.ranges import Range
+from placer.memory.device import Run, padded
+from placer.memory.memfd import Memfd
+from placer.memory.ranges import Range, coalesced
 
 FREE = -1
 
@@ -73,8 +75,8 @@ class Layout:
 class Arena:
     """One arena as a process sees it that may look at all of it."""
 
-    def __init__(self, device: Device, layout: Layout, descriptor: int) -> None:
-        self.layout, self.descriptor = layout, descriptor
+    def __init__(self, device: Memfd, layout: Layout, descriptor: int) -> None:
+        self._device, self.layout, self.descriptor = device, layout, descriptor
         self._range = Range(device, [Run(descriptor, 0, layout.capacity)])
         self._bytes = self._range.array()
         self.table = self._bytes[: 8 * layout.pages].view(np.int64)
@@ -83,9 +85,17 @@ class Arena:
         """All pages are free, as in a new one."""
         self.table[:] = FREE
 
-    def touch(self) -> None:
-        """Reading is enough for there to be memory behind a page."""
-        self._bytes[:: self.layout.granularity].max()
+    def hold(self, pages: Collection[int]) -> None:
+        """Have memory behind what is not for experts and behind these pages. The others are free,
+        and there is none behind them."""
+        layout = self.layout
+        free = [page for page in range(layout.pages) if page not in set(pages)]
+        self.table[free] = FREE
+        for run in coalesced(layout.page(self.descriptor, page) for page in free):
+            self._device.give_back(run)
+        held = coalesced(layout.page(self.descriptor, page) for page in sorted(pages))
+        for begin, size in ((0, layout.pages_at), *((run.offset, run.size) for run in held)):
+            self._bytes[begin : begin + size : layout.granularity].max()  # to read is enough
 
     def dense(self) -> npt.NDArray[np.uint8]:
         at = self.layout.journal_room
