@@ -6,7 +6,8 @@ The page table says which expert a page holds, and is written after the page is:
 when, what it says is there is there.
 """
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +80,8 @@ class Arena:
         self._device, self.layout, self.descriptor = device, layout, descriptor
         self._range = Range(device, [Run(descriptor, 0, layout.capacity)])
         self._bytes = self._range.array()
+        self._touched: set[int] = set()  # pages behind which this process saw to memory
+        self._holds_rest = False
         self.table = self._bytes[: 8 * layout.pages].view(np.int64)
 
     def vacate(self) -> None:
@@ -88,14 +91,21 @@ class Arena:
     def hold(self, pages: Collection[int]) -> None:
         """Have memory behind what is not for experts and behind these pages. The others are free,
         and there is none behind them."""
-        layout = self.layout
-        free = [page for page in range(layout.pages) if page not in set(pages)]
+        layout, wanted = self.layout, set(pages)
+        free = [page for page in range(layout.pages) if page not in wanted]
+        new = [page for page in wanted - self._touched if self.table[page] == FREE]
+        self._touched = (self._touched & wanted).union(new)
         self.table[free] = FREE
-        for run in coalesced(layout.page(self.descriptor, page) for page in free):
+        for run in self._pages(free):
             self._device.give_back(run)
-        held = coalesced(layout.page(self.descriptor, page) for page in sorted(pages))
-        for begin, size in ((0, layout.pages_at), *((run.offset, run.size) for run in held)):
-            self._bytes[begin : begin + size : layout.granularity].max()  # to read is enough
+        rest = [] if self._holds_rest else [Run(self.descriptor, 0, layout.pages_at)]
+        self._holds_rest = True
+        for run in (*rest, *self._pages(new)):
+            # To read is enough.
+            self._bytes[run.offset : run.offset + run.size : layout.granularity].max()
+
+    def _pages(self, pages: Iterable[int]) -> list[Run]:
+        return coalesced(self.layout.page(self.descriptor, page) for page in sorted(pages))
 
     def dense(self) -> npt.NDArray[np.uint8]:
         at = self.layout.journal_room
@@ -108,6 +118,16 @@ class Arena:
     def page(self, page: int) -> npt.NDArray[np.uint8]:
         at = self.layout.pages_at + page * self.layout.page_stride
         return self._bytes[at : at + self.layout.page_size]
+
+    def write(self, page: int, at: int, chunk: npt.NDArray[np.uint8]) -> None:
+        """Copy into a page, from ``at`` on."""
+        if page in self._touched:
+            self.page(page)[at : at + len(chunk)] = chunk
+            return
+        begin = self.layout.pages_at + page * self.layout.page_stride + at
+        while len(chunk):  # by the kernel, which saves a fault a page, half of the time
+            written = os.pwrite(self.descriptor, chunk, begin)
+            begin, chunk = begin + written, chunk[written:]
 
     def close(self) -> None:
         del self._bytes, self.table

@@ -129,6 +129,14 @@ def test_memory_is_held_behind_the_pages_that_are_needed(devices: Devices) -> No
     assert devices.ask(1, Digests(True, [5])) == before
 
 
+def test_a_copy_is_the_same_wherever_there_is_memory_already(devices: Devices) -> None:
+    devices.ask(0, Load(False, [FIRST]))
+    devices.ask(1, Hold([2]))
+    pages = [(0, Filled(page, 0, 1)) for page in (2, 3)]
+    assert devices.ask(1, Copy(devices.name(0), False, pages, rate=0.0), source=0) == 2 * PAGE
+    assert devices.ask(1, Digests(False, [2, 3])) == [digest(of(0, 1))] * 2
+
+
 def test_a_spare_keeps_its_memory_and_nothing_in_it(devices: Devices) -> None:
     devices.ask(1, Load(True, [FIRST]))
     devices.ask(1, Hold(range(6)))
