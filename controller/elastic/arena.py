@@ -126,7 +126,7 @@ class Arena:
             return
         begin = self.layout.pages_at + page * self.layout.page_stride + at
         while len(chunk):  # by the kernel, which saves a fault a page, half of the time
-            written = os.pwrite(self.descriptor, memoryview(chunk), begin)
+            written = os.pwrite(self.descriptor, chunk.data, begin)
             begin, chunk = begin + written, chunk[written:]
 
     def close(self) -> None:

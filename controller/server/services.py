@@ -14,6 +14,7 @@ from controller.server import explain, sampled, wire
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
 from controller.server.intake import LIGHT
+from controller.server.strangers import Spacing
 from placer.errors import PlacementError, RoutingError
 from placer.files.plans import parse_plan, plan_text
 from placer.optimizers import optimizer as known_optimizer
@@ -31,7 +32,8 @@ VALUE = 40  # bytes of each, in the mean; without a reason it is five
 
 
 class Profiles(ProfileServiceServicer):
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, refusals: Spacing) -> None:
+        self.refusals = refusals
         self.fleet, self.config, self.traces = loop.fleet, loop.config, loop.traces
         self.ledger = loop.ledger
         self._beside = ThreadPoolExecutor(1, "push")
@@ -100,7 +102,8 @@ class Profiles(ProfileServiceServicer):
 
 
 class Placements(PlacementServiceServicer):
-    def __init__(self, loop: Loop, offers: VllmEngines) -> None:
+    def __init__(self, loop: Loop, refusals: Spacing, offers: VllmEngines) -> None:
+        self.refusals = refusals
         self.loop, self.arbiter, self.offers = loop, loop.arbiter, offers
         self._beside = ThreadPoolExecutor(1, "plans")
 
