@@ -20,6 +20,7 @@ from controller.server.answers import A_BUG, CODES
 from controller.server.callers import ForbiddenError
 from controller.server.security import Listening, SecurityError
 from controller.server.serve import SERVICES, start
+from controller.server.strangers import Spacing
 from placer.channel import Settings, open_aio_channel
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2, placement_pb2
