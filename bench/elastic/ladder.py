@@ -12,7 +12,7 @@ from rich.table import Table
 from bench.elastic.engines import ROUNDS, Model, an_engine, first_token, resize
 from bench.timing import console
 from controller.elastic.hmm import Load, Report
-from controller.local_engine import local_engine, resizing
+from controller.local_engine import loading, resizing
 
 # Seconds from ElasticMoE's ablation, DP 3 -> 4 and 4 -> 3 of DeepSeek V2 Lite.
 PAPER = {
@@ -29,7 +29,7 @@ def _without(rung: int) -> Iterator[dict[str, Any]]:
     options: dict[str, Any] = {}
     patches: list[Any] = []
     if rung >= 1:
-        patches.append(patch.object(local_engine, "Prefault", Report))
+        patches.append(patch.object(loading, "Hold", lambda pages: Report()))
     if rung >= 2:
         patches += [
             patch.object(resizing, "sources", _all_from_disk),

@@ -49,6 +49,9 @@ class Devices:
     def __contains__(self, device: int) -> bool:
         return device in self._hmms
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(list(self._hmms))
+
     def pids(self) -> dict[str, int]:
         """Of memory processes and of the keeper, by name."""
         return {one.name: one.pid for one in (*self._hmms.values(), self._keeper)}

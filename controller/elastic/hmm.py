@@ -6,7 +6,7 @@ what its engine says.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -124,8 +124,11 @@ class Vacate:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefault:
-    """Have memory behind all of the arena, which makes copies into it four times as fast."""
+class Hold:
+    """These pages are needed, and no others: have memory behind them, which makes copies into them
+    four times as fast, and give back what is behind the others."""
+
+    pages: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +191,8 @@ class Hmm:
                 self.arena.table[list(pages)] = FREE
             case Vacate():
                 self.arena.vacate()
-            case Prefault():
-                self.arena.touch()
+            case Hold(pages):
+                self.arena.hold(pages)
             case Digests(dense, pages):
                 every = [self.arena.dense()] if dense else []
                 return [digest(one) for one in (*every, *map(self.arena.page, pages))]
@@ -220,15 +223,17 @@ class Hmm:
         """The bytes that were copied."""
         pace = _Pace(message.rate)
         if message.dense:
-            pace.copy(source.dense(), self.arena.dense())
+            for at, chunk in pace.chunks(source.dense()):
+                self.arena.dense()[at : at + len(chunk)] = chunk
         for theirs, one in message.pages:
             if source.table[theirs] != self._entry(one):
                 raise DeviceError(
                     f"page {theirs} of {message.source} does not hold expert {one.expert} of layer "
                     f"{one.layer}: copy it from where it is"
                 )
-            with self._filling(one) as page:
-                pace.copy(source.page(theirs), page)
+            with self._filling(one):
+                for at, chunk in pace.chunks(source.page(theirs)):
+                    self.arena.write(one.page, at, chunk)
         return pace.copied
 
     def _copy_seats(self, message: CopySeats, source: Arena) -> int:
@@ -273,11 +278,12 @@ class _Pace:
         self._begun_s = self._clock.monotonic()
         self.copied = 0
 
-    def copy(self, source: Bytes, into: Bytes) -> None:
+    def chunks(self, source: Bytes) -> Iterator[tuple[int, Bytes]]:
+        """And where each begins."""
         for at in range(0, len(source), CHUNK):
-            part = slice(at, at + CHUNK)
-            into[part] = source[part]
-            self.copied += len(into[part])
+            chunk = source[at : at + CHUNK]
+            yield at, chunk
+            self.copied += len(chunk)
             if self._rate:
                 due_s = self._begun_s + self.copied / self._rate
                 self._clock.wait(NEVER, max(due_s - self._clock.monotonic(), 0.0))

@@ -1,10 +1,10 @@
-"""What is read from the checkpoint, and whether that is still what it was."""
+"""What is read from the checkpoint, whether that is still what it was, and where memory is held."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from controller.elastic.devices import Devices
-from controller.elastic.hmm import Copy, Filled, Load
+from controller.elastic.hmm import Copy, Filled, Hold, Load
 from controller.local_engine.arrivals import RefusedError
 from controller.local_engine.expert_map import ExpertMap
 
@@ -39,6 +39,16 @@ def read_all(devices: Devices, served: ExpertMap, order: Sequence[int]) -> Loade
     for device, source, page, one in again:
         devices.ask(device, Copy(devices.name(source), False, [(page, one)], 0.0), source)
     return Loaded(dense, experts)
+
+
+def hold(devices: Devices, served: ExpertMap, order: Sequence[int]) -> None:
+    """Have memory behind what serves, and on devices that wait behind what the next wider group
+    would give one of them; nowhere else."""
+    each = -(-served.experts // (served.ranks + 1))
+    awaited = range(min(len(served.table) * each, devices.layout.pages))
+    pages: dict[int, Sequence[int]] = dict.fromkeys(devices, awaited)
+    pages |= {device: sorted(served.pages_in_use(rank)) for rank, device in enumerate(order)}
+    devices.ask_all({device: (Hold(some), None) for device, some in pages.items()})
 
 
 def load(devices: Devices, pages: Mapping[int, Sequence[Filled]], loaded: Loaded) -> None:

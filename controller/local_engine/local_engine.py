@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from controller.elastic.devices import Devices, LostDeviceError
-from controller.elastic.hmm import Prefault
 from controller.local_engine.arrivals import RefusedError
 from controller.local_engine.expert_map import ExpertMap, check_counts, fresh
-from controller.local_engine.loading import read_all
+from controller.local_engine.loading import hold, read_all
 from controller.local_engine.model.weights import ITEM, Checkpoint, read_sizes
 from controller.local_engine.page_moves import Migration
 from controller.local_engine.ranks.exchange import layout
@@ -91,10 +90,9 @@ class LocalEngine:
         order = range(ranks)
         self.devices = Devices(layout(Memfd(), checkpoint, pages), checkpoint, spares)
         try:
-            every = range(ranks + spares)
-            self.devices.add(every)
+            self.devices.add(range(ranks + spares))
             loaded = read_all(self.devices, served, order)
-            self.devices.ask_all({device: (Prefault(), None) for device in every})
+            hold(self.devices, served, order)
             waiting = Standbys(sizes, pace, standbys)
             waiting.fill(ranks)
             self._ranks = Ranks(self.devices, order, served, waiting)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from controller.elastic.devices import Devices
-from controller.elastic.hmm import Copy, CopySeats, Filled, Forget, Free
+from controller.elastic.hmm import Copy, CopySeats, Filled, Forget
 from controller.local_engine.allotment import new_devices, placed, sources
 from controller.local_engine.arrivals import RefusedError
 from controller.local_engine.expert_map import ExpertMap
-from controller.local_engine.loading import Loaded, load
+from controller.local_engine.loading import Loaded, hold, load
 from controller.local_engine.model.weights import ITEM, Sizes
 from controller.local_engine.ranks.exchange import seat_shape
 from controller.local_engine.ranks.group import Member, Ranks
@@ -141,8 +141,6 @@ class Resizing:
         retired = [one.device for one in change.retired]
         change.retired = ()
         self._give_back(retired)
-        for rank, device in enumerate(self._ranks.order):
-            self._free_all_but(device, self._ranks.served.pages_in_use(rank))
 
     def discard(self) -> None:
         """What was staged, as it is too late for that or not done; ``Ranks.forget`` comes first."""
@@ -152,8 +150,6 @@ class Resizing:
         else:
             self._ranks.dismiss(change.new)
             self._give_back([one.device for one in change.new])
-            for rank, device in enumerate(self._ranks.order):
-                self._free_all_but(device, self._ranks.served.pages_in_use(rank))
         self._change = None
 
     def lose(self) -> None:
@@ -172,7 +168,4 @@ class Resizing:
         for name in self._devices.retire(devices, used):
             for device in used:
                 self._devices.ask(device, Forget(name))
-
-    def _free_all_but(self, device: int, pages: Collection[int]) -> None:
-        every = range(self._devices.layout.pages)
-        self._devices.ask(device, Free([page for page in every if page not in pages]))
+        hold(self._devices, self._ranks.served, used)

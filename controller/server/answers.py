@@ -14,6 +14,7 @@ from controller.ledger.ledger import Conflict, LedgerError, LedgerFull, Unreadab
 from controller.ports import EngineLostError
 from controller.server.callers import ForbiddenError
 from controller.server.intake import RequestError
+from controller.server.strangers import Spacing
 from placer.errors import PlacerError
 
 CODES: list[tuple[type[PlacerError], grpc.StatusCode]] = [
@@ -42,14 +43,15 @@ def code_of(error: PlacerError) -> grpc.StatusCode:
 def answering(
     method: Callable[[Any, Any], Awaitable[Any]],
 ) -> Callable[[Any, Any, Any], Awaitable[Any]]:
-    """A method that takes a request and returns its response or raises a PlacerError."""
+    """A method that takes a request and returns its response or raises a PlacerError. The object's
+    ``refusals`` space answers to what cannot be answered."""
 
     @wraps(method)
     async def answered(self: Any, request: Any, context: Any) -> Any:
         try:
             return await method(self, _readable(request))
         except Exception as error:
-            await _abort(context, method.__name__, error)
+            await _abort(context, method.__name__, error, self.refusals)
 
     return answered
 
@@ -65,7 +67,7 @@ def streaming(
             async for response in method(self, _readable(request)):
                 yield response
         except Exception as error:
-            await _abort(context, method.__name__, error)
+            await _abort(context, method.__name__, error, self.refusals)
 
     return streamed
 
@@ -77,11 +79,13 @@ def _readable(request: Any) -> Any:
     return request
 
 
-async def _abort(context: Any, name: str, error: Exception) -> None:
+async def _abort(context: Any, name: str, error: Exception, refusals: Spacing) -> None:
     if isinstance(error, grpc.aio.BaseError):  # the client is gone
         raise error
     if isinstance(error, PlacerError):
+        if (code := code_of(error)) is grpc.StatusCode.INVALID_ARGUMENT:
+            await refusals.wait(context.peer())
         told = " ".join(str(error).split()).encode(errors="replace")[:MOST]
-        await context.abort(code_of(error), told.decode(errors="ignore"))
+        await context.abort(code, told.decode(errors="ignore"))
     log.error("placer: %s failed", name, exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, A_BUG)

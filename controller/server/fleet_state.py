@@ -16,6 +16,7 @@ from controller.loop import Loop
 from controller.server import explain, sampled, wire
 from controller.server.answers import answering
 from controller.server.callers import CALLER
+from controller.server.strangers import Spacing
 from placer.v1 import fleet_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceServicer, LedgerServiceServicer
 
@@ -26,7 +27,8 @@ CONDITIONS = 4  # of an engine's workers that are told
 
 
 class FleetState(FleetServiceServicer):
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, refusals: Spacing) -> None:
+        self.refusals = refusals
         self.loop, self.fleet, self.ledger = loop, loop.fleet, loop.ledger
         self._begun_s = self.ledger.clock.monotonic()
 
@@ -169,9 +171,11 @@ class FleetState(FleetServiceServicer):
 class Ledgers(LedgerServiceServicer):
     """What was. The ledger is read on one thread, one question after another: it may be large."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, refusals: Spacing) -> None:
+        self.refusals, self._clock = refusals, loop.ledger.clock
         self.records = loop.ledger.records
         self._beside = ThreadPoolExecutor(1, "ledger")
+        self._turn = asyncio.Lock()
 
     @answering
     async def History(self, request: Any) -> Any:
@@ -183,7 +187,12 @@ class Ledgers(LedgerServiceServicer):
         return await self._read(_explain, self.records, request.id)
 
     async def _read(self, read: Callable[..., Any], *what: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._beside, read, *what)
+        """Who asks for much gets the next answer as much later: agents are served meanwhile."""
+        async with self._turn:
+            begun_s = self._clock.monotonic()
+            found = await asyncio.get_running_loop().run_in_executor(self._beside, read, *what)
+            await self._clock.sleep(self._clock.monotonic() - begun_s)
+        return found
 
 
 def _doors(registrations: list[Registration]) -> list[Any]:

@@ -14,6 +14,7 @@ from controller.server.fleet_state import FleetState, Ledgers
 from controller.server.intake import SMALL, Intake
 from controller.server.security import Guard, Listening, Role, SecurityError, Tokens
 from controller.server.services import Placements, Profiles
+from controller.server.strangers import Spacing
 from placer.files.plans import LIMIT
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 from placer.v1.fleet_pb2_grpc import (
@@ -55,12 +56,13 @@ async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[
     doors = [Guard(FOR_OTHERS, tokens, loop.ledger.clock), Intake()]
     largest = LARGEST if loop.config.asks_for_affinity else LARGEST_PLAIN
     options = [*OPTIONS, ("grpc.max_receive_message_length", largest)]
+    refusals = Spacing(loop.ledger.clock)
     server = grpc.aio.server(interceptors=doors, options=options)
-    add_ProfileServiceServicer_to_server(Profiles(loop), server)
-    placements = Placements(loop, offers)
+    add_ProfileServiceServicer_to_server(Profiles(loop, refusals), server)
+    placements = Placements(loop, refusals, offers)
     add_PlacementServiceServicer_to_server(placements, server)
-    add_FleetServiceServicer_to_server(FleetState(loop), server)
-    add_LedgerServiceServicer_to_server(Ledgers(loop), server)
+    add_FleetServiceServicer_to_server(FleetState(loop, refusals), server)
+    add_LedgerServiceServicer_to_server(Ledgers(loop, refusals), server)
     probed = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(probed, server)
     reflection.enable_server_reflection([*SERVICES, *OTHERS], server)

@@ -16,6 +16,7 @@ from controller.server import explain, sampled, wire
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
 from controller.server.intake import LIGHT
+from controller.server.strangers import Spacing
 from placer.cost.requests import costs_of
 from placer.errors import PlacementError, RoutingError
 from placer.files.plans import parse_plan, plan_text
@@ -35,7 +36,8 @@ VALUE = 40  # bytes of each, in the mean; without a reason it is five
 
 
 class Profiles(ProfileServiceServicer):
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, refusals: Spacing) -> None:
+        self.refusals = refusals
         self.fleet, self.config, self.traces = loop.fleet, loop.config, loop.traces
         self.ledger = loop.ledger
         self._beside = ThreadPoolExecutor(1, "push")
@@ -106,7 +108,8 @@ class Profiles(ProfileServiceServicer):
 
 
 class Placements(PlacementServiceServicer):
-    def __init__(self, loop: Loop, offers: VllmEngines) -> None:
+    def __init__(self, loop: Loop, refusals: Spacing, offers: VllmEngines) -> None:
+        self.refusals = refusals
         self.loop, self.arbiter, self.offers = loop, loop.arbiter, offers
         self.tables = TokenTables(loop.traces, loop.ledger.clock)
         self._beside = ThreadPoolExecutor(1, "plans")

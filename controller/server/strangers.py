@@ -1,4 +1,5 @@
-"""Those who call without a token that is known: they are slowed down, and told of in sums."""
+"""Those who call in vain, with no known token or what cannot be answered: they are slowed down, and
+the former told of in sums."""
 
 import asyncio
 import logging
@@ -15,27 +16,16 @@ ADDRESSES = 1000  # that are told apart
 log = logging.getLogger("placer.controller")
 
 
-class Strangers:
-    """Calls that show no known token, by address: answered the later the more of them come, and
-    told to the log in sums. Other calls do not wait for them."""
+class Spacing:
+    """Answers to an address, with SPACING_S between them however fast it asks."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._counts: Counter[str] = Counter()
         self._free_s: dict[str, float] = {}  # when the next answer to an address is due
-        self._telling: asyncio.Task[None] | None = None
 
     async def wait(self, peer: str) -> None:
         """Until the answer to this one is due. peer: as gRPC says it, ``ipv4:10.0.0.7:40120``"""
-        address = unquote(peer.rpartition(":")[0].partition(":")[2])
-        if len(self._counts) >= ADDRESSES and address not in self._counts:
-            address = "others"
-        self._counts[address] += 1
-        if self._telling is None or self._telling.done():
-            log.warning("placer: a call from %s shows no known token", address)
-            self._counts.clear()
-            self._telling = asyncio.create_task(self._tell())
-        await self._clock.sleep(self.delay_s(address, self._clock.monotonic()))
+        await self._clock.sleep(self.delay_s(address_of(peer), self._clock.monotonic()))
 
     def delay_s(self, address: str, now_s: float) -> float:
         """How long the next answer waits: for those before it, but no longer than SLOWEST_S."""
@@ -45,6 +35,32 @@ class Strangers:
         due_s = min(max(now_s, self._free_s.get(address, now_s)), now_s + SLOWEST_S)
         self._free_s[address] = due_s + SPACING_S
         return due_s - now_s
+
+
+def address_of(peer: str) -> str:
+    return unquote(peer.rpartition(":")[0].partition(":")[2])
+
+
+class Strangers:
+    """Calls that show no known token, by address: answered the later the more of them come, and
+    told to the log in sums. Other calls do not wait for them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._spacing = clock, Spacing(clock)
+        self._counts: Counter[str] = Counter()
+        self._telling: asyncio.Task[None] | None = None
+
+    async def wait(self, peer: str) -> None:
+        """Until the answer to this one is due."""
+        address = address_of(peer)
+        if len(self._counts) >= ADDRESSES and address not in self._counts:
+            address = "others"
+        self._counts[address] += 1
+        if self._telling is None or self._telling.done():
+            log.warning("placer: a call from %s shows no known token", address)
+            self._counts.clear()
+            self._telling = asyncio.create_task(self._tell())
+        await self._spacing.wait(peer)
 
     async def _tell(self) -> None:
         """Until nobody calls any more."""

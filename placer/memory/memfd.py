@@ -18,6 +18,9 @@ _mmap.argtypes = [
     ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
 ]  # fmt: skip
 _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_fallocate = _libc.fallocate  # nor can its os module say that holes are wanted
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+KEEP_SIZE, PUNCH_HOLE = 1, 2
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -32,6 +35,11 @@ class Memfd:
             os.close(descriptor)
             raise DeviceError(f"no {size} bytes of memory: {error.strerror}") from error
         return descriptor
+
+    def give_back(self, run: Run) -> None:
+        """To the system; it reads as zeros, and whoever touches it has it again."""
+        if _fallocate(run.descriptor, PUNCH_HOLE | KEEP_SIZE, run.offset, run.size):
+            raise DeviceError(f"{run} is not given back: {os.strerror(ctypes.get_errno())}")
 
     def reserve(self, size: int) -> int:
         return _map(None, size, PROT_NONE, NOTHING, -1, 0)

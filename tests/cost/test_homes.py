@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from placer.cost.homes import chosen, homes, shared
 
-
 ANY = 100.0  # times of the mean that a GPU may send: no limit
 
 

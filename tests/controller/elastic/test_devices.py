@@ -15,8 +15,8 @@ from controller.elastic.hmm import (
     Digests,
     Filled,
     Free,
+    Hold,
     Load,
-    Prefault,
     Report,
     Vacate,
 )
@@ -118,9 +118,28 @@ def test_who_loses_both_at_once_loses_the_arena_and_nobody_else(devices: Devices
     assert table(devices, 0) == [-1] * 6
 
 
+def test_memory_is_held_behind_the_pages_that_are_needed(devices: Devices) -> None:
+    devices.ask(1, Load(True, [FIRST, LAST]))
+    before = devices.ask(1, Digests(True, [5]))
+    for pages in [[5], [2, 5], [5]]:
+        devices.ask(1, Hold(pages))
+        held = devices.ask(1, Report())
+        assert held.table == [-1, -1, -1, -1, -1, 7]
+        assert held.resident_bytes == LAYOUT.pages_at + len(pages) * LAYOUT.page_stride
+    assert devices.ask(1, Digests(True, [5])) == before
+
+
+def test_a_copy_is_the_same_wherever_there_is_memory_already(devices: Devices) -> None:
+    devices.ask(0, Load(False, [FIRST]))
+    devices.ask(1, Hold([2]))
+    pages = [(0, Filled(page, 0, 1)) for page in (2, 3)]
+    assert devices.ask(1, Copy(devices.name(0), False, pages, rate=0.0), source=0) == 2 * PAGE
+    assert devices.ask(1, Digests(False, [2, 3])) == [digest(of(0, 1))] * 2
+
+
 def test_a_spare_keeps_its_memory_and_nothing_in_it(devices: Devices) -> None:
     devices.ask(1, Load(True, [FIRST]))
-    devices.ask(1, Prefault())
+    devices.ask(1, Hold(range(6)))
     assert devices.ask(1, Report()).resident_bytes >= LAYOUT.capacity
     assert devices.retire([1], used=[0]) == []
     held = devices.ask(1, Report())

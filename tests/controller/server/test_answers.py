@@ -20,6 +20,7 @@ from controller.server.answers import A_BUG, CODES
 from controller.server.callers import ForbiddenError
 from controller.server.security import Listening, SecurityError
 from controller.server.serve import SERVICES, start
+from controller.server.strangers import Spacing
 from placer.channel import Settings, open_aio_channel
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2, placement_pb2
@@ -248,3 +249,15 @@ async def test_many_connections_at_once_are_answered() -> None:
 
         await asyncio.gather(*(one(number) for number in range(50)))
         assert len(world.loop.fleet.pool("tiny").engines) == 50
+
+
+@asynchronous
+async def test_what_cannot_be_answered_waits_and_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Spacing, "delay_s", lambda *_: 3_600.0)
+    async with a_world() as world:
+        empty = asyncio.ensure_future(world.fleet.Register(fleet_pb2.RegisterRequest()))
+        await world.traffic()
+        assert not empty.done()
+        empty.cancel()

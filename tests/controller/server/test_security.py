@@ -12,7 +12,7 @@ import pytest
 from controller.server import strangers
 from controller.server.callers import Names
 from controller.server.security import Listening, Role, Tokens
-from controller.server.strangers import SLOWEST_S, SPACING_S, Strangers
+from controller.server.strangers import SLOWEST_S, SPACING_S, Spacing
 from placer.channel import Settings, open_aio_channel
 from placer.clock import SystemClock
 from placer.errors import FileError
@@ -223,7 +223,7 @@ def test_tokens_that_everybody_can_read_are_warned_of(
 
 
 def test_who_shows_no_known_token_waits_for_those_before_from_there() -> None:
-    them = Strangers(SystemClock())
+    them = Spacing(SystemClock())
     delays = [them.delay_s("10.0.0.7", 100.0) for _ in range(5)]
     assert delays == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2])
     assert them.delay_s("10.0.0.8", 100.0) == 0.0  # another's are not counted
@@ -232,7 +232,7 @@ def test_who_shows_no_known_token_waits_for_those_before_from_there() -> None:
 
 
 def test_nobody_waits_longer_than_an_agent_does_for_its_answer() -> None:
-    them = Strangers(SystemClock())
+    them = Spacing(SystemClock())
     delays = [them.delay_s("10.0.0.7", 100.0) for _ in range(3_000)]
     assert max(delays) == SLOWEST_S < 5.0
     assert delays[round(SLOWEST_S / SPACING_S) + 1 :] == [SLOWEST_S] * (3_000 - 61)
@@ -240,7 +240,7 @@ def test_nobody_waits_longer_than_an_agent_does_for_its_answer() -> None:
 
 
 def test_more_addresses_than_are_told_apart_share_one() -> None:
-    them = Strangers(SystemClock())
+    them = Spacing(SystemClock())
     for number in range(strangers.ADDRESSES):
         assert them.delay_s(f"10.0.{number // 256}.{number % 256}", 100.0) == 0.0
     delays = [them.delay_s(f"10.9.0.{number}", 100.0) for number in range(2)]
@@ -280,7 +280,7 @@ async def test_right_tokens_do_not_wait_for_wrong_ones(
     tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never = 3_600.0
-    monkeypatch.setattr(Strangers, "delay_s", lambda *_: never)
+    monkeypatch.setattr(Spacing, "delay_s", lambda *_: never)
 
     async with (
         serving(Listening("127.0.0.1:0", tokens=tokens)) as address,
