@@ -1,5 +1,5 @@
-"""How a front chose a request's rank, written into the request's id: engines keep that, and so their
-agents can tell."""
+"""How a front chose a request's rank, written into the request's id: engines keep that, so that
+their agents can tell."""
 
 import re
 from enum import IntEnum

@@ -1,4 +1,4 @@
-"""What it wins to send requests home by tables: sampled requests against those of the control group,
+"""What it wins to send requests home by tables: sampled ones against those of the control group,
 which went by load alone."""
 
 import asyncio

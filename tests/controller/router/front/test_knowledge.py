@@ -1,4 +1,4 @@
-"""What a front does with a pool's tables: they are for engines of their map, but for a control group."""
+"""What a front does with tables: they are for engines of their map, but for a control group."""
 
 import numpy as np
 
