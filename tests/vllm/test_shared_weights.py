@@ -5,13 +5,7 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -25,7 +19,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm instal
 
 from placer.errors import PlacerError
 from tests.processes import children
-from tests.vllm.engines import MODEL, ROOT, Engine
+from tests.vllm.api_server import an_api_server
+from tests.vllm.engines import MODEL, Engine
 from tests.vllm.memory import Memory, an_hmm, memory_of
 from tests.vllm.story import real_prompts
 
@@ -76,7 +71,7 @@ def _tell(
     (server,) = children(hmm)
     os.kill(server, signal.SIGKILL)
     with (
-        _api_server(place, found.socket) as (ask, pids),
+        _standby(place, found.socket) as (ask, pids),
         ThreadPoolExecutor(1) as threads,
     ):
         found.http["attached"] = ask("/collective_rpc", {"method": "placer_attach"})
@@ -97,50 +92,14 @@ def _completed(ask: Ask, prompts: list[list[int]], tokens: int) -> list[list[int
 
 
 @contextmanager
-def _api_server(place: Path, hmm: Path) -> Iterator[tuple[Ask, Callable[[], set[int]]]]:
-    """A standby of `vllm serve`: what asks it, and its processes."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL),
+def _standby(place: Path, hmm: Path) -> Iterator[tuple[Ask, Callable[[], set[int]]]]:
+    """One of `vllm serve`: what asks it, and its processes."""
+    options = [
         "--load-format", "placer", "--model-loader-extra-config", json.dumps(ZERO_PAGES),
-        "--dtype", "float32", "--enforce-eager", "--skip-tokenizer-init",
-        "--max-model-len", "1024", "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
-    env = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_SERVER_DEV_MODE": "1",
-        "PLACER_HMM": str(hmm),
-        "PYTHONPATH": str(ROOT),
-    }
-
-    def ask(path: str, body: Any) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.loads(answer.read() or b"null")
-
-    log = place / "server.log"
-    with log.open("w") as said:
-        server = subprocess.Popen(command, env=env, cwd=place, stdout=said, stderr=said)
-    try:
-        until = time.monotonic() + 300
-        while True:
-            assert server.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < until, "it did not start"
-            try:
-                ask("/health", None)
-                break
-            except urllib.error.URLError:
-                time.sleep(0.5)
-        yield ask, lambda: {server.pid, *children(server.pid)}
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
+    more = {"VLLM_SERVER_DEV_MODE": "1", "PLACER_HMM": str(hmm)}
+    with an_api_server(place, options, more) as server:
+        yield server.ask, lambda: {server.pid, *children(server.pid)}
 
 
 def test_whoever_maps_the_weights_generates_what_who_loaded_them_does(sharing: Sharing) -> None:
