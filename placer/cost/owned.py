@@ -13,8 +13,10 @@ chance that it visits a place is ``traffic.visit_chance``.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from placer.arrays import BoolArray, FloatArray, IntArray
 from placer.cost.homes import chosen, shared
@@ -172,7 +174,7 @@ def cluster_homes(profile: Profile, placement: Placement) -> FloatArray:
     return shared(visits * kinds.share[:, None], kinds.share)
 
 
-def scheduled(profile: Profile, placement: Placement, trace: Trace | None) -> FloatArray | IntArray:
+def scheduled(profile: Profile, placement: Placement, trace: Trace | None) -> npt.NDArray[Any]:
     """The homes that a scheduler gives the trace's sequences if it knows where their experts are,
     [sequences]; or the profile's clusters, as ``cluster_homes``."""
     if trace is None:

@@ -49,16 +49,18 @@ def test_they_gain_nearly_as_much_as_any_assignment(seed: int, count: int) -> No
                 assert gain[np.arange(count), tried].sum() <= gained + 1e-6
 
 
-def test_a_gpu_may_send_what_the_most_visited_gets_and_more_costs() -> None:
-    # Two of four requests each stay on GPU 0, or on GPU 1, where the others send as much as ever.
-    stays = np.array([[6.0, 4.0], [6.0, 4.0], [10.0, 10.0], [10.0, 10.0]])
+def test_what_a_gpu_sends_beyond_the_limit_costs_as_much_as_what_all_send() -> None:
+    # Requests 0 and 1 send 4 from GPU 0 and 6 from GPU 1; 2 and 3 send 1, and 12 from GPU 1.
+    stays = np.array([[6.0, 4.0], [6.0, 4.0], [12.0, 1.0], [12.0, 1.0]])
     lens = np.ones(4, dtype=np.int64)
-    for limit, sent in ((ANY, {28}), (1.0, {28})):
-        own = chosen(stays, lens, limit)
-        assert {int((stays.sum(axis=1) - stays[np.arange(4), own]).sum())} == sent
-    # GPU 1 sends 6 + 10 where requests 0 and 2 are apart, and never 20 against 8.
-    own = chosen(stays, lens, 1.0)
-    assert sorted(own[2:].tolist()) == [0, 1]
+    # Least is sent, 14 in all, if 2 and 3 are on GPU 0: by GPU 1 12 of it.
+    assert chosen(stays, lens, ANY).tolist() == [1, 1, 0, 0]
+    # If none may send more than the mean, that is 12 - 7 too many: 23 by 5 + 18 would be worse.
+    assert chosen(stays, lens, 1.0).tolist() == [1, 1, 0, 0]
+    # Where two GPUs keep as much of all, it is as even as it can be.
+    alike = np.array([[9.0, 9.0], [9.0, 9.0], [1.0, 1.0], [1.0, 1.0]])
+    assert sorted(chosen(alike, lens, 1.0)[:2].tolist()) == [0, 1]
+    assert sorted(chosen(alike, lens, 1.0)[2:].tolist()) == [0, 1]
 
 
 def test_shares_of_clusters_are_even_and_split_only_what_must_be() -> None:
