@@ -11,12 +11,15 @@ from placer import model, topology
 from placer.files.routing import read_trace
 from placer.model import ModelShape
 from placer.objective import Objective
+from placer.placement import Placement
 from placer.plan import Solution
 from placer.planner import solve
 from placer.prediction.predict import Prediction, predict
+from placer.prediction.recall import guesses
 from placer.problem import Problem
 from placer.profile import of_trace
-from placer.tables import Tables, counted, tables_of
+from placer.tables import counted, tables_of, token_identity
+from placer.tables.experts import ExpertTables, expert_tables
 from placer.trace import Trace, concatenate
 
 GPUS = 4
@@ -37,7 +40,7 @@ def run() -> None:
         "judged on what the tables were not made from; * keyed on the first layer's experts",
         title_justify="left",
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     names = ("prior", "1 token", "2", "3", "4", "likely: precision", "F1", "next layer", "top-2k")
     for name in (*names, "aligned LAR", "fullest rank", "SRP(16)", "SCH(16, 2)"):
         table.add_column(name, justify="right")
@@ -45,10 +48,13 @@ def run() -> None:
     for name in ("", "batch", "first in, first out", "table", "oracle"):
         batches.add_column(name, justify="right")
     for case in cases():
-        tables = made(case.shape, case.fit)
+        counts = counted(case.fit, placed(case.shape, case.fit))
+        tables = tables_of(counts, case.shape)
         found = predict(case.judged, tables)
         name = f"{case.name}*" if found.is_upper_bound else case.name
         table.add_row(name, *_cells(found))
+        every = expert_tables(counts.table, counts.longer, least=1)
+        table.add_row("  all contexts, also of one request", *_recalls(case.judged, every))
         for one in found.batches:
             figures = (one.fifo, one.table, one.oracle)
             batches.add_row(name, str(one.batch), *(f"{figure:.1f}" for figure in figures))
@@ -76,8 +82,8 @@ def cases() -> Iterator[Case]:
         yield Case(preset, shape, *whole.split(0.5, seed=0))
 
 
-def made(shape: ModelShape, fit: Trace) -> Tables:
-    """For the placement that joint makes of the same half, to send tokens as seldom as may be."""
+def placed(shape: ModelShape, fit: Trace) -> Placement:
+    """What joint makes of the same half, to send tokens as seldom as may be."""
     problem = Problem(
         model=shape,
         topology=topology.preset("h100").resized(GPUS),
@@ -88,7 +94,13 @@ def made(shape: ModelShape, fit: Trace) -> Tables:
     )
     solution = solve(problem, "joint")
     assert isinstance(solution, Solution)
-    return tables_of(counted(fit, solution.placement), shape)
+    return solution.placement
+
+
+def _recalls(trace: Trace, experts: ExpertTables) -> list[str]:
+    tokens = token_identity(trace)
+    rows = [experts.rows(tokens, trace.seq_lens, order) for order in range(experts.orders + 1)]
+    return [f"{guesses(trace, experts, row, only_likely=False).recall:.2f}" for row in rows]
 
 
 def _cells(found: Prediction) -> list[str]:

@@ -99,7 +99,7 @@ def _checked(npz: Npz, origin: Origin, placement: Placement) -> Tables:
     )
     likely = take.below("likely", (layers, all_rows), top_k + 1).astype(np.uint8, copy=False)
     chosen = take.below("experts", (layers, all_rows, top_k), experts)
-    following = take.share("following", (layers - 1, experts, experts)).astype(np.float16)
+    following = take.logs("following", (layers - 1, experts, experts))
     longest = ExpertTables(vocabulary, keys, chosen, likely)
     return Tables(origin, placement, devices, longest, following)
 
@@ -127,6 +127,12 @@ class _Taker:
         """Numbers from 0 to 1."""
         found = self._numbers(name, shape, "f")
         self.must(bool(((found >= 0) & (found <= 1)).all()), name)  # nor is NaN
+        return found
+
+    def logs(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Numbers of two bytes that are finite."""
+        found = self._numbers(name, shape, "f")
+        self.must(found.dtype == np.float16 and bool(np.isfinite(found).all()), name)
         return found
 
     def ascending(self, name: str, dtype: type[np.integer[Any]]) -> Array:
