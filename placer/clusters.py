@@ -68,7 +68,7 @@ def of_requests(trace: Trace) -> Clusters:
     for first in range(0, trace.sequences, AT_A_TIME):
         part = slice(first, min(first + AT_A_TIME, trace.sequences))
         load = loads_by_request(trace, part)
-        own = Clusters(trace.seq_lens[part], np.ones(len(load)), load)
+        own = Clusters(trace.seq_lens[part].astype(np.float64), np.ones(len(load)), load)
         found = merge([own] if found is None else [found, own])
     assert found is not None  # a trace has a sequence
     return found

@@ -16,7 +16,7 @@ from bench.timing import console
 from placer.arrays import IntArray
 from placer.cost import score, traffic
 from placer.cost.homes import chosen, homes
-from placer.cost.owned import foreseen
+from placer.cost.owned import foreseen, peak
 from placer.optimizers.cocluster import cocluster, votes
 from placer.optimizers.eldr import signatures, zones
 from placer.placement import Placement
@@ -88,9 +88,9 @@ def _judged(world: World, gpus: int, redundant: int, seed: int) -> Iterator[tupl
     least = homes(judged.served.seq_lens, gpus)
     plain = _placed(problem, "joint")
     yield "joint", figures(plain, least)
-    yield "joint, scheduled", figures(plain, by_visits(fit, judged, plain))
+    yield "joint, scheduled", figures(plain, by_visits(problem, fit, judged, plain))
     together = _placed(clustered, "joint")
-    yield "joint, homes", figures(together, by_visits(fit, judged, together))
+    yield "joint, homes", figures(together, by_visits(problem, fit, judged, together))
     if redundant == 0:
         _, best = cocluster(problem)
         placement = problem.partition(best.experts)
@@ -101,11 +101,12 @@ def _judged(world: World, gpus: int, redundant: int, seed: int) -> Iterator[tupl
     yield "eldr", figures(placement, zone.homes(foretold, judged.served.seq_lens))
 
 
-def by_visits(fit: Requests, judged: Requests, placement: Placement) -> IntArray:
+def by_visits(problem: Problem, fit: Requests, judged: Requests, placement: Placement) -> IntArray:
     """[sequences] homes that save most visits, as foreseen from the prompts; offline."""
     gain = foreseen(fit.served, placement, judged.known, judged.prompts)
     lens = judged.served.seq_lens
-    return chosen(gain / judged.prompts[:, None] * lens[:, None], lens)
+    most = peak(problem.profile, placement)
+    return chosen(gain / judged.prompts[:, None] * lens[:, None], lens, most)
 
 
 def by_activations(fit: Requests, judged: Requests, placement: Placement) -> IntArray:

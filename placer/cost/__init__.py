@@ -1,11 +1,12 @@
 """What a placement costs: balance, traffic, compute, memory and moves, behind one ``score``."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from placer.arrays import FloatArray, IntArray
+from placer.arrays import FloatArray
 from placer.cost import balance, compute, links, outlook, owned, traffic
 from placer.cost.traffic import Traffic
 from placer.errors import PlacementError
@@ -48,7 +49,7 @@ def score(
     placement: Placement,
     trace: Trace | None = None,
     only_timed: bool = False,
-    homes: FloatArray | IntArray | None = None,
+    homes: npt.NDArray[Any] | None = None,
 ) -> Score:
     """What ``placement`` does to the problem's profile or, if given, to the trace's tokens.
 
@@ -99,7 +100,7 @@ def _expected(
     problem: Problem,
     placement: Placement,
     only_timed: bool,
-    homes: FloatArray | IntArray | None,
+    homes: npt.NDArray[Any] | None,
 ) -> Traffic:
     if homes is not None:
         return owned.expected(problem.profile, placement, homes)

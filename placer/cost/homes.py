@@ -1,6 +1,7 @@
 """Which GPU owns a request's tokens: the least loaded, or the one where it gains most."""
 
 import heapq
+from typing import Any
 
 import numpy as np
 
@@ -54,49 +55,72 @@ def shared(gain: FloatArray, tokens: FloatArray) -> FloatArray:
     return share
 
 
-def chosen(gain: FloatArray, seq_lens: IntArray) -> IntArray:
-    """[sequences] the GPU of each, so that they gain most and no GPU owns more tokens than one does
-    if each goes to the least loaded: as ``shared``, then whole, then the best moves and exchanges.
+def chosen(stays: FloatArray, seq_lens: IntArray, peak: float = 1.0) -> IntArray:
+    """[sequences] the GPU of each, so that least is sent, and by the GPU that sends most not more
+    than ``peak`` of the mean: beyond that it is what takes longest, and costs as much as what all
+    GPUs send. No GPU owns more tokens than one does if each goes to the least loaded. As
+    ``shared``, then whole, then the best moves and exchanges.
 
-    gain: [sequences, gpus] of a sequence with its home there
+    stays: [sequences, gpus] visits to each GPU, which stay if the sequence has its home there
+    peak:  visits to the GPU that is visited most, over their mean (``owned.peak``)
     """
-    gpus, tokens = gain.shape[1], seq_lens.astype(np.float64)
+    gpus, tokens = stays.shape[1], seq_lens.astype(np.float64)
     even = homes(seq_lens, gpus)
     most = float(np.bincount(even, tokens, gpus).max())
-    found = _exchanged(gain, tokens, shared(gain, tokens).argmax(axis=1), most)
+    sends = stays.sum(axis=1, keepdims=True) - stays
+    found = _exchanged(sends, tokens, shared(stays, tokens).argmax(axis=1), (most, peak))
     if np.bincount(found, tokens, gpus).max() <= most:
         return found
-    return _exchanged(gain, tokens, even, most)  # no exchange of two made room
+    return _exchanged(sends, tokens, even, (most, peak))  # no exchange of two made room
 
 
-def _exchanged(gain: FloatArray, tokens: FloatArray, start: IntArray, most: float) -> IntArray:
-    """``start`` [sequences] after the best moves and exchanges, of which none brings a GPU more
-    than the most tokens, or further beyond it."""
-    found, rows, gpus = start.copy(), np.arange(len(start)), gain.shape[1]
-    # No exchange is worth a token too many.
-    dear = 1.0 + 2 * float((gain.max(axis=1) - gain.min(axis=1)).max())
+def _exchanged(
+    sends: FloatArray, tokens: FloatArray, start: IntArray, limits: tuple[float, float]
+) -> IntArray:
+    """``start`` [sequences] after the best moves and exchanges.
 
-    def cost(owned: FloatArray, more: FloatArray) -> FloatArray:
-        over: FloatArray = np.maximum(owned + more - most, 0.0) - np.maximum(owned - most, 0.0)
-        return dear * over
-
+    sends:  [sequences, gpus]
+    limits: tokens that no GPU gets more of; and ``peak``
+    """
+    found, rows, gpus = start.copy(), np.arange(len(start)), sends.shape[1]
+    most, peak = limits
+    dear = 1.0 + float(sends.sum())  # no exchange is worth a token too many
     for _ in range(EXCHANGES):
-        owned = np.bincount(found, tokens, gpus)
-        here, mine = gain[rows, found], owned[found]
-        won = gain - here[:, None] - cost(owned, tokens[:, None]) - cost(mine, -tokens)[:, None]
+        owned, here = np.bincount(found, tokens, gpus), sends[rows, found]
+        sent = np.bincount(found, here, gpus)
+        enough = peak * sent.mean()
+
+        def cost(
+            at: Any, tokens: FloatArray, more: FloatArray, now: Any = (owned, sent, enough)
+        ) -> FloatArray:
+            """Of so many more tokens and visits that GPUs own and send."""
+            owned, sent, enough = now
+            over = _beyond(owned[at], tokens, most) * dear + _beyond(sent[at], more, enough)
+            found: FloatArray = more / gpus + over
+            return found
+
+        every = np.arange(gpus)
+        won = -cost(every, tokens[:, None], sends) - cost(found, -tokens, -here)[:, None]
         won[rows, found] = 0.0
         one, gpu = divmod(int(won.argmax()), gpus)
         best, other = won[one, gpu], -1
         if len(found) <= FEW:
-            more, there = tokens[:, None] - tokens, gain[:, found]
-            won = there + there.T - here - here[:, None]
-            won -= cost(mine, more) + cost(mine[:, None], -more)
+            # [one, other]: the other's GPU gets the one, and gives the other.
+            more = sends[:, found] - here
+            won = -cost(found, tokens[:, None] - tokens, more)
+            won += won.T
             won[found[:, None] == found] = 0.0
             if won.max() > best:
                 best, (one, other) = won.max(), divmod(int(won.argmax()), len(found))
-        if best <= 1e-9 * (1.0 + abs(here).sum()):
+        if best <= 1e-9 * (1.0 + enough):
             break
         if other >= 0:
             gpu, found[other] = int(found[other]), found[one]
         found[one] = gpu
     return found
+
+
+def _beyond(now: FloatArray, more: FloatArray, limit: float) -> FloatArray:
+    """By how much what is beyond the limit grows."""
+    grown: FloatArray = np.maximum(now + more - limit, 0.0) - np.maximum(now - limit, 0.0)
+    return grown

@@ -13,13 +13,16 @@ chance that it visits a place is ``traffic.visit_chance``.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from placer.arrays import BoolArray, FloatArray, IntArray
 from placer.cost.homes import chosen, shared
 from placer.cost.sharing import shares
 from placer.cost.traffic import Flow, Traffic, visit_chance
+from placer.cost.traffic import expected as expected_traffic
 from placer.placement import Placement
 from placer.profile import Profile
 from placer.tables import Vocabulary, token_identity
@@ -171,12 +174,18 @@ def cluster_homes(profile: Profile, placement: Placement) -> FloatArray:
     return shared(visits * kinds.share[:, None], kinds.share)
 
 
-def scheduled(profile: Profile, placement: Placement, trace: Trace | None) -> FloatArray | IntArray:
+def scheduled(profile: Profile, placement: Placement, trace: Trace | None) -> npt.NDArray[Any]:
     """The homes that a scheduler gives the trace's sequences if it knows where their experts are,
     [sequences]; or the profile's clusters, as ``cluster_homes``."""
     if trace is None:
         return cluster_homes(profile, placement)
-    return chosen(kept(trace, placement), trace.seq_lens)
+    return chosen(kept(trace, placement), trace.seq_lens, peak(profile, placement))
+
+
+def peak(profile: Profile, placement: Placement) -> float:
+    """Visits to the GPU that is visited most in each layer, over their mean."""
+    visits = expected_traffic(profile, placement, "dedup", True).dispatch.gpu.sum(axis=1)
+    return float(visits.max(axis=1).sum() / visits.mean(axis=1).sum())
 
 
 def _from(held: BoolArray, home: int) -> tuple[FloatArray, FloatArray]:

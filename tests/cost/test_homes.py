@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from placer.cost.homes import chosen, homes, shared
 
+ANY = 100.0  # times of the mean that a GPU may send: no limit
+
 
 def most_gain(gain: np.ndarray, lens: np.ndarray) -> float:
     """Of all assignments in which no GPU owns more than the least loaded give one."""
@@ -24,7 +26,7 @@ def most_gain(gain: np.ndarray, lens: np.ndarray) -> float:
 def test_requests_go_where_they_gain_most_as_long_as_there_is_room() -> None:
     gain = np.array([[9.0, 0.0], [8.0, 0.0], [7.0, 6.0], [1.0, 0.5]])
     # All four would be on GPU 0: the two that lose least leave.
-    assert chosen(gain, np.array([1, 1, 1, 1])).tolist() == [0, 0, 1, 1]
+    assert chosen(gain, np.array([1, 1, 1, 1]), ANY).tolist() == [0, 0, 1, 1]
 
 
 @given(st.integers(0, 2**16), st.integers(2, 6))
@@ -32,7 +34,7 @@ def test_they_gain_nearly_as_much_as_any_assignment(seed: int, count: int) -> No
     rng = np.random.default_rng(seed)
     lens = rng.integers(1, 20, count)
     gain = rng.random((count, 2)) * lens[:, None]
-    found = chosen(gain, lens)
+    found = chosen(gain, lens, ANY)
     most = np.bincount(homes(lens, 2), lens, 2).max()
     assert np.bincount(found, lens, 2).max() <= most
     gained = gain[np.arange(count), found].sum()
@@ -45,6 +47,20 @@ def test_they_gain_nearly_as_much_as_any_assignment(seed: int, count: int) -> No
                 tried[at] = gpu
             if np.bincount(tried, lens, 2).max() <= most:
                 assert gain[np.arange(count), tried].sum() <= gained + 1e-6
+
+
+def test_what_a_gpu_sends_beyond_the_limit_costs_as_much_as_what_all_send() -> None:
+    # Requests 0 and 1 send 4 from GPU 0 and 6 from GPU 1; 2 and 3 send 1, and 12 from GPU 1.
+    stays = np.array([[6.0, 4.0], [6.0, 4.0], [12.0, 1.0], [12.0, 1.0]])
+    lens = np.ones(4, dtype=np.int64)
+    # Least is sent, 14 in all, if 2 and 3 are on GPU 0: by GPU 1 12 of it.
+    assert chosen(stays, lens, ANY).tolist() == [1, 1, 0, 0]
+    # If none may send more than the mean, that is 12 - 7 too many: 23 by 5 + 18 would be worse.
+    assert chosen(stays, lens, 1.0).tolist() == [1, 1, 0, 0]
+    # Where two GPUs keep as much of all, it is as even as it can be.
+    alike = np.array([[9.0, 9.0], [9.0, 9.0], [1.0, 1.0], [1.0, 1.0]])
+    assert sorted(chosen(alike, lens, 1.0)[:2].tolist()) == [0, 1]
+    assert sorted(chosen(alike, lens, 1.0)[2:].tolist()) == [0, 1]
 
 
 def test_shares_of_clusters_are_even_and_split_only_what_must_be() -> None:

@@ -78,7 +78,7 @@ def test_requests_and_their_experts_meet() -> None:
     # Requests of two kinds; tokens of a kind use an expert of each pair alike, (0, 1) or (2, 3) in
     # the first layer and (0, 2) or (1, 3) in the second.
     kind = [[[0, 1], [0, 2]]], [[[2, 3], [1, 3]]]
-    trace = a_trace((kind[0] + kind[1]) * 4, seq_lens=[1] * 8)
+    trace = a_trace(kind[0] * 4 + kind[1] * 4, seq_lens=[1] * 8)
     problem = of_requests(trace)
     found = optimizer("joint")(problem)
     assert found.scheduled
