@@ -105,7 +105,7 @@ def _checked(npz: Npz, origin: Origin, placement: Placement) -> Tables:
     used = take.factors(rows, layers, experts)
     likely = take.below("likely", (layers, all_rows), top_k + 1).astype(np.uint8, copy=False)
     chosen = take.below("experts", (layers, all_rows, top_k), experts)
-    following = take.share("following", (layers - 1, experts, experts)).astype(np.float16)
+    following = take.logs("following", (layers - 1, experts, experts))
     longest = ExpertTables(vocabulary, keys, chosen, likely)
     return Tables(origin, placement, devices, owning, used, longest, following)
 
@@ -142,6 +142,12 @@ class _Taker:
         basis = self._numbers("basis", (width, kept * experts), "f").astype(np.float64)
         self.must(bool(np.isfinite(basis).all()), "basis")
         return Factors(weights, basis, layers / kept)
+
+    def logs(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Numbers of two bytes that are finite."""
+        found = self._numbers(name, shape, "f")
+        self.must(found.dtype == np.float16 and bool(np.isfinite(found).all()), name)
+        return found
 
     def ascending(self, name: str, dtype: type[np.integer[Any]]) -> Array:
         found = self._npz.array(name)

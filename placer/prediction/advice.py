@@ -185,6 +185,10 @@ def _saving(
     error_s = float(np.std(saved, ddof=1)) * (1 / len(saved) + 1) ** 0.5
     there_s = float(np.mean([getattr(half, name) for half in elsewhere])) if elsewhere else None
     verdict, reason = _judged(world, trace, way, mean_s, error_s, step_s)
+    if there_s is not None and there_s < 0 < mean_s:
+        reason += (
+            f"; on traffic of another kind it costs {-there_s * 1e6:.1f} us: plan again for it"
+        )
     return Saving(way, mean_s, error_s, mean_s / step_s, verdict, reason, there_s)
 
 

@@ -15,7 +15,7 @@ from placer.arrays import BoolArray, FloatArray, IntArray
 from placer.model import ModelShape
 from placer.placement import Placement
 from placer.prediction.recall import TOKENS_AT_A_TIME, among, next_experts
-from placer.tables.experts import followers
+from placer.tables.experts import evidence, followers
 from placer.trace import Trace
 
 HOST_BYTES_PER_S = 64e9  # PCIe 5.0 x16, one way
@@ -69,13 +69,13 @@ def offloaded(
 def _foretold(fit: Trace, judged: Trace) -> tuple[IntArray, IntArray]:
     """[layers, experts] tokens of which each expert is foretold, and those of them that use it;
     none at the first layer."""
-    chance = (followers(fit) / np.maximum(fit.load[:-1, :, None], 1)).astype(np.float32)
+    says = evidence(followers(fit), fit.load, fit.tokens, fit.top_k).astype(np.float32)
     told = np.zeros((judged.layers, judged.experts), dtype=np.int64)
     right = np.zeros_like(told)
     for start in range(0, judged.tokens, TOKENS_AT_A_TIME):
         ids = judged.expert_ids[start : start + TOKENS_AT_A_TIME]
         for layer in range(1, judged.layers):
-            likeliest = next_experts(ids[:, layer - 1], chance[layer - 1], judged.top_k)
+            likeliest = next_experts(ids[:, layer - 1], says[layer - 1], judged.top_k)
             hit = among(likeliest, ids[:, layer])
             told[layer] += np.bincount(likeliest.ravel(), minlength=judged.experts)
             right[layer] += np.bincount(likeliest[hit], minlength=judged.experts)

@@ -72,27 +72,26 @@ def guesses(trace: Trace, experts: ExpertTables, rows: IntArray, only_likely: bo
 
 def next_layer(trace: Trace, following: npt.NDArray[np.float16], width: int) -> Guesses:
     """The ``width`` likeliest experts of each layer but the first, from those of the layer before:
-    by the sum of what each of them is followed by (Fate, Pre-gated MoE: what is known a layer
-    ahead, to prefetch).
+    what is known a layer ahead, to prefetch (Fate, Pre-gated MoE).
 
-    following: [layers - 1, experts, experts] chances
+    following: [layers - 1, experts, experts] from ``experts.evidence``
     """
     right = np.zeros(trace.layers - 1, dtype=np.int64)
     for start in range(0, trace.tokens, TOKENS_AT_A_TIME):
         ids = trace.expert_ids[start : start + TOKENS_AT_A_TIME]
-        for layer, chance in enumerate(following.astype(np.float32)):
-            likeliest = next_experts(ids[:, layer], chance, width)
+        for layer, evidence in enumerate(following.astype(np.float32)):
+            likeliest = next_experts(ids[:, layer], evidence, width)
             right[layer] += among(likeliest, ids[:, layer + 1]).sum()
     transitions = trace.tokens * (trace.layers - 1)
     return Guesses(right, transitions * width, transitions * trace.top_k)
 
 
-def next_experts(ids: IntArray, chance: npt.NDArray[np.float32], width: int) -> IntArray:
+def next_experts(ids: IntArray, evidence: npt.NDArray[np.float32], width: int) -> IntArray:
     """[tokens, width] experts of the next layer.
 
-    ids: [tokens, top_k] of this one; chance: [experts, experts]
+    ids: [tokens, top_k] of this one; evidence: [experts, experts]
     """
-    return np.argsort(-chance[ids].sum(axis=1), axis=1, kind="stable")[:, :width]
+    return np.argsort(-evidence[ids].sum(axis=1), axis=1, kind="stable")[:, :width]
 
 
 def among(told: IntArray, used: IntArray) -> BoolArray:

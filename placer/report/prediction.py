@@ -125,13 +125,13 @@ def _locality(found: Prediction) -> Table:
 def advice_table(advice: Advice) -> Table:
     """For people."""
     table = _table(f"of a step of {advice.step_s * 1e3:.3f} ms of MoE layers, held out", "way")
-    for name in ("saves, us", "standard error", "share", "elsewhere, us"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
+    for name in ("saves, us", "+-", "share", "elsewhere, us"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for one in advice.savings:
         there = "-" if one.elsewhere_s is None else f"{one.elsewhere_s * 1e6:.1f}"
         figures = f"{one.saved_s * 1e6:.1f}", f"{one.error_s * 1e6:.1f}", f"{one.share:.1%}", there
-        table.add_row(one.way, *figures, one.verdict)
+        table.add_row(one.way, *figures, one.verdict.replace("_", " "))
     return table
 
 
@@ -147,7 +147,7 @@ def advice_json(advice: Advice) -> dict[str, Any]:
 
 def _table(title: str, first: str) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column(first)
+    table.add_column(first, no_wrap=True)
     return table
 
 

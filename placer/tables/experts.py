@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from placer.arrays import IntArray, frozen
+from placer.arrays import FloatArray, IntArray, frozen
 from placer.tables.contexts import LEAST, ContextTable, contexts
 from placer.tables.counts import TokenTable
 from placer.tables.vocabulary import Vocabulary
@@ -63,12 +63,14 @@ class ExpertTables:
         return row
 
 
-def expert_tables(table: TokenTable, longer: Sequence[ContextTable]) -> ExpertTables:
-    """From counts; contexts of fewer than ``LEAST`` sequences are left out.
+def expert_tables(
+    table: TokenTable, longer: Sequence[ContextTable], least: int = LEAST
+) -> ExpertTables:
+    """From counts; contexts of fewer than ``least`` sequences are left out.
 
     longer: those of 2, 3, ... tokens, in this order
     """
-    kept = [one.seen[0] >= LEAST for one in longer]
+    kept = [one.seen[0] >= least for one in longer]
     layers, _, experts = table.counts.shape
     rows = len(table.times) + sum(int(some.sum()) for some in kept)
     found = np.empty((layers, rows, table.top_k), dtype=np.min_scalar_type(experts - 1))
@@ -101,3 +103,17 @@ def followers(trace: Trace) -> IntArray:
         found = np.bincount(pair.ravel(), minlength=experts**2)
         counts[layer] = found.reshape(experts, experts)
     return counts
+
+
+def evidence(pairs: IntArray, load: IntArray, tokens: int, top_k: int) -> FloatArray:
+    """[layers - 1, experts, experts] what a token's use of i at a layer says for j at the next: the
+    likeliest j are those with the largest sum over the token's experts i (naive Bayes),
+
+        log P(j | i) - (1 - 1 / top_k) log P(j)
+
+    pairs: from ``followers``; load: [layers, experts] of those ``tokens``
+    """
+    prior = (load[1:, None, :] + 1) / (tokens + load.shape[1])
+    after = (pairs + prior) / (load[:-1, :, None] + 1)
+    found: FloatArray = np.log(after) - (1 - 1 / top_k) * np.log(prior)
+    return found

@@ -12,7 +12,7 @@ from placer.placement import Placement
 from placer.tables.contexts import ORDERS, ContextTable, context_table
 from placer.tables.counts import TokenTable, token_table
 from placer.tables.devices import Chains, DeviceTables, chains, devices_of
-from placer.tables.experts import ExpertTables, expert_tables, followers
+from placer.tables.experts import ExpertTables, evidence, expert_tables, followers
 from placer.tables.factors import Factors, factors
 from placer.tables.owning import visits
 from placer.trace import Trace
@@ -125,8 +125,7 @@ class Tables:
     """All that is looked up ahead, for one placement.
 
     owning:    [rows, gpus] from ``owning.visits``; used: each token's experts
-    following: [layers - 1, experts, experts] chance that a token uses j at the next layer if it
-               uses i at this one
+    following: [layers - 1, experts, experts] from ``experts.evidence``
     """
 
     origin: Origin
@@ -167,14 +166,14 @@ def tables_of(
             )
         vocabulary_rows = table.vocabulary.with_neighbours(embedding)
         table = TokenTable(vocabulary_rows, table.times, table.counts, table.top_k)
-    load = table.counts[:-1, -1, :, None]
+    load, tokens = table.counts[:, -1].astype(np.int64), int(table.times[-1])
     origin = Origin(
         counts.chains.placement.digest,
         model.name,
         model.dims,
         vocabulary,
         counts.keyed_by,
-        int(table.times[-1]),
+        tokens,
         counts.sequences,
     )
     return Tables(
@@ -184,5 +183,5 @@ def tables_of(
         visits(table, counts.chains.placement).astype(np.float16).astype(np.float32),
         factors(table),
         expert_tables(table, counts.longer),
-        (counts.followers / np.maximum(load, 1)).astype(np.float16),
+        evidence(counts.followers, load, tokens, table.top_k).astype(np.float16),
     )

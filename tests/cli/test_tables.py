@@ -20,7 +20,7 @@ def write(name: str, seed: int = 0, model: ModelShape = MODEL, ids: bool = True)
     """40 requests of 10 tokens, of 20 kinds."""
     found = random_trace(seed, tokens=400, layers=model.layers, experts=8)
     tokens = np.random.default_rng(seed).integers(20, size=400) if ids else None
-    trace = Trace(found.expert_ids, np.full(40, 10), 8, tokens, meta={"phase": "decode"})
+    trace = Trace(found.expert_ids, np.full(40, 10), 8, tokens, meta={"phase": "prefill"})
     write_trace(Path(name), trace, model)
 
 
@@ -43,7 +43,7 @@ def test_predict_prints_tables(made: Placer) -> None:
     ended = made("predict", "b.npz", "--tables", "t.npz")
     assert ended.code == 0
     for text in ("the token, top-k", "4 tokens, top-k", "LAR", "SRP, 16 tokens", "by an oracle"):
-        assert (text in ended.out) == (text != "SRP, 64 tokens")
+        assert text in ended.out
     assert "the tables know 100.0% of the tokens" in ended.err
 
 
@@ -149,7 +149,7 @@ def test_advise_says_what_is_worth_it(made: Placer, monkeypatch: pytest.MonkeyPa
     assert all(one["elsewhere_s"] is None for one in found["savings"])
     ended = made("advise", "a.npz", "b.npz", "--gpus", "2")
     assert ended.code == 0
-    assert "standard error" in ended.out
+    assert "verdict" in ended.out
     assert "worth it: " in ended.out
     assert "(allgather), a request's home changes nothing" in ended.err
 

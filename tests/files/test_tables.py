@@ -89,7 +89,8 @@ def test_the_file_holds_no_array_of_the_requests_tokens(path: Path) -> None:
         ({"experts": np.zeros((3, 7, 2), dtype=np.uint8)}, "experts does not fit"),
         ({"experts": np.zeros((3, 7), dtype=np.uint8)}, r"experts is \[3, 7\]: it must be"),
         ({"likely": None}, "has no array 'likely'"),
-        ({"following": np.full((2, 4, 4), -0.5)}, "following does not fit"),
+        ({"following": np.full((2, 4, 4), np.inf, dtype=np.float16)}, "following does not fit"),
+        ({"following": np.zeros((2, 4, 4))}, "following does not fit"),
         ({"placement": np.zeros((3, 5), dtype=int)}, "its placement: 5 slots do not divide by 2"),
         (
             {"placement": np.array([[0, 1, 2, 3]] * 3)},

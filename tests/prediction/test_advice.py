@@ -13,20 +13,21 @@ from placer.trace import Trace
 from tests.builders import a_topology
 
 MODEL = ModelShape("tiny", 2, 8, 2, hidden=4096, moe_intermediate=2048)
+MANY = 512  # so that halves hold about as many of either kind
 # Weights may take nine tenths of it: four experts, two of the four that a GPU owns of each layer.
 SMALL = replace(a_topology(2), gpu=replace(a_topology(2).gpu, hbm_bytes=5 * MODEL.expert_bytes))
 
 
 def requests(alike: bool, seed: int = 0, ids: bool = True) -> Trace:
-    """64 requests of 32 tokens; of two kinds, each with four experts and tokens of its own."""
-    rng = np.random.default_rng(seed)
-    kind = np.repeat(rng.permutation(64) % 2, 32)
-    chosen = rng.permuted(np.tile(np.arange(8 if alike else 4), (64 * 32 * 2, 1)), axis=1)[:, :2]
+    """MANY requests of 16 tokens; of two kinds, each with four experts and tokens of its own."""
+    rng, total = np.random.default_rng(seed), MANY * 16
+    kind = np.repeat(rng.permutation(MANY) % 2, 16)
+    chosen = rng.permuted(np.tile(np.arange(8 if alike else 4), (total * 2, 1)), axis=1)[:, :2]
     experts = chosen.reshape(-1, 2, 2) + (0 if alike else 4) * kind[:, None, None]
     # Any token, or one of the kind.
-    tokens = rng.integers(100, size=64 * 32) + (0 if alike else 100) * kind
+    tokens = rng.integers(100, size=total) + (0 if alike else 100) * kind
     meta = {"phase": "prefill"}
-    return Trace(experts, np.full(64, 32), 8, tokens if ids else None, meta=meta)
+    return Trace(experts, np.full(MANY, 16), 8, tokens if ids else None, meta=meta)
 
 
 def on(trace: Trace, topology: Topology | None = None, *others: Trace) -> Advice:
@@ -88,6 +89,6 @@ def test_what_it_saves_elsewhere_is_told_of_several_kinds_of_traffic() -> None:
 
 
 def test_a_trace_of_one_request_cannot_be_judged() -> None:
-    one = requests(alike=True).select(np.arange(64) == 0)
+    one = requests(alike=True).select(np.arange(MANY) == 0)
     with pytest.raises(RoutingError, match="a trace of one sequence cannot be split"):
         on(one)

@@ -9,7 +9,7 @@ from placer.arrays import IntArray
 from placer.tables import contexts as of_contexts
 from placer.tables import token_identity, token_table
 from placer.tables.contexts import ORDERS, ContextTable, context_table, contexts
-from placer.tables.experts import ExpertTables, expert_tables, followers
+from placer.tables.experts import ExpertTables, evidence, expert_tables, followers
 from placer.trace import Trace
 from tests.builders import a_trace, random_trace
 
@@ -136,6 +136,22 @@ def test_followers_are_all_pairs_of_a_tokens_experts_of_two_layers() -> None:
     trace = a_trace([[[0, 1], [2, 3]], [[0, 2], [2, 3]]])
     (found,) = followers(trace).tolist()
     assert found == [[0, 0, 2, 2], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
+
+
+def test_what_an_expert_says_for_the_next_layer_is_bayes_rule() -> None:
+    # Of 99,996 tokens, top-1, a third use 0 and go on to 1; the others use 1 and go on to 0 or 2.
+    third = 33_332
+    pairs = np.array([[[0, third, 0], [third, 0, third], [0, 0, 0]]])
+    load = np.array([[third, 2 * third, 0], [third, third, third]])
+    found = np.exp(evidence(pairs, load, 3 * third, 1)[0])  # of top-1 it is the chance
+    assert found[:2].tolist() == [
+        pytest.approx([0, 1, 0], abs=1e-4),
+        pytest.approx([0.5, 0, 0.5], abs=1e-4),
+    ]
+    assert found[2] == pytest.approx(1 / 3, abs=1e-4)  # never seen: the prior
+    # Of two experts each says what lacks half of the prior, so that it is not counted twice.
+    both = evidence(pairs, load, 3 * third, 2)[0]
+    assert np.exp(both[2] + both[2]) == pytest.approx(1 / 3, abs=1e-3)
 
 
 def _sequences(trace: Trace) -> list[IntArray]:

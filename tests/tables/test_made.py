@@ -41,12 +41,6 @@ def test_what_agents_sampled_one_after_another_makes_the_tables_of_all_of_it() -
     assert (whole.origin.tokens, whole.origin.sequences) == (80, 4)
 
 
-def test_the_next_layers_experts_are_chances() -> None:
-    tables = tables_of(counted(a_recording(1), PLACEMENT), MODEL)
-    # Each token has two experts at the next layer.
-    assert tables.following.sum(axis=2) == pytest.approx(2, abs=0.01)
-
-
 def test_with_an_embedding_tokens_that_never_came_have_a_neighbours_row() -> None:
     trace = a_recording(1)
     embedding = np.arange(9, dtype=np.float64)[:, None]
