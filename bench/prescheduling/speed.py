@@ -11,6 +11,7 @@ from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Request
 from controller.router.scheduling.scheduler import Batch, Scheduler
+from placer.arrays import IntArray
 from placer.cost.requests import Costs
 from placer.tables import Vocabulary
 
@@ -26,10 +27,15 @@ def a_scheduler(engines: int = 1) -> Scheduler:
     return Scheduler(pool, Costs(1e-6, 1e-6, 1e-6), tables)
 
 
+def zipf(rng: np.random.Generator, size: int | tuple[int, int]) -> IntArray:
+    """Token ids as frequent as words are (Zipf's law)."""
+    return np.minimum(rng.zipf(1.1, size), IDS) - 1
+
+
 def decide_us(tokens: int, with_reasons: bool = False) -> float:
     """Median microseconds of a decision on a prompt of so many tokens."""
     scheduler, rng = a_scheduler(), np.random.default_rng(1)
-    every = [Request(rng.integers(IDS, size=tokens), tokens, 100) for _ in range(ROUNDS)]
+    every = [Request(prompt, tokens, 100) for prompt in zipf(rng, (ROUNDS, tokens))]
     times = []
     for request in every:
         begun = time.perf_counter()
@@ -45,11 +51,11 @@ def batched_per_s(tokens: int) -> float:
     """Decisions a second of the kernel for many."""
     scheduler, rng = a_scheduler(), np.random.default_rng(1)
     lens = np.full(BATCH, tokens)
-    batch = Batch(rng.integers(IDS, size=BATCH * tokens), lens, np.full(BATCH, 100))
+    batch = Batch(zipf(rng, BATCH * tokens), lens, np.full(BATCH, 100))
     times = []
     for _ in range(5):
         begun = time.perf_counter()
-        scheduler.choose_many(batch)
+        scheduler.placed(batch)
         times.append(time.perf_counter() - begun)
     return BATCH / median(times)
 

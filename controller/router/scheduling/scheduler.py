@@ -135,7 +135,7 @@ class Scheduler:
 
     def choose_many(self, batch: Batch) -> list[Decision]:
         """As ``choose`` for each in turn, faster. Raises NoRankError if no rank is open."""
-        ranks, told, sums = self._placed(batch)
+        ranks, told, sums = self.placed(batch)
         first = self._decisions + 1
         self._decisions += len(ranks)
         decisions = []
@@ -177,9 +177,9 @@ class Scheduler:
         skipped = 0.0 if tokens else live.prompt  # it never began
         kernels.charge(self.pool.ranks, fitted, live.at, tokens - live.expected - skipped)
 
-    def _placed(self, batch: Batch) -> tuple[IntArray, FloatArray, IntArray]:
-        """Of each request the rank's place, what is told of it, and its sums; they count as
-        chosen."""
+    def placed(self, batch: Batch) -> tuple[IntArray, FloatArray, IntArray]:
+        """Of each request its rank's place in the pool, what is told of it, and the sums of its
+        tables; they count as that rank's for good, since nobody can tell that they ended."""
         check_open(self.pool)
         count, of = len(batch.seq_lens), self.tables.tables
         sums = np.empty((count, of.values.shape[1]), dtype=np.int64)
