@@ -54,8 +54,10 @@ def _rates(world: World) -> Table:
                 cells = [f"{gpus}", plan, name, _mean(each)]
                 if name in SCHEDULERS:
                     cells.append(f"{(np.mean(each) - 1) / (offline - 1):.2f}")
-                    for what in ("all", "windows"):
-                        cells.append(_mean([one[f"{name}, {what}"] for one in found]))
+                    cells += [
+                        _mean([one[f"{name}, {what}"] for one in found])
+                        for what in ("all", "windows")
+                    ]
                 table.add_row(*cells)
     return table
 

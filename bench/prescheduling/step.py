@@ -51,7 +51,7 @@ def online(case: Case) -> IntArray:
 def compared(
     world: World, gpus: int, plan: str, splits: int, quarter: bool
 ) -> Iterator[tuple[Figures, Figures, Figures]]:
-    """By split: joint with the least loaded; the plan with homes from tables, offline and online."""
+    """By split: joint with the least loaded; the plan with homes by tables, offline and online."""
     redundant = gpus * -(-world.shape.experts // 4 // gpus) if quarter else 0
     pairs = zip(
         cases(world, gpus, "joint", splits, redundant),

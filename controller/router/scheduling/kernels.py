@@ -22,7 +22,7 @@ Kernel = Callable[..., Any]
 SECONDS, ROUND_MASK, LEAST_LOADED, ELDR = range(4)
 MOST_SCORED = 4096  # tokens of a prompt that are looked up, evenly spread
 WINDOW = 8  # requests a rank, at the end of which ranks are to have as much to do
-SLACK = 1.25  # of what is uneven early in a window
+SLACK = 1.4  # how loosely, on the way there
 LEAST_STEP = 0.05  # of a rank's price, for a request of mean size
 MOST_DEAR = 16.0  # mean gains: a rank that nobody can go to for long has no other price for it
 MEMORY = 1000  # requests after which what was learnt fades
@@ -183,25 +183,24 @@ def values(
 
 @compiled
 def slack(ranks: Ranks, fitted: FloatArray) -> float:
-    """Tokens that a rank may be ahead for a mean gain: so many requests as the square of those that
-    it will still get in this window, of the size that a token's request has. So what is uneven
-    early in a window is made up for until its end."""
+    """Tokens that a rank may be ahead for a mean gain: as many requests as the square of those that
+    it will still get in this window, at most a window's, and of the size that a token's request
+    has in the mean. So what is uneven early in a window is made up for until its end."""
     opened = max(ranks.open.sum(), 1)
     window = WINDOW * opened
     left = (window - fitted[CHOSEN] % window) / opened
     size = fitted[SQUARES] / max(fitted[TOKENS], 1.0)
-    return SLACK * left * left * max(size, 1.0)
+    return min(SLACK * left * left, WINDOW) * max(size, 1.0)
 
 
 @compiled
 def charge(ranks: Ranks, fitted: FloatArray, best: int, tokens: float) -> None:
     """Prices after a rank got tokens: a step of the stochastic subgradient of "as many tokens on
-    each rank of an engine", which gets shorter as the stream goes on."""
-    mine = ranks.open & (ranks.engine == ranks.engine[best])
-    count = max(mine.sum(), 1)
+    each rank", which gets shorter as the stream goes on."""
+    count = max(ranks.open.sum(), 1)
     step = max(1 / np.sqrt(max(fitted[CHOSEN] / count, 1.0)), LEAST_STEP)
     step *= tokens / max(fitted[TOKENS], 1.0)
-    ranks.dear[:] -= mine * (step / count)
+    ranks.dear[:] -= ranks.open * (step / count)
     ranks.dear[best] += step
     ranks.dear[:] = np.minimum(np.maximum(ranks.dear, -MOST_DEAR), MOST_DEAR)
 

@@ -1,4 +1,4 @@
-"""What the other schedulers look up, in the form of ours: values from 0 to 1 of a token and rank."""
+"""What the other schedulers look up: as in ours, values from 0 to 1 of a token and a rank."""
 
 import numpy as np
 
