@@ -76,9 +76,9 @@ def front(
         import uvloop
 
         from controller.router.front import front as fronts
-        from controller.router.front.access_log import AccessLog
-        from controller.router.front.desk import Desk
-        from controller.router.front.settings import read_limits
+        from controller.router.desk.access_log import AccessLog
+        from controller.router.desk.desk import Desk
+        from controller.router.desk.settings import read_limits
         from controller.router.scheduling.kernels import Costs
         from controller.router.scheduling.scheduler import Scheduler
         from controller.server.security import Listening

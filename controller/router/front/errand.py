@@ -4,7 +4,7 @@ from abc import abstractmethod
 from math import inf
 
 from controller.router.bodies.asked import Asked
-from controller.router.front.desk import Desk
+from controller.router.desk.desk import Desk
 from controller.router.pool.doors import Seat
 from controller.router.scheduling.request import Decision, Request
 from controller.router.wire import heads

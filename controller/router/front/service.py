@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from controller.router.bodies.asked import Asked, read
-from controller.router.front.desk import Desk
+from controller.router.desk.desk import Desk
 from controller.router.front.exchange import Exchange
 from controller.router.wire import heads
 from controller.router.wire.arriving import AGAIN, Connection

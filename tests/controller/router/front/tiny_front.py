@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from controller.router.front.access_log import AccessLog
-from controller.router.front.desk import Desk
+from controller.router.desk.access_log import AccessLog
+from controller.router.desk.desk import Desk
 from controller.router.front.front import Front
-from controller.router.front.settings import Limits
+from controller.router.desk.settings import Limits
 from controller.router.pool.discovery import Discovery
 from controller.router.pool.doors import Named
 from controller.router.scheduling.decide import NoRankError

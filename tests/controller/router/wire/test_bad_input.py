@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from controller.router.front.settings import Limits
+from controller.router.desk.settings import Limits
 from controller.router.wire.arriving import HEAD_BYTES, MOST_HEADERS, PIPELINED, TARGET_BYTES
 from tests.controller.router.front.tiny_engine import Engine, engines
 from tests.controller.router.front.tiny_front import (
