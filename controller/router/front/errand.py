@@ -59,8 +59,6 @@ class Errand(Taker):
             return
         self._decision, self._seat = decision, seat = chosen
         self.tries += 1
-        seat.door.own[decision.rank] += 1
-        seat.door.served += 1
         self.place_name = f"{decision.engine}/{decision.rank}"
         self.due_s = desk.tick_s + desk.limits.first_s
         if (connection := seat.door.server.take()) is not None:
@@ -120,8 +118,7 @@ class Errand(Taker):
         self._seat = self._decision = self._upstream = None
         if upstream is not None and upstream.taker is self:
             upstream.abandon()
-        seat.door.own[decision.rank] -= 1
-        self._desk.scheduler.ended(decision, self._events if generated is None else generated)
+        self._desk.ended(decision, seat, self._events if generated is None else generated)
         return seat
 
     def _lost(self, why: str) -> None:

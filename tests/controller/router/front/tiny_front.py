@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import wraps
 from http.client import HTTPConnection
@@ -50,10 +50,12 @@ class LeastLoaded:
     def hear(self, others: Mapping[tuple[str, int], float]) -> None:
         self.others = others
 
-    def choose(self, request: Request) -> Decision:
+    def choose(
+        self, request: Request, among: Collection[tuple[str, int]] | None = None
+    ) -> Decision:
         self.requests.append(request)
         places = [(one.name, rank) for one in self.engines for rank in range(one.ranks)
-                  if rank not in one.draining]  # fmt: skip
+                  if rank not in one.draining and (among is None or (one.name, rank) in among)]  # fmt: skip
         if not places:
             raise NoRankError("none")
         place = min(places, key=lambda one: self.load[one] + self.others.get(one, 0))
