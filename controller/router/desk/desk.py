@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
+from controller.router.bodies.tokenizing import Tokenizing
 from controller.router.desk.access_log import AccessLog
 from controller.router.desk.figures import Figures
 from controller.router.desk.settings import Limits
-from controller.router.bodies.tokenizing import Tokenizing
 from controller.router.pool.doors import Doors, Place, Seat
 from controller.router.scheduling.decide import NoRankError
 from controller.router.scheduling.pool import Engine

@@ -1,4 +1,4 @@
-"""An engine's answer as it passes a gateway: how many tokens were generated, as far as it is seen."""
+"""An engine's answer as it passes a gateway: how many tokens were generated, as far as one sees."""
 
 import re
 
