@@ -47,18 +47,21 @@ class Call:
             "response_body": self._response_body,
             "response_trailers": self._response_trailers,
         }
-        desk.active.add(self)
-        desk.figures.active = len(desk.active)
 
     async def take(self, said: Said) -> Sequence[bytes]:
         """What it is answered now. Raises RefusedError."""
         if self._modes is None:
-            self._modes = messages.modes(said)
-            self._subset = messages.subset(said)
-            if len(self._desk.active) > self._desk.limits.requests:
-                raise RefusedError(429, "too many requests: try again later", RETRY_AFTER)
+            self._begin(said)
         heard = self._on.get(said.WhichOneof("request"))
         return await heard(said) if heard else ()
+
+    def _begin(self, said: Said) -> None:
+        self._modes, self._subset = messages.modes(said), messages.subset(said)
+        active, limits = self._desk.active, self._desk.limits
+        active.add(self)
+        self._desk.figures.active = len(active)
+        if len(active) > limits.requests:
+            raise RefusedError(429, "too many requests: try again later", RETRY_AFTER)
 
     def refused(self, error: RefusedError) -> None:
         self._answer.status = error.status
@@ -211,8 +214,7 @@ class Call:
     def _read(self, body: bytes) -> Asked:
         """Raises RefusedError."""
         limits = self._desk.limits
-        known = self._path in ROUTES or not self._path  # if headers are not shown
-        if not known or len(body) > limits.parsed_bytes:
+        if self._path not in ROUTES or len(body) > limits.parsed_bytes:
             return self._unread(len(body))
         return read(body, limits.scored_tokens)
 

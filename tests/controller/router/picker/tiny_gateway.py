@@ -59,8 +59,9 @@ async def picking(
     listening: Listening = LISTENING,
     only_rank: bool = False,
     metrics: str = "",
+    waits: bool = True,
 ) -> AsyncIterator[Picking]:
-    """A picker that knows these engines, once all take requests."""
+    """A picker that knows these engines. waits: until all take requests"""
     scheduler = LeastLoaded()
     desk = Desk(scheduler, limits or Limits(drain_s=0.2), SystemClock(), AccessLog(""), [], False)
     picker = Picker(desk, listening, named(*them), None, only_rank, metrics)
@@ -71,7 +72,8 @@ async def picking(
     if task.done():
         await task
     try:
-        await until(lambda: all(door.is_open for door in desk.doors.all.values()))
+        if waits:
+            await until(lambda: all(door.is_open for door in desk.doors.all.values()))
         yield Picking(port.result(), picker, scheduler, desk)
         await until(lambda: not desk.active and scheduler.is_idle)
         assert all(not +door.own for door in desk.doors.all.values())
@@ -152,9 +154,7 @@ async def gateway(
     """Engines, a picker of them, and an Envoy that asks it."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(engines(*them))
-        picker = await stack.enter_async_context(
-            picking(*them, limits=limits, only_rank=only_rank)
-        )
+        picker = await stack.enter_async_context(picking(*them, limits=limits, only_rank=only_rank))
         port = await stack.enter_async_context(envoy(config(a_port(), picker.port, **modes)))
         yield Running(port, picker.scheduler, picker.desk)
         await until(lambda: not picker.desk.active)
