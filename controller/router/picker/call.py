@@ -37,7 +37,7 @@ class Call:
         self._asked = Asked()
         self._decision: Decision | None = None
         self._seat: Seat | None = None
-        self._answer = Answer()
+        self._answer = Answer(is_shown=True)
         self._refused = ""
         self._on: Mapping[str | None, Callable[[Any], Awaitable[Sequence[bytes]]]] = {
             "request_headers": self._request_headers,
@@ -57,6 +57,7 @@ class Call:
 
     def _begin(self, said: Said) -> None:
         self._modes, self._subset = messages.modes(said), messages.subset(said)
+        self._answer.is_shown = self._modes.answer != messages.NONE
         active, limits = self._desk.active, self._desk.limits
         active.add(self)
         self._desk.figures.active = len(active)

@@ -257,7 +257,7 @@ async def test_the_command_runs_until_it_is_told_to_end() -> None:
 def test_tokens_are_as_usage_says_wherever_it_is_cut() -> None:
     whole = b'{"usage": {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}}'
     for cut in range(len(whole)):
-        answer = Answer()
+        answer = Answer(is_shown=True)
         answer.head(200, b"application/json")
         answer.add(b"x" * 2 * TAIL + whole[:cut])
         answer.add(whole[cut:])
@@ -265,10 +265,13 @@ def test_tokens_are_as_usage_says_wherever_it_is_cut() -> None:
 
 
 def test_without_usage_every_event_is_a_token_and_without_a_body_as_many_as_may_be() -> None:
-    answer = Answer()
-    assert answer.generated(99) == 0  # it never began
+    hidden = Answer(is_shown=False)
+    assert hidden.generated(99) == 0  # it never began
+    hidden.head(200, b"text/event-stream; charset=utf-8")
+    assert hidden.generated(99) == 99
+    answer = Answer(is_shown=True)
     answer.head(200, b"text/event-stream; charset=utf-8")
-    assert answer.generated(99) == 99
+    assert answer.generated(99) == 0
     answer.add(b"data: {}\n\ndata: {}\n\n")
     assert answer.generated(99) == 2
     answer.head(400, b"application/json")
