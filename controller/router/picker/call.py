@@ -177,9 +177,9 @@ class Call:
         if self._only_rank and len({seat.door for seat in among.values()}) != 1:
             return messages.placed(kind, "", b"")  # whose rank it would be, nobody can tell
         if asked.text and self._desk.tokenizing is not None:
-            known = asyncio.get_running_loop().create_future()
-            self._desk.tokenizing.encode(asked, lambda: known.done() or known.set_result(None))
-            await known
+            known = asyncio.Event()
+            self._desk.tokenizing.encode(asked, known.set)
+            await known.wait()
         among = self._among()  # others may be there now
         chosen = self._desk.choose(asked.request(), None if self._subset is None else among.keys())
         if chosen is None:

@@ -61,7 +61,7 @@ async def streaming(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
 @run
 async def test_a_request_reaches_the_rank_that_was_chosen(modes: dict[str, str]) -> None:
     engine = Engine(ranks=(0, 1))
-    async with gateway(engine, **modes) as here:
+    async with gateway(engine, modes=modes) as here:
         here.scheduler.load["engine-1", 0] = 1
         body = json.dumps(completion(unknown=[1e3])).encode()
         answer = await asyncio.to_thread(asked, here.port, "POST", COMPLETIONS + "?a=b", body)
@@ -79,7 +79,7 @@ async def test_a_request_reaches_the_rank_that_was_chosen(modes: dict[str, str])
 @run
 async def test_a_stream_is_passed_on_and_its_tokens_count(modes: dict[str, str], path: str) -> None:
     engine = Engine()
-    async with gateway(engine, **modes) as here:
+    async with gateway(engine, modes=modes) as here:
         messages = [{"role": "user", "content": "hello"}]
         body = completion(stream=True, stream_options={"include_usage": True}, messages=messages)
         answer = await ask(here.port, path, body)
@@ -104,7 +104,7 @@ async def test_events_are_passed_on_while_the_engine_goes_on() -> None:
 @run
 async def test_without_bodies_of_answers_a_request_lasts_as_long() -> None:
     engine = Engine(gate=asyncio.Event())
-    async with gateway(engine, **UNSEEN) as here:
+    async with gateway(engine, modes=UNSEEN) as here:
         asking = asyncio.create_task(ask(here.port, COMPLETIONS, completion(stream=True)))
         await until(lambda: engine.asked)
         assert not here.scheduler.is_idle
@@ -118,7 +118,7 @@ async def test_without_bodies_of_answers_a_request_lasts_as_long() -> None:
 @run
 async def test_without_its_body_a_request_is_known_by_its_size(mode: str) -> None:
     engine = Engine(ranks=(0, 1))
-    async with gateway(engine, request_body_mode=mode) as here:
+    async with gateway(engine, modes={"request_body_mode": mode}) as here:
         body = json.dumps(completion(user="u" * 400)).encode()
         answer = await ask(here.port, COMPLETIONS, body)
         assert (answer.status, engine.asked[0].rank, engine.asked[0].body) == (200, "0", body)
@@ -159,7 +159,7 @@ async def test_clients_choose_neither_engine_nor_rank() -> None:
 @run
 async def test_a_large_body_arrives_whole_and_is_not_looked_into(modes: dict[str, str]) -> None:
     engine = Engine()
-    async with gateway(engine, limits=Limits(parsed_bytes=100_000), **modes) as here:
+    async with gateway(engine, limits=Limits(parsed_bytes=100_000), modes=modes) as here:
         body = json.dumps(completion(user="u" * 5_000_000)).encode()
         assert (await ask(here.port, COMPLETIONS, body)).status == 200
         assert engine.asked[0].body == body
@@ -171,7 +171,7 @@ async def test_a_large_body_arrives_whole_and_is_not_looked_into(modes: dict[str
 @run
 async def test_a_body_over_the_limit_is_refused(modes: dict[str, str]) -> None:
     engine = Engine()
-    async with gateway(engine, limits=Limits(request_bytes=1000), **modes) as here:
+    async with gateway(engine, limits=Limits(request_bytes=1000), modes=modes) as here:
         answer = await ask(here.port, COMPLETIONS, completion(user="u" * 1000))
         assert (answer.status, answer.error) == (413, "a body of more than 1,000 bytes: send less")
     assert not engine.asked
@@ -182,7 +182,7 @@ async def test_a_body_over_the_limit_is_refused(modes: dict[str, str]) -> None:
 @run
 async def test_what_is_no_json_object_is_refused(modes: dict[str, str], body: bytes) -> None:
     engine = Engine()
-    async with gateway(engine, **modes) as here:
+    async with gateway(engine, modes=modes) as here:
         answer = await ask(here.port, COMPLETIONS, body)
         assert answer.status == 400
         assert "JSON" in answer.error

@@ -24,6 +24,8 @@ from tests.controller.router.front.tiny_engine import Engine, engines
 from tests.controller.router.front.tiny_front import LISTENING, LeastLoaded, named, until
 
 SAMPLE = Path(__file__).parents[4] / "examples/picker/envoy.yaml"
+Modes = Mapping[str, str]
+SAMPLED: Modes = {}  # as the sample has them
 DUPLEX, BUFFERED, STREAMED, NONE = "FULL_DUPLEX_STREAMED", "BUFFERED", "STREAMED", "NONE"
 
 
@@ -68,7 +70,8 @@ async def picking(
     stop = asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(picker.run(stop, port.set_result))
-    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
+    waiting: list[asyncio.Future[Any]] = [task, port]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         await task
     try:
@@ -82,7 +85,7 @@ async def picking(
         await task
 
 
-def config(port: int, picker: int, **modes: str) -> dict[str, Any]:
+def config(port: int, picker: int, modes: Modes = SAMPLED) -> dict[str, Any]:
     """The sample, at these ports. modes: of the bodies, where others than the sample's"""
     found: dict[str, Any] = yaml.safe_load(SAMPLE.read_text())
     resources = found["static_resources"]
@@ -149,12 +152,12 @@ class Running(NamedTuple):
 
 @asynccontextmanager
 async def gateway(
-    *them: Engine, limits: Limits | None = None, only_rank: bool = False, **modes: str
+    *them: Engine, modes: Modes = SAMPLED, limits: Limits | None = None
 ) -> AsyncIterator[Running]:
     """Engines, a picker of them, and an Envoy that asks it."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(engines(*them))
-        picker = await stack.enter_async_context(picking(*them, limits=limits, only_rank=only_rank))
-        port = await stack.enter_async_context(envoy(config(a_port(), picker.port, **modes)))
+        picker = await stack.enter_async_context(picking(*them, limits=limits))
+        port = await stack.enter_async_context(envoy(config(a_port(), picker.port, modes)))
         yield Running(port, picker.scheduler, picker.desk)
         await until(lambda: not picker.desk.active)
