@@ -53,6 +53,7 @@ VERBS = {
     "check": "check",
     "serve": "serve",
     "front": "front",
+    "picker": "picker",
     "status": "status",
     "watch": "ledger",
     "history": "ledger",

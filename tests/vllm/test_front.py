@@ -16,10 +16,10 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm instal
 uvloop = pytest.importorskip("uvloop", reason="a front needs uvloop and httptools")
 pytest.importorskip("httptools", reason="a front needs uvloop and httptools")
 
-from controller.router.front.access_log import AccessLog
-from controller.router.front.desk import Desk
+from controller.router.desk.access_log import AccessLog
+from controller.router.desk.desk import Desk
+from controller.router.desk.settings import Limits
 from controller.router.front.front import Front
-from controller.router.front.settings import Limits
 from controller.router.pool.doors import Named
 from controller.router.pool.knowledge import Known
 from controller.router.scheduling.lookup import Lookup

@@ -12,6 +12,8 @@ from controller.router.scheduling.scheduler import BLOCK_TOKENS
 from controller.router.wire.heads import RefusedError
 from placer.arrays import IntArray
 
+# Whose bodies are read.
+ROUTES = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"})
 BYTES_PER_TOKEN = 4  # of text, where nobody counted
 DEFAULT_MOST = 16  # tokens of /v1/completions, as OpenAI has it
 UNBOUNDED = 1024  # tokens that are expected where none are stated

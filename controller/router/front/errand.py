@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import inf
 
 from controller.router.bodies.asked import Asked
-from controller.router.front.desk import Desk
+from controller.router.desk.desk import Desk
 from controller.router.pool.doors import Seat
 from controller.router.scheduling.request import Decision, Request
 from controller.router.wire.heads import ID, Headers
@@ -63,8 +63,6 @@ class Errand(Taker):
             return
         self._decision, self._seat = decision, seat = chosen
         self.tries += 1
-        seat.door.own[decision.rank] += 1
-        seat.door.served += 1
         self.place_name = f"{decision.engine}/{decision.rank}"
         self.due_s = desk.tick_s + desk.limits.first_s
         if (connection := seat.door.server.take()) is not None:
@@ -132,8 +130,7 @@ class Errand(Taker):
         self._seat = self._decision = self._upstream = None
         if upstream is not None and upstream.taker is self:
             upstream.abandon()
-        seat.door.own[decision.rank] -= 1
-        self._desk.scheduler.ended(decision, self._events if generated is None else generated)
+        self._desk.ended(decision, seat, self._events if generated is None else generated)
         return seat
 
     def _lost(self, why: str) -> None:

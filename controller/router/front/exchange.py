@@ -5,7 +5,7 @@ import re
 from controller.router.bodies.asked import Asked
 from controller.router.bodies.splice import DONE, Splice
 from controller.router.bodies.trail import Trail
-from controller.router.front.desk import Desk
+from controller.router.desk.desk import Desk
 from controller.router.front.errand import RETRY_AFTER, Errand
 from controller.router.front.relay import Relay
 from controller.router.wire import heads

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
-from controller.router.front.desk import Desk
+from controller.router.desk.desk import Desk
 from controller.router.front.service import Service
 from controller.router.pool.discovery import Discovery
 from controller.router.pool.doors import Named

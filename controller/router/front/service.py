@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from controller.router.bodies.asked import Asked, read
-from controller.router.front.desk import Desk
+from controller.router.bodies.asked import ROUTES, Asked, read
+from controller.router.desk.desk import Desk
 from controller.router.front.exchange import Exchange
 from controller.router.wire.arriving import AGAIN, Connection
 from controller.router.wire.heads import JSON, Headers, RefusedError
@@ -14,12 +14,7 @@ from controller.server.strangers import Strangers
 from controller.server.tokens import Tokens
 
 GET, POST = b"GET", b"POST"
-TO_ENGINES = {
-    b"/v1/chat/completions": POST,
-    b"/v1/completions": POST,
-    b"/v1/embeddings": POST,
-    b"/v1/models": GET,
-}
+TO_ENGINES = {**dict.fromkeys(ROUTES, POST), b"/v1/models": GET}
 OTHER = "other"  # a route of nobody's: clients do not make up labels of figures
 TEXT: Headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
 UNKNOWN: Headers = [(b"www-authenticate", b"Bearer")]
@@ -32,7 +27,6 @@ class Service:
         self.desk, self.limits, self._tokens = desk, desk.limits, tokens
         self.connections: set[Connection] = set()
         self.draining = False
-        self._bytes = 0  # of bodies
         self._strangers = Strangers(desk.clock)
         self._own: dict[bytes, Callable[[], tuple[int, Headers, bytes]]] = {
             b"/health": self._health,
@@ -51,8 +45,7 @@ class Service:
         self.connections.discard(connection)
 
     def reserve(self, size: int) -> bool:
-        self._bytes += size
-        return self._bytes <= self.limits.bodies_bytes
+        return self.desk.reserve(size)
 
     def handle(self, connection: Any, arrived: Arrived) -> None:
         path = _origin(arrived)

@@ -1,6 +1,7 @@
 """A scheduler's state: what it sent where, what came of it, and what it learnt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -124,11 +125,16 @@ class Scheduler:
         at, told, _ = ask(request, self.pool, self.tables, self.prices, cached, self._rule, False)
         return decided(self.pool, self.name, at, told.tolist())
 
-    def choose(self, request: Request) -> Decision:
-        """Where it goes; from then on it counts as that rank's. Raises NoRankError if none is
-        open."""
+    def choose(
+        self, request: Request, among: Collection[tuple[str, int]] | None = None
+    ) -> Decision:
+        """Where it goes; from then on it counts as that rank's. among: the only ranks that it may
+        go to. Raises NoRankError if none is open."""
         cached = self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
-        at, told, sums = ask(request, self.pool, self.tables, self.prices, cached, self._rule, True)
+        with self._only(among):
+            at, told, sums = ask(
+                request, self.pool, self.tables, self.prices, cached, self._rule, True
+            )
         self._prefixes.remember(request.prefix, at)
         self._decisions += 1
         figures = told.tolist()
@@ -179,6 +185,20 @@ class Scheduler:
         self.pool.ranks.held[live.at] -= live.need
         skipped = 0.0 if tokens else live.prompt  # it never began
         kernels.charge(self.pool.ranks, fitted, live.at, tokens - live.expected - skipped)
+
+    @contextmanager
+    def _only(self, among: Collection[tuple[str, int]] | None) -> Iterator[None]:
+        """For one decision no other rank is open."""
+        if among is None:
+            yield
+            return
+        is_open = self.pool.ranks.open
+        before = is_open.copy()
+        is_open &= [place in among for place in self.pool.places]
+        try:
+            yield
+        finally:
+            is_open[:] = before
 
     def placed(self, batch: Batch) -> tuple[IntArray, FloatArray, IntArray]:
         """Of each request its rank's place in the pool, what is told of it, and the sums of its

@@ -21,12 +21,14 @@ class Reply(NamedTuple):
 
 
 class Server:
-    """One address, and the connections to it. open: all of them; those kept wait for requests"""
+    """One address, and the connections to it. open: all of them; those kept wait for requests;
+    reached: ip:port of the last one, empty before"""
 
     def __init__(self, address: Address, clock: Clock, tls: ssl.SSLContext | None = None) -> None:
         self.address, self._clock = address, clock
         self._tls = (tls or ssl.create_default_context()) if address.tls else None
         self.open: set[Upstream] = set()
+        self.reached = ""
         self._kept: list[Upstream] = []
 
     def take(self) -> Upstream | None:
@@ -56,6 +58,8 @@ class Server:
         except (OSError, TimeoutError, UnicodeError) as error:
             why = " ".join(str(error).split())[:200] or f"no connection in {CONNECT_S:g} s"
             raise LostError(f"{where.url} cannot be reached ({why})") from error
+        if (peer := one.transport.get_extra_info("peername")) is not None:
+            self.reached = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
         return one
 
     async def ask(

@@ -11,7 +11,7 @@ import pytest
 from controller.router.bodies import asked, tokenizing
 from controller.router.bodies.asked import Asked, goes_on, read
 from controller.router.bodies.tokenizing import EngineTokenizer, LocalTokenizer, cut, fill
-from controller.router.front.settings import Limits, read_limits
+from controller.router.desk.settings import Limits, read_limits
 from placer.errors import FileError
 from tests.controller.router.front.tiny_engine import Engine, engines
 from tests.controller.router.front.tiny_front import (

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from controller.router.front.settings import Limits
+from controller.router.desk.settings import Limits
 from controller.router.pool.knowledge import Known
 from controller.router.scheduling.lookup import Lookup
 from placer.cost.requests import Costs

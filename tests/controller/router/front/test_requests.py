@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from controller.router.front.settings import Limits
+from controller.router.desk.settings import Limits
 from tests.controller.router.front.tiny_engine import Engine, engines, text_of, tokens_after
 from tests.controller.router.front.tiny_front import (
     CHAT,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from controller.router.front.settings import Limits
+from controller.router.desk.settings import Limits
 from tests.controller.router.front.tiny_engine import Engine, engines, text_of, tokens_after
 from tests.controller.router.front.tiny_front import (
     CHAT,

@@ -102,7 +102,10 @@ class Engine:
                 for line in lines:
                     name, _, value = line.partition(": ")
                     headers[name.lower()] = value
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                if headers.get("transfer-encoding") == "chunked":
+                    body = await _chunks(reader)
+                else:
+                    body = await reader.readexactly(int(headers.get("content-length", 0)))
                 method, path, _ = first.split(" ")
                 self.seen.append(Seen(method, path, headers, body))
                 await self._answer(self.seen[-1], writer)
@@ -219,6 +222,14 @@ class Engine:
                     "total_tokens": len(prompt) + count}  # fmt: skip
             _event(writer, {**names, "choices": [], "usage": used})
         writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return body
 
 
 def _event(writer: asyncio.StreamWriter, data: dict[str, Any]) -> None:

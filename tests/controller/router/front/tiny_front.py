@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import wraps
 from http.client import HTTPConnection
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from controller.router.front.access_log import AccessLog
-from controller.router.front.desk import Desk
+from controller.router.desk.access_log import AccessLog
+from controller.router.desk.desk import Desk
+from controller.router.desk.settings import Limits
 from controller.router.front.front import Front
-from controller.router.front.settings import Limits
 from controller.router.pool.discovery import Discovery
 from controller.router.pool.doors import Named
 from controller.router.scheduling.decide import NoRankError
@@ -51,10 +51,12 @@ class LeastLoaded:
     def hear(self, others: Mapping[tuple[str, int], float]) -> None:
         self.others = others
 
-    def choose(self, request: Request) -> Decision:
+    def choose(
+        self, request: Request, among: Collection[tuple[str, int]] | None = None
+    ) -> Decision:
         self.requests.append(request)
         places = [(one.name, rank) for one in self.engines for rank in range(one.ranks)
-                  if rank not in one.draining]  # fmt: skip
+                  if rank not in one.draining and (among is None or (one.name, rank) in among)]  # fmt: skip
         if not places:
             raise NoRankError("none")
         place = min(places, key=lambda one: self.load[one] + self.others.get(one, 0))

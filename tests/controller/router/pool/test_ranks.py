@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from controller.router.front.settings import Limits
+from controller.router.desk.settings import Limits
 from tests.controller.router.front.tiny_engine import Engine, engines
 from tests.controller.router.front.tiny_front import (
     COMPLETIONS,

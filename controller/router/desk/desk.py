@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from controller.router.bodies.tokenizing import Tokenizing
-from controller.router.front.access_log import AccessLog
-from controller.router.front.figures import Figures
-from controller.router.front.settings import Limits
+from controller.router.desk.access_log import AccessLog
+from controller.router.desk.figures import Figures
+from controller.router.desk.settings import Limits
 from controller.router.pool.doors import Doors, Place, Seat
 from controller.router.pool.knowledge import Known
 from controller.router.scheduling.decide import NoRankError
@@ -33,7 +33,9 @@ class Scheduler(Protocol):
 
     def hear(self, others: Mapping[tuple[str, int], float]) -> None: ...
 
-    def choose(self, request: Request) -> Decision: ...
+    def choose(
+        self, request: Request, among: Collection[tuple[str, int]] | None = None
+    ) -> Decision: ...
 
     def began(self, decision: Decision) -> None: ...
 
@@ -65,6 +67,7 @@ class Desk:
         self.held: deque[Any] = deque()
         self.tick_s = clock.monotonic()
         self._heads: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
+        self._bytes = 0  # of bodies
         self._tasks: set[asyncio.Task[None]] = set()
         self._plan = ""  # that tables are known of
         self._maps: Mapping[str, str] = {}
@@ -83,15 +86,31 @@ class Desk:
                 self._heads[key] = found
         return found
 
-    def choose(self, request: Request) -> tuple[Decision, Seat] | None:
-        """None: no rank takes requests now."""
+    def choose(
+        self, request: Request, among: Collection[Place] | None = None
+    ) -> tuple[Decision, Seat] | None:
+        """Where it is sent, and until ``ended`` counts. None: no rank takes requests now. among:
+        the only ones that may be chosen"""
         if not self.doors.seats:
             return None
         try:
-            decision = self.scheduler.choose(request)
+            decision = self.scheduler.choose(request, among)
         except NoRankError:
             return None
-        return decision, self.doors.seats[Place(decision.engine, decision.rank)]
+        seat = self.doors.seats[Place(decision.engine, decision.rank)]
+        seat.door.own[decision.rank] += 1
+        seat.door.served += 1
+        return decision, seat
+
+    def ended(self, decision: Decision, seat: Seat, generated: int) -> None:
+        """It is there no more. generated: tokens, so far"""
+        seat.door.own[decision.rank] -= 1
+        self.scheduler.ended(decision, generated)
+
+    def reserve(self, size: int) -> bool:
+        """Whether there is memory for so many more bytes of bodies; never refused if negative."""
+        self._bytes += size
+        return self._bytes <= self.limits.bodies_bytes
 
     def know(self, maps: Mapping[str, str], known: Known | None, nothing: bool) -> None:
         """maps: digests of those that engines serve, by name; known: new tables of one of them;

@@ -1,6 +1,6 @@
 """Prometheus figures, in the names of vLLM's router and of OpenTelemetry; docs/front.md lists them.
 
-Counted in plain numbers, and made into series when somebody asks.
+Counted in plain numbers, and made into series when somebody asks, which may be another thread.
 """
 
 from bisect import bisect_left
@@ -52,8 +52,8 @@ class Figures(Collector):
         self._retries: Counter[Key] = Counter()
         self._exhausted: Counter[Key] = Counter()
         self._doors = doors
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(self)
 
     def ended(self, route: str, method: bytes, status: int, seconds: float, fault: str) -> None:
         key = route, method, status
@@ -72,7 +72,7 @@ class Figures(Collector):
     def text(self, active: int) -> bytes:
         """active: requests under way"""
         self.active = active
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def describe(self) -> Iterable[Family]:
         return ()
@@ -83,7 +83,7 @@ class Figures(Collector):
             labels=["http_request_method", "http_route", "http_response_status_code"],
         )  # fmt: skip
         routes: dict[str, _Durations] = {}
-        for (route, method, status), one in self._durations.items():
+        for (route, method, status), one in list(self._durations.items()):
             otel.add_metric([method.decode(), route, str(status)], one.buckets(), one.total_s)
             whole = routes.setdefault(route, _Durations())
             whole.counts = [sum(both) for both in zip(whole.counts, one.counts, strict=True)]
@@ -130,13 +130,13 @@ class Figures(Collector):
 
 def _counter(name: str, what: str, labels: list[str], values: Mapping[Any, float]) -> Family:
     family = CounterMetricFamily(name, what, labels=labels)
-    for key, value in values.items():
+    for key, value in list(values.items()):
         family.add_metric(key, value)
     return family
 
 
 def _gauge(name: str, what: str, labels: list[str], values: Mapping[Any, float]) -> Family:
     family = GaugeMetricFamily(name, what, labels=labels)
-    for key, value in values.items():
+    for key, value in list(values.items()):
         family.add_metric(key, value)
     return family

@@ -1,0 +1,236 @@
+"""One request of a gateway's, from its first message to the end of its answer."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from controller.router.bodies.asked import BYTES_PER_TOKEN, ROUTES, Asked, read
+from controller.router.desk.desk import Desk
+from controller.router.picker import messages
+from controller.router.picker.answer import Answer
+from controller.router.picker.messages import BUFFERED, DUPLEX, Modes, Said
+from controller.router.pool.doors import Place, Seat
+from controller.router.scheduling.request import Decision
+from controller.router.wire.heads import Headers, RefusedError
+
+RETRY_AFTER: Headers = [(b"retry-after", b"5")]
+AWAY = b"503"  # an engine that changes its width
+HUNG_UP = 499
+OTHER = "other"  # a route of nobody's: clients do not make up labels of figures
+
+
+class Call:
+    """What a gateway says of one request, and what it is answered.
+
+    only_rank: the gateway chooses the endpoint itself, and is told the rank there alone
+    """
+
+    def __init__(self, desk: Desk, only_rank: bool) -> None:
+        self._desk, self._only_rank = desk, only_rank
+        self._begun_s = desk.clock.monotonic()
+        self._method, self._path, self._length = b"POST", b"", 0
+        self._subset: frozenset[str] | None = None
+        self._modes: Modes | None = None
+        self._kept: list[Any] = []  # of the request's body, until it is placed
+        self._size = 0
+        self._is_placed = False
+        self._asked = Asked()
+        self._decision: Decision | None = None
+        self._seat: Seat | None = None
+        self._answer = Answer(is_shown=True)
+        self._refused = ""
+        self._on: Mapping[str | None, Callable[[Any], Awaitable[Sequence[bytes]]]] = {
+            "request_headers": self._request_headers,
+            "request_body": self._request_body,
+            "request_trailers": self._request_trailers,
+            "response_headers": self._response_headers,
+            "response_body": self._response_body,
+            "response_trailers": self._response_trailers,
+        }
+
+    async def take(self, said: Said) -> Sequence[bytes]:
+        """What it is answered now. Raises RefusedError."""
+        if self._modes is None:
+            self._begin(said)
+        heard = self._on.get(said.WhichOneof("request"))
+        return await heard(said) if heard else ()
+
+    def _begin(self, said: Said) -> None:
+        self._modes, self._subset = messages.modes(said), messages.subset(said)
+        self._answer.is_shown = self._modes.answer != messages.NONE
+        active, limits = self._desk.active, self._desk.limits
+        active.add(self)
+        self._desk.figures.active = len(active)
+        if len(active) > limits.requests:
+            raise RefusedError(429, "too many requests: try again later", RETRY_AFTER)
+
+    def refused(self, error: RefusedError) -> None:
+        self._answer.status = error.status
+        self._refused = {429: "overload", 503: "held"}.get(error.status, "refused")
+
+    def end(self) -> None:
+        """Nothing more comes of it: it is answered, or the gateway left it."""
+        desk = self._desk
+        if self not in desk.active:
+            return
+        desk.active.discard(self)
+        desk.figures.active = len(desk.active)
+        self._forget()
+        answer, fault = self._answer, self._refused
+        if self._seat is not None and self._decision is not None:
+            desk.ended(self._decision, self._seat, answer.generated(self._asked.most))
+            fault = "" if 0 < answer.status < 400 else "engine" if answer.status else "client"
+        route = self._path.decode() if self._path in ROUTES else OTHER
+        seconds = desk.clock.monotonic() - self._begun_s
+        desk.figures.ended(route, self._method, answer.status or HUNG_UP, seconds, fault)
+
+    async def _request_headers(self, said: Said) -> Sequence[bytes]:
+        told = said.request_headers
+        head = messages.headers(told)
+        self._method = head.get(":method", b"POST")
+        self._path = head.get(":path", b"").partition(b"?")[0]
+        length = head.get("content-length", b"")
+        self._length = int(length) if length.isdigit() else 0
+        self._check(self._length)
+        assert self._modes is not None
+        if told.end_of_stream:
+            return [self._pass("request_headers")]
+        if self._modes.request == DUPLEX:
+            return ()  # with the body, which has to be looked into first
+        if self._modes.request in BUFFERED:
+            return [messages.untouched("request_headers")]
+        return [await self._place("request_headers", self._unread(self._length))]
+
+    async def _request_body(self, said: Said) -> Sequence[bytes]:
+        told = said.request_body
+        assert self._modes is not None
+        self._size += len(told.body)
+        self._check(self._size)
+        if self._modes.request == DUPLEX:
+            return await self._piece(told)
+        if self._is_placed:
+            return [messages.untouched("request_body")]
+        return [await self._place("request_body", self._read(told.body))]
+
+    async def _piece(self, told: Any) -> Sequence[bytes]:
+        """Kept until all of it is there, or as much as is looked into; then all goes on."""
+        if self._is_placed:
+            return [messages.streamed("request_body", told.body, told.end_of_stream)]
+        self._kept.append(told)
+        has_room = self._desk.reserve(len(told.body))
+        may_more_come = not told.end_of_stream and self._size <= self._desk.limits.parsed_bytes
+        if has_room and may_more_come:
+            return ()
+        return await self._go_on(told.end_of_stream)
+
+    async def _go_on(self, is_whole: bool) -> Sequence[bytes]:
+        if is_whole:
+            asked = self._read(b"".join(one.body for one in self._kept))
+        else:
+            asked = self._unread(max(self._length, self._size))
+        first = await self._place("request_headers", asked)
+        kept = [messages.streamed("request_body", one.body, one.end_of_stream)
+                for one in self._kept]  # fmt: skip
+        self._forget()
+        return [first, *kept]
+
+    async def _request_trailers(self, _: Said) -> Sequence[bytes]:
+        assert self._modes is not None
+        end = messages.untouched("request_trailers")
+        if self._is_placed or self._modes.request != DUPLEX:
+            return [end]
+        return [*await self._go_on(True), end]
+
+    async def _response_headers(self, said: Said) -> Sequence[bytes]:
+        told = said.response_headers
+        head = messages.headers(told)
+        status = head.get(":status", b"")
+        self._answer.head(int(status) if status.isdigit() else 0, head.get("content-type", b""))
+        # The gateway's own limits are no reason to send nothing to an engine.
+        if self._seat is not None and status == AWAY and "x-envoy-overloaded" not in head:
+            door = self._seat.door
+            self._desk.doors.shut(door, f"{door.url} answers 503")
+        if told.end_of_stream:
+            self.end()
+        return [messages.untouched("response_headers")]
+
+    async def _response_body(self, said: Said) -> Sequence[bytes]:
+        told = said.response_body
+        if not self._answer.seen and told.body and self._decision is not None:
+            self._desk.scheduler.began(self._decision)
+        self._answer.add(told.body)
+        if told.end_of_stream:
+            self.end()
+        assert self._modes is not None
+        if self._modes.answer == DUPLEX:
+            return [messages.streamed("response_body", told.body, told.end_of_stream)]
+        return [messages.untouched("response_body")]
+
+    async def _response_trailers(self, _: Said) -> Sequence[bytes]:
+        self.end()
+        return [messages.untouched("response_trailers")]
+
+    async def _place(self, kind: str, asked: Asked) -> bytes:
+        """To the rank that the scheduler chooses. Raises RefusedError."""
+        self._is_placed, self._asked = True, asked
+        among = self._among()
+        if self._only_rank and len({seat.door for seat in among.values()}) != 1:
+            return messages.placed(kind, "", b"")  # whose rank it would be, nobody can tell
+        if asked.text and self._desk.tokenizing is not None:
+            known = asyncio.Event()
+            self._desk.tokenizing.encode(asked, known.set)
+            await known.wait()
+        among = self._among()  # others may be there now
+        chosen = self._desk.choose(asked.request(), None if self._subset is None else among.keys())
+        if chosen is None:
+            raise self._none()
+        self._decision, self._seat = chosen
+        return self._told(kind, self._seat, self._seat.line)
+
+    def _pass(self, kind: str) -> bytes:
+        """What has no body costs no engine much: any will do."""
+        self._is_placed = True
+        if self._only_rank:
+            return messages.untouched(kind)
+        seat = next(iter(self._among().values()), None)
+        if seat is None:
+            raise self._none()
+        return self._told(kind, seat, b"")
+
+    def _told(self, kind: str, seat: Seat, line: bytes) -> bytes:
+        server = seat.door.server
+        return messages.placed(kind, "" if self._only_rank else server.reached, line)
+
+    def _among(self) -> Mapping[Place, Seat]:
+        """The ranks that may be chosen."""
+        seats, subset = self._desk.doors.seats, self._subset
+        if subset is None:
+            return seats
+        return {place: seat for place, seat in seats.items() if _is_in(seat, subset)}
+
+    def _none(self) -> RefusedError:
+        what = "no engine" if self._subset is None else "no engine of the gateway's subset"
+        return RefusedError(503, f"{what} takes requests: try again later", RETRY_AFTER)
+
+    def _read(self, body: bytes) -> Asked:
+        """Raises RefusedError."""
+        limits = self._desk.limits
+        if self._path not in ROUTES or len(body) > limits.parsed_bytes:
+            return self._unread(len(body))
+        return read(body, limits.scored_tokens)
+
+    def _unread(self, size: int) -> Asked:
+        return Asked(length=size // BYTES_PER_TOKEN + 1)
+
+    def _check(self, size: int) -> None:
+        if size > (most := self._desk.limits.request_bytes):
+            raise RefusedError(413, f"a body of more than {most:,} bytes: send less")
+
+    def _forget(self) -> None:
+        self._desk.reserve(-sum(len(one.body) for one in self._kept))
+        self._kept = []
+
+
+def _is_in(seat: Seat, subset: frozenset[str]) -> bool:
+    server = seat.door.server
+    return server.reached in subset or server.address.authority.decode() in subset
