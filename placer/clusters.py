@@ -64,22 +64,26 @@ class Clusters:
 
 def of_requests(trace: Trace) -> Clusters:
     """The clusters of a trace's sequences."""
-    request = np.repeat(np.arange(trace.sequences), trace.seq_lens)
-    ends = np.cumsum(trace.seq_lens)
     found: Clusters | None = None
     for first in range(0, trace.sequences, AT_A_TIME):
-        last = min(first + AT_A_TIME, trace.sequences)
-        part = slice(int(ends[first] - trace.seq_lens[first]), int(ends[last - 1]))
-        load = np.empty((last - first, trace.layers, trace.experts))
-        row = (request[part, None] - first) * trace.experts
-        for layer in range(trace.layers):
-            flat = (row + trace.expert_ids[part, layer]).ravel()
-            counts = np.bincount(flat, minlength=(last - first) * trace.experts)
-            load[:, layer] = counts.reshape(last - first, -1)
-        lens = trace.seq_lens[first:last].astype(np.float64)
-        own = Clusters(lens, np.ones(last - first), load)
-        found = _fewer(own) if found is None else merge([found, own])
+        part = slice(first, min(first + AT_A_TIME, trace.sequences))
+        load = loads_by_request(trace, part)
+        own = Clusters(trace.seq_lens[part], np.ones(len(load)), load)
+        found = merge([own] if found is None else [found, own])
     assert found is not None  # a trace has a sequence
+    return found
+
+
+def loads_by_request(trace: Trace, part: slice = slice(None)) -> FloatArray:
+    """[sequences, layers, experts] tokens of each of some sequences that used each expert."""
+    lens, ends = trace.seq_lens[part], np.cumsum(trace.seq_lens)[part]
+    tokens = slice(int(ends[0] - lens[0]), int(ends[-1]))
+    row = np.repeat(np.arange(len(lens)), lens)[:, None] * trace.experts
+    found = np.empty((len(lens), trace.layers, trace.experts))
+    for layer in range(trace.layers):
+        cells = (row + trace.expert_ids[tokens, layer]).ravel()
+        counts = np.bincount(cells, minlength=len(lens) * trace.experts)
+        found[:, layer] = counts.reshape(len(lens), -1)
     return found
 
 

@@ -22,8 +22,8 @@ class Solution:
     No placement has a ``step_s`` below ``bound_s``, if that is known; ``notes`` say what the user
     should know of how the placement came about. ``instead`` names the baseline that is returned
     where the optimizer found nothing faster. ``scheduled``: whether requests are to be at home
-    where their experts are, or else with the least loaded. ``first``: shares of the slots, and a placement that
-    moves no more of them, mending included, as good as few moves make it.
+    where their experts are, or else with the least loaded. ``first``: shares of the slots, and a
+    placement that moves no more of them, mending included, as good as few moves make it.
     """
 
     placement: Placement

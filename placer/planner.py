@@ -221,7 +221,10 @@ def _frontier(
     Shares that mending does not fit are left out."""
     placements = (mended, *(few for _, few in solution.first), solution.placement)
     found = [
-        (int(moves.arrivals(problem.start, one).sum()), timed(problem, one, fit, solution.scheduled))
+        (
+            int(moves.arrivals(problem.start, one).sum()),
+            timed(problem, one, fit, solution.scheduled),
+        )
         for one in (placements if solution.first else ())
     ]
     found.sort(key=lambda one: one[0])

@@ -1,4 +1,4 @@
-"""Scores of placements while planning, each reckoned once, with the homes that requests have there."""
+"""Scores of placements while planning, each once, with the homes that requests have there."""
 
 from functools import lru_cache
 

@@ -2,9 +2,9 @@
 
     ROUNDS=5 SECONDS=3 python -m bench front
 
-Requests a second of short streams with 32 connections, CPU time of the front's process for each, and
-what it adds to the 50th and 99th percentile of a paced load of half of what vLLM's router can do;
-then 10,000 requests through two scalings and a killed engine.
+Requests a second of short streams with 32 connections, CPU time of the front's process for each,
+and what it adds to the 50th and 99th percentile of a paced load of half of what vLLM's router can
+do; then 10,000 requests through two scalings and a killed engine.
 """
 
 import json
@@ -102,7 +102,7 @@ def show(found: dict[tuple[str, str], list[dict[str, float]]], rate: float) -> N
     columns = ("rate", "cpu_us", "paced_us", "p50", "p99", "failed")
     table = Table(
         "", "", "requests/s", "CPU us a request", "paced", "p50 + ms", "p99 + ms", "failed",
-        title=f"short streams of {TOKENS} events, {CONNECTIONS} connections; paced at {rate:,.0f}/s",
+        title=f"streams of {TOKENS} events, {CONNECTIONS} connections; paced at {rate:,.0f}/s",
     )  # fmt: skip
     for (name, kind), rounds in found.items():
         told = []

@@ -61,7 +61,10 @@ async def _through(port: int, engines: list[int], pids: list[int]) -> None:
         + ", ".join(f"{number:,} {name}" for name, number in outcomes.most_common())
     )
     for line in figures.splitlines():
-        if line.startswith(("vllm_router_retries_total", "placer_front_")) and "_created" not in line:
+        if (
+            line.startswith(("vllm_router_retries_total", "placer_front_"))
+            and "_created" not in line
+        ):
             console.print(f"  {line}")
 
 

@@ -78,7 +78,7 @@ def theirs(folder: Path, port: int, engines: Sequence[int]) -> list[str]:
     if not program.exists():
         try:
             subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True)
-            install = [folder / "bin" / "pip", "install", "--quiet", WANTED]
+            install = [str(folder / "bin" / "pip"), "install", "--quiet", WANTED]
             subprocess.run(install, check=True, capture_output=True, text=True)
         except subprocess.CalledProcessError as error:
             said = (error.stderr or "").strip().splitlines()

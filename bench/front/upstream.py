@@ -24,10 +24,12 @@ away = False
 
 
 def event(place: int, is_last: bool, tells: bool) -> bytes:
-    data = {"id": "cmpl-0", "object": "text_completion", "created": 1, "model": "bench", "choices": [
-        {"index": 0, "text": f"{place} ", "logprobs": None, "stop_reason": None,
-         "finish_reason": "length" if is_last else None, "token_ids": [place] if tells else None}
-    ]}  # fmt: skip
+    choice = {
+        "index": 0, "text": f"{place} ", "logprobs": None, "stop_reason": None,
+        "finish_reason": "length" if is_last else None, "token_ids": [place] if tells else None,
+    }  # fmt: skip
+    names = {"id": "cmpl-0", "object": "text_completion", "created": 1, "model": "bench"}
+    data = {**names, "choices": [choice]}
     line = f"data: {json.dumps(data)}\n\n".encode()
     return b"%x\r\n%b\r\n" % (len(line), line)
 

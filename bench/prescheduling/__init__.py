@@ -54,8 +54,10 @@ def _rates(world: World) -> Table:
                 cells = [f"{gpus}", plan, name, _mean(each)]
                 if name in SCHEDULERS:
                     cells.append(f"{(np.mean(each) - 1) / (offline - 1):.2f}")
-                    for what in ("all", "windows"):
-                        cells.append(_mean([one[f"{name}, {what}"] for one in found]))
+                    cells += [
+                        _mean([one[f"{name}, {what}"] for one in found])
+                        for what in ("all", "windows")
+                    ]
                 table.add_row(*cells)
     return table
 
@@ -118,7 +120,9 @@ def _speed() -> Table:
     long, short = speed.decide_us(speed.LONG), speed.decide_us(speed.SHORT, True)
     table.add_row(f"a decision on {speed.LONG:,} tokens", f"{long:.0f} us")
     table.add_row("the same without Numba", f"{speed.without_numba_us():.0f} us")
-    table.add_row(f"on {speed.SHORT} tokens, with its reason in words", f"{1e6 / short:,.0f} a second")
+    table.add_row(
+        f"on {speed.SHORT} tokens, with its reason in words", f"{1e6 / short:,.0f} a second"
+    )
     many = speed.batched_per_s(speed.SHORT)
     table.add_row(f"on {speed.SHORT} tokens, many at once", f"{many:,.0f} a second")
     return table

@@ -25,9 +25,11 @@ def drawn(count: int, requests: int, seed: int) -> IntArray:
 
 
 def asked(requests: Requests, at: int, decodes: bool) -> Request:
-    """What is known of it: its prompt, and that it may generate as many as anybody."""
-    most = int(requests.served.seq_lens.max()) if decodes else 0
-    return Request(requests.prompt(at), int(requests.prompts[at]), most)
+    """What is known of it: its prompt, and that it may generate as many as anybody. An engine that
+    decodes does not compute prompts: theirs were not recorded."""
+    if decodes:
+        return Request(requests.prompt(at), 0, int(requests.served.seq_lens.max()))
+    return Request(requests.prompt(at), int(requests.prompts[at]), 0)
 
 
 def streamed(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.prescheduling.centroids import centroids
 from bench.prescheduling.chosen import asked, drawn
-from bench.prescheduling.eldr import centroids, signatures
 from bench.prescheduling.worlds import Requests, World, table_of
 from controller.router.scheduling.costs import costs_of
 from controller.router.scheduling.lookup import Lookup
@@ -88,7 +88,7 @@ def decoded(world: World, name: str, seed: int) -> Decoded:
 def _scheduler(world: World, fit: Requests, name: str, seed: int) -> Scheduler:
     table, problem = table_of(fit), world.problem(fit.served, 1)
     if name == "eldr":
-        found = similarity(table, centroids(signatures(fit.served), ENGINES, seed))
+        found = similarity(table, centroids(fit.served, ENGINES, seed))
         columns = [found[:, [one]] for one in range(ENGINES)]
         tables = Lookup.of(table.vocabulary, columns)
     else:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.prescheduling.centroids import centroids, on_ranks
 from bench.prescheduling.chosen import (
     drawn,
     foreseen,
@@ -12,7 +13,6 @@ from bench.prescheduling.chosen import (
     local_activations,
     streamed,
 )
-from bench.prescheduling.eldr import centroids, on_ranks, signatures
 from bench.prescheduling.worlds import Requests, World, table_of
 from controller.router.scheduling.costs import costs_of
 from controller.router.scheduling.decide import SCHEDULERS
@@ -57,7 +57,7 @@ class Case:
         if name == "round_mask":
             values = votes(self.table, self.placement)
         elif name == "eldr":
-            found = centroids(signatures(self.fit.served), self.gpus, self.seed)
+            found = centroids(self.fit.served, self.gpus, self.seed)
             values = similarity(self.table, on_ranks(found, self.placement))
         else:
             values = local(self.table, self.placement)

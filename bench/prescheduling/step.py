@@ -44,16 +44,14 @@ def online(case: Case) -> IntArray:
     count = case.judged.served.sequences
     order = np.append(drawn(STREAM, count, case.seed), np.arange(count))
     running = WINDOW * case.gpus
-    stream = streamed(
-        case.scheduler("seconds"), case.judged, order, case.world.decodes, running
-    )
+    stream = streamed(case.scheduler("seconds"), case.judged, order, case.world.decodes, running)
     return stream.rank[STREAM:]
 
 
-def compared(world: World, gpus: int, plan: str, splits: int, quarter: bool) -> Iterator[
-    tuple[Figures, Figures, Figures]
-]:
-    """By split: joint with the least loaded; the plan with homes from tables, offline and online."""
+def compared(
+    world: World, gpus: int, plan: str, splits: int, quarter: bool
+) -> Iterator[tuple[Figures, Figures, Figures]]:
+    """By split: joint with the least loaded; the plan with homes by tables, offline and online."""
     redundant = gpus * -(-world.shape.experts // 4 // gpus) if quarter else 0
     pairs = zip(
         cases(world, gpus, "joint", splits, redundant),

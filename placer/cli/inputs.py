@@ -95,9 +95,7 @@ def read_traces(headers: Sequence[Header], model: ModelShape) -> Trace:
     return trace
 
 
-def read_profiles(
-    headers: Sequence[Header], model: ModelShape, clustered: bool = False
-) -> Profile:
+def read_profiles(headers: Sequence[Header], model: ModelShape, clustered: bool = False) -> Profile:
     """Profiles as they are and traces counted, piece by piece, into one profile."""
     parts = []
     total = sum(header.tokens or 0 for header in headers)

@@ -144,6 +144,7 @@ def plan(
             "gap": gap,
             "time_limit_s": time_limit,
             "current": running.digest if running else None,
+            **({"homes": True} if homes else {}),
         },
         inputs=traffic.inputs,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

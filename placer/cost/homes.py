@@ -61,45 +61,42 @@ def chosen(gain: FloatArray, seq_lens: IntArray) -> IntArray:
     gain: [sequences, gpus] of a sequence with its home there
     """
     gpus, tokens = gain.shape[1], seq_lens.astype(np.float64)
-    most = float(np.bincount(homes(seq_lens, gpus), tokens, gpus).max())
-    found = shared(gain, tokens).argmax(axis=1)
-    # No gain is worth a token too many.
-    worth = gain / tokens[:, None]
-    dear = 1.0 + 2 * float((worth.max(axis=1) - worth.min(axis=1)).max())
-    rows, over = np.arange(len(found)), _Over(most, dear)
+    even = homes(seq_lens, gpus)
+    most = float(np.bincount(even, tokens, gpus).max())
+    found = _exchanged(gain, tokens, shared(gain, tokens).argmax(axis=1), most)
+    if np.bincount(found, tokens, gpus).max() <= most:
+        return found
+    return _exchanged(gain, tokens, even, most)  # no exchange of two made room
+
+
+def _exchanged(gain: FloatArray, tokens: FloatArray, start: IntArray, most: float) -> IntArray:
+    """``start`` [sequences] after the best moves and exchanges, of which none brings a GPU more
+    than the most tokens, or further beyond it."""
+    found, rows, gpus = start.copy(), np.arange(len(start)), gain.shape[1]
+    # No exchange is worth a token too many.
+    dear = 1.0 + 2 * float((gain.max(axis=1) - gain.min(axis=1)).max())
+
+    def cost(owned: FloatArray, more: FloatArray) -> FloatArray:
+        over: FloatArray = np.maximum(owned + more - most, 0.0) - np.maximum(owned - most, 0.0)
+        return dear * over
+
     for _ in range(EXCHANGES):
         owned = np.bincount(found, tokens, gpus)
-        here = gain[rows, found]
-        cost = over.cost(owned, tokens[:, None])
-        cost = cost + over.cost(owned[found], -tokens)[:, None]
-        won = gain - here[:, None] - cost
+        here, mine = gain[rows, found], owned[found]
+        won = gain - here[:, None] - cost(owned, tokens[:, None]) - cost(mine, -tokens)[:, None]
         won[rows, found] = 0.0
         one, gpu = divmod(int(won.argmax()), gpus)
         best, other = won[one, gpu], -1
         if len(found) <= FEW:
-            more = tokens[:, None] - tokens
-            there = gain[:, found]
-            cost = over.cost(owned[found], more) + over.cost(owned[found][:, None], -more)
-            won = there + there.T - here - here[:, None] - cost
+            more, there = tokens[:, None] - tokens, gain[:, found]
+            won = there + there.T - here - here[:, None]
+            won -= cost(mine, more) + cost(mine[:, None], -more)
             won[found[:, None] == found] = 0.0
             if won.max() > best:
                 best, (one, other) = won.max(), divmod(int(won.argmax()), len(found))
         if best <= 1e-9 * (1.0 + abs(here).sum()):
             break
         if other >= 0:
-            gpu = int(found[other])
-            found[other] = found[one]
+            gpu, found[other] = int(found[other]), found[one]
         found[one] = gpu
     return found
-
-
-class _Over:
-    """What tokens beyond the most cost."""
-
-    def __init__(self, most: float, dear: float) -> None:
-        self.most, self.dear = most, dear
-
-    def cost(self, owned: FloatArray, more: FloatArray) -> FloatArray:
-        after, before = (np.maximum(one - self.most, 0.0) for one in (owned + more, owned))
-        cost: FloatArray = self.dear * (after - before)
-        return cost

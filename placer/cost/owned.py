@@ -152,9 +152,7 @@ def foreseen(
 
     tokens: identities (``tables.token_identity``), sequence after sequence; seq_lens: [sequences]
     """
-    found, kind, times = np.unique(
-        token_identity(known), return_inverse=True, return_counts=True
-    )
+    found, kind, times = np.unique(token_identity(known), return_inverse=True, return_counts=True)
     vocabulary = Vocabulary(found, np.arange(len(found)))
     one_by_one = _kept(known, placement)
     rows = np.zeros((len(found) + 1, placement.gpus))

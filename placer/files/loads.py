@@ -39,6 +39,17 @@ class Loads:
     share: float
     notes: Mapping[str, float]
 
+    def of_layers(self, array: FloatArray) -> FloatArray:
+        """The layers with experts, of an array with a row for each row of the loads."""
+        return array[self.rows] if len(array) == self.rows_read else array
+
+    def between_layers(self, array: FloatArray) -> FloatArray | None:
+        """The same of an array with a row for each two; None if others stand between."""
+        if len(self.rows) == self.rows_read or len(array) != self.rows_read - 1:
+            return array
+        first, last = self.rows[0], self.rows[-1]
+        return array[first:last] if last - first == len(self.rows) - 1 else None
+
 
 def understood(load: FloatArray, told: Told, model: ModelShape | None) -> Loads:
     """The loads of the layers with experts, and of how many tokens they are.

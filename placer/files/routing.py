@@ -136,10 +136,10 @@ def read_profile(path: Path, model: ModelShape | None = None) -> Profile:
             top_k=found.top_k,
             tokens=found.tokens,
             sequences=int(_number_if_told(npz, meta, "sequences") or 0),
-            transitions=_between_layers(pairs["transitions"], found)
+            transitions=found.between_layers(pairs["transitions"])
             if "transitions" in pairs and not _is_outdated(npz, meta)
             else None,
-            coactivation=_of_layers(pairs["coactivation"], found)
+            coactivation=found.of_layers(pairs["coactivation"])
             if "coactivation" in pairs
             else None,
             phase=str(meta.get("phase", "mixed")),
@@ -260,8 +260,8 @@ def _spread(npz: Npz, meta: Mapping[str, Any], of: Loads) -> Spread | None:
     if "spread_products" not in npz.names:
         return None
     return Spread(
-        products=_of_layers(_counts(npz, "spread_products"), of),
-        lengths=_of_layers(_counts(npz, "spread_lengths"), of),
+        products=of.of_layers(_counts(npz, "spread_products")),
+        lengths=of.of_layers(_counts(npz, "spread_lengths")),
         squares=_number(npz, meta, "spread_squares"),
         blocks=int(_number(npz, meta, "spread_blocks")),
     )
@@ -272,20 +272,7 @@ def _clusters(npz: Npz, of: Loads) -> Clusters | None:
         return None
     tokens, requests, load = (_counts(npz, f"cluster_{name}") for name in CLUSTERED)
     by_layer = np.moveaxis(load, 1, 0) if load.ndim == 3 else load
-    return Clusters(tokens, requests, np.moveaxis(_of_layers(by_layer, of), 0, 1))
-
-
-def _of_layers(array: FloatArray, of: Loads) -> FloatArray:
-    """The layers with experts, of an array with a row for each row of the loads."""
-    return array[of.rows] if len(array) == of.rows_read else array
-
-
-def _between_layers(array: FloatArray, of: Loads) -> FloatArray | None:
-    """The same of an array with a row for each two; None if others stand between."""
-    if len(of.rows) == of.rows_read or len(array) != of.rows_read - 1:
-        return array
-    first, last = of.rows[0], of.rows[-1]
-    return array[first:last] if last - first == len(of.rows) - 1 else None
+    return Clusters(tokens, requests, np.moveaxis(of.of_layers(by_layer), 0, 1))
 
 
 def _counts(npz: Npz, name: str) -> FloatArray:

@@ -22,6 +22,7 @@ OPTIMIZERS: dict[str, str] = {
     "exflow": "placer.optimizers.exflow",
     "exhaustive": "placer.optimizers.exhaustive",
     "cocluster": "placer.optimizers.cocluster",
+    "eldr": "placer.optimizers.eldr",
 }
 
 UNEVEN = ("moetuner",)  # those that know Objective.uneven

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from placer.files.plans import read_plan
@@ -51,6 +52,29 @@ def test_a_guard_shows_what_becomes_of_the_mixed_traffic(placer: Placer) -> None
     assert shown.count("guarded,") == 2
     assert "with 30% unknown traffic the MoE layers" in " ".join(shown.split())
     assert "guarded, after" in Path("p.html").read_text()
+
+
+def test_homes_are_planned_only_if_a_scheduler_is_there(placer: Placer) -> None:
+    many = replace(random_trace(5, tokens=400, experts=8), seq_lens=np.full(40, 10))
+    write_trace(Path("many.npz"), many, a_model(2, 8, 2))
+    here = ("--gpus", "4", "--dispatch", "dedup", "--out", "p.json")
+    ended = placer("plan", "many.npz", *here, "--homes", "--holdout", "0.5")
+    homes = read_plan(Path("p.json")).homes
+    assert homes is not None
+    assert len(homes.shares) == 20  # half of the requests, each a cluster of its own
+    for said in (ended.out, placer("show", "p.json").out):
+        assert "requests of 20 clusters have homes" in " ".join(said.split())
+    assert placer("plan", "many.npz", *here).code == 0
+    assert read_plan(Path("p.json")).homes is None
+
+
+def test_homes_need_requests(placer: Placer) -> None:
+    placer("profile", "t.npz", "--out", "plain.npz")
+    placer("profile", "t.npz", "--out", "clustered.npz", "--clusters")
+    here = ("--gpus", "4", "--dispatch", "dedup", "--homes")
+    refused = placer("plan", "plain.npz", *here)
+    assert (refused.code, "--homes needs requests" in refused.err) == (2, True)
+    assert placer("plan", "clustered.npz", *here).code in (0, 3)
 
 
 def test_within_a_horizon_of_0_nothing_pays(running: Placer) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from placer.errors import FileError, PlacerError
 from placer.files.plans import read_plan, write_plan
 from placer.objective import Objective
-from placer.plan import Input, Plan, Provenance, Solution
+from placer.plan import Homes, Input, Plan, Provenance, Solution
 from placer.planner import make_plan, solve
 from tests.builders import a_placement, a_problem, random_trace
 
@@ -23,7 +23,8 @@ def a_plan() -> Plan:
     provenance = Provenance("eplb", {"seed": 0, "holdout": None}, inputs, "2026-01-02T03:04:05")
     plan = make_plan(problem, solution, provenance, trace, trace)
     assert isinstance(plan, Plan)
-    return replace(plan, notes=("a note",))
+    homes = Homes("sha256:00", (((1, 0.75), (0, 0.25)), ((0, 1.0),)), (3.0, 1.0), "sha256:01")
+    return replace(plan, notes=("a note",), homes=homes)
 
 
 def test_a_plan_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -62,6 +63,11 @@ def test_a_plan_of_an_earlier_version_is_read_as_it_was_meant(tmp_path: Path) ->
     found = read_plan(tmp_path / "p.json").model
     assert found is not None
     assert (found.dispatch_bits, found.combine_bits) == (8, 8)
+
+
+def test_a_plan_without_homes_sends_requests_to_the_least_loaded(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text(json.dumps(minimal()))
+    assert read_plan(tmp_path / "old.json").homes is None
 
 
 def test_a_map_alone_is_a_plan(tmp_path: Path) -> None:

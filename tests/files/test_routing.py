@@ -112,6 +112,17 @@ def test_a_profile_from_before_spreads_were_kept_still_reads(tmp_path: Path) -> 
     assert read_profile(tmp_path / "p.npz").spread is None
 
 
+def test_clusters_of_requests_come_back_as_they_were(tmp_path: Path) -> None:
+    before = of_trace(TRACE, clustered=True)
+    write_profile(tmp_path / "p.npz", before)
+    after = read_profile(tmp_path / "p.npz").clusters
+    assert before.clusters is not None
+    assert after is not None
+    assert after.digest == before.clusters.digest
+    write_profile(tmp_path / "old.npz", of_trace(TRACE))
+    assert read_profile(tmp_path / "old.npz").clusters is None
+
+
 def save(path: Path, meta: str, **arrays: object) -> Path:
     np.savez(path, meta=np.array(meta), **arrays)  # type: ignore[arg-type]
     return path

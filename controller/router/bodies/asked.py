@@ -1,11 +1,11 @@
 """What a request asks for, as far as it matters to where it goes and whether it can go on there."""
 
-import json
 from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from controller.router.scheduling.request import Request
 from controller.router.scheduling.scheduler import BLOCK_TOKENS
@@ -17,7 +17,6 @@ ROUTES = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embedding
 BYTES_PER_TOKEN = 4  # of text, where nobody counted
 DEFAULT_MOST = 16  # tokens of /v1/completions, as OpenAI has it
 UNBOUNDED = 1024  # tokens that are expected where none are stated
-LARGEST = 2**31 - 1  # of a token's id
 
 # What may stand in a request for which going on elsewhere from its tokens gives the same as if
 # nothing had happened. A grammar, a stop string or a penalty on what was generated would not know
@@ -56,8 +55,8 @@ class Asked:
 def read(body: bytes, scored: int) -> Asked:
     """Raises RefusedError for what no engine would take."""
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        data = from_json(body)
+    except ValueError as error:
         told = " ".join(str(error).split())[:200]
         raise RefusedError(400, f"the body is no JSON ({told})") from error
     if not isinstance(data, dict):
@@ -123,10 +122,10 @@ def _blocks(tokens: IntArray | None) -> tuple[int, ...]:
 def _ids(tokens: list[Any]) -> IntArray | None:
     """None if they are none: the engine says what is wrong with them."""
     try:
-        found = np.frombuffer(array("q", tokens), dtype=np.int64)
+        found = array("I", tokens)  # refuses what is negative, too large, or no integer
     except (TypeError, OverflowError):
         return None
-    return found if len(found) and 0 <= found.min() and found.max() <= LARGEST else None
+    return np.frombuffer(found, dtype=np.uint32).astype(np.int64) if found else None
 
 
 def _length(prompt: Any) -> int:

@@ -7,6 +7,7 @@ from controller.router.bodies.asked import DEFAULT_MOST, NEUTRAL
 from controller.router.bodies.trail import Trail, data_of
 
 DONE = b"data: [DONE]\n\n"
+NAMES = ("id", "object", "created", "model")
 # Of a conversation, or said in the prompt's ids, or of no effect where a stream may go on; the rest
 # of the request says how tokens are drawn, and stays.
 _LEFT_OUT = (
@@ -84,8 +85,7 @@ class Splice:
 
     def _named(self, data: dict[str, Any]) -> dict[str, Any]:
         first = self._trail.first
-        names = {key: first[key] for key in ("id", "object", "created", "model") if key in first}
-        return {**data, **names}
+        return data | {key: first[key] for key in NAMES if key in first}
 
     def _used(self, more: int) -> dict[str, int]:
         completed = self._before + more

@@ -73,7 +73,7 @@ class Trail:
 
 
 def shown(events: bytes) -> bytes:
-    """Without tokens' ids. In a text a quotation mark has a backslash, so none is taken for these."""
+    """Without tokens' ids. In a text a quotation mark has a backslash: none is taken for these."""
     return _IDS.sub(_NULL, events) if b"token_ids" in events else events
 
 

@@ -25,7 +25,9 @@ class AccessLog:
             try:
                 self._file = Path(target).open("a", encoding="utf-8")  # noqa: SIM115 - until close
             except OSError as error:
-                raise FileError(f"cannot write {target}: {error.strerror}: choose another file") from error
+                raise FileError(
+                    f"cannot write {target}: {error.strerror}: choose another file"
+                ) from error
 
     def add(
         self, peer: str, method: bytes, route: str, status: int, size: int, seconds: float,
@@ -36,9 +38,8 @@ class AccessLog:
             self._missed += 1
             return
         told = f' "{_plain(why)}"' if why else ""
-        self._lines.append(
-            f"{peer} {method.decode()} {route} {status} {size} {seconds:.4f} {place or '-'} {tries}{told}\n"
-        )
+        asked, sent = f"{peer} {method.decode()} {route}", f"{status} {size} {seconds:.4f}"
+        self._lines.append(f"{asked} {sent} {place or '-'} {tries}{told}\n")
 
     def flush(self) -> None:
         if self._file is None or not (self._lines or self._missed):

@@ -13,8 +13,11 @@ from controller.router.pool.doors import Doors, Place, Seat
 from controller.router.scheduling.decide import NoRankError
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Decision, Request
+from controller.router.wire import heads
 from controller.router.wire.heads import OWN, Headers
 from placer.clock import Clock
+
+REMEMBERED, SHORT = 1024, 2048  # heads, and bytes of each
 
 
 class Scheduler(Protocol):
@@ -58,7 +61,21 @@ class Desk:
         self.held: deque[Any] = deque()
         self.tick_s = clock.monotonic()
         self._bytes = 0  # of bodies
+        self._heads: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def head(self, headers: Headers) -> bytes:
+        """The lines of what an engine gets of them. Clients send the same again and again."""
+        key = tuple(headers)
+        found = self._heads.get(key)
+        if found is None:
+            passed = heads.passed_on(headers, self.not_passed)
+            found = heads.lines([*passed, *self.key])
+            if len(self._heads) >= REMEMBERED:
+                self._heads.clear()
+            if len(found) <= SHORT:
+                self._heads[key] = found
+        return found
 
     def choose(
         self, request: Request, among: Collection[Place] | None = None

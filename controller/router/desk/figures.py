@@ -41,7 +41,7 @@ class _Durations:
 
 
 class Figures(Collector):
-    """held: requests that had to wait for an engine; cut: streams that were, by what came of them"""
+    """held: requests that had to wait for an engine; cut: streams, by what came of them"""
 
     def __init__(self, doors: Doors) -> None:
         self.active = 0
@@ -98,7 +98,10 @@ class Figures(Collector):
         counts = {(route,): sum(whole.counts) for route, whole in routes.items()}
         yield _counter("vllm_router_requests", "That ended.", ["route"], counts)
         yield _counter(
-            "vllm_router_request_errors", "By what was wrong.", ["route", "error_type"], self._errors
+            "vllm_router_request_errors",
+            "By what was wrong.",
+            ["route", "error_type"],
+            self._errors,
         )
         yield _counter("vllm_router_retries", "Sent again.", ["route"], self._retries)
         yield _counter("vllm_router_retries_exhausted", "Given up.", ["route"], self._exhausted)
@@ -111,14 +114,14 @@ class Figures(Collector):
     def _workers(self, them: list[Door]) -> Iterator[Family]:
         label = ["worker"]
         for name, what, values in (
-            ("worker_health", "Whether it takes requests.",
+            ("vllm_router_worker_health", "Whether it takes requests.",
              {(one.url,): float(one.is_open) for one in them}),
-            ("running_requests", "Of this front.",
+            ("vllm_router_running_requests", "Of this front.",
              {(one.url,): float(sum(one.own.values())) for one in them}),
-            ("worker_load", "Requests of everybody, as it says itself.",
+            ("vllm_router_worker_load", "Requests of everybody, as it says itself.",
              {(one.url,): sum(one.present.values()) for one in them}),
         ):  # fmt: skip
-            yield _gauge(f"vllm_router_{name}", what, label, values)
+            yield _gauge(name, what, label, values)
         served = {(one.url,): one.served for one in them}
         yield _counter("vllm_router_processed_requests", "Sent there.", label, served)
         healthy = {(): sum(one.is_open for one in them)}

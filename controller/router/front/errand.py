@@ -7,7 +7,6 @@ from controller.router.bodies.asked import Asked
 from controller.router.desk.desk import Desk
 from controller.router.pool.doors import Seat
 from controller.router.scheduling.request import Decision, Request
-from controller.router.wire import heads
 from controller.router.wire.heads import Headers
 from controller.router.wire.house import Arrived
 from controller.router.wire.upstream import LostError, Taker, Upstream
@@ -39,8 +38,7 @@ class Errand(Taker):
     def begin(self) -> None:
         desk, asked = self._desk, self._asked
         desk.active.add(self)
-        passed = heads.passed_on(self._arrived.headers, desk.not_passed)
-        self._head = heads.lines([*passed, *desk.key])
+        self._head = desk.head(self._arrived.headers)
         if asked.text and desk.tokenizing is not None:
             desk.tokenizing.encode(asked, self.place)
         else:
@@ -114,7 +112,8 @@ class Errand(Taker):
     def _leave(self, generated: int | None = None) -> Seat:
         """The rank that it was sent to. generated: tokens, if that is not the events that came"""
         seat, decision, upstream = self._seat, self._decision, self._upstream
-        assert seat is not None and decision is not None
+        assert seat is not None
+        assert decision is not None
         self._seat = self._decision = self._upstream = None
         if upstream is not None and upstream.taker is self:
             upstream.abandon()

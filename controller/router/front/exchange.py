@@ -3,11 +3,11 @@
 import re
 
 from controller.router.bodies.asked import Asked
+from controller.router.bodies.splice import DONE, Splice
+from controller.router.bodies.trail import Trail
 from controller.router.desk.desk import Desk
 from controller.router.front.errand import RETRY_AFTER, Errand
 from controller.router.front.relay import Relay
-from controller.router.bodies.splice import DONE, Splice
-from controller.router.bodies.trail import Trail
 from controller.router.wire import heads
 from controller.router.wire.arriving import Connection
 from controller.router.wire.heads import JSON, OWN_OF_ANSWERS, Headers
@@ -111,16 +111,15 @@ class Exchange(Errand):
         """Events are passed on whole, so that a stream which is cut is cut between two."""
         if self._rest:
             data, self._rest = self._rest + data, b""
-        if not is_last:
+        if not (is_last or data.endswith(b"\n\n")):
             end = data.rfind(b"\n\n") + 2
             if end < 2:
                 end = data.rfind(b"\r\n\r\n") + 4
                 end = 0 if end < 4 else end
-            if end < len(data):
-                data, self._rest = data[:end], data[end:]
-                if len(self._rest) > self._desk.limits.event_bytes:
-                    self._stop(f"an event of more than {self._desk.limits.event_bytes:,} bytes")
-                    return
+            data, self._rest = data[:end], data[end:]
+            if len(self._rest) > self._desk.limits.event_bytes:
+                self._stop(f"an event of more than {self._desk.limits.event_bytes:,} bytes")
+                return
             if not data:
                 return
         if _FAULT in data and self._failed(data):
@@ -227,7 +226,11 @@ class Exchange(Errand):
         self._pass_on(told + DONE, True, "cut")
 
     def _pass_on(self, data: bytes, is_last: bool, fault: str = "") -> None:
-        self._relay.piece(self._status, self._headers, data, is_last)
+        relay = self._relay
+        if relay.begun and not is_last:
+            relay.more(data)
+            return
+        relay.piece(self._status, self._headers, data, is_last)
         if is_last:
             if self._seat is not None:
                 self._leave()

@@ -78,7 +78,11 @@ class Front:
             more = {"ssl": self._tls.get(), "ssl_handshake_timeout": HANDSHAKE_S}
         try:
             return await asyncio.get_running_loop().create_server(
-                lambda: Connection(self.service), host.strip("[]"), int(port), backlog=BACKLOG, **more
+                lambda: Connection(self.service),
+                host.strip("[]"),
+                int(port),
+                backlog=BACKLOG,
+                **more,
             )
         except OSError as error:
             raise SecurityError(

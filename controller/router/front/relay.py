@@ -23,14 +23,19 @@ class Relay:
         self.keeps_alive = self.keeps_alive and not self._connection.closes
         self._connection.transport.write(heads.answer(status, headers, body, self.keeps_alive))
 
+    def more(self, data: bytes) -> None:
+        """What comes between the first piece and the last one."""
+        self.size += len(data)
+        if self._is_chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._connection.transport.write(data)
+
     def piece(self, status: int, headers: Headers, data: bytes, is_last: bool) -> None:
         """status, headers: written before the first one"""
         parts = []
         if not self.begun:
             self.begun, self.status = True, status
-            self.keeps_alive = (
-                self.keeps_alive and self._is_chunked and not self._connection.closes
-            )
+            self.keeps_alive = self.keeps_alive and self._is_chunked and not self._connection.closes
             way = b"transfer-encoding: chunked\r\n" if self._is_chunked else b""
             kept = heads.kept(self.keeps_alive)
             parts = [heads.status_line(status), heads.lines(headers), way, kept, b"\r\n"]

@@ -1,4 +1,4 @@
-"""What a front answers: its routes, and who may ask. The house that clients' connections belong to."""
+"""What a front answers: its routes, and who may ask. Clients' connections belong to it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from controller.router.bodies.asked import ROUTES, Asked, read
 from controller.router.desk.desk import Desk
 from controller.router.front.exchange import Exchange
-from controller.router.wire import heads
 from controller.router.wire.arriving import AGAIN, Connection
 from controller.router.wire.heads import JSON, Headers, RefusedError
 from controller.router.wire.house import Arrived

@@ -60,8 +60,8 @@ class Seat(NamedTuple):
 
 
 class Doors:
-    """All addresses of a pool. seats: of ranks that take requests; ranks: of each engine, also those
-    that take none; changed, heard: called when the seats are others, or their loads"""
+    """All addresses of a pool. seats: of ranks that take requests; ranks: of each engine, also
+    those that take none; changed, heard: called when the seats are others, or their loads"""
 
     def __init__(self, changed: Callable[[], None], heard: Callable[[], None]) -> None:
         self.all: dict[str, Door] = {}

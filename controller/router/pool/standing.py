@@ -1,9 +1,10 @@
 """What an engine's address stands for, found by asking there: its model, and whose ranks answer.
 
-vLLM takes ``X-data-parallel-rank``: under internal load balancing that is a rank of the engine, under
-hybrid and external the number among those behind this address; some frontends want the engine's rank
-in all cases. One out of range is an error, one that is no integer is ignored without a word, and so
-is the whole header by servers that do not know it. Nobody tells which of these it is, so it is tried.
+vLLM takes ``X-data-parallel-rank``: under internal load balancing that is a rank of the engine,
+under hybrid and external the number among those behind this address; some frontends want the
+engine's rank in all cases. One out of range is an error, one that is no integer is ignored without
+a word, and so is the whole header by servers that do not know it. Nobody tells which of these it
+is, so it is tried.
 """
 
 import json

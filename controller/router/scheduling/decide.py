@@ -52,7 +52,7 @@ class Prices(NamedTuple):
     @classmethod
     def at_first(cls, costs: Costs) -> "Prices":
         """Nobody has ended: each is taken to generate as many as it may."""
-        fitted = np.zeros(5)
+        fitted = np.zeros(6)
         fitted[kernels.GENERATED] = np.inf
         return cls(costs, fitted)
 

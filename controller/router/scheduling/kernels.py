@@ -21,13 +21,15 @@ Kernel = Callable[..., Any]
 
 SECONDS, ROUND_MASK, LEAST_LOADED, ELDR = range(4)
 MOST_SCORED = 4096  # tokens of a prompt that are looked up, evenly spread
-SLACK = 1.0  # requests of mean size that a rank may be ahead for a mean gain
-STEP = 0.1  # of a rank's price, for a request of mean size
+WINDOW = 8  # requests a rank, at the end of which ranks are to have as much to do
+SLACK = 1.4  # how loosely, on the way there
+LEAST_STEP = 0.05  # of a rank's price, for a request of mean size
+MOST_DEAR = 16.0  # mean gains: a rank that nobody can go to for long has no other price for it
 MEMORY = 1000  # requests after which what was learnt fades
 SURE = 0.999  # no expert is surer
 LEAST_GAIN_S = 1e-15  # where nothing is gained anywhere, backlog decides
 # Places of what is fitted to the stream.
-GAIN, TOKENS, GENERATED, CHOSEN, ENDED = range(5)
+GAIN, TOKENS, SQUARES, GENERATED, CHOSEN, ENDED = range(6)
 # Columns of what is told of a decision.
 (
     SHARE,
@@ -180,13 +182,27 @@ def values(
 
 
 @compiled
-def charge(ranks: Ranks, best: int, requests: float) -> None:
-    """Prices after a rank got tokens, of so many requests of mean size: a step of the stochastic
-    subgradient of "as many tokens on each rank of an engine"."""
-    mine = ranks.open & (ranks.engine == ranks.engine[best])
-    step = STEP * requests
-    ranks.dear[:] -= mine * (step / max(mine.sum(), 1))
+def slack(ranks: Ranks, fitted: FloatArray) -> float:
+    """Tokens that a rank may be ahead for a mean gain: as many requests as the square of those that
+    it will still get in this window, at most a window's, and of the size that a token's request
+    has in the mean. So what is uneven early in a window is made up for until its end."""
+    opened = max(ranks.open.sum(), 1)
+    window = WINDOW * opened
+    left = (window - fitted[CHOSEN] % window) / opened
+    size = fitted[SQUARES] / max(fitted[TOKENS], 1.0)
+    return min(SLACK * left * left, WINDOW) * max(size, 1.0)
+
+
+@compiled
+def charge(ranks: Ranks, fitted: FloatArray, best: int, tokens: float) -> None:
+    """Prices after a rank got tokens: a step of the stochastic subgradient of "as many tokens on
+    each rank", which gets shorter as the stream goes on."""
+    count = max(ranks.open.sum(), 1)
+    step = max(1 / np.sqrt(max(fitted[CHOSEN] / count, 1.0)), LEAST_STEP)
+    step *= tokens / max(fitted[TOKENS], 1.0)
+    ranks.dear[:] -= ranks.open * (step / count)
     ranks.dear[best] += step
+    ranks.dear[:] = np.minimum(np.maximum(ranks.dear, -MOST_DEAR), MOST_DEAR)
 
 
 @compiled
@@ -215,7 +231,7 @@ def one(
     case = seen_by(ranks, tables, sums, scored, of)
     saved, may = savings(ranks, case, costs), admitted(ranks, case.need)
     gain_s = max(fitted[GAIN], LEAST_GAIN_S)
-    dear = (gain_s * ranks.dear, gain_s / (SLACK * max(fitted[TOKENS], 1.0)))
+    dear = (gain_s * ranks.dear, gain_s / slack(ranks, fitted))
     value = values(rule, ranks, case, costs.band, saved, may, dear)
     best = int(value.argmax())
     mean_s = saved[may].mean()
@@ -230,12 +246,13 @@ def one(
         fitted[CHOSEN] += 1
         rate = 1 / min(fitted[CHOSEN], MEMORY)
         fitted[TOKENS] += (left - fitted[TOKENS]) * rate
+        fitted[SQUARES] += (left * left - fitted[SQUARES]) * rate
         gain_s = (saved[may].max() - mean_s) / max(left, 1.0)
         fitted[GAIN] += (gain_s - fitted[GAIN]) * rate
         ranks.backlog[best] += left
         ranks.held[best] += case.need
         ranks.sent[best] += 1
-        charge(ranks, best, left / max(fitted[TOKENS], 1.0))
+        charge(ranks, fitted, best, left)
         width = len(tables.basis)
         if width > 0 and case.generated > 0:
             read(ranks, tables, engine, sums[len(sums) - width :] / scored, 1.0)
@@ -268,8 +285,6 @@ def many(
         expected = min(float(most[at]), fitted[GENERATED])
         of = (float(end - begin), expected, nothing)
         prompt = tokens[begin:end]
-        found[at] = one(
-            rule, ranks, tables, costs, fitted, prompt, of, sums[at], told[at], True
-        )
+        found[at] = one(rule, ranks, tables, costs, fitted, prompt, of, sums[at], told[at], True)
         begin = end
     return found

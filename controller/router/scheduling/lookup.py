@@ -1,8 +1,8 @@
 """What tokens say of ranks and engines: a row of small integers a token, summed over a prompt.
 
-The columns of a row are: nothing; of each map that engines serve and each of its ranks, what a token
-gains by being owned there; and the factors of the experts that the token uses, a low-rank form of
-its chances (``factors``), from which follows what an engine would have to read for it.
+The columns of a row are: nothing; of each map that engines serve and each of its ranks, what a
+token gains by being owned there; and the factors of the experts that the token uses, a low-rank
+form of its chances (``factors``), from which follows what an engine would have to read for it.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the other schedulers look up, in the form of ours: values from 0 to 1 of a token and rank."""
+"""What the other schedulers look up: as in ours, values from 0 to 1 of a token and a rank."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from placer.tables import TokenTable
 
 
 def votes(table: TokenTable, placement: Placement) -> FloatArray:
-    """[rows, gpus] share of the layers at which most of a token's activations are on a GPU: the hard
+    """[rows, gpus] share of the layers at which a GPU has most of a token's activations: the hard
     cluster ids of Sem-MoE (arXiv 2503.04398), for ``round_mask``."""
     held = (placement.copies > 0).astype(np.float64)
     found = np.zeros((len(table.times), placement.gpus))

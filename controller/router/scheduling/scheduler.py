@@ -11,7 +11,7 @@ from controller.router.scheduling import kernels
 from controller.router.scheduling.decide import Prices, ask, check_open, decided, rule_of
 from controller.router.scheduling.kernels import Costs
 from controller.router.scheduling.lookup import Lookup
-from controller.router.scheduling.pool import Engine, Pool, laid_out
+from controller.router.scheduling.pool import Engine, laid_out
 from controller.router.scheduling.prefixes import Prefixes
 from controller.router.scheduling.request import Decision, Request
 from placer.arrays import FloatArray, IntArray
@@ -173,8 +173,7 @@ class Scheduler:
             return
         self.pool.ranks.held[live.at] -= live.need
         skipped = 0.0 if tokens else live.prompt  # it never began
-        more = tokens - live.expected - skipped
-        kernels.charge(self.pool.ranks, live.at, more / max(fitted[kernels.TOKENS], 1.0))
+        kernels.charge(self.pool.ranks, fitted, live.at, tokens - live.expected - skipped)
 
     @contextmanager
     def _only(self, among: Collection[tuple[str, int]] | None) -> Iterator[None]:

@@ -25,8 +25,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_bytes", "_ends", "_fault", "_fed", "_fields", "_head", "_house",
-        "_later", "_limits", "_parser", "_patience_s", "_phase", "_size", "_target", "_version", "_waiting",
-        "closes", "due_s", "paused", "peer", "running", "transport",
+        "_later", "_limits", "_parser", "_patience_s", "_phase", "_size", "_target", "_timed",
+        "_version", "_waiting", "closes", "due_s", "paused", "peer", "running", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -37,6 +37,7 @@ class Connection(asyncio.Protocol):
         limits = self._limits
         self._patience_s = {"idle": limits.idle_s, "head": limits.head_s, "body": limits.body_s}
         self._phase: Literal["idle", "head", "body"] = "idle"  # of what is parsed
+        self._timed = ""  # the phase that due_s is of
         self._head: Headers = []
         self._body: list[bytes] = []
         self._target = self._later = b""
@@ -93,7 +94,6 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._head, self._body, self._target = [], [], b""
         self._phase, self._fields, self._size = "head", 0, 0
-        self._wait()
 
     def on_url(self, url: bytes) -> None:
         self._target += url
@@ -105,7 +105,11 @@ class Connection(asyncio.Protocol):
         if self._fields > MOST_HEADERS:
             raise self._bad(431, f"more than {MOST_HEADERS} headers")
         if self._phase == "head":  # and not a trailer
-            self._head.append((name.lower(), value or b""))
+            name = name.lower()
+            if name != b"content-length":
+                self._head.append((name, value or b""))
+            elif int(value or b"0") > self._limits.request_bytes:
+                raise self._bad(413, self._too_large())
 
     def on_headers_complete(self) -> None:
         self._version = self._parser.get_http_version()
@@ -117,14 +121,11 @@ class Connection(asyncio.Protocol):
         for name, value in self._head:
             if name == b"host":
                 hosts += 1
-            elif name == b"content-length" and int(value) > self._limits.request_bytes:
-                raise self._bad(413, self._too_large())
             elif name == b"expect":
                 self._go_on(value)
         if hosts > 1 or (not hosts and self._version == "1.1"):
             raise self._bad(400, f"{hosts} Host headers: send one")
         self._phase, self._fed = "body", 0
-        self._wait()
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
@@ -215,6 +216,8 @@ class Connection(asyncio.Protocol):
                     raise
                 self._bad(400, f"this is no HTTP/1.1: {str(error)[:200] or type(error).__name__}")
         self._next()
+        if self._phase != self._timed and self.running is None:
+            self._wait()
 
     def _next(self) -> None:
         """What came is answered in its order, and what could not be parsed at last."""
@@ -237,6 +240,7 @@ class Connection(asyncio.Protocol):
         if self.running is not None:
             self.due_s = inf
         else:
+            self._timed = self._phase  # its time is not longer if more of it comes
             self.due_s = self._house.tick_s + self._patience_s[self._phase]
 
     def _bad(self, status: int, message: str, headers: Headers | None = None) -> RefusedError:

@@ -1,4 +1,4 @@
-"""Heads of HTTP/1.1 messages: what passes from one side to the other, and errors in OpenAI's form."""
+"""Heads of HTTP/1.1 messages: what passes from side to side; and errors in OpenAI's form."""
 
 import json
 from collections.abc import Iterable

@@ -8,7 +8,8 @@ from controller.router.wire.heads import Headers
 
 @dataclass(slots=True)
 class Arrived:
-    """One whole request. target: as it was sent; headers: in their order, names in lower case"""
+    """One whole request. target: as it was sent; headers: in their order, names in lower case, but
+    for Content-Length"""
 
     method: bytes
     target: bytes

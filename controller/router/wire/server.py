@@ -79,7 +79,9 @@ class Server:
                 async with self._clock.timeout(deadline_s):
                     return await taker.reply
             except TimeoutError as error:
-                raise LostError(f"{self.address.url} does not answer in {deadline_s:g} s") from error
+                raise LostError(
+                    f"{self.address.url} does not answer in {deadline_s:g} s"
+                ) from error
             except LostError as error:
                 if not error.untouched:
                     raise

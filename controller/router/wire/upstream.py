@@ -49,7 +49,8 @@ class Upstream(asyncio.Protocol):
 
     __slots__ = (
         "_before", "_complete", "_fault", "_framed", "_headers", "_is_head", "_parser", "_parts",
-        "_server", "_size", "_status", "_stays", "_told", "closed", "taker", "transport", "was_kept",
+        "_server", "_size", "_status", "_stays", "_told", "closed", "taker", "transport",
+        "was_kept",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -103,21 +104,33 @@ class Upstream(asyncio.Protocol):
             taker.on_lost(LostError(f"{self._server.address.url} hung up", untouched))
 
     def data_received(self, data: bytes) -> None:
-        if self.taker is None:  # nobody asked
+        """Whoever takes what was parsed may abandon this connection meanwhile."""
+        taker = self.taker
+        if taker is None:  # nobody asked
             self.close()
             return
-        self._before = False
-        if not self._told:
-            self._size += len(data)
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
             self._fault = "upgrades to another protocol"
         except HttpParserError as error:
             self._fault = self._fault or str(error)[:200] or type(error).__name__
-        if self._size > HEAD_BYTES and not self._is_head:
-            self._fault = f"more than {HEAD_BYTES:,} bytes of headers"
-        self._hand_over()
+        if not self._told:
+            self._tell(taker, len(data))
+            if self.taker is not taker:
+                return
+        parts = self._parts
+        if parts:
+            self._parts = []
+        if self._complete:
+            self._end(taker, parts)
+        else:
+            if parts:
+                taker.on_data(parts[0] if len(parts) == 1 else b"".join(parts), False)
+            if self._fault and self.taker is taker:
+                self.abandon()
+                fault = f"{self._server.address.url} answers garbage: {self._fault}"
+                taker.on_lost(LostError(fault))
 
     # Of the parser.
 
@@ -151,26 +164,20 @@ class Upstream(asyncio.Protocol):
 
     # Its own.
 
-    def _hand_over(self) -> None:
-        """What was parsed. Whoever takes it may abandon this connection meanwhile."""
-        taker = self.taker
-        assert taker is not None
-        if self._is_head and not self._told:
+    def _tell(self, taker: Taker, size: int) -> None:
+        """The head, once it is whole."""
+        self._before = False
+        self._size += size
+        if self._is_head:
             self._told = True
             taker.on_head(self._status, self._headers)
-        parts, self._parts = self._parts, []
-        if self.taker is not taker:
-            return
-        if self._complete:
-            self.taker = None
-            if self._stays and not self._fault:
-                self._server.keep(self)
-            else:
-                self.close()
-            taker.on_data(parts[0] if len(parts) == 1 else b"".join(parts), True)
-            return
-        if parts:
-            taker.on_data(parts[0] if len(parts) == 1 else b"".join(parts), False)
-        if self._fault and self.taker is taker:
-            self.abandon()
-            taker.on_lost(LostError(f"{self._server.address.url} answers garbage: {self._fault}"))
+        elif self._size > HEAD_BYTES:
+            self._fault = f"more than {HEAD_BYTES:,} bytes of headers"
+
+    def _end(self, taker: Taker, parts: list[bytes]) -> None:
+        self.taker = None
+        if self._stays and not self._fault:
+            self._server.keep(self)
+        else:
+            self.close()
+        taker.on_data(parts[0] if len(parts) == 1 else b"".join(parts), True)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from placer.arrays import BoolArray, FloatArray, IntArray
 
@@ -77,7 +78,7 @@ class Layer(NamedTuple):
     leaving: FloatArray
     owning: FloatArray
     visitors: FloatArray
-    visiting: FloatArray
+    visiting: npt.NDArray[np.float32]
 
 
 class Rules(NamedTuple):
@@ -1159,7 +1160,7 @@ def wander(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray, shar
 def _compile() -> None:
     """Compile now, or load what was compiled before: a search should not have to wait for it."""
     experts, rates = np.zeros(2), np.zeros((2, 4))
-    square, none, nobody = np.zeros((2, 2)), np.zeros(0), np.zeros((0, 2, 2))
+    square, none, nobody = np.zeros((2, 2)), np.zeros(0), np.zeros((0, 2, 2), dtype=np.float32)
     layer = Layer(
         experts, square, experts, square, experts, rates, square, square, none, square[:0], nobody
     )

@@ -1,6 +1,7 @@
 """A problem in the numbers that the search of ``joint`` works with."""
 
 import numpy as np
+import numpy.typing as npt
 
 from placer.arrays import FloatArray, IntArray
 from placer.cost import compute, links, moves, outlook, steps
@@ -10,6 +11,7 @@ from placer.cost.sharing import away
 from placer.optimizers.joint.search import Layer, Rules
 from placer.problem import Problem
 
+ROUNDING = 1e-9  # of shares
 NO_STEP = 1e-9  # instead of a horizon without steps, in which nothing pays
 RECORDINGS = 2  # whose noise counts: the one planned from, and one as long in the time to come
 
@@ -117,7 +119,7 @@ def layers(problem: Problem) -> list[Layer]:
             leaving=nowhere,
             owning=owning[at],
             visitors=np.zeros((0, experts)),
-            visiting=np.zeros((0, experts, experts)),
+            visiting=np.zeros((0, experts, experts), dtype=np.float32),
         )
         for at in range(profile.layers)
     ]
@@ -130,40 +132,60 @@ def with_homes(
 
     homes: [clusters, gpus] share of each cluster that each GPU owns
 
-    Of an expert with replicas R that tokens at home in h use as often as U_h of all, the tokens
-    elsewhere that they serve are sum(U_h, h not in R), where the search reckons for each replica on
-    g with sum(U_h, h not g) * share[r]. What lacks is -(1 - 1/r) * (U_g - U/G) a replica, of tokens
-    of which a part visits the GPU anyway: ``standing``, and ``leaving`` for what goes with 1/r.
+    Of an expert with r replicas on R that tokens at home on h use with the chance U_h, of all, the
+    replicas serve sum(U_h, h not in R) elsewhere. The search reckons for each of them, on g, with
+    sum(U_h, h not g) * share[r]. What lacks is -(1 - 1/r) * (U_g - U/G) a replica, of which a part
+    visits its GPU anyway: ``standing``, and ``leaving`` for what goes with 1/r.
     """
-    found, topology = rules(problem), problem.topology
-    share, owned = kinds.owned(homes)
-    gpus, size = topology.gpus, topology.gpus_per_node
-    # Local links carry what comes from owners in another place of a node, the network from nodes.
-    place, node = np.arange(gpus) % size, topology.node_of
-    comes = [place != one for one in place]
-    if topology.nodes > 1:
-        comes += [node != one for one in range(topology.nodes)]
-    at_home = [kinds.pairs(one) for one in homes.T]
-    with_replicas = problem.slots > problem.model.experts
+    visitors, visiting = _visitors(problem, kinds, homes)
+    gpus, model = problem.topology.gpus, problem.model
+    owned = kinds.owned(homes)[1]
+    visits = (1 - (1 - 1 / gpus) ** model.top_k) / (model.top_k / gpus)  # an activation, roughly
+    saved_s = rules(problem).visit_s / gpus * visits * (gpus / max(gpus - 1, 1)) ** 2
     made = []
     for at, layer in enumerate(layers):
-        pairs = np.stack([one[at] for one in at_home])
-        weight = np.array(comes, dtype=np.float64)
-        weight /= np.maximum(weight @ share, 1e-12)[:, None]
-        layer = layer._replace(
-            visitors=weight @ owned[:, at], visiting=np.tensordot(weight, pairs, axes=1)
-        )
-        if with_replicas:
-            once = 1 - (1 - 1 / gpus) ** problem.model.top_k
-            alone = once / (problem.model.top_k / gpus)  # visits an activation, roughly
-            saved = found.visit_s / gpus * alone * (owned[:, at] - layer.use / gpus).T
-            saved *= (gpus / max(gpus - 1, 1)) ** 2
-            standing = layer.standing - saved
-            # Slots are never empty: what all cost alike is none.
-            standing -= max(float(standing.max()), 0.0)
-            layer = layer._replace(standing=standing, leaving=layer.leaving - saved)
+        layer = layer._replace(visitors=visitors[at], visiting=visiting[at])
+        if problem.slots > model.experts:
+            saved = saved_s * (owned[:, at] - layer.use / gpus).T
+            # Slots are never empty: what all would cost alike is left out.
+            standing = np.ascontiguousarray(layer.standing - saved + saved.min())
+            leaving = np.ascontiguousarray(layer.leaving - saved)
+            layer = layer._replace(standing=standing, leaving=leaving)
         made.append(layer)
     return made
+
+
+def _visitors(
+    problem: Problem, kinds: Kinds, homes: FloatArray
+) -> tuple[FloatArray, npt.NDArray[np.float32]]:
+    """Layer.visitors [layers, places, experts] and Layer.visiting, of all layers.
+
+    Local links carry what comes from owners in another place of a node than the GPU's, and the
+    network what comes from other nodes.
+    """
+    topology, size = problem.topology, problem.topology.gpus_per_node
+    place, node = np.arange(topology.gpus) % size, topology.node_of
+    share, owned = kinds.owned(homes)
+    groups = size + topology.nodes  # of owners: by place, by node
+    tokens, use = np.zeros(groups), np.zeros((groups, *owned.shape[1:]))
+    pairs = np.zeros((groups, *kinds.together.shape))
+    for owner in range(topology.gpus):
+        both = kinds.pairs(homes[:, owner])
+        for group in (place[owner], size + node[owner]):
+            tokens[group] += share[owner]
+            use[group] += owned[owner]
+            pairs[group] += both
+    at = place if topology.nodes == 1 else np.append(place, size + np.arange(topology.nodes))
+    rest = 1 - tokens[at]
+    scale = np.divide(1.0, rest, out=np.zeros_like(rest), where=rest > ROUNDING)
+    layers, experts, _ = kinds.together.shape
+    visitors = np.empty((layers, len(at), experts))
+    visiting = np.empty((layers, len(at), experts, experts), dtype=np.float32)
+    all_use, every = use[:size].sum(axis=0), pairs[:size].sum(axis=0)
+    for row, (group, one) in enumerate(zip(at, scale, strict=True)):
+        visitors[:, row] = np.maximum(all_use - use[group], 0.0) * one
+        visiting[:, row] = np.maximum(every - pairs[group], 0.0) * one
+    return visitors, visiting
 
 
 def price(problem: Problem) -> float:

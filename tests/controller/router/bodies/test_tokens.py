@@ -10,8 +10,8 @@ import pytest
 
 from controller.router.bodies import asked, tokenizing
 from controller.router.bodies.asked import Asked, goes_on, read
-from controller.router.desk.settings import Limits, read_limits
 from controller.router.bodies.tokenizing import EngineTokenizer, LocalTokenizer, cut, fill
+from controller.router.desk.settings import Limits, read_limits
 from placer.errors import FileError
 from tests.controller.router.front.tiny_engine import Engine, engines
 from tests.controller.router.front.tiny_front import (
@@ -109,7 +109,7 @@ async def test_a_tokenizer_that_fails_costs_the_scores_alone() -> None:
 def vocabulary(tmp_path: Path) -> Path:
     pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     words = {"a": 0, "b": 1, "c": 2, "?": 3}
-    data = {
+    data: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
         "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None,
         "decoder": None,
@@ -137,7 +137,11 @@ async def test_a_conversation_s_turns_are_encoded_once(vocabulary: Path) -> None
         await ask(here.port, CHAT, {"messages": turns[:1], "max_tokens": 2})
         await ask(here.port, CHAT, {"messages": turns, "max_tokens": 2})
         await ask(here.port, CHAT, {"messages": turns, "max_tokens": 2})
-        assert [ids(one.tokens) for one in here.scheduler.requests] == [[0, 1], [0, 1, 2], [0, 1, 2]]
+        assert [ids(one.tokens) for one in here.scheduler.requests] == [
+            [0, 1],
+            [0, 1, 2],
+            [0, 1, 2],
+        ]
     assert encoded == ["a b", "c"]
 
 
@@ -203,7 +207,11 @@ def test_limits_are_read_and_refused_by_name(tmp_path: Path) -> None:
     path = write(tmp_path / "front.yaml", "hold_s: 12\nrequests: 5\n")
     assert read_limits(path) == Limits(hold_s=12.0, requests=5)
     assert read_limits(None) == Limits()
-    for text, why in (("hold: 1", "hold"), ("hold_s: -1", "hold_s"), ("requests: many", "requests")):
+    for text, why in (
+        ("hold: 1", "hold"),
+        ("hold_s: -1", "hold_s"),
+        ("requests: many", "requests"),
+    ):
         with pytest.raises(FileError, match=why):
             read_limits(write(path, text))
 

@@ -34,7 +34,9 @@ def test_lines_that_cannot_be_written_in_time_are_counted(
     for _ in range(3):
         log.add("p", b"GET", "/r", 200, 1, 0.5, "e/0", 1, 'a "b"\nc')
     log.close()
-    assert (tmp_path / "a.log").read_text() == "p GET /r 200 1 0.5000 e/0 1 \"a 'b' c\"\n- 2 more requests\n"
+    assert (
+        tmp_path / "a.log"
+    ).read_text() == "p GET /r 200 1 0.5000 e/0 1 \"a 'b' c\"\n- 2 more requests\n"
 
 
 def test_a_file_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:

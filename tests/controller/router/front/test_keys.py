@@ -123,9 +123,7 @@ async def test_plain_http_on_a_port_of_tls_is_no_harm(tmp_path: Path) -> None:
      (Listening("nonsense"), "host:port")],
 )  # fmt: skip
 @run
-async def test_it_does_not_listen_where_everybody_could_ask(
-    listening: Listening, why: str
-) -> None:
+async def test_it_does_not_listen_where_everybody_could_ask(listening: Listening, why: str) -> None:
     with pytest.raises(SecurityError, match=why):
         async with fronted(listening=listening):
             pass

@@ -128,8 +128,9 @@ async def test_an_engine_that_dies_before_it_answers_loses_nothing() -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", b"\0\0\0", b"HTTP/1.1 2000 OK\r\n\r\n",
-     b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", b"HTTP/1.1 200 OK\r\nA\0: b\r\n\r\n",
+    [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", b"\0\0\0",
+     b"HTTP/1.1 2000 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nA\0: b\r\n\r\n",
+     b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
      b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nabcdef",
      b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
      b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n",
@@ -147,13 +148,17 @@ async def test_garbage_is_asked_for_again_and_then_given_up(raw: bytes) -> None:
         assert answer.status == 502
         assert "lost 2 times" in answer.error
         assert len(engine.asked) == (2 if raw else 4)  # each time first where it was asked before
+        text = (await ask(here.port, "/metrics")).body.decode()
+        assert f'vllm_router_retries_exhausted_total{{route="{COMPLETIONS}"}} 1.0' in text
         engine.raw = None
         assert (await ask(here.port, COMPLETIONS, completion())).status == 200
 
 
 @run
 async def test_answers_before_the_answer_are_skipped() -> None:
-    raw = b"HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+    raw = (
+        b"HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+    )
     engine = Engine(raw=raw)
     async with engines(engine), fronted(engine) as here:
         answer = await ask(here.port, COMPLETIONS, completion())
@@ -171,7 +176,8 @@ async def test_an_answer_that_ends_with_the_connection_is_whole() -> None:
 
 @run
 async def test_more_than_was_asked_for_is_nobody_s_answer() -> None:
-    raw = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
+    raw = head % 2 + b"{}" + head % 4 + b"evil"
     engine = Engine(raw=raw)
     async with engines(engine), fronted(engine) as here:
         assert (await ask(here.port, COMPLETIONS, completion())).body == b"{}"
@@ -218,8 +224,7 @@ async def test_two_scalings_and_a_killed_engine_fail_nobody() -> None:
         answers: list[Any] = []
 
         async def client(count: int) -> None:
-            for _ in range(count):
-                answers.append(await ask(here.port, COMPLETIONS, completion()))
+            answers.extend([await ask(here.port, COMPLETIONS, completion()) for _ in range(count)])
 
         async def trouble(them: Sequence[Engine]) -> None:
             for one in them:
@@ -238,19 +243,18 @@ async def test_two_scalings_and_a_killed_engine_fail_nobody() -> None:
 async def test_at_the_end_requests_under_way_are_answered_and_no_others_taken() -> None:
     engine = Engine()
     engine.gate = asyncio.Event()
-    async with engines(engine):
-        async with fronted(engine) as here:
-            running = crowd(here.port, 1, stream=True)
-            await until(lambda: engine.asked)
-            drained = asyncio.create_task(here.front._drain())
-            await until(lambda: here.front.service.draining)
-            health = await ask(here.port, "/health")
-            assert (health.status, health.data) == (503, {"status": "draining"})
-            refused = await ask(here.port, COMPLETIONS, completion())
-            assert (refused.status, refused.headers["retry-after"]) == (503, "1")
-            engine.gate.set()
-            assert (await running[0]).text == NEXT
-            await drained
+    async with engines(engine), fronted(engine) as here:
+        running = crowd(here.port, 1, stream=True)
+        await until(lambda: engine.asked)
+        drained = asyncio.create_task(here.front._drain())
+        await until(lambda: here.front.service.draining)
+        health = await ask(here.port, "/health")
+        assert (health.status, health.data) == (503, {"status": "draining"})
+        refused = await ask(here.port, COMPLETIONS, completion())
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        engine.gate.set()
+        assert (await running[0]).text == NEXT
+        await drained
 
 
 @run

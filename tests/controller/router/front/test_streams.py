@@ -191,7 +191,7 @@ async def test_a_client_that_does_not_read_stops_the_engine_and_not_the_front() 
     sent = 0
 
     class Flood(Engine):
-        async def _stream(self, seen: Any, writer: Any, *_: Any) -> None:
+        async def _stream(self, seen: Any, writer: Any, *more: Any) -> None:
             nonlocal sent
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
                          b"transfer-encoding: chunked\r\n\r\n")  # fmt: skip
@@ -203,7 +203,7 @@ async def test_a_client_that_does_not_read_stops_the_engine_and_not_the_front() 
     engine = Flood()
     async with engines(engine), fronted(engine, limits=Limits(stall_s=1.0)) as here:
         body = json.dumps(completion(stream=True)).encode()
-        reader, writer = await asyncio.open_connection("127.0.0.1", here.port, limit=1024)
+        _, writer = await asyncio.open_connection("127.0.0.1", here.port, limit=1024)
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
                      % (len(body), body))  # fmt: skip
         await until(lambda: here.front.desk.active)
@@ -237,7 +237,9 @@ async def test_a_long_answer_that_is_cut_is_seen_to_be() -> None:
 @run
 async def test_an_event_without_end_is_no_event() -> None:
     flood = b"data: " + b"y" * 100_000
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = (
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
     engine = Engine(raw=head + b"%x\r\n%b\r\n" % (len(flood), flood))
     async with engines(engine), fronted(engine, limits=Limits(event_bytes=10_000)) as here:
         answer = await ask(here.port, COMPLETIONS, completion(stream=True))

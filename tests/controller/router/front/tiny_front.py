@@ -16,8 +16,8 @@ import uvloop
 
 from controller.router.desk.access_log import AccessLog
 from controller.router.desk.desk import Desk
-from controller.router.front.front import Front
 from controller.router.desk.settings import Limits
+from controller.router.front.front import Front
 from controller.router.pool.discovery import Discovery
 from controller.router.pool.doors import Named
 from controller.router.scheduling.decide import NoRankError
@@ -55,7 +55,8 @@ class LeastLoaded:
     ) -> Decision:
         self.requests.append(request)
         places = [(one.name, rank) for one in self.engines for rank in range(one.ranks)
-                  if rank not in one.draining and (among is None or (one.name, rank) in among)]  # fmt: skip
+                  if rank not in one.draining]  # fmt: skip
+        places = [place for place in places if among is None or place in among]
         if not places:
             raise NoRankError("none")
         place = min(places, key=lambda one: self.load[one] + self.others.get(one, 0))
@@ -112,9 +113,11 @@ async def fronted(
     stop = asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(front.run(stop, port.set_result))
-    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        await task
+    task.add_done_callback(lambda done: port.done() or port.cancel())
+    try:
+        await port
+    except asyncio.CancelledError:
+        await task  # it says why
     try:
         if waits:
             await until(lambda: all(door.is_open for door in desk.doors.all.values()))
@@ -180,11 +183,10 @@ def events(body: bytes) -> list[Any]:
 
 
 def text_in(told: Sequence[Any]) -> str:
-    parts = []
-    for one in told:
-        for choice in one["choices"] if isinstance(one, dict) else []:
-            parts.append(choice.get("text") or choice.get("delta", {}).get("content") or "")
-    return "".join(parts)
+    choices = [choice for one in told if isinstance(one, dict) for choice in one["choices"]]
+    return "".join(
+        choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices
+    )
 
 
 def asked(

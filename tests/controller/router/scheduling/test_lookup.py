@@ -30,7 +30,7 @@ def test_visits_is_the_chance_of_having_any_of_them_there() -> None:
 
 def test_replicas_are_at_home_on_each_of_their_gpus() -> None:
     both = a_placement([[0, 1, 0, 1, 2, 3], [0, 1, 2, 3, 0, 2]], gpus=2)
-    assert local(token_table(TRACE), both)[0].tolist() == [1, 0.5]
+    assert local(token_table(TRACE), both)[0].tolist() == [1, 0.75]
 
 
 def test_votes_are_of_the_gpu_with_most_of_each_layer() -> None:

@@ -30,7 +30,8 @@ SIZED = POST + b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
 
 REFUSED = {
     "both lengths": POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "both, the other way": POST + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    "both, the other way": POST
+    + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
     "two lengths": POST + b"Content-Length: 38\r\nContent-Length: 5\r\n\r\n" + BODY,
     "two equal lengths": POST + b"Content-Length: 38\r\nContent-Length: 38\r\n\r\n" + BODY,
     "a list of lengths": POST + b"Content-Length: 38, 38\r\n\r\n" + BODY,
@@ -41,7 +42,8 @@ REFUSED = {
     "a length with a blank inside": POST + b"Content-Length: 3 8\r\n\r\n" + BODY,
     "a length of 2**64 and more": POST + b"Content-Length: 18446744073709551654\r\n\r\n" + BODY,
     "an encoding nobody knows": POST + b"Transfer-Encoding: xchunked\r\n\r\n" + BODY,
-    "chunked twice": POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+    "chunked twice": POST
+    + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
     "not chunked at last": POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
     "a folded header": POST + b"X-A: b\r\n c\r\n\r\n",
     "a folded length": POST + b"X-A: b\r\n\tContent-Length: 5\r\n\r\n",
@@ -136,7 +138,9 @@ async def test_a_second_request_after_a_smuggled_one_is_not_read() -> None:
 async def test_chunks_and_their_extensions_are_a_body_and_trailers_no_headers() -> None:
     engine = Engine()
     async with engines(engine), fronted(engine) as here:
-        chunks = b"".join(b"%x;name=value\r\n%b\r\n" % (1, BODY[at : at + 1]) for at in range(len(BODY)))
+        chunks = b"".join(
+            b"%x;name=value\r\n%b\r\n" % (1, BODY[at : at + 1]) for at in range(len(BODY))
+        )
         data = CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
         answer = await raw(here.port, data + chunks + b"0\r\nX-Trailer: 1\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 200 OK")
@@ -221,7 +225,12 @@ async def test_a_body_larger_than_allowed_is_refused_while_it_comes() -> None:
 
 @pytest.mark.parametrize(
     ("sent", "status"),
-    [(b"", None), (b"POST /v1/compl", 408), (POST, 408), (POST + b"Content-Length: 9\r\n\r\n{", 408)],
+    [
+        (b"", None),
+        (b"POST /v1/compl", 408),
+        (POST, 408),
+        (POST + b"Content-Length: 9\r\n\r\n{", 408),
+    ],
 )
 @run
 async def test_a_client_that_dawdles_is_told_and_left(sent: bytes, status: int | None) -> None:
@@ -253,7 +262,7 @@ async def test_slow_bytes_of_a_head_do_not_hold_a_connection_for_ever() -> None:
 async def test_memory_of_bodies_is_bounded_over_all_clients() -> None:
     engine = Engine()
     async with engines(engine), fronted(engine, limits=Limits(bodies_bytes=3000)) as here:
-        reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+        _, writer = await asyncio.open_connection("127.0.0.1", here.port)
         writer.write(POST + b"Content-Length: 5000\r\n\r\n" + b"x" * 2900)
         await until(lambda: here.front.desk._bytes == 2900)
         answer = await ask(here.port, COMPLETIONS, completion(user="y" * 500))
