@@ -64,9 +64,9 @@ def front(
         from controller.router.desk.desk import Desk
         from controller.router.desk.settings import read_limits
         from controller.router.front import front as fronts
-        from controller.router.scheduling.kernels import Costs
         from controller.router.scheduling.scheduler import Scheduler
         from controller.server.security import Listening
+        from placer.cost.requests import Costs
     except ImportError as error:
         raise MissingError("placer front", "controller", error.name) from error
 

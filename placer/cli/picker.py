@@ -69,9 +69,9 @@ def picker(
         from controller.router.desk.desk import Desk
         from controller.router.desk.settings import read_limits
         from controller.router.picker import picker as pickers
-        from controller.router.scheduling.kernels import Costs
         from controller.router.scheduling.scheduler import Scheduler
         from controller.server.security import Listening
+        from placer.cost.requests import Costs
     except ImportError as error:
         raise MissingError("placer picker", "picker", error.name) from error
 

@@ -56,7 +56,7 @@ class Picker:
         watch.name(self._named)
         tasks = []
         if self._discovery is not None:
-            tasks.append(asyncio.create_task(self._discovery.run(watch.name)))
+            tasks.append(asyncio.create_task(self._discovery.run(watch.name, desk.know)))
         try:
             await self._health.set(LIVES, SERVING)
             await self._tell(NOT_SERVING)

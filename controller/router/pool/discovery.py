@@ -34,7 +34,7 @@ class Discovery:
     async def run(
         self,
         name: Callable[[Mapping[str, Named]], None],
-        know: Callable[[Mapping[str, str], Known | None, bool], None] | None = None,
+        know: Callable[[Mapping[str, str], Known | None, bool], None],
     ) -> None:
         """name: told of addresses; know: of the engines' maps, by digest, of new tables of one of
         them, and whether there are none any more"""
@@ -44,8 +44,7 @@ class Discovery:
                 named, maps = await running.run_in_executor(self._beside, self.ask)
                 name(named)
                 self._tell("")
-                if know is not None:
-                    know(maps, *await running.run_in_executor(self._beside, self._learn, maps))
+                know(maps, *await running.run_in_executor(self._beside, self._learn, maps))
             except PlacerError as error:
                 self._tell(str(error))
             await self._clock.sleep(EVERY_S)

@@ -56,7 +56,8 @@ class LeastLoaded:
     ) -> Decision:
         self.requests.append(request)
         places = [(one.name, rank) for one in self.engines for rank in range(one.ranks)
-                  if rank not in one.draining and (among is None or (one.name, rank) in among)]  # fmt: skip
+                  if rank not in one.draining]  # fmt: skip
+        places = [place for place in places if among is None or place in among]
         if not places:
             raise NoRankError("none")
         place = min(places, key=lambda one: self.load[one] + self.others.get(one, 0))

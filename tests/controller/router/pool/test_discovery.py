@@ -78,7 +78,7 @@ async def test_while_the_controller_is_away_all_stays_as_it_was(
     async with engines(one), fronted(one) as here:
         found = Discovery("127.0.0.1:1", "chat", SystemClock())  # where nobody listens
         told: list[Mapping[str, Named]] = []
-        task = asyncio.create_task(found.run(told.append))
+        task = asyncio.create_task(found.run(told.append, lambda *_: None))
         await until(lambda: found._trouble)
         assert "no controller answers" in found._trouble
         assert not told
