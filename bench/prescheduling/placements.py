@@ -114,7 +114,7 @@ def by_activations(fit: Requests, judged: Requests, placement: Placement) -> Int
     tables = device_tables(fit.served, placement)
     gain = tables.request_scores(judged.known, judged.prompts)
     lens = judged.served.seq_lens
-    return chosen(gain / judged.prompts[:, None] * lens[:, None], lens)
+    return chosen(gain / judged.prompts[:, None] * lens[:, None], lens, np.inf)
 
 
 def by_votes(fit: Requests, judged: Requests, requests: IntArray, gpus: int) -> IntArray:
@@ -122,7 +122,7 @@ def by_votes(fit: Requests, judged: Requests, requests: IntArray, gpus: int) -> 
     table = votes(fit.served, requests, gpus)
     gain = table.of_requests(judged.known, judged.prompts, gpus)
     lens = judged.served.seq_lens
-    return chosen(gain / judged.prompts[:, None] * lens[:, None], lens)
+    return chosen(gain / judged.prompts[:, None] * lens[:, None], lens, np.inf)
 
 
 def _foretold(fit: Requests, judged: Requests) -> np.ndarray:
