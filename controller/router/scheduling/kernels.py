@@ -20,7 +20,7 @@ except ModuleNotFoundError:
 Kernel = Callable[..., Any]
 
 SECONDS, ROUND_MASK, LEAST_LOADED, ELDR = range(4)
-MOST_SCORED = 4096  # tokens of a prompt that are looked up, evenly spread
+MOST_SCORED = 1024  # tokens of a prompt that are looked up, evenly spread
 WINDOW = 8  # requests a rank, at the end of which ranks are to have as much to do
 SLACK = 1.4  # how loosely, on the way there
 LEAST_STEP = 0.05  # of a rank's price, for a request of mean size
