@@ -20,7 +20,7 @@ from controller.router.scheduling.lookup import Lookup, local
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.rivals import similarity, votes
 from controller.router.scheduling.scheduler import Scheduler
-from placer.arrays import FloatArray
+from placer.arrays import FloatArray, IntArray
 from placer.cost.homes import chosen
 from placer.placement import Placement
 from placer.plan import Solution
@@ -112,6 +112,6 @@ def best_found(case: Case, plan: str) -> float:
     return _rate(true, lens, chosen(true * lens[:, None], trace.seq_lens)) * case.gpus
 
 
-def _rate(local: FloatArray, lens: FloatArray, home: FloatArray) -> float:
-    mine = local[np.arange(len(home)), home.astype(np.int64)]
+def _rate(local: FloatArray, lens: FloatArray, home: IntArray) -> float:
+    mine = local[np.arange(len(home)), home]
     return float((mine * lens).sum() / lens.sum())

@@ -13,9 +13,9 @@ from controller.router.scheduling.pool import Ranks
 from placer.arrays import BoolArray, FloatArray, IntArray
 
 try:
-    import numba
+    from numba import njit
 except ModuleNotFoundError:
-    numba = None
+    njit = None  # type: ignore[assignment]
 
 Kernel = Callable[..., Any]
 
@@ -48,9 +48,9 @@ TOLD, FIGURES = 7, 11  # the first are a Why's
 
 
 def compiled(function: Kernel) -> Kernel:
-    if numba is None:
+    if njit is None:
         return function
-    found: Kernel = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    found: Kernel = njit(cache=True, nogil=True, error_model="numpy")(function)
     return found
 
 
@@ -127,7 +127,7 @@ def _summed_in_loops(tables: Tables, tokens: IntArray, sums: IntArray) -> int:
     return len(rows)
 
 
-summed = _summed if numba is None else compiled(_summed_in_loops)
+summed = _summed if njit is None else compiled(_summed_in_loops)
 
 
 @compiled
