@@ -14,14 +14,14 @@ from placer.arrays import BoolArray, FloatArray, IntArray
 from placer.cost.requests import Costs
 
 try:
-    import numba
+    from numba import njit
 except ModuleNotFoundError:
-    numba = None
+    njit = None  # type: ignore[assignment]
 
 Kernel = Callable[..., Any]
 
 SECONDS, ROUND_MASK, LEAST_LOADED, ELDR = range(4)
-MOST_SCORED = 4096  # tokens of a prompt that are looked up, evenly spread
+MOST_SCORED = 1024  # tokens of a prompt that are looked up, evenly spread
 WINDOW = 8  # requests a rank, at the end of which ranks are to have as much to do
 SLACK = 1.4  # how loosely, on the way there
 LEAST_STEP = 0.05  # of a rank's price, for a request of mean size
@@ -49,9 +49,9 @@ TOLD, FIGURES = 7, 11  # the first are a Why's
 
 
 def compiled(function: Kernel) -> Kernel:
-    if numba is None:
+    if njit is None:
         return function
-    found: Kernel = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    found: Kernel = njit(cache=True, nogil=True, error_model="numpy")(function)
     return found
 
 
@@ -113,7 +113,7 @@ def _summed_in_loops(tables: Tables, tokens: IntArray, sums: IntArray) -> int:
     return len(rows)
 
 
-summed = _summed if numba is None else compiled(_summed_in_loops)
+summed = _summed if njit is None else compiled(_summed_in_loops)
 
 
 @compiled

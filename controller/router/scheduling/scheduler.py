@@ -121,7 +121,7 @@ class Scheduler:
 
     def decide(self, request: Request) -> Decision:
         """What ``choose`` would answer. Nothing changes."""
-        cached = self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
+        cached = self._cached(request)
         at, told, _ = ask(request, self.pool, self.tables, self.prices, cached, self._rule, False)
         return decided(self.pool, self.name, at, told.tolist())
 
@@ -130,7 +130,7 @@ class Scheduler:
     ) -> Decision:
         """Where it goes; from then on it counts as that rank's. among: the only ranks that it may
         go to. Raises NoRankError if none is open."""
-        cached = self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
+        cached = self._cached(request)
         with self._only(among):
             at, told, sums = ask(
                 request, self.pool, self.tables, self.prices, cached, self._rule, True
@@ -213,6 +213,11 @@ class Scheduler:
             batch.tokens.astype(np.int64), ends, batch.most.astype(np.int64), sums, told,
         )  # fmt: skip
         return found, told, sums
+
+    def _cached(self, request: Request) -> FloatArray | None:
+        if not request.prefix:
+            return None
+        return self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
 
     def _begun(self, at: int, told: Sequence[float], sums: IntArray) -> _Live:
         coming, left = told[kernels.COMING], told[kernels.LEFT]
