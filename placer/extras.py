@@ -7,12 +7,8 @@ from importlib.metadata import PackageNotFoundError, requires
 from placer.errors import PlacerError
 
 PACKAGE = "moe-placer"
-NAMES = (
-    "plan",
-    "tokenizer",
-    "controller",
-    "ray",
-)  # of extras that users ask for, the smaller ones first
+# Of extras that users ask for, the smaller ones first.
+NAMES = ("plan", "tokenizer", "controller", "ray")
 
 
 class MissingError(PlacerError):
