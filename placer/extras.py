@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, requires
 from placer.errors import PlacerError
 
 PACKAGE = "moe-placer"
-# Extras that users ask for, the smaller ones first.
-NAMES = ("plan", "tokenizer", "controller", "ray", "picker")
+# Of extras that users ask for, the smaller ones first.
+NAMES = ("plan", "tokenizer", "controller", "ray")
 
 
 class MissingError(PlacerError):
