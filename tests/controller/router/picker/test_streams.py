@@ -38,6 +38,7 @@ from tests.controller.router.picker.tiny_gateway import Picking, a_port, picking
 
 BODY = json.dumps(completion()).encode()
 EOF = grpc.aio.EOF
+RANK = "x-data-parallel-rank"
 
 
 def head(length: int = len(BODY), ends: bool = False, path: str = COMPLETIONS) -> Any:
@@ -102,6 +103,25 @@ async def test_a_body_may_end_with_trailers() -> None:
         kinds = [(await stream.read()).WhichOneof("response") for _ in range(3)]
         assert kinds == ["request_headers", "request_body", "request_trailers"]
         assert here.scheduler.requests[0].length == len(PROMPT)
+
+
+@run
+async def test_a_rank_is_told_alone_only_where_one_address_is_meant() -> None:
+    ranked, other = Engine(ranks=(0, 1)), Engine()
+    async with engines(ranked, other), picking(ranked, other, only_rank=True) as here:
+        hinted = head()
+        told = {"x-gateway-destination-endpoint-subset": [ranked.url[7:]]}
+        hinted.metadata_context.filter_metadata["envoy.lb.subset_hint"].update(told)
+        for first, ranks, taken_out in ((head(), [], [RANK]), (hinted, [b"0"], [])):
+            async with a_stream(here) as stream:
+                await stream.write(first)
+                await stream.write(piece(BODY, True))
+                answer = await stream.read()
+                changes = answer.request_headers.response.header_mutation
+                assert [one.header.raw_value for one in changes.set_headers] == ranks
+                assert list(changes.remove_headers) == taken_out
+                assert not answer.HasField("dynamic_metadata")
+        assert len(here.scheduler.requests) == 1
 
 
 @pytest.mark.parametrize(
