@@ -40,11 +40,12 @@ async def _through(port: int, engines: list[int], pids: list[int]) -> None:
 
     async def trouble() -> None:
         """When a quarter, a half and three quarters are begun."""
-        for share, at in ((0.25, 0), (0.5, 1)):
+        for share, scaled in (
+            (0.25, engines[:1]),
+            (0.5, engines),
+        ):  # one; all, so that nobody serves
             while outcomes.total() < REQUESTS * share:
                 await asyncio.sleep(0.01)
-            # Both at once in the second: then nobody takes requests but the last.
-            scaled = engines[: at + 1]
             for one in scaled:
                 await asyncio.to_thread(routers.answer, one, "POST", "/away")
             await asyncio.sleep(AWAY_S)

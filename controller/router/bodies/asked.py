@@ -125,7 +125,7 @@ def _ids(tokens: list[Any]) -> IntArray | None:
         found = array("I", tokens)  # refuses what is negative, too large, or no integer
     except (TypeError, OverflowError):
         return None
-    return np.frombuffer(found, dtype=np.uint32).astype(np.int64) if found else None
+    return np.array(found, dtype=np.int64) if found else None
 
 
 def _length(prompt: Any) -> int:

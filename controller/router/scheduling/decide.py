@@ -12,7 +12,7 @@ An engine's part is the same for all its ranks, so that the best rank of the bes
 of all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +75,7 @@ def decide(
     cached: [R] tokens of its prompt that each rank has
     """
     at, told, _ = ask(request, pool, tables, prices, cached, rule_of(rule), False)
-    return decided(pool, rule, at, told)
+    return decided(pool, rule, at, told.tolist())
 
 
 def check_open(pool: Pool) -> None:
@@ -100,7 +100,7 @@ def ask(
     """
     check_open(pool)
     # Of one type, so that kernels are compiled once.
-    tokens = NO_TOKENS if request.tokens is None else request.tokens.astype(np.int64)
+    tokens = NO_TOKENS if request.tokens is None else request.tokens.astype(np.int64, copy=False)
     generated = min(float(request.most), float(prices.fitted[kernels.GENERATED]))
     here = np.zeros(len(pool.places)) if cached is None else cached
     told = np.empty(kernels.FIGURES)
@@ -112,6 +112,6 @@ def ask(
     return int(at), told, sums
 
 
-def decided(pool: Pool, rule: str, at: int, told: FloatArray, number: int = 0) -> Decision:
+def decided(pool: Pool, rule: str, at: int, told: Sequence[float], number: int = 0) -> Decision:
     engine, rank = pool.places[at]
-    return Decision(engine, rank, Why(rule, *told[: kernels.TOLD].tolist()), number)
+    return Decision(engine, rank, Why(rule, *told[: kernels.TOLD]), number)

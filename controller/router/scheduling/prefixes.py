@@ -23,17 +23,27 @@ class Prefixes:
     def cached(self, prefix: Sequence[int], length: int, ranks: int) -> FloatArray:
         """[ranks] tokens of a prompt that each has. The last token is always computed."""
         tokens = np.zeros(ranks)
-        left = -1
-        for blocks, block in enumerate(prefix, start=1):
-            left &= self._ranks.get(block, 0)
-            if not left:
-                break
-            held = left
-            while held:
-                lowest = held & -held
-                tokens[lowest.bit_length() - 1] = blocks * self.block_tokens
-                held ^= lowest
-        return np.minimum(tokens, max(length - 1, 0))
+        left, blocks = (1 << ranks) - 1, 0
+        for block in prefix:
+            now = left & self._ranks.get(block, 0)
+            if now != left:  # those that drop out have all blocks so far
+                self._fill(tokens, left ^ now, blocks, length)
+                left = now
+                if not left:
+                    return tokens
+            blocks += 1
+        self._fill(tokens, left, blocks, length)
+        return tokens
+
+    def _fill(self, tokens: FloatArray, held: int, blocks: int, length: int) -> None:
+        """held: a bit for each rank that has so many blocks"""
+        if not blocks:
+            return
+        found = min(blocks * self.block_tokens, max(length - 1, 0))
+        while held:
+            lowest = held & -held
+            tokens[lowest.bit_length() - 1] = found
+            held ^= lowest
 
     def remember(self, prefix: Sequence[int], rank: int) -> None:
         for block in prefix:

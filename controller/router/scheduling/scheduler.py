@@ -16,6 +16,7 @@ from controller.router.scheduling.prefixes import Prefixes
 from controller.router.scheduling.request import Decision, Request
 from placer.arrays import FloatArray, IntArray
 
+NO_FACTORS: FloatArray = np.zeros(0)
 BLOCK_TOKENS = 16  # of vLLM's prefix cache
 
 
@@ -114,7 +115,7 @@ class Scheduler:
         """What ``choose`` would answer. Nothing changes."""
         cached = self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
         at, told, _ = ask(request, self.pool, self.tables, self.prices, cached, self._rule, False)
-        return decided(self.pool, self.name, at, told)
+        return decided(self.pool, self.name, at, told.tolist())
 
     def choose(
         self, request: Request, among: Collection[tuple[str, int]] | None = None
@@ -128,8 +129,9 @@ class Scheduler:
             )
         self._prefixes.remember(request.prefix, at)
         self._decisions += 1
-        self._live[self._decisions] = self._begun(at, told, sums)
-        return decided(self.pool, self.name, at, told, self._decisions)
+        figures = told.tolist()
+        self._live[self._decisions] = self._begun(at, figures, sums)
+        return decided(self.pool, self.name, at, figures, self._decisions)
 
     def choose_many(self, batch: Batch) -> list[Decision]:
         """As ``choose`` for each in turn, faster. Raises NoRankError if no rank is open."""
@@ -138,8 +140,9 @@ class Scheduler:
         self._decisions += len(ranks)
         decisions = []
         for index, at in enumerate(ranks.tolist()):
-            self._live[first + index] = self._begun(at, told[index], sums[index])
-            decisions.append(decided(self.pool, self.name, at, told[index], first + index))
+            figures = told[index].tolist()
+            self._live[first + index] = self._begun(at, figures, sums[index])
+            decisions.append(decided(self.pool, self.name, at, figures, first + index))
         return decisions
 
     def began(self, decision: Decision) -> None:
@@ -203,12 +206,11 @@ class Scheduler:
         )  # fmt: skip
         return found, told, sums
 
-    def _begun(self, at: int, told: FloatArray, sums: IntArray) -> _Live:
-        coming, left = float(told[kernels.COMING]), float(told[kernels.LEFT])
-        width = len(self.tables.tables.basis)
-        asked = width if coming else 0
-        factors = sums[len(sums) - asked :] / told[kernels.SCORED]
-        return _Live(at, left - coming, coming, coming, float(told[kernels.NEED]), factors)
+    def _begun(self, at: int, told: Sequence[float], sums: IntArray) -> _Live:
+        coming, left = told[kernels.COMING], told[kernels.LEFT]
+        width = len(self.tables.tables.basis) if coming else 0
+        factors = sums[len(sums) - width :] / told[kernels.SCORED] if width else NO_FACTORS
+        return _Live(at, left - coming, coming, coming, told[kernels.NEED], factors)
 
     def _relieve(self, live: _Live, tokens: float) -> None:
         if live.at >= 0:
