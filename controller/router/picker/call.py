@@ -16,7 +16,11 @@ from controller.router.wire.heads import Headers, RefusedError
 RETRY_AFTER: Headers = [(b"retry-after", b"5")]
 AWAY = b"503"  # an engine that changes its width
 HUNG_UP = 499
-OTHER = "other"  # a route of nobody's: clients do not make up labels of figures
+# Clients do not make up labels of figures.
+OTHER = "other"  # a route of nobody's
+METHODS = frozenset({b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH"})
+UNKNOWN = b"_OTHER"  # as OpenTelemetry has it
+LONGEST = 20  # digits of a length
 
 
 class Call:
@@ -28,7 +32,7 @@ class Call:
     def __init__(self, desk: Desk, only_rank: bool) -> None:
         self._desk, self._only_rank = desk, only_rank
         self._begun_s = desk.clock.monotonic()
-        self._method, self._path, self._length = b"POST", b"", 0
+        self._method, self._path, self._length = UNKNOWN, b"", 0
         self._subset: frozenset[str] | None = None
         self._modes: Modes | None = None
         self._kept: list[Any] = []  # of the request's body, until it is placed
@@ -70,27 +74,31 @@ class Call:
 
     def end(self) -> None:
         """Nothing more comes of it: it is answered, or the gateway left it."""
-        desk = self._desk
+        desk, answer, fault = self._desk, self._answer, self._refused
+        self._forget()
+        if self._seat is not None and self._decision is not None:
+            desk.ended(self._decision, self._seat, answer.generated(self._asked.most))
+            self._seat = self._decision = None
+            sent = "" if 0 < answer.status < 400 else "engine" if answer.status else "client"
+            fault = fault or sent
         if self not in desk.active:
             return
         desk.active.discard(self)
         desk.figures.active = len(desk.active)
-        self._forget()
-        answer, fault = self._answer, self._refused
-        if self._seat is not None and self._decision is not None:
-            desk.ended(self._decision, self._seat, answer.generated(self._asked.most))
-            fault = "" if 0 < answer.status < 400 else "engine" if answer.status else "client"
         route = self._path.decode() if self._path in ROUTES else OTHER
         seconds = desk.clock.monotonic() - self._begun_s
         desk.figures.ended(route, self._method, answer.status or HUNG_UP, seconds, fault)
 
     async def _request_headers(self, said: Said) -> Sequence[bytes]:
         told = said.request_headers
+        if self._is_placed:
+            return [messages.untouched("request_headers")]
         head = messages.headers(told)
-        self._method = head.get(":method", b"POST")
+        method = head.get(":method", b"")
+        self._method = method if method in METHODS else UNKNOWN
         self._path = head.get(":path", b"").partition(b"?")[0]
         length = head.get("content-length", b"")
-        self._length = int(length) if length.isdigit() else 0
+        self._length = int(length) if length.isdigit() and len(length) < LONGEST else 0
         self._check(self._length)
         assert self._modes is not None
         if told.end_of_stream:

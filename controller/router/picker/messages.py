@@ -19,9 +19,7 @@ SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 DESTINATION = "x-gateway-destination-endpoint"
 PICKED, HINTED = "envoy.lb", "envoy.lb.subset_hint"  # namespaces of metadata
 SUBSET = "x-gateway-destination-endpoint-subset"
-NONE, STREAMED, DUPLEX = (
-    ProcessingMode.NONE, ProcessingMode.STREAMED, ProcessingMode.FULL_DUPLEX_STREAMED,
-)  # fmt: skip
+NONE, DUPLEX = ProcessingMode.NONE, ProcessingMode.FULL_DUPLEX_STREAMED
 BUFFERED = frozenset({ProcessingMode.BUFFERED, ProcessingMode.BUFFERED_PARTIAL})
 
 Said = wire.ProcessingRequest

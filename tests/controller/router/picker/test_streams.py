@@ -13,6 +13,7 @@ from urllib.request import urlopen
 import grpc
 import grpc.aio
 import pytest
+import trustme
 
 pytest.importorskip(
     "envoy.service.ext_proc", reason="no messages of Envoy's: pip install xds-protos"
@@ -38,6 +39,7 @@ from tests.controller.router.picker.tiny_gateway import Picking, a_port, picking
 
 BODY = json.dumps(completion()).encode()
 EOF = grpc.aio.EOF
+RANK = "x-data-parallel-rank"
 
 
 def head(length: int = len(BODY), ends: bool = False, path: str = COMPLETIONS) -> Any:
@@ -104,6 +106,25 @@ async def test_a_body_may_end_with_trailers() -> None:
         assert here.scheduler.requests[0].length == len(PROMPT)
 
 
+@run
+async def test_a_rank_is_told_alone_only_where_one_address_is_meant() -> None:
+    ranked, other = Engine(ranks=(0, 1)), Engine()
+    async with engines(ranked, other), picking(ranked, other, only_rank=True) as here:
+        hinted = head()
+        told = {"x-gateway-destination-endpoint-subset": [ranked.url[7:]]}
+        hinted.metadata_context.filter_metadata["envoy.lb.subset_hint"].update(told)
+        for first, ranks, taken_out in ((head(), [], [RANK]), (hinted, [b"0"], [])):
+            async with a_stream(here) as stream:
+                await stream.write(first)
+                await stream.write(piece(BODY, True))
+                answer = await stream.read()
+                changes = answer.request_headers.response.header_mutation
+                assert [one.header.raw_value for one in changes.set_headers] == ranks
+                assert list(changes.remove_headers) == taken_out
+                assert not answer.HasField("dynamic_metadata")
+        assert len(here.scheduler.requests) == 1
+
+
 @pytest.mark.parametrize(
     "said", [[head()], [head(), piece(BODY[:9], False)], [head(), piece(BODY, True)]]
 )
@@ -126,6 +147,50 @@ async def test_a_stream_that_ends_early_leaves_nothing_behind(said: list[Any]) -
     assert here.scheduler.is_idle
     assert here.desk.reserve(0)
     assert here.desk._bytes == 0
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2, 4])  # none, streamed, buffered, both ways at once
+@run
+async def test_however_often_a_gateway_asks_it_is_one_request(mode: int) -> None:
+    engine = Engine()
+    async with engines(engine), picking(engine) as here, a_stream(here) as stream:
+        first = head()
+        first.protocol_config.request_body_mode = mode
+        over = wire.HttpBody(body=b"{}", end_of_stream=True)
+        answer = wire.ProcessingRequest(response_body=over)
+        body = piece(BODY, True)
+        for one in (first, body, first, body, answer, first, body, answer):
+            await stream.write(one)
+        await stream.done_writing()
+        while await stream.read() is not EOF:
+            pass
+        assert len(here.scheduler.requests) == 1
+
+
+@run
+async def test_a_body_that_comes_after_its_answer_is_forgotten_with_the_stream() -> None:
+    engine = Engine()
+    async with engines(engine), picking(engine) as here, a_stream(here) as stream:
+        over = wire.HttpBody(body=b"{}", end_of_stream=True)
+        for one in (head(), wire.ProcessingRequest(response_body=over), piece(BODY, True)):
+            await stream.write(one)
+        await until(lambda: here.scheduler.requests)
+
+
+@run
+async def test_lengths_and_methods_may_be_anything() -> None:
+    engine = Engine()
+    async with engines(engine), picking(engine) as here:
+        for length, method in ((b"9" * 5000, b"\xff"), (b"-1", b"BREW"), (b"", b"")):
+            async with a_stream(here) as stream:
+                said = head(ends=True)
+                said.request_headers.headers.headers.add(key="content-length", raw_value=length)
+                said.request_headers.headers.headers.add(key=":method", raw_value=method)
+                await stream.write(said)
+                assert (await stream.read()).WhichOneof("response") == "request_headers"
+        await until(lambda: not here.desk.active)
+        assert b'http_request_method="_OTHER"' in here.desk.figures.text(0)
+        assert b"BREW" not in here.desk.figures.text(0)
 
 
 @run
@@ -175,6 +240,26 @@ async def test_what_there_is_no_memory_for_is_not_looked_into() -> None:
         assert (request.tokens, request.length) == (None, len(BODY) // 4 + 1)
 
 
+@pytest.mark.parametrize(("more", "is_open"), [((), False), (("x-envoy-overloaded",), True)])
+@run
+async def test_the_gateway_s_own_503_is_no_reason_to_leave_an_engine(
+    more: tuple[str, ...], is_open: bool
+) -> None:
+    engine = Engine()
+    async with engines(engine), picking(engine) as here, a_stream(here) as stream:
+        answer = wire.ProcessingRequest()
+        answer.response_headers.headers.headers.add(key=":status", raw_value=b"503")
+        for name in more:
+            answer.response_headers.headers.headers.add(key=name, raw_value=b"true")
+        engine.away = True
+        for one in (head(), piece(BODY, True), answer):
+            await stream.write(one)
+        for _ in range(3):
+            told = await stream.read()
+        assert told.WhichOneof("response") == "response_headers"
+        assert bool(here.desk.doors.seats) == is_open
+
+
 @run
 async def test_gateways_need_a_client_s_token_if_there_are_tokens(tmp_path: Path) -> None:
     engine = Engine()
@@ -191,6 +276,25 @@ async def test_gateways_need_a_client_s_token_if_there_are_tokens(tmp_path: Path
         async with a_stream(here, ("authorization", "Bearer gateway-gateway-1")) as stream:
             await stream.write(head(ends=True))
             assert (await stream.read()).WhichOneof("response") == "request_headers"
+
+
+@run
+async def test_gateways_may_come_over_tls(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    own = authority.issue_cert("127.0.0.1")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    own.cert_chain_pems[0].write_to_path(certificate)
+    own.private_key_pem.write_to_path(key)
+    listening = Listening("127.0.0.1:0", certificate, key)
+    trust = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+    engine = Engine()
+    async with (
+        engines(engine), picking(engine, listening=listening) as here,
+        grpc.aio.secure_channel(f"127.0.0.1:{here.port}", trust) as channel,
+    ):  # fmt: skip
+        stream = ExternalProcessorStub(channel).Process()
+        await stream.write(head(ends=True))
+        assert (await stream.read()).WhichOneof("response") == "request_headers"
 
 
 @run

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.router.scheduling.decide import SCHEDULERS
+from controller.router.scheduling.decide import SCHEDULERS, NoRankError
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Request
 from controller.router.scheduling.scheduler import Batch, Scheduler
@@ -47,6 +47,23 @@ def test_many_at_once_choose_engines_alike(every: list[list[int]], most: int) ->
     one_by_one, at_once = (Scheduler(pool, SECOND_EACH, lookup) for _ in range(2))
     single = [one_by_one.choose(a_request(*one, most=most)) for one in every]
     assert at_once.choose_many(batch) == single
+
+
+@given(prompts, st.sampled_from(sorted(SCHEDULERS)), st.sets(st.integers(0, 5), min_size=1))
+def test_among_some_ranks_is_as_if_no_other_took_requests(
+    every: list[list[int]], name: str, some: set[int]
+) -> None:
+    whole, apart = a_scheduler(3, 2, name=name), a_scheduler(3, 2, name=name)
+    among = [whole.pool.places[at] for at in some]
+    apart.pool.ranks.open[:] = [place in among for place in apart.pool.places]
+    for one in every:
+        assert whole.choose(a_request(*one), among) == apart.choose(a_request(*one))
+    assert whole.pool.ranks.open.all()
+
+
+def test_among_no_rank_there_is_none() -> None:
+    with pytest.raises(NoRankError):
+        a_scheduler(1, 2).choose(a_request(1), [])
 
 
 @given(prompts, st.data())
