@@ -208,6 +208,11 @@ def _judged(
             "an upper bound: the trace has no token ids, and the experts of the first layer, which "
             "stand in, are not known before a token runs; record with token ids"
         )
+    if way == "pre-scheduling" and trace.phase == "decode":
+        return "not_known", (
+            "an upper bound: these tokens were generated, and a request's home is chosen before; "
+            "give traces of prompts (prefill), too"
+        )
     return "worth_it", f"it exceeds the noise of {SPLITS} splits and {WORTH:.0%} of the step"
 
 

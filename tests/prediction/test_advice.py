@@ -77,6 +77,13 @@ def test_without_token_ids_it_is_an_upper_bound_and_not_known() -> None:
     assert "an upper bound: the trace has no token ids" in scheduled.reason
 
 
+def test_generated_tokens_are_not_known_when_a_home_is_chosen() -> None:
+    found = on(replace(requests(alike=False), meta={"phase": "decode"}))
+    scheduled = saving(found, "pre-scheduling")
+    assert (found.best, scheduled.verdict) == ("neither", "not_known")
+    assert "these tokens were generated" in scheduled.reason
+
+
 def test_what_it_saves_elsewhere_is_told_of_several_kinds_of_traffic() -> None:
     other = requests(alike=False, seed=1)
     assert other.token_ids is not None
