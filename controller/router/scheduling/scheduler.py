@@ -130,11 +130,19 @@ class Scheduler:
     ) -> Decision:
         """Where it goes; from then on it counts as that rank's. among: the only ranks that it may
         go to. Raises NoRankError if none is open."""
+<<<<<<< HEAD
         cached = self._cached(request)
         with self._only(among):
             at, told, sums = ask(
                 request, self.pool, self.tables, self.prices, cached, self._rule, True
             )
+=======
+        if among is not None:
+            with self._only(among):
+                return self.choose(request)
+        cached = self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
+        at, told, sums = ask(request, self.pool, self.tables, self.prices, cached, self._rule, True)
+>>>>>>> ps-picker
         self._prefixes.remember(request.prefix, at)
         self._decisions += 1
         figures = told.tolist()
@@ -187,11 +195,8 @@ class Scheduler:
         kernels.charge(self.pool.ranks, fitted, live.at, tokens - live.expected - skipped)
 
     @contextmanager
-    def _only(self, among: Collection[tuple[str, int]] | None) -> Iterator[None]:
+    def _only(self, among: Collection[tuple[str, int]]) -> Iterator[None]:
         """For one decision no other rank is open."""
-        if among is None:
-            yield
-            return
         is_open = self.pool.ranks.open
         before = is_open.copy()
         is_open &= [place in among for place in self.pool.places]
