@@ -130,19 +130,11 @@ class Scheduler:
     ) -> Decision:
         """Where it goes; from then on it counts as that rank's. among: the only ranks that it may
         go to. Raises NoRankError if none is open."""
-<<<<<<< HEAD
-        cached = self._cached(request)
-        with self._only(among):
-            at, told, sums = ask(
-                request, self.pool, self.tables, self.prices, cached, self._rule, True
-            )
-=======
         if among is not None:
             with self._only(among):
                 return self.choose(request)
-        cached = self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
+        cached = self._cached(request)
         at, told, sums = ask(request, self.pool, self.tables, self.prices, cached, self._rule, True)
->>>>>>> ps-picker
         self._prefixes.remember(request.prefix, at)
         self._decisions += 1
         figures = told.tolist()
