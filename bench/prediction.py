@@ -57,8 +57,8 @@ def run() -> None:
         for one in found.batches:
             figures = (one.fifo, one.table, one.oracle)
             batches.add_row(name, str(one.batch), *(f"{figure:.1f}" for figure in figures))
-    for one in (table, uses, batches):
-        console.print(one)
+    for printed in (table, uses, batches):
+        console.print(printed)
 
 
 def cases() -> Iterator[Case]:
