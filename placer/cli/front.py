@@ -34,7 +34,7 @@ def front(
     pool: PoolOption = "",
     engine: EngineOption = None,
     listen: ListenOption = ADDRESS,
-    scheduler: SchedulerOption = "least_loaded",
+    scheduler: SchedulerOption = "seconds",
     tokenizer: TokenizerOption = "",
     config: Annotated[
         Path | None, typer.Option(help="YAML: its limits, see docs/front.md.")

@@ -40,7 +40,7 @@ def picker(
             "--only-rank", help="Set X-data-parallel-rank alone: the gateway chooses the endpoint."
         ),
     ] = False,
-    scheduler: SchedulerOption = "least_loaded",
+    scheduler: SchedulerOption = "seconds",
     tokenizer: TokenizerOption = "",
     config: Annotated[
         Path | None, typer.Option(help="YAML: its limits, see docs/picker.md.")
