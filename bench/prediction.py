@@ -57,8 +57,8 @@ def run() -> None:
         for one in found.batches:
             figures = (one.fifo, one.table, one.oracle)
             batches.add_row(name, str(one.batch), *(f"{figure:.1f}" for figure in figures))
-    for printed in (table, uses, batches):
-        console.print(printed)
+    for found_table in (table, uses, batches):
+        console.print(found_table)
 
 
 def cases() -> Iterator[Case]:
