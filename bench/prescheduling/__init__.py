@@ -7,15 +7,15 @@ import numpy as np
 from rich.table import Table
 
 from bench.prescheduling import speed
-from bench.prescheduling.engines import NAMES, decoded
-from bench.prescheduling.local_rate import best_found, cases, rates
+from bench.prescheduling.engines import SCHEDULES, decoded
+from bench.prescheduling.local_rate import HOMES, best_found, cases, rates
 from bench.prescheduling.step import compared
 from bench.prescheduling.worlds import SPLITS, World, worlds
 from bench.timing import console
 from controller.router.scheduling.decide import SCHEDULERS
 
 GPUS = (4, 8)
-PLANS = os.environ.get("PLANS", "joint,joint+homes,cocluster").split(",")
+PLANS = os.environ.get("PLANS", f"joint,{HOMES},cocluster").split(",")
 PARTS = os.environ.get("PARTS", "rates,step,engines,speed").split(",")
 
 
@@ -28,8 +28,7 @@ def run() -> None:
         if "rates" in PARTS:
             console.print(_rates(world))
     if "step" in PARTS:
-        for plan in PLANS:
-            console.print(_step(known, plan))
+        console.print(_step(known, HOMES))
     if "engines" in PARTS:
         for world in known:
             if world.decodes:
@@ -46,9 +45,10 @@ def _rates(world: World) -> Table:
         for plan in PLANS:
             some = list(cases(world, gpus, plan, SPLITS))
             found = [rates(case) for case in some]
-            best = [best_found(case, plan) for case in some]
             offline = np.mean([one["table, offline"] for one in found])
-            table.add_row(f"{gpus}", plan, "best found on what is judged", _mean(best))
+            if plan == HOMES:
+                best = [best_found(case, plan) for case in some]
+                table.add_row(f"{gpus}", plan, "best found on what is judged", _mean(best))
             for name in ("oracle, offline", "table, offline", *SCHEDULERS):
                 each = [one[name] for one in found]
                 cells = [f"{gpus}", plan, name, _mean(each)]
@@ -101,21 +101,21 @@ def _engines(world: World) -> Table:
         "", "distinct experts a layer and step", "x", "tokens", "largest batch",
     )  # fmt: skip
     base: list[float] = []
-    for name in NAMES:
-        found = [decoded(world, name, seed) for seed in range(SPLITS)]
+    for name, band in SCHEDULES:
+        found = [decoded(world, name, band, seed) for seed in range(SPLITS)]
         distinct = [one.distinct for one in found]
         base = base or distinct
         x = [mine / least for mine, least in zip(distinct, base, strict=True)]
         table.add_row(
-            name, _mean(distinct), _mean(x), _mean([one.tokens for one in found]),
-            _mean([one.batch for one in found]),
+            f"{name}, band {band:.0%}" if band else name, _mean(distinct), _mean(x),
+            _mean([one.tokens for one in found]), _mean([one.batch for one in found]),
         )  # fmt: skip
     return table
 
 
 def _speed() -> Table:
     table = _table(
-        f"Speed on one core: {speed.RANKS} ranks, {speed.IDS:,} token ids, median", "", ""
+        f"CPU time of decisions: {speed.RANKS} ranks, {speed.IDS:,} token ids, median", "", ""
     )
     long, short = speed.decide_us(speed.LONG), speed.decide_us(speed.SHORT, True)
     table.add_row(f"a decision on {speed.LONG:,} tokens", f"{long:.0f} us")

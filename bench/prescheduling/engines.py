@@ -17,7 +17,15 @@ from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import BoolArray
 
 ENGINES, RUNNING, STREAM, WARM_UP = 4, 16, 1500, 300
-NAMES = ("least_loaded", "eldr", "seconds")
+# Of ELDR also bands so wide that its engines get about as many tokens.
+SCHEDULES = (
+    ("least_loaded", 0.0),
+    ("eldr", 0.05),
+    ("eldr", 0.1),
+    ("eldr", 0.2),
+    ("eldr", 0.3),
+    ("seconds", 0.0),
+)
 
 
 @dataclass
@@ -39,10 +47,10 @@ class Decoded:
     batch: float
 
 
-def decoded(world: World, name: str, seed: int) -> Decoded:
+def decoded(world: World, name: str, band: float, seed: int) -> Decoded:
     """Steps with ``RUNNING`` requests an engine in the mean: when one ends, the next comes."""
     fit, judged = world.halves(seed)
-    scheduler = _scheduler(world, fit, name, seed)
+    scheduler = _scheduler(world, fit, name, band, seed)
     trace = judged.served
     starts = np.cumsum(trace.seq_lens) - trace.seq_lens
     order = iter(drawn(STREAM, trace.sequences, seed).tolist())
@@ -85,7 +93,7 @@ def decoded(world: World, name: str, seed: int) -> Decoded:
     )
 
 
-def _scheduler(world: World, fit: Requests, name: str, seed: int) -> Scheduler:
+def _scheduler(world: World, fit: Requests, name: str, band: float, seed: int) -> Scheduler:
     table, problem = table_of(fit), world.problem(fit.served, 1)
     if name == "eldr":
         found = similarity(table, centroids(fit.served, ENGINES, seed))
@@ -95,4 +103,4 @@ def _scheduler(world: World, fit: Requests, name: str, seed: int) -> Scheduler:
         alike = np.ones((len(table.times), 1))
         tables = Lookup.of(table.vocabulary, [alike] * ENGINES, table)
     engines = [Engine(f"engine-{one}", 1, table=one) for one in range(ENGINES)]
-    return Scheduler(engines, costs_of(problem), tables, name)
+    return Scheduler(engines, costs_of(problem)._replace(band=band), tables, name)

@@ -1,7 +1,7 @@
 """How many activations find their expert at home: LAR, over what the least loaded gets (1/G)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from controller.router.scheduling.lookup import Lookup, local
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.rivals import similarity, votes
 from controller.router.scheduling.scheduler import Scheduler
-from placer.arrays import FloatArray
+from placer.arrays import FloatArray, IntArray
 from placer.cost.homes import chosen
 from placer.placement import Placement
 from placer.plan import Solution
@@ -64,11 +64,15 @@ class Case:
         return Lookup.of(self.table.vocabulary, [values])
 
 
-def cases(world: World, gpus: int, plan: str, splits: int, redundant: int = 0) -> Iterator[Case]:
-    for seed in range(splits):
-        fit, judged = world.halves(seed)
-        problem = world.problem(fit.served, gpus, redundant, plan == HOMES)
-        yield Case(world, fit, judged, problem, placed(problem, plan), table_of(fit), seed)
+@lru_cache(maxsize=128)  # planning is most of the benchmark
+def case(world: World, gpus: int, plan: str, redundant: int, seed: int) -> Case:
+    fit, judged = world.halves(seed)
+    problem = world.problem(fit.served, gpus, redundant, plan == HOMES)
+    return Case(world, fit, judged, problem, placed(problem, plan), table_of(fit), seed)
+
+
+def cases(world: World, gpus: int, plan: str, splits: int, redundant: int = 0) -> list[Case]:
+    return [case(world, gpus, plan, redundant, seed) for seed in range(splits)]
 
 
 def placed(problem: Problem, plan: str) -> Placement:
@@ -108,6 +112,6 @@ def best_found(case: Case, plan: str) -> float:
     return _rate(true, lens, chosen(true * lens[:, None], trace.seq_lens)) * case.gpus
 
 
-def _rate(local: FloatArray, lens: FloatArray, home: FloatArray) -> float:
-    mine = local[np.arange(len(home)), home.astype(np.int64)]
+def _rate(local: FloatArray, lens: FloatArray, home: IntArray) -> float:
+    mine = local[np.arange(len(home)), home]
     return float((mine * lens).sum() / lens.sum())

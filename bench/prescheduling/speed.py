@@ -12,6 +12,7 @@ from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Request
 from controller.router.scheduling.scheduler import Batch, Scheduler
+from placer.arrays import IntArray
 from placer.tables import Vocabulary
 
 IDS, RANKS, LONG, SHORT = 129_280, 32, 2000, 32
@@ -19,6 +20,7 @@ ROUNDS, BATCH = 2000, 20_000
 
 
 def a_scheduler(engines: int = 1) -> Scheduler:
+    """All ranks in so many engines."""
     rng = np.random.default_rng(0)
     shares = [rng.random((IDS + 1, RANKS // engines)) for _ in range(engines)]
     tables = Lookup.of(Vocabulary(np.arange(IDS), np.arange(IDS)), shares)
@@ -26,18 +28,23 @@ def a_scheduler(engines: int = 1) -> Scheduler:
     return Scheduler(pool, Costs(1e-6, 1e-6, 1e-6), tables)
 
 
+def zipf(rng: np.random.Generator, size: int | tuple[int, int]) -> IntArray:
+    """Token ids as frequent as words are (Zipf's law)."""
+    return np.minimum(rng.zipf(1.1, size), IDS) - 1
+
+
 def decide_us(tokens: int, with_reasons: bool = False) -> float:
-    """Median microseconds of a decision on a prompt of so many tokens."""
+    """Median microseconds of CPU time of a decision on a prompt of so many tokens."""
     scheduler, rng = a_scheduler(), np.random.default_rng(1)
-    every = [Request(rng.integers(IDS, size=tokens), tokens, 100) for _ in range(ROUNDS)]
     times = []
-    for request in every:
-        begun = time.perf_counter()
+    for prompt in zipf(rng, (ROUNDS, tokens)):
+        request = Request(prompt, tokens, 100)
+        begun = time.process_time()
         decision = scheduler.choose(request)
         if with_reasons:
             str(decision.why)
+        times.append(time.process_time() - begun)
         scheduler.ended(decision, 100)
-        times.append(time.perf_counter() - begun)
     return median(times) * 1e6
 
 
@@ -45,12 +52,12 @@ def batched_per_s(tokens: int) -> float:
     """Decisions a second of the kernel for many."""
     scheduler, rng = a_scheduler(), np.random.default_rng(1)
     lens = np.full(BATCH, tokens)
-    batch = Batch(rng.integers(IDS, size=BATCH * tokens), lens, np.full(BATCH, 100))
+    batch = Batch(zipf(rng, BATCH * tokens), lens, np.full(BATCH, 100))
     times = []
     for _ in range(5):
-        begun = time.perf_counter()
-        scheduler.choose_many(batch)
-        times.append(time.perf_counter() - begun)
+        begun = time.process_time()
+        scheduler.placed(batch)
+        times.append(time.process_time() - begun)
     return BATCH / median(times)
 
 

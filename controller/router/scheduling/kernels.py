@@ -13,14 +13,14 @@ from controller.router.scheduling.pool import Ranks
 from placer.arrays import BoolArray, FloatArray, IntArray
 
 try:
-    import numba
+    from numba import njit
 except ModuleNotFoundError:
-    numba = None
+    njit = None  # type: ignore[assignment]
 
 Kernel = Callable[..., Any]
 
 SECONDS, ROUND_MASK, LEAST_LOADED, ELDR = range(4)
-MOST_SCORED = 4096  # tokens of a prompt that are looked up, evenly spread
+MOST_SCORED = 1024  # tokens of a prompt that are looked up, evenly spread
 WINDOW = 8  # requests a rank, at the end of which ranks are to have as much to do
 SLACK = 1.4  # how loosely, on the way there
 LEAST_STEP = 0.05  # of a rank's price, for a request of mean size
@@ -48,9 +48,9 @@ TOLD, FIGURES = 7, 11  # the first are a Why's
 
 
 def compiled(function: Kernel) -> Kernel:
-    if numba is None:
+    if njit is None:
         return function
-    found: Kernel = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    found: Kernel = njit(cache=True, nogil=True, error_model="numpy")(function)
     return found
 
 
@@ -99,25 +99,35 @@ def _summed(tables: Tables, tokens: IntArray, sums: IntArray) -> int:
 
 
 def _summed_in_loops(tables: Tables, tokens: IntArray, sums: IntArray) -> int:
+    """Eight rows at a time: reading them is most of the work, and they come at once."""
     row, values = tables.row, tables.values
     last, columns, ids = len(values) - 1, values.shape[1], len(row)
     stride = max(-(-len(tokens) // MOST_SCORED), 1)
+    count = -(-len(tokens) // stride)
+    rows = np.empty(max(count, 1), dtype=np.uint64)
+    rows[0] = last
+    for at in range(count):
+        token = tokens[at * stride]
+        rows[at] = row[token] if 0 <= token < ids else last
     total = np.zeros(columns, dtype=np.int32)
-    scored = 0
-    for at in range(0, len(tokens), stride):
-        token = tokens[at]
-        of = values[row[token] if 0 <= token < ids else last]
-        for column in range(columns):
-            total[column] += of[column]
-        scored += 1
-    if scored == 0:
-        total[:] = values[last]
-        scored = 1
+    whole = len(rows) // 8 * 8
+    for at in range(0, whole, 8):
+        a, b, c, d = rows[at], rows[at + 1], rows[at + 2], rows[at + 3]
+        e, f, g, h = rows[at + 4], rows[at + 5], rows[at + 6], rows[at + 7]
+        for x in range(columns):
+            total[x] += (
+                (np.int32(values[a, x]) + values[b, x] + values[c, x] + values[d, x])
+                + (np.int32(values[e, x]) + values[f, x] + values[g, x] + values[h, x])
+            )  # fmt: skip
+    for at in range(whole, len(rows)):
+        only = rows[at]
+        for x in range(columns):
+            total[x] += values[only, x]
     sums[:] = total
-    return scored
+    return len(rows)
 
 
-summed = _summed if numba is None else compiled(_summed_in_loops)
+summed = _summed if njit is None else compiled(_summed_in_loops)
 
 
 @compiled
@@ -126,7 +136,7 @@ def seen_by(
 ) -> Case:
     """of: tokens of the prompt, tokens it is expected to generate, [R] tokens cached"""
     length, generated, cached = of
-    share = sums[ranks.column] / (scored * WHOLE) + ranks.chance
+    share = np.where(ranks.chance > 0, ranks.chance, sums[ranks.column] / (scored * WHOLE))
     width = len(tables.basis)
     added = np.zeros(len(ranks.missing))
     if width > 0:

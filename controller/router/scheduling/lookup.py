@@ -1,8 +1,8 @@
 """What tokens say of ranks and engines: a row of small integers a token, summed over a prompt.
 
-The columns of a row are: nothing; of each map that engines serve and each of its ranks, what a
-token gains by being owned there; and the factors of the experts that the token uses, a low-rank
-form of its chances (``factors``), from which follows what an engine would have to read for it.
+The columns of a row are: of each map that engines serve and each of its ranks, what a token gains
+by being owned there; and the factors of the experts that the token uses, a low-rank form of its
+chances (``factors``), from which follows what an engine would have to read for it.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,7 @@ class Tables(NamedTuple):
     """Of integers, whose sums are the same in any order, and so by any kernel.
 
     row:    [ids] the row of each vocabulary id; others have the last one
-    values: [rows, columns] the first is 0; then of each map its ranks, in 1 / ``WHOLE``; then the
-            factors
+    values: [rows, columns] of each map its ranks, in 1 / ``WHOLE``; then the factors
     basis:  [width, cells] what one of each factor adds to the chance that a token uses an expert,
             times the layers that the cell's layer stands for
     every:  those layers
@@ -64,13 +63,12 @@ class Lookup:
         rows = len(shares[0])
         row = np.full(ids, rows - 1, dtype=np.int32)
         row[vocabulary.tokens] = vocabulary.row
-        columns: list[Int16] = [np.zeros((rows, 1), dtype=np.int16)]
-        columns += [np.rint(share * WHOLE).astype(np.int16) for share in shares]
+        columns = [np.rint(share * WHOLE).astype(np.int16) for share in shares]
         basis, every = np.zeros((0, 0)), 1.0
         if table is not None:
             weights, basis, every = factors(table)
             columns.append(weights)
-        first = np.cumsum([1, *(share.shape[1] for share in shares)])
+        first = np.cumsum([0, *(share.shape[1] for share in shares)])
         values = frozen(np.concatenate(columns, axis=1))
         return cls(Tables(frozen(row), values, frozen(basis), every), tuple(first.tolist()))
 
@@ -79,7 +77,7 @@ class Lookup:
         """Of tokens nothing is known."""
         values = frozen(np.zeros((1, 1), dtype=np.int16))
         row = frozen(np.zeros(0, dtype=np.int32))
-        return cls(Tables(row, values, frozen(np.zeros((0, 0))), 1.0), (1,))
+        return cls(Tables(row, values, frozen(np.zeros((0, 0))), 1.0), (0,))
 
 
 def visits(table: TokenTable, placement: Placement) -> FloatArray:

@@ -30,7 +30,7 @@ class Ranks(NamedTuple):
     """All ranks of all engines, R of them, one engine after another.
 
     engine:  [R] the engine of each
-    column:  [R] that of the tables which tells what it holds; 0: nothing is known
+    column:  [R] that of the tables which tells what it holds; of no matter if nothing does
     chance:  [R] share of a token's experts that it has, if nothing is known; else 0
     open:    [R] whether it takes requests
     kv:      [R] tokens that it has room for, in all
@@ -69,16 +69,16 @@ def laid_out(engines: Sequence[Engine], first: Sequence[int], basis: FloatArray)
     first: the first column of each table, and of what comes after them
     basis: [width, cells] of the tables' factors
     """
-    columns = [column for one in engines for column in _columns(one, first)]
+    found = [_columns(one, first) for one in engines]
+    columns = np.concatenate([np.zeros(0, dtype=np.int64), *found])
     sizes = np.array([one.ranks for one in engines], dtype=np.int64)
-    total = len(columns)
+    total = int(sizes.sum())
     room = [np.inf if one.kv_tokens is None else float(one.kv_tokens) for one in engines]
     is_open = [rank not in one.draining for one in engines for rank in range(one.ranks)]
-    column = np.array(columns, dtype=np.int64)
     ranks = Ranks(
         engine=np.repeat(np.arange(len(engines)), sizes),
-        column=column,
-        chance=np.where(column == 0, np.repeat(1 / sizes, sizes), 0.0),
+        column=np.maximum(columns, 0),
+        chance=np.where(columns < 0, np.repeat(1 / sizes, sizes), 0.0),
         open=np.array(is_open, dtype=np.bool_),
         kv=np.repeat(room, sizes),
         held=np.zeros(total),
@@ -91,9 +91,10 @@ def laid_out(engines: Sequence[Engine], first: Sequence[int], basis: FloatArray)
     return Pool(tuple((one.name, rank) for one in engines for rank in range(one.ranks)), ranks)
 
 
-def _columns(engine: Engine, first: Sequence[int]) -> Sequence[int]:
+def _columns(engine: Engine, first: Sequence[int]) -> IntArray:
+    """[ranks] those of the engine's map; -1 if there is none of so many ranks."""
     if engine.table is not None and engine.table + 1 < len(first):
-        of_map = range(first[engine.table], first[engine.table + 1])
+        of_map = np.arange(first[engine.table], first[engine.table + 1])
         if len(of_map) == engine.ranks:
             return of_map
-    return [0] * engine.ranks
+    return np.full(engine.ranks, -1)

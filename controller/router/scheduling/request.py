@@ -1,6 +1,7 @@
 """What is asked of a scheduler, and what it answers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from placer.arrays import IntArray
 
@@ -21,8 +22,7 @@ class Request:
     prefix: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Why:
+class Why(NamedTuple):
     """The figures behind a decision; words are made of them only where they are read.
 
     rule:      the scheduler's name
@@ -54,8 +54,7 @@ class Why:
         return f"{self.rule}: {'; '.join(parts)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """Where a request goes.
 
     rank:   of the engine
@@ -64,5 +63,5 @@ class Decision:
 
     engine: str
     rank: int
-    why: Why = field(compare=False)
+    why: Why
     number: int = 0

@@ -112,14 +112,14 @@ class Scheduler:
 
     def decide(self, request: Request) -> Decision:
         """What ``choose`` would answer. Nothing changes."""
-        cached = self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
+        cached = self._cached(request)
         at, told, _ = ask(request, self.pool, self.tables, self.prices, cached, self._rule, False)
         return decided(self.pool, self.name, at, told.tolist())
 
     def choose(self, request: Request) -> Decision:
         """Where it goes; from then on it counts as that rank's. Raises NoRankError if none is
         open."""
-        cached = self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
+        cached = self._cached(request)
         at, told, sums = ask(request, self.pool, self.tables, self.prices, cached, self._rule, True)
         self._prefixes.remember(request.prefix, at)
         self._decisions += 1
@@ -129,7 +129,7 @@ class Scheduler:
 
     def choose_many(self, batch: Batch) -> list[Decision]:
         """As ``choose`` for each in turn, faster. Raises NoRankError if no rank is open."""
-        ranks, told, sums = self._placed(batch)
+        ranks, told, sums = self.placed(batch)
         first = self._decisions + 1
         self._decisions += len(ranks)
         decisions = []
@@ -172,9 +172,9 @@ class Scheduler:
         skipped = 0.0 if tokens else live.prompt  # it never began
         kernels.charge(self.pool.ranks, fitted, live.at, tokens - live.expected - skipped)
 
-    def _placed(self, batch: Batch) -> tuple[IntArray, FloatArray, IntArray]:
-        """Of each request the rank's place, what is told of it, and its sums; they count as
-        chosen."""
+    def placed(self, batch: Batch) -> tuple[IntArray, FloatArray, IntArray]:
+        """Of each request its rank's place in the pool, what is told of it, and the sums of its
+        tables; they count as that rank's for good, since nobody can tell that they ended."""
         check_open(self.pool)
         count, of = len(batch.seq_lens), self.tables.tables
         sums = np.empty((count, of.values.shape[1]), dtype=np.int64)
@@ -185,6 +185,11 @@ class Scheduler:
             batch.tokens.astype(np.int64), ends, batch.most.astype(np.int64), sums, told,
         )  # fmt: skip
         return found, told, sums
+
+    def _cached(self, request: Request) -> FloatArray | None:
+        if not request.prefix:
+            return None
+        return self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
 
     def _begun(self, at: int, told: Sequence[float], sums: IntArray) -> _Live:
         coming, left = told[kernels.COMING], told[kernels.LEFT]

@@ -75,7 +75,7 @@ def by_the_formula(
     for at in range(len(pool.places)):
         column = int(ranks.column[at])
         share = sum(int(values[row, column]) for row in rows) / WHOLE / len(rows)
-        share = share if column else 1 / RANKS
+        share = 1 / RANKS if ranks.chance[at] else share
         left = need - cached[at]
         dear = gain * (ranks.dear[at] + ranks.backlog[at] / slack)
         saved = prices.costs.local_s * left * share + prices.costs.prefill_s * cached[at]
