@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from placer.errors import PlacerError
 
 PACKAGE = "moe-placer"
-# Of those that users ask for, the smaller ones first.
+# Of extras that users ask for, the smaller ones first.
 NAMES = ("plan", "tokenizer", "controller", "ray", "picker")
 
 
