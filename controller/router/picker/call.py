@@ -43,21 +43,15 @@ class Call:
         self._seat: Seat | None = None
         self._answer = Answer(is_shown=True)
         self._refused = ""
-        self._on: Mapping[str | None, Callable[[Any], Awaitable[Sequence[bytes]]]] = {
-            "request_headers": self._request_headers,
-            "request_body": self._request_body,
-            "request_trailers": self._request_trailers,
-            "response_headers": self._response_headers,
-            "response_body": self._response_body,
-            "response_trailers": self._response_trailers,
-        }
 
     async def take(self, said: Said) -> Sequence[bytes]:
         """What it is answered now. Raises RefusedError."""
         if self._modes is None:
             self._begin(said)
-        heard = self._on.get(said.WhichOneof("request"))
-        return await heard(said) if heard else ()
+        if (kind := said.WhichOneof("request")) is None:
+            return ()
+        heard = HEARD[kind]
+        return await heard(self, said)
 
     def _begin(self, said: Said) -> None:
         self._modes, self._subset = messages.modes(said), messages.subset(said)
@@ -237,6 +231,17 @@ class Call:
     def _forget(self) -> None:
         self._desk.reserve(-sum(len(one.body) for one in self._kept))
         self._kept = []
+
+
+# Of the class: an object that holds its own methods would wait for the garbage collector.
+HEARD: Mapping[str, Callable[[Call, Said], Awaitable[Sequence[bytes]]]] = {
+    "request_headers": Call._request_headers,
+    "request_body": Call._request_body,
+    "request_trailers": Call._request_trailers,
+    "response_headers": Call._response_headers,
+    "response_body": Call._response_body,
+    "response_trailers": Call._response_trailers,
+}
 
 
 def _is_in(seat: Seat, subset: frozenset[str]) -> bool:
