@@ -30,7 +30,7 @@ from placer.trace import Trace, check_lengths
 
 VERSIONS = {"placer.trace": 1, "placer.profile": 2}
 TOKENS_AT_A_TIME = 65_536
-CLUSTERED = ("tokens", "requests", "load")  # of clusters
+CLUSTERED = ("cluster_tokens", "cluster_requests", "cluster_load")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,8 @@ def write_profile(path: Path, profile: Profile, model: ModelShape | None = None)
         }
         meta |= {"spread_squares": spread.squares, "spread_blocks": spread.blocks}
     if (of := profile.clusters) is not None:
-        arrays |= {f"cluster_{name}": _smallest(getattr(of, name)) for name in CLUSTERED}
+        known = (of.tokens, of.requests, of.load)
+        arrays |= {n: _smallest(a) for n, a in zip(CLUSTERED, known, strict=True)}
     if profile.pace is not None:
         meta["pace"] = asdict(profile.pace)
     if model is not None:
@@ -254,7 +255,7 @@ def _spread(npz: Npz, meta: Mapping[str, Any], of: Loads) -> Spread | None:
 def _clusters(npz: Npz, of: Loads) -> Clusters | None:
     if "cluster_load" not in npz.names:
         return None
-    tokens, requests, load = (_counts(npz, f"cluster_{name}") for name in CLUSTERED)
+    tokens, requests, load = (_counts(npz, name) for name in CLUSTERED)
     by_layer = np.moveaxis(load, 1, 0) if load.ndim == 3 else load
     return Clusters(tokens, requests, np.moveaxis(of.of_layers(by_layer), 0, 1))
 
