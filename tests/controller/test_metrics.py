@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 
 from controller import metrics
+from controller.fleet.homing import Homed, Homing
 from controller.fleet.windows import Delta
 from controller.fleet.workers import FORGOTTEN_S
 from controller.metrics import LoopCollector
@@ -196,3 +197,13 @@ async def test_counters_do_not_fall_when_workers_retire_or_start_again() -> None
     world.hear()
     world.fleet.forget()
     assert scrape(world)[dropped] == 11
+
+
+def test_what_tables_win_is_told_by_how_ranks_were_chosen() -> None:
+    world = World()
+    groups = {"tables": Homed(40, 0.5, 0.75, 0.01), "load": Homed(30, 0.25, 1.5, 0.01)}
+    world.loop.homings.of["chat"] = Homing(groups)
+    found = scrape(world)
+    local, remote = "placer_local_activation_ratio", "placer_remote_fanout"
+    assert found[f'{local}{{by="tables",pool="chat"}}'] == 0.5
+    assert found[f'{remote}{{by="load",pool="chat"}}'] == 1.5

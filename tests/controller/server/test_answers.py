@@ -89,8 +89,8 @@ async def test_an_agent_may_register_push_and_watch_and_nothing_else(tmp_path: P
         for service, method in [*OPERATORS, *LEDGER]:
             found, told = await refusal(unary(world, service, method))
             assert found is Code.PERMISSION_DENIED
-            assert told.endswith(f"/{method} is for operators, and this is an agent's token: use "
-                                 "an operator's")  # fmt: skip
+            assert f"/{method} is for operators" in told
+            assert "and this is an agent's token: use an operator's" in told
         assert await health(world.channel) == health_pb2.HealthCheckResponse.SERVING
         assert set(SERVICES) < set(await services(world.channel))
 
