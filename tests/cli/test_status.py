@@ -213,7 +213,8 @@ def test_tokens_are_asked_for_and_shown(placer: Placer, monkeypatch: pytest.Monk
     assert none.err == f"error: no token: {remedy}"
     assert wrong.err == f"error: unknown token: {remedy}"
     assert agents.err.endswith(
-        "is for operators and fronts, and this is an agent's token: use an operator's or a front's\n"
+        "is for operators and fronts, and this is an agent's token: use an operator's or a "
+        "front's\n"
     )
     assert "somebody" not in wrong.err
 
