@@ -49,7 +49,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -c "import placer.pairs, placer.optimizers.joint"  # compiles their kernels, once
+	$(BIN)/python -c "import placer.pairs, placer.optimizers.joint, controller.router.scheduling.scheduler"  # compiles their kernels, once
 	@touch $@
 
 # vLLM's CPU build; torchvision and the others on PyPI do not fit the CPU torch.
