@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bench.matrix import DATA, TINY
+from bench.timing import console
 from placer import model, topology
 from placer.arrays import BoolArray, IntArray
 from placer.files.routing import read_trace
@@ -81,6 +82,8 @@ def worlds() -> Iterator[World]:
         both = replace(both, token_ids=numbered.astype(np.int64))
         yield World("DSV2-Lite (upper bound: keyed on layer 0)", lite, _prefilled(both), False)
     oss, folder = model.preset("gpt-oss-20b"), DATA / "gpt-oss-20b-decode"
+    if not paths or not folder.exists():
+        console.print(f"left out: recordings that are not in {DATA} (PLACER_TEST_DATA names it)")
     names = [name for name in ("stem", "humanities") if (folder / f"{name}.prompts.npz").exists()]
     if names:
         served = concatenate([read_trace(folder / f"{name}.npz", oss) for name in names])
