@@ -84,7 +84,7 @@ async def _abort(context: Any, name: str, error: Exception, refusals: Spacing) -
         raise error
     if isinstance(error, PlacerError):
         if (code := code_of(error)) is grpc.StatusCode.INVALID_ARGUMENT:
-            await refusals.wait(context.peer())
+            await refusals.turn(context.peer())
         told = " ".join(str(error).split()).encode(errors="replace")[:MOST]
         await context.abort(code, told.decode(errors="ignore"))
     log.error("placer: %s failed", name, exc_info=error)

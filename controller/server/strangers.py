@@ -23,7 +23,7 @@ class Spacing:
         self._clock = clock
         self._free_s: dict[str, float] = {}  # when the next answer to an address is due
 
-    async def wait(self, peer: str) -> None:
+    async def turn(self, peer: str) -> None:
         """Until the answer to this one is due. peer: as gRPC says it, ``ipv4:10.0.0.7:40120``"""
         await self._clock.sleep(self.delay_s(address_of(peer), self._clock.monotonic()))
 
@@ -60,7 +60,7 @@ class Strangers:
             log.warning("placer: a call from %s shows no known token", address)
             self._counts.clear()
             self._telling = asyncio.create_task(self._tell())
-        await self._spacing.wait(peer)
+        await self._spacing.turn(peer)
 
     async def _tell(self) -> None:
         """Until nobody calls any more."""
