@@ -72,9 +72,10 @@ def answers(
             desk.know({one.engine: known.plan for one in named.values()}, known, False)
         asking = [asyncio.to_thread(here.read, "/v1/completions", one) for one in requests]
         found = await asyncio.gather(*asking)
+        used = sum(door.served > 0 for door in desk.doors.all.values())
         stop.set()
         await running
-        return found, sum(door.served > 0 for door in desk.doors.all.values())
+        return found, used
 
     found: tuple[list[bytes], int] = uvloop.run(served())
     return found
