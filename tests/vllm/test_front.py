@@ -69,7 +69,7 @@ def answers(
         while len(desk.doors.seats) < len(engines):
             await asyncio.sleep(0.05)
         if known is not None:
-            desk.know({one.engine: known.plan for one in named.values()}, known, False)
+            desk.know({one.engine: known.plan for one in named.values()}, known)
         asking = [asyncio.to_thread(here.read, "/v1/completions", one) for one in requests]
         found = await asyncio.gather(*asking)
         used = sum(door.served > 0 for door in desk.doors.all.values())

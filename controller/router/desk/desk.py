@@ -112,20 +112,16 @@ class Desk:
         self._bytes += size
         return self._bytes <= self.limits.bodies_bytes
 
-    def know(self, maps: Mapping[str, str], known: Known | None, nothing: bool) -> None:
-        """maps: digests of those that engines serve, by name; known: new tables of one of them;
-        nothing: there are none any more"""
-        if known is None and maps == self._maps and not (nothing and self._plan):
+    def know(self, maps: Mapping[str, str], known: Known | None) -> None:
+        """maps: digests of those that engines serve, by name; known: new tables of one of them"""
+        if maps == self._maps and (known is None or not (known.plan or self._plan)):
             return
         self._maps = maps
-        if known is not None:
+        if known is None:
+            self._changed()
+        else:
             self._plan = known.plan
             self._changed(known.tables, known.costs)
-        elif nothing:
-            self._plan = ""
-            self._changed(Lookup.nothing())
-        else:
-            self._changed()
 
     def mark(self) -> Mark:
         """How the next request's rank is to be chosen: by tables, but for a control group."""

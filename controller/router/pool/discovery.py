@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from controller.router.pool.doors import Named
-from controller.router.pool.knowledge import Knowledge, Known
+from controller.router.pool.knowledge import NOTHING, Knowledge, Known
 from controller.router.wire.addresses import AddressError, address
 from placer.channel import Settings, open_channel
 from placer.client import OPTIONS, Controller
@@ -34,17 +34,17 @@ class Discovery:
     async def run(
         self,
         name: Callable[[Mapping[str, Named]], None],
-        know: Callable[[Mapping[str, str], Known | None, bool], None],
+        know: Callable[[Mapping[str, str], Known | None], None],
     ) -> None:
-        """name: told of addresses; know: of the engines' maps, by digest, of new tables of one of
-        them, and whether there are none any more"""
+        """name: told of addresses; know: of the engines' maps, by digest, and of new tables of one
+        of them, if there are"""
         running = asyncio.get_running_loop()
         while True:
             try:
                 named, maps = await running.run_in_executor(self._beside, self.ask)
                 name(named)
                 self._tell("")
-                know(maps, *await running.run_in_executor(self._beside, self._learn, maps))
+                know(maps, await running.run_in_executor(self._beside, self._learn, maps))
             except PlacerError as error:
                 self._tell(str(error))
             await self._clock.sleep(EVERY_S)
@@ -73,18 +73,18 @@ class Discovery:
         self._beside.shutdown(wait=False, cancel_futures=True)
         self._channel.close()
 
-    def _learn(self, maps: Mapping[str, str]) -> tuple[Known | None, bool]:
-        """New tables, or whether there are none any more."""
+    def _learn(self, maps: Mapping[str, str]) -> Known | None:
+        """New tables, or that there are none any more."""
         try:
             found = self._knowledge.newest(maps)
         except PlacerError as error:
             if (why := str(error)) != self._without:
                 log.warning("placer: requests go by load: %s", why)
             self._without = why
-            return None, True
+            return NOTHING
         if found is not None:
             self._without = ""
-        return found, False
+        return found
 
     def _tell(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:

@@ -25,6 +25,9 @@ class Known(NamedTuple):
     costs: Costs
 
 
+NOTHING = Known(Lookup.nothing(), "", Costs(0.0, 0.0, 0.0))
+
+
 class Knowledge:
     """Fetched again when the map changes, and now and then."""
 
@@ -35,7 +38,7 @@ class Knowledge:
 
     def newest(self, digests: Mapping[str, str]) -> Known | None:
         """None: what is known stays. digests: of the maps of the engines, by name. Raises
-        PlacerError where there are no tables: then nothing is known any more."""
+        PlacerError where there are no tables."""
         now_s, maps = self._clock.monotonic(), set(digests.values())
         if now_s < self._due_s and maps == self._digests:
             return None

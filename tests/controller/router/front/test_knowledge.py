@@ -3,7 +3,7 @@
 import numpy as np
 
 from controller.router.desk.settings import Limits
-from controller.router.pool.knowledge import Known
+from controller.router.pool.knowledge import NOTHING, Known
 from controller.router.scheduling.lookup import Lookup
 from placer.cost.requests import Costs
 from placer.marks import Mark, mark_of
@@ -33,12 +33,12 @@ async def test_tables_are_for_engines_of_their_map_alone() -> None:
     async with engines(blue, green), fronted(blue, green) as here:
         desk = here.front.desk
         assert tables_of(here) == {"engine-1": None, "engine-2": None}
-        desk.know({"engine-1": MAP, "engine-2": OTHER}, KNOWN, False)
+        desk.know({"engine-1": MAP, "engine-2": OTHER}, KNOWN)
         assert here.scheduler.tables is TABLES
         assert tables_of(here) == {"engine-1": 0, "engine-2": None}
-        desk.know({"engine-1": OTHER, "engine-2": MAP}, None, False)  # experts moved
+        desk.know({"engine-1": OTHER, "engine-2": MAP}, None)  # experts moved
         assert tables_of(here) == {"engine-1": None, "engine-2": 0}
-        desk.know({"engine-1": OTHER, "engine-2": MAP}, None, True)  # they do not pay any more
+        desk.know({"engine-1": OTHER, "engine-2": MAP}, NOTHING)  # they do not pay any more
         assert tables_of(here) == {"engine-1": None, "engine-2": None}
         assert len(here.scheduler.tables.tables.values) == 1
 
@@ -48,7 +48,7 @@ async def test_a_share_of_requests_goes_by_load_and_all_say_how() -> None:
     one = Engine()
     async with engines(one), fronted(one, limits=Limits(control=0.25)) as here:
         await ask(here.port, COMPLETIONS, completion())
-        here.front.desk.know({"engine-1": MAP}, KNOWN, False)
+        here.front.desk.know({"engine-1": MAP}, KNOWN)
         for _ in range(8):
             await ask(here.port, COMPLETIONS, completion(), {"X-Request-Id": "client's own"})
     ids = [seen.headers.get("x-request-id", "") for seen in one.asked]
