@@ -42,7 +42,7 @@ class Devices:
         self._locks: dict[int, threading.RLock] = {}
         self._arenas: dict[int, str] = {}  # names are never used again
         self._numbers = count()
-        self._kept: set[int] = set()  # devices whose arenas this keeper has
+        self.kept: set[int] = set()  # devices whose arenas this keeper has
         self._keeping = threading.Lock()
         self._keeper = Process(KEEPER, "the keeper")
 
@@ -77,23 +77,23 @@ class Devices:
                 self._keep(device, descriptor)
                 os.close(descriptor)
 
-    def retire(self, devices: Iterable[int], used: Collection[int]) -> list[str]:
-        """Keep them as spares, or give their memory back if there are enough; returns the names of
-        arenas that are gone. used: devices that are none"""
-        gone = []
-        for device in devices:
-            if len(self._hmms.keys() - set(used)) <= self._spares:
-                self.ask(device, Vacate())
-            else:
-                gone.append(self.name(device))
-                self.remove(device)
+    def retire(self, used: Collection[int]) -> list[str]:
+        """Keep those that are not used as spares, or give their memory back if there are enough;
+        returns the names of arenas that are gone."""
+        waiting = [device for device in self if device not in used]
+        surplus = waiting[: max(len(waiting) - self._spares, 0)]
+        for device in waiting[len(surplus) :]:
+            self.ask(device, Vacate())
+        gone = [self.name(device) for device in surplus]
+        for device in surplus:
+            self.remove(device)
         return gone
 
     def remove(self, device: int) -> None:
         """Give its memory back, or what is left of it."""
         with self._held([device]):
             hmm = self._hmms.pop(device)
-            self._kept.discard(device)
+            self.kept.discard(device)
             self._ask_keeper(Drop(self._arenas.pop(device)))
             hmm.end()
 
@@ -148,7 +148,8 @@ class Devices:
         """Start again what died unasked. Raises LostDeviceError."""
         if not self._keeper.is_alive:
             with self._keeping:
-                self._start_keeper()
+                if not self._keeper.is_alive:  # nor started again meanwhile
+                    self._start_keeper()
         for device, lock in list(self._locks.items()):
             if not lock.acquire(blocking=False):
                 continue  # somebody asks it, and will see
@@ -157,7 +158,7 @@ class Devices:
                     continue
                 if not self._hmms[device].is_alive:
                     self._start_again(device)
-                elif device not in self._kept:
+                elif device not in self.kept:
                     with self.descriptor(device):
                         pass  # the keeper has it, too, from now on
             finally:
@@ -220,7 +221,7 @@ class Devices:
 
     def _keep(self, device: int, descriptor: int) -> None:
         self._ask_keeper(Keep(self._arenas[device]), [descriptor])
-        self._kept.add(device)
+        self.kept.add(device)
 
     def _given(self, device: int) -> list[int]:
         """The arena's descriptor, from the keeper; a new keeper is given it first."""
@@ -246,5 +247,5 @@ class Devices:
     def _start_keeper(self) -> None:
         self._keeper.end()
         self._keeper = Process(KEEPER, "the keeper")
-        self._kept.clear()
+        self.kept.clear()
         self.restarts += 1

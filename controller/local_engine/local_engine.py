@@ -5,11 +5,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from controller.elastic.devices import Devices, LostDeviceError
-from controller.local_engine.arrivals import RefusedError
 from controller.local_engine.expert_map import ExpertMap, check_counts, fresh
 from controller.local_engine.loading import hold, read_all
 from controller.local_engine.model.weights import ITEM, Checkpoint, read_sizes
@@ -23,7 +23,7 @@ from controller.local_engine.ranks.group import (
 )
 from controller.local_engine.ranks.messages import Pace, Step
 from controller.local_engine.ranks.standbys import Standbys
-from controller.local_engine.recovery import without
+from controller.local_engine.recovery import survive
 from controller.local_engine.requests import Batch, Plan, Request, checked
 from controller.local_engine.tally import Tally
 from controller.migration.commands import Command, Outcome
@@ -108,6 +108,9 @@ class LocalEngine:
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="local-engine", daemon=True)
         self._thread.start()
+        self._closed = threading.Event()
+        self._watch = threading.Thread(target=self._look_after_devices, name="devices", daemon=True)
+        self._watch.start()
 
     def __enter__(self) -> Self:
         return self
@@ -180,7 +183,9 @@ class LocalEngine:
         with self._wake:
             self._over = self._over or "the engine was closed: start another"
             self._wake.notify()
+        self._closed.set()
         self._thread.join()
+        self._watch.join()
         self._ranks.close()
         self.devices.close()
 
@@ -217,7 +222,6 @@ class LocalEngine:
                 self._compute(step)
             else:
                 self._ranks.supervise()
-                self.devices.supervise()
             self._failures = 0
         except RankLostError as lost:
             self._failures += 1
@@ -237,25 +241,21 @@ class LocalEngine:
             self._recover([lost.device])
 
     def _recover(self, gone: list[int]) -> None:
-        """Go on without these devices: the others hold their experts, read anew from the checkpoint
-        where no replica is left, and their requests are computed again."""
-        while True:
-            before = self._ranks.order
-            ranks = [before.index(device) for device in gone]
-            self._migration.forget()
-            for device in gone:
-                self.devices.remove(device)
-            try:
-                left = without(self._ranks.served, before, ranks, self.devices, self._loaded)
-                self._ranks.go_on(*left)
-            except LostDeviceError as lost:
-                gone = [lost.device]
-                continue
-            except RefusedError as error:
-                raise EngineError(str(error)) from error
+        """Go on without these devices; requests of their ranks are computed again."""
+        for ranks in survive(gone, self._ranks, self.devices, self._migration, self._loaded):
             with self._wake:
                 self._batch.lose(ranks, len(self._ranks))
-            return
+
+    def _look_after_devices(self) -> None:
+        """Steps, which may leave no time for it, need no memory process; its death must not wait
+        for another's, since both together lose an arena."""
+        while not self._closed.wait(SUPERVISE_S):
+            try:
+                self.devices.supervise()
+            except LostDeviceError as lost:
+                with self._wake:
+                    self._jobs.append(partial(self._recover, [lost.device]))
+                    self._wake.notify()
 
     def _compute(self, step: Plan) -> None:
         """One step of all ranks, and what follows from it."""

@@ -91,6 +91,10 @@ class Migration:
         self._arrivals.forget()
         self._resizing.lose()
 
+    def give_back(self) -> None:
+        """The memory of devices that no rank has."""
+        self._resizing.give_back()
+
     def carry_out(self, command: Command, between_steps: BetweenSteps) -> Outcome:
         with self._one_at_a_time:
             self._copied_bytes, self._pause_s = 0, 0.0

@@ -1,16 +1,46 @@
 """How an engine goes on once devices are gone, with all that was in their memory."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-from controller.elastic.devices import Devices
+from controller.elastic.devices import Devices, LostDeviceError
 from controller.elastic.hmm import Copy, Load
 from controller.local_engine.allotment import crowded, new_devices, placed
 from controller.local_engine.arrivals import RefusedError
 from controller.local_engine.expert_map import ExpertMap
 from controller.local_engine.loading import Loaded, load
+from controller.local_engine.page_moves import Migration
+from controller.local_engine.ranks.group import EngineError, Ranks
 
 
-def without(
+def survive(
+    gone: Collection[int], ranks: Ranks, devices: Devices, migration: Migration, loaded: Loaded
+) -> Iterator[list[int]]:
+    """Go on without these devices, and without those that are lost meanwhile; yields ranks that
+    were lost, each time that there is a group without them.
+
+    The others hold their experts, read anew from the checkpoint where no replica is left. What was
+    staged is void. Raises EngineError if nobody can go on.
+    """
+    while gone := [device for device in gone if device in devices]:
+        before = ranks.order
+        lost = [before.index(device) for device in gone if device in before]
+        migration.forget()
+        for device in gone:
+            devices.remove(device)
+        try:
+            if lost:
+                ranks.go_on(*_without(ranks.served, before, lost, devices, loaded))
+                yield lost
+            else:
+                ranks.go_on(before, ranks.served)
+            migration.give_back()
+        except LostDeviceError as another:
+            gone = [another.device]
+        except RefusedError as error:
+            raise EngineError(str(error)) from error
+
+
+def _without(
     now: ExpertMap, before: Sequence[int], gone: Collection[int], devices: Devices, loaded: Loaded
 ) -> tuple[list[int], ExpertMap]:
     """Devices that go on, and what they serve, once those of some ranks are gone.

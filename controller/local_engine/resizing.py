@@ -7,7 +7,7 @@ What the old width needed is freed last, so that until the switch there is nothi
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,7 @@ class Resizing:
         try:
             new = self._ranks.enlist(came)
         except BaseException:
-            self._give_back(came)
+            self.give_back()
             raise
         self._change = _Change(served, [*stay, *came], new, copies, loads)
 
@@ -130,17 +130,16 @@ class Resizing:
             message = CopySeats(self._devices.name(source), seats, rows, size * ITEM)
             self.handed_over_bytes += self._devices.ask(device, message, source)
         self._batch.resize(change.after.ranks, moves)
-        change.is_done = True
-        change.retired = self._ranks.switch()
+        change.is_done, change.retired = True, self._ranks.leaving()
+        self._ranks.switch()
 
     def release(self) -> None:
         change = self._staged()
         if not change.is_done:
             raise RefusedError("the old ranks still serve: switch first")
         self._ranks.dismiss(change.retired)
-        retired = [one.device for one in change.retired]
         change.retired = ()
-        self._give_back(retired)
+        self.give_back()
 
     def discard(self) -> None:
         """What was staged, as it is too late for that or not done; ``Ranks.forget`` comes first."""
@@ -149,13 +148,13 @@ class Resizing:
             self.release()
         else:
             self._ranks.dismiss(change.new)
-            self._give_back([one.device for one in change.new])
+            self.give_back()
         self._change = None
 
     def lose(self) -> None:
         """What was staged is void, and so may be those that were to take part."""
         if (change := self._change) is not None:
-            self._ranks.dismiss([] if change.is_done else change.new)
+            self._ranks.dismiss(change.retired if change.is_done else change.new)
         self._change = None
 
     def _staged(self) -> _Change:
@@ -163,9 +162,10 @@ class Resizing:
             raise RefusedError("the change that is staged has no other width")
         return self._change
 
-    def _give_back(self, devices: Collection[int]) -> None:
+    def give_back(self) -> None:
+        """The memory of devices that no rank has."""
         used = self._ranks.order
-        for name in self._devices.retire(devices, used):
+        for name in self._devices.retire(used):
             for device in used:
                 self._devices.ask(device, Forget(name))
         hold(self._devices, self._ranks.served, used)

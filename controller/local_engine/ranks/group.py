@@ -8,11 +8,12 @@ import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from itertools import combinations
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from controller.elastic.devices import Devices
+from controller.elastic.devices import Devices, LostDeviceError
 from controller.local_engine.expert_map import ExpertMap
 from controller.local_engine.ranks.exchange import exchange_size
 from controller.local_engine.ranks.messages import (
@@ -51,6 +52,20 @@ class Member(NamedTuple):
     device: int
 
 
+@dataclass(eq=False)
+class _Prepared:
+    """A group to come. is_ready: no rank was replaced since, which voids what the others made"""
+
+    order: Sequence[int]
+    new: Sequence[Member]
+    served: ExpertMap
+    is_ready: bool = True
+
+    def members(self, now: Iterable[Member]) -> list[Member]:
+        known = {one.device: one for one in (*now, *self.new)}
+        return [known[device] for device in self.order]
+
+
 class Ranks:
     """All of them. One thread asks those that step; after ``RankLostError`` comes ``repair``.
 
@@ -66,7 +81,7 @@ class Ranks:
         self._devices, self._standbys = devices, standbys
         self._memory, self._sizes = Memfd(), standbys.sizes
         self._members: list[Member] = []
-        self._prepared: tuple[list[Member], ExpertMap] | None = None
+        self._prepared: _Prepared | None = None
         try:
             for device in order:
                 self._members.append(Member(self._standbys.take(), device))
@@ -115,6 +130,8 @@ class Ranks:
 
     def repair(self) -> None:
         """Replace the dead, on the memory that they had, and join them with the others."""
+        if self._prepared is not None:
+            self._prepared.is_ready = False
         for _ in range(ATTEMPTS):
             for rank, one in enumerate(self._members):
                 if not one.process.is_alive:
@@ -133,17 +150,12 @@ class Ranks:
 
     def enlist(self, devices: Iterable[int]) -> list[Member]:
         """Standbys that are attached to these devices."""
-        found = []
-        for device in devices:
-            for _ in range(ATTEMPTS):
-                with suppress(GoneError):  # the next
-                    one = Member(self._standbys.take(), device)
-                    self._attach(one)
-                    found.append(one)
-                    break
-            else:
-                self.dismiss(found)
-                raise EngineError(f"standbys died {ATTEMPTS} times: see the engine's stderr")
+        found: list[Member] = []
+        try:
+            found.extend(map(self._enlisted, devices))  # those before one that fails, too
+        except BaseException:
+            self.dismiss(found)
+            raise
         return found
 
     def dismiss(self, members: Iterable[Member]) -> None:
@@ -154,10 +166,8 @@ class Ranks:
 
     def prepare(self, order: Sequence[int], new: Sequence[Member], served: ExpertMap) -> None:
         """Have the ranks of a group to come ready for it, while these go on. Between two steps."""
-        known = {one.device: one for one in (*self._members, *new)}
-        members = [known[device] for device in order]
-        self._prepared = members, served
-        self._form_of(members, served)
+        self._prepared = _Prepared(order, new, served)
+        self._form_of(self._prepared.members(self._members), served)
 
     def forget(self) -> None:
         """The group that was prepared will not come. Between two steps."""
@@ -165,14 +175,21 @@ class Ranks:
             self._prepared = None
             self.ask_all(Forget())
 
-    def switch(self) -> list[Member]:
-        """The group that was prepared steps from now on; returns whom it does not need. If one of
-        it is lost then, ``repair`` makes it whole."""
+    def leaving(self) -> list[Member]:
+        """Whom the group that was prepared does not need."""
         assert self._prepared is not None
-        last, (self._members, self.served) = self._members, self._prepared
-        self._prepared = None
-        self.ask_all(Switch())
-        return [one for one in last if one not in self._members]
+        return [one for one in self._members if one.device not in self._prepared.order]
+
+    def switch(self) -> None:
+        """The group that was prepared steps from now on. If one of it is lost then, ``repair``
+        makes it whole."""
+        assert self._prepared is not None
+        to, self._prepared = self._prepared, None
+        self._members, self.served = to.members(self._members), to.served
+        if to.is_ready:
+            self.ask_all(Switch())
+        else:
+            self._form()
 
     def go_on(self, order: Sequence[int], served: ExpertMap) -> None:
         """With those of these devices alone, and what was staged forgotten. Between two steps."""
@@ -192,6 +209,18 @@ class Ranks:
         for one in self._members:
             one.process.end(grace_s=5.0)
         self._standbys.close()
+
+    def _enlisted(self, device: int) -> Member:
+        for _ in range(ATTEMPTS):
+            with suppress(GoneError):  # the next
+                one = Member(self._standbys.take(), device)
+                try:
+                    self._attach(one)
+                except LostDeviceError:
+                    self._standbys.give(one.process)
+                    raise
+                return one
+        raise EngineError(f"standbys died {ATTEMPTS} times: see the engine's stderr")
 
     def _attach(self, one: Member) -> None:
         with self._devices.descriptor(one.device) as arena:

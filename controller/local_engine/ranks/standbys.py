@@ -31,7 +31,8 @@ class Standbys:
 
     def fill(self, beside: int = 0) -> None:
         """Start what is lacking, and some beside, all at once."""
-        new = [self._start() for _ in range(self._keep + beside - len(self._ready))]
+        wanted = self._keep + beside
+        new = [self._start() for _ in range(wanted - len(self._ready))]
         for one in new:
             with suppress(GoneError):
                 one.say(self._setup)
@@ -39,6 +40,7 @@ class Standbys:
             with suppress(GoneError):
                 one.hear()
                 self._ready.append(one)
+        self._keep_only(wanted)  # some may have been given meanwhile
 
     def fill_meanwhile(self) -> None:
         """The same, on a thread of its own."""
@@ -64,8 +66,7 @@ class Standbys:
         except GoneError:
             return
         self._ready.appendleft(process)
-        while len(self._ready) > self._keep:
-            self._ready.pop().end()
+        self._keep_only(self._keep)
 
     def close(self) -> None:
         if self._filling is not None:
@@ -73,6 +74,11 @@ class Standbys:
         for one in self._ready:
             one.end(grace_s=5.0)
         self._ready.clear()
+
+    def _keep_only(self, count: int) -> None:
+        with suppress(IndexError):  # another thread took them
+            while len(self._ready) > count:
+                self._ready.pop().end()
 
     def _start(self) -> Process:
         return Process(MODULE, f"rank process {next(self._numbers)}")

@@ -141,10 +141,10 @@ def test_a_spare_keeps_its_memory_and_nothing_in_it(devices: Devices) -> None:
     devices.ask(1, Load(True, [FIRST]))
     devices.ask(1, Hold(range(6)))
     assert devices.ask(1, Report()).resident_bytes >= LAYOUT.capacity
-    assert devices.retire([1], used=[0]) == []
+    assert devices.retire(used=[0]) == []
     held = devices.ask(1, Report())
     assert (held.table, held.resident_bytes >= LAYOUT.capacity) == ([-1] * 6, True)
     devices.add([2])
-    assert devices.retire([1, 2], used=[0]) == ["arena-1-1"]  # one spare is enough
+    assert devices.retire(used=[0]) == ["arena-1-1"]  # one spare is enough
     assert 1 not in devices
     devices.ask(2, Vacate())

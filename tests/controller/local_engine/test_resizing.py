@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -33,9 +34,11 @@ from tests.controller.local_engine.tiny_engine import (
     PROMPTS,
     beside,
     eventually,
+    everybody,
     generate,
     insist,
     kill,
+    runs,
 )
 
 
@@ -164,13 +167,17 @@ def _refusal(engine: LocalEngine, commands: list[Command]) -> str:
 
 
 def test_whoever_dies_meanwhile_is_not_missed(engine: LocalEngine) -> None:
-    """Ranks, standbys, memory processes and the keeper, one after another."""
+    """Ranks, standbys, memory processes and the keeper, one after another: a keeper and a memory
+    process that are dead at once lose a device, which is another claim."""
     undisturbed = generate(engine, PROMPTS[:4], 150)
     requests = [engine.submit(prompt, 150) for prompt in PROMPTS[:4]]
     turns = count()
 
     def kill_one() -> None:
-        pids = [*engine.pids(), *engine.devices.pids().values(), *engine.standbys()]
+        memory = engine.devices.pids().values()
+        if not all(map(runs, memory)) or engine.devices.kept != set(engine.devices):
+            return
+        pids = [*engine.pids(), *memory, *engine.standbys()]
         kill(pids[next(turns) * 5 % len(pids)])
 
     with beside(kill_one, pause_s=0.5):
@@ -181,6 +188,61 @@ def test_whoever_dies_meanwhile_is_not_missed(engine: LocalEngine) -> None:
             assert engine.placement.digest == after.digest
     assert [request.tokens() for request in requests] == undisturbed
     assert eventually(lambda: tables(engine) == served(engine))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_rank_that_dies_before_the_switch_leaves_nobody_behind(ranks: int) -> None:
+    """Neither whom the old group alone needs, nor whom the new one got in its place."""
+    with LocalEngine(MODEL, 3, 18, smallest=2, standbys=1, spares=1) as engine:
+        undisturbed = generate(engine, PROMPTS[:4], 80)
+        requests = [engine.submit(prompt, 80) for prompt in PROMPTS[:4]]
+        for command in to(engine, spread(ranks), 1):
+            if isinstance(command, Switch | Release):
+                kill(engine.pids()[0])
+            insist(engine, command)
+        assert [request.tokens() for request in requests] == undisturbed
+        assert tables(engine) == served(engine)
+        assert eventually(lambda: len(engine.standbys()) == 1)
+        assert children() == {*everybody(engine), *engine.standbys()}
+        assert len(list(engine.devices)) <= ranks + 1
+
+
+def children() -> set[int]:
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid() and "python" in (folder / "cmdline").read_text():
+                found.add(int(folder.name))
+    return found
+
+
+def test_a_busy_engine_looks_after_its_keeper(engine: LocalEngine) -> None:
+    """Who waits until nobody serves loses a device with the next death."""
+    undisturbed = generate(engine, PROMPTS[:4], 200)
+    requests = [engine.submit(prompt, 200) for prompt in PROMPTS[:4]]
+    for name in ("the keeper", "hmm-0", "the keeper", "hmm-1"):
+        pid = engine.devices.pids()[name]
+        kill(pid)
+        assert eventually(partial(_is_back, engine, name, pid))
+    assert [request.tokens() for request in requests] == undisturbed
+    assert (engine.placement.gpus, engine.order) == (2, [0, 1])
+
+
+def _is_back(engine: LocalEngine, name: str, dead: int) -> bool:
+    devices = engine.devices
+    return devices.pids()[name] != dead and devices.kept == set(devices)
+
+
+def test_a_spare_device_that_is_lost_is_not_missed(engine: LocalEngine) -> None:
+    before = generate(engine, PROMPTS[:2], 20)
+    engine.devices._ask_keeper(Drop(engine.devices.name(3)))
+    kill(engine.devices.pids()["hmm-3"])
+    assert eventually(lambda: 3 not in engine.devices)
+    assert generate(engine, PROMPTS[:2], 20) == before
+    for epoch, ranks in enumerate((3, 4), 1):  # and another comes in its place
+        resize(engine, spread(ranks), epoch)
+    assert generate(engine, PROMPTS[:2], 20) == before
 
 
 def lose(engine: LocalEngine, rank: int) -> None:
