@@ -6,9 +6,10 @@ of KV use the largest counts. What is not there is 0.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
+from types import MappingProxyType
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -178,21 +179,26 @@ def _histogram(buckets: dict[float, float]) -> Histogram:
     return Histogram(tuple(bounds[:-1]), tuple(counts))
 
 
-def expose(sample: Sample) -> str:
-    """The text that vLLM would answer for it."""
+def expose(sample: Sample, by_rank: Mapping[str, Sequence[float]] = MappingProxyType({})) -> str:
+    """The text that vLLM would answer for it. by_rank: fields of which each rank tells its own"""
     registry = CollectorRegistry()
-    registry.register(_Collector(sample))
+    registry.register(_Collector(sample, by_rank))
     return generate_latest(registry).decode()
 
 
 class _Collector(Collector):
-    def __init__(self, sample: Sample) -> None:
-        self.sample = sample
+    def __init__(self, sample: Sample, by_rank: Mapping[str, Sequence[float]]) -> None:
+        self.sample, self.by_rank = sample, by_rank
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
         sample = self.sample
         for field, names in GAUGE_NAMES.items():
-            yield GaugeMetricFamily(names[0], field, getattr(sample, field))
+            labels = ["engine"] if field in self.by_rank else []
+            gauge = GaugeMetricFamily(names[0], field, labels=labels)
+            values = self.by_rank.get(field, [getattr(sample, field)])
+            for rank, value in enumerate(values):
+                gauge.add_metric([str(rank)] * len(labels), value)
+            yield gauge
         for field in ("finished", "prompt_tokens", "output_tokens"):
             yield CounterMetricFamily(COUNTER_NAMES[field][0], field, getattr(sample, field))
         for field, names in HISTOGRAM_NAMES.items():

@@ -23,7 +23,12 @@ def array(name: str, data: bytes, shape: tuple[int, ...], kind: str = "<u4") -> 
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def trace_message(trace: Trace, prompt_lens: Iterable[int] = (), marks: Iterable[int] = ()) -> Any:
+def trace_message(
+    trace: Trace,
+    prompt_lens: Iterable[int] = (),
+    marks: Iterable[int] = (),
+    ranks: Iterable[int] = (),
+) -> Any:
     return profile_pb2.Trace(
         layers=trace.layers,
         top_k=trace.top_k,
@@ -32,6 +37,7 @@ def trace_message(trace: Trace, prompt_lens: Iterable[int] = (), marks: Iterable
         token_ids=b"" if trace.token_ids is None else trace.token_ids.astype("<u4").tobytes(),
         prompt_lens=prompt_lens,
         marks=marks,
+        ranks=ranks,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from controller.engines.ray_engines import NAMESPACE
+from controller.local_engine.door import Door
 from controller.local_engine.local_engine import EngineStatus, LocalEngine
 from controller.migration.commands import Command, Outcome
 from controller.samples import Sample
@@ -62,7 +63,8 @@ class EngineActor:
             standbys=serving.standbys,
             spares=serving.standbys,
         )
-        identity = Identity(serving.pool, serving.engine, serving.actor)
+        self._door = Door(self.engine)
+        identity = Identity(serving.pool, serving.engine, serving.actor, api=self._door.url)
         clock, standing = SystemClock(), Standing(serving, self.engine)
         worker = standing.worker
         sink = GrpcSink(serving.address, worker, identity, self.engine.shape, clock)
@@ -91,21 +93,26 @@ class EngineActor:
 
     def close(self) -> None:
         self._reporter.close()
+        self._door.close()
         self.engine.close()
 
 
 class Standing:
     """What the engine is now, for its registration; changes come to it through the actor."""
 
-    epoch, digest = 0, ""
+    epoch = 0
 
     def __init__(self, serving: Serving, engine: LocalEngine) -> None:
         self._serving, self._engine = serving, engine
 
     @property
-    def changes(self) -> int:
-        """The width stands for it."""
-        return self._engine.placement.gpus
+    def digest(self) -> str:
+        return self._engine.placement.digest
+
+    @property
+    def changes(self) -> str:
+        """The map stands for it."""
+        return self.digest
 
     @property
     def worker(self) -> Worker:

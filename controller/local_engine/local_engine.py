@@ -15,27 +15,20 @@ from controller.local_engine.loading import hold, read_all
 from controller.local_engine.model.weights import ITEM, Checkpoint, read_sizes
 from controller.local_engine.page_moves import Migration
 from controller.local_engine.ranks.exchange import layout
-from controller.local_engine.ranks.group import (
-    ATTEMPTS,
-    EngineError,
-    RankLostError,
-    Ranks,
-)
+from controller.local_engine.ranks.group import ATTEMPTS, EngineError, RankLostError, Ranks
 from controller.local_engine.ranks.messages import Pace, Step
 from controller.local_engine.ranks.standbys import Standbys
-from controller.local_engine.recovery import survive
+from controller.local_engine.recovery import SUPERVISE_S, look_after, survive
 from controller.local_engine.requests import Batch, Plan, Request, checked
 from controller.local_engine.tally import Tally
 from controller.migration.commands import Command, Outcome
-from controller.samples import Sample
+from controller.samples import Sample, expose
 from placer.agent.recording import Recording
 from placer.agent.sampling import Sampling
 from placer.clock import SystemClock
 from placer.files.specs import read_model
 from placer.memory.memfd import Memfd
 from placer.placement import Placement, linear
-
-SUPERVISE_S = 0.5  # how often an idle engine looks after its ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +102,8 @@ class LocalEngine:
         self._thread = threading.Thread(target=self._run, name="local-engine", daemon=True)
         self._thread.start()
         self._closed = threading.Event()
-        self._watch = threading.Thread(target=self._look_after_devices, name="devices", daemon=True)
+        watch = partial(look_after, self.devices, self._closed, self._later)
+        self._watch = threading.Thread(target=watch, name="devices", daemon=True)
         self._watch.start()
 
     def __enter__(self) -> Self:
@@ -118,9 +112,11 @@ class LocalEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def submit(self, prompt: Sequence[int], max_tokens: int) -> Request:
-        """Raises RequestError for what cannot be served."""
-        request = checked(prompt, max_tokens, self._sizes, self._clock)
+    def submit(
+        self, prompt: Sequence[int], max_tokens: int, name: str = "", rank: int = -1
+    ) -> Request:
+        """name, rank: see Request. Raises RequestError for what cannot be served."""
+        request = checked(prompt, max_tokens, self._sizes, self._clock, name, rank)
         with self._wake:
             if self._over:
                 raise EngineError(self._over)
@@ -163,6 +159,11 @@ class LocalEngine:
         return self._ranks.order
 
     @property
+    def context(self) -> int:
+        """Tokens of a prompt and its answer, at most."""
+        return self._sizes.context
+
+    @property
     def over(self) -> str:
         """Why nothing is served any more; empty while it is."""
         return self._over
@@ -177,6 +178,12 @@ class LocalEngine:
         """What vLLM's /metrics would say of it."""
         with self._wake:
             return self._batch.sample
+
+    @property
+    def metrics(self) -> str:
+        """As vLLM tells its own."""
+        with self._wake:
+            return expose(self._batch.sample, self._batch.by_rank())
 
     def close(self) -> None:
         """End all processes and free their memory; requests under way fail."""
@@ -246,16 +253,11 @@ class LocalEngine:
             with self._wake:
                 self._batch.lose(ranks, len(self._ranks))
 
-    def _look_after_devices(self) -> None:
-        """Steps, which may leave no time for it, need no memory process; its death must not wait
-        for another's, since both together lose an arena."""
-        while not self._closed.wait(SUPERVISE_S):
-            try:
-                self.devices.supervise()
-            except LostDeviceError as lost:
-                with self._wake:
-                    self._jobs.append(partial(self._recover, [lost.device]))
-                    self._wake.notify()
+    def _later(self, device: int) -> None:
+        """It was lost: go on without it between two steps."""
+        with self._wake:
+            self._jobs.append(partial(self._recover, [device]))
+            self._wake.notify()
 
     def _compute(self, step: Plan) -> None:
         """One step of all ranks, and what follows from it."""

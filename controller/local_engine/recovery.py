@@ -1,6 +1,7 @@
 """How an engine goes on once devices are gone, with all that was in their memory."""
 
-from collections.abc import Collection, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from controller.elastic.devices import Devices, LostDeviceError
 from controller.elastic.hmm import Copy, Load
@@ -10,6 +11,18 @@ from controller.local_engine.expert_map import ExpertMap
 from controller.local_engine.loading import Loaded, load
 from controller.local_engine.page_moves import Migration
 from controller.local_engine.ranks.group import EngineError, Ranks
+
+SUPERVISE_S = 0.5  # how often an idle engine looks after its ranks, and any after its devices
+
+
+def look_after(devices: Devices, closed: threading.Event, lost: Callable[[int], None]) -> None:
+    """Steps need no memory process, and may leave no time to look after them; but the death of one
+    must not wait for another's, since both together lose an arena."""
+    while not closed.wait(SUPERVISE_S):
+        try:
+            devices.supervise()
+        except LostDeviceError as error:
+            lost(error.device)
 
 
 def survive(

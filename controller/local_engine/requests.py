@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
@@ -23,20 +23,31 @@ class RequestError(PlacerError):
 class Request:
     """Iterating gives the tokens that are generated, as they come.
 
+    name:  of whoever sent it, for what is sampled of it
+    rank:  that it is for; -1 for any, as it is for any once there is no such rank
     error: why it ended early; empty if it did not
     longest_gap_s: between two of its tokens
     sums:  by token, of the hidden state that it was chosen from, to the last bit: what went before
            was computed alike, also where all tokens are the same
     """
 
-    def __init__(self, prompt: Sequence[int], max_tokens: int, clock: Readings) -> None:
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        clock: Readings,
+        name: str = "",
+        rank: int = -1,
+    ) -> None:
         self.prompt, self.max_tokens, self._clock = tuple(prompt), max_tokens, clock
+        self.name, self.rank = name, rank
         self.error = ""
         self.longest_gap_s = 0.0
         self.sums: list[int] = []
         self._generated: list[int] = []
         self._came_s = clock.monotonic()  # it, and then its last token
         self._news = threading.Condition()
+        self._tell: Callable[[], object] | None = None
 
     def __iter__(self) -> Iterator[int]:
         for at in count():
@@ -50,6 +61,16 @@ class Request:
     def tokens(self) -> list[int]:
         """All of them; waits for the last."""
         return list(self)
+
+    def tell(self, tell: Callable[[], object]) -> None:
+        """Have it called, on the engine's thread, whenever there is news."""
+        with self._news:
+            self._tell = tell
+
+    @property
+    def generated(self) -> list[int]:
+        """The tokens that there are."""
+        return self._generated
 
     @property
     def done(self) -> bool:
@@ -70,16 +91,24 @@ class Request:
             self._came_s = now_s
             self.sums.append(checksum)
             self._generated.append(token)
-            self._news.notify_all()
+            self._notify()
         return took_s
 
     def fail(self, error: str) -> None:
+        """Whatever is still to come is not computed."""
         with self._news:
             self.error = error
-            self._news.notify_all()
+            self._notify()
+
+    def _notify(self) -> None:
+        self._news.notify_all()
+        if self._tell is not None:
+            self._tell()
 
 
-def checked(prompt: Sequence[int], max_tokens: int, sizes: Sizes, clock: Readings) -> Request:
+def checked(
+    prompt: Sequence[int], max_tokens: int, sizes: Sizes, clock: Readings, name: str, rank: int
+) -> Request:
     """Raises RequestError for what cannot be served."""
     if max_tokens < 1:
         raise RequestError(f"max_tokens is {max_tokens}: ask for 1 or more")
@@ -95,7 +124,7 @@ def checked(prompt: Sequence[int], max_tokens: int, sizes: Sizes, clock: Reading
             f"{len(prompt)} prompt tokens and max_tokens {max_tokens} exceed the context of"
             f" {sizes.context}: shorten one of them"
         )
-    return Request(prompt, max_tokens, clock)
+    return Request(prompt, max_tokens, clock, name, rank)
 
 
 @dataclass(slots=True, eq=False)
@@ -150,16 +179,23 @@ class Batch:
         return sum(map(len, self._running))
 
     def admit(self) -> list[Running]:
-        """Who sits down now: each where the fewest are."""
-        admitted = []
-        while self.waiting:
-            rank = min(range(len(self._running)), key=lambda one: len(self._running[one]))
+        """Who sits down now: each where it is to, or where the fewest are."""
+        admitted, waiting = [], deque[Request]()
+        for request in self.waiting:
+            if request.done:  # whoever sent it hung up
+                continue
+            rank = request.rank
+            if not 0 <= rank < len(self._running):
+                rank = min(range(len(self._running)), key=lambda one: len(self._running[one]))
             here = self._running[rank]
             if len(here) == SEATS:
-                break
+                waiting.append(request)
+                continue
             seat = min(set(range(SEATS)) - {one.seat for one in here})
-            admitted.append(Running(str(next(self._names)), self.waiting.popleft(), rank, seat))
+            name = f"{next(self._names)}-{request.name}"
+            admitted.append(Running(name, request, rank, seat))
             here.append(admitted[-1])
+        self.waiting = waiting
         return admitted
 
     def plan(self) -> Plan:
@@ -245,6 +281,14 @@ class Batch:
         for rank, several in enumerate(self._running):
             for one in several:
                 one.rank = rank
+
+    def by_rank(self) -> dict[str, list[int]]:
+        """Requests that run, and that wait; those that wait for any rank are the first's."""
+        running = [len(here) for here in self._running]
+        waiting = [0] * len(running)
+        for request in self.waiting:
+            waiting[request.rank if 0 <= request.rank < len(waiting) else 0] += 1
+        return {"running": running, "waiting": waiting}
 
     @property
     def sample(self) -> Sample:

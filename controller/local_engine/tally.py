@@ -44,7 +44,7 @@ class Tally:
             for one in admitted:
                 self._requests[0] += 1
                 prompt = len(one.request.prompt)
-                self._sampler.begin(one.name, 0, prompt, self._clock.monotonic())
+                self._sampler.begin(one.name, 0, prompt, self._clock.monotonic(), one.rank)
 
     def step(self, step: Plan, answers: Sequence[Stepped], seconds: float) -> None:
         """Count a step and its tokens, before their requests advance."""

@@ -94,7 +94,7 @@ def _check_parts(push: memoryview) -> None:
         if (field := _PARTS.get(number)) is None:
             continue
         for inner, of in _fields(part, field.name):
-            if field.name == "trace" and of in (3, 6) and len(inner) > SEQUENCES:
+            if field.name == "trace" and of in (3, 6, 7, 8) and len(inner) > SEQUENCES:
                 raise RequestError(f"a trace of {len(inner):,} bytes of lengths: send fewer")
 
 

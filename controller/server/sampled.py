@@ -42,15 +42,19 @@ def requests(sampled: Any, counted: Sequence[Delta], with_ids: bool) -> list[Req
         raise RoutingError(
             f"marks {list(marks[:9])} of {len(lens)} sampled requests: 0, 1 or 2 each"
         )
+    ranks = sampled.ranks or [-1] * len(lens)
+    if len(ranks) != len(lens):
+        raise RoutingError(f"{len(ranks)} ranks of {len(lens)} sampled requests")
     found, first = [], 0
-    for length, prompt, mark in islice(zip(lens, prompts, marks, strict=True), MOST):
+    told = zip(lens, prompts, marks, ranks, strict=True)
+    for length, prompt, mark, rank in islice(told, MOST):
         middle, end = first + min(prompt, length), first + length
         rest = "decode" if known else "mixed"
         for phase, begin, until in (("prefill", first, middle), (rest, middle, end)):
             if begin < until:  # copied, or the whole push would be kept
                 ids = None if trace.token_ids is None else trace.token_ids[begin:until].copy()
                 own = trace.expert_ids[begin:until].copy()
-                found.append(Request(phase, experts, own, ids, Mark(mark)))
+                found.append(Request(phase, experts, own, ids, Mark(mark), rank))
         first = end
     return found
 

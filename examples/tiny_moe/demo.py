@@ -5,15 +5,21 @@
 Code is served first, then tables, whose experts are others. The controller sees what the routers
 choose, holds or plans, and moves experts between the processes while they serve. Then it gives the
 engines a third rank, and takes it back, beside the same traffic. Every request's tokens are held
-against those that the idle engines gave before anything moved.
+against those that the idle engines gave before anything moved. They go through `placer front`,
+which looks up in tables of sampled requests which rank a prompt's tokens are at home on.
 """
 
 import itertools
+import json
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from controller.assemble import Setup
-from controller.config import PoolPolicy, read_config
+from controller.config import PoolPolicy, Traces, read_config
 from controller.engines.ray_actor import Serving, start_engine
 from controller.hosts.ray import end, launch
 from controller.server.security import Listening
@@ -58,6 +64,7 @@ POLICY = PoolPolicy(
     least_tokens=4_000,
     cooldown_s=5.0,
     max_moved=0.3,
+    traces=Traces(requests=300, kept_s=60.0, token_ids=True),
 )
 EVERY_S = 3.0
 POOL = "tiny"
@@ -67,10 +74,10 @@ Answers = dict[tuple[int, ...], list[int]]
 
 
 class Traffic:
-    """Clients that ask engines in turn, one request after another."""
+    """Clients of a front, each of which asks one request after another. front: its host:port"""
 
-    def __init__(self, engines: list[Any], answers: Answers) -> None:
-        self.engines, self.answers = engines, answers
+    def __init__(self, front: str, answers: Answers) -> None:
+        self.front, self.answers = front, answers
         self.domain: list[list[int]] = []
         self.served = self.failed = self.different = 0
         self.longest_gap_s = 0.0
@@ -93,8 +100,7 @@ class Traffic:
                 return
             prompt = self.domain[turn * 7 % len(self.domain)]
             try:
-                engine = self.engines[turn % ENGINES]
-                tokens, gap_s = ray.get(engine.generate.remote(prompt, ANSWER))
+                tokens, gap_s = self._stream(prompt)
             except Exception as error:
                 self.failed += 1
                 out.print(f"a request failed: {error}")
@@ -102,6 +108,40 @@ class Traffic:
             self.served += 1
             self.different += tokens != self.answers[tuple(prompt)]
             self.longest_gap_s = max(self.longest_gap_s, gap_s)
+
+    def _stream(self, prompt: list[int]) -> tuple[list[int], float]:
+        """The tokens, and the longest time between two of them."""
+        asked = {"prompt": prompt, "max_tokens": ANSWER, "temperature": 0, "stream": True}
+        connection = HTTPConnection(self.front, timeout=60)
+        body = json.dumps({**asked, "return_token_ids": True})
+        connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+        tokens: list[int] = []
+        longest_s, came_s = 0.0, None
+        for line in connection.getresponse():
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line.removeprefix(b"data: "))
+            if "error" in event:
+                raise RuntimeError(event["error"]["message"])
+            tokens += event["choices"][0]["token_ids"]
+            last_s, came_s = came_s, time.monotonic()
+            longest_s = max(longest_s, came_s - (last_s or came_s))
+        connection.close()
+        return tokens, longest_s
+
+
+@contextmanager
+def front(controller: str) -> Iterator[str]:
+    """Its host:port."""
+    command = [sys.executable, "-m", "placer.cli.main", "front", "--listen", "127.0.0.1:0"]
+    command += ["--controller", controller, "--pool", POOL]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.search(r"127\.0\.0\.1:\d+", process.stdout.readline())
+        if found is None:
+            raise SystemExit("the front did not start: see above")
+        yield found[0]
+        process.terminate()
 
 
 def prompts(domain: str) -> list[list[int]]:
@@ -184,28 +224,34 @@ def main() -> None:
         )
         domains = {name: prompts(name) for name in ("code", "tables")}
         answers = undisturbed(engines, [one for each in domains.values() for one in each])
-        channel = grpc.insecure_channel(address)
-        threading.Thread(target=_quietly, args=(tell, channel, begun_s), daemon=True).start()
-        traffic = Traffic(engines, answers)
-        rows = []
-        for name, domain in domains.items():
-            out.print(
-                f"[dim]{time.monotonic() - begun_s:5.1f} s[/]  [cyan]the traffic is {name} now[/]"
-            )
-            traffic.domain = domain
-            if not traffic.served:
-                traffic.start(domain)
-            rows.append((name, list(watch(channel, PHASE_S))))
-        for ranks in (MORE_RANKS, RANKS):
-            at_s = time.monotonic() - begun_s
-            out.print(f"[dim]{at_s:5.1f} s[/]  [cyan]the engines get {ranks} ranks[/]")
-            scale(channel, ranks)
-        traffic.stop()
-        report(channel, rows, traffic)
-        channel.close()
+        with grpc.insecure_channel(address) as channel, front(address) as door:
+            threading.Thread(target=_quietly, args=(tell, channel, begun_s), daemon=True).start()
+            traffic = Traffic(door, answers)
+            rows = serve(channel, traffic, domains, begun_s)
+            report(channel, rows, traffic)
         ray.get([engine.close.remote() for engine in engines])
         end(handle)
     out.print(f"took {time.monotonic() - begun_s:.0f} s")
+
+
+def serve(
+    channel: grpc.Channel, traffic: Traffic, domains: dict[str, list[list[int]]], begun_s: float
+) -> list[tuple[str, list[float]]]:
+    """Each domain's balancedness, and two changes of width in the last."""
+    rows: list[tuple[str, list[float]]] = []
+    for name, domain in domains.items():
+        at_s = time.monotonic() - begun_s
+        out.print(f"[dim]{at_s:5.1f} s[/]  [cyan]the traffic is {name} now[/]")
+        traffic.domain = domain
+        if not rows:
+            traffic.start(domain)
+        rows.append((name, list(watch(channel, PHASE_S))))
+    for ranks in (MORE_RANKS, RANKS):
+        at_s = time.monotonic() - begun_s
+        out.print(f"[dim]{at_s:5.1f} s[/]  [cyan]the engines get {ranks} ranks[/]")
+        scale(channel, ranks)
+    traffic.stop()
+    return rows
 
 
 def undisturbed(engines: list[Any], asked: list[list[int]]) -> Answers:
@@ -229,6 +275,8 @@ def report(channel: grpc.Channel, rows: list[tuple[str, list[float]]], traffic: 
         f"{traffic.served} requests served, {traffic.failed} failed, {traffic.different} with "
         f"other tokens; longest pause between two tokens {traffic.longest_gap_s * 1e3:.0f} ms"
     )
+    (pool,) = FleetServiceStub(channel).Status(StatusRequest(), timeout=10).pools
+    out.print(f"tables: {pool.homing.reason}")
     if traffic.failed or traffic.different:
         raise SystemExit("a request failed or a token differed: this is a bug")
 

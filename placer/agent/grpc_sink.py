@@ -198,4 +198,5 @@ def _trace(recording: Recording, sampling: Sampling | None) -> Any:
     if not sampling.token_ids:
         trace = replace(trace, token_ids=None)
     marks = [one.mark for one in kept] if any(one.mark for one in kept) else []
-    return trace_message(trace, [one.prompt for one in kept], marks)
+    ranks = [one.rank for one in kept if one.rank is not None]
+    return trace_message(trace, [one.prompt for one in kept], marks, ranks)

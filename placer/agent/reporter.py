@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -65,7 +65,7 @@ class Applier(Protocol):
     def worker(self) -> Worker: ...
 
     @property
-    def changes(self) -> int: ...
+    def changes(self) -> Hashable: ...
 
     @property
     def epoch(self) -> int: ...
@@ -98,7 +98,7 @@ class Reporter:
         self.due_s = clock.monotonic() + PAUSE_S
         self._waiting: deque[tuple[int, Recording]] = deque()
         self._dropped = self._sequence = self._epoch = 0
-        self._changes = 0 if applying is None else applying.changes
+        self._changes: Hashable = None if applying is None else applying.changes
         self._found: Plan | PlacerError | None = None  # last
         self._pause_s, self._resume_s = 0.0, 0.0
         self._reported: Status | None = None

@@ -33,6 +33,7 @@ class _Open:
     first: int
     prompt: int
     next: int
+    rank: int | None
     expert_ids: list[IntArray] = field(default_factory=list)
     token_ids: list[IntArray] = field(default_factory=list)
 
@@ -44,12 +45,14 @@ class _Open:
 @dataclass(frozen=True, slots=True, eq=False)
 class Sequence:
     """expert_ids: [tokens, layers, top_k]; prompt: the first tokens, which are of the prompt;
-    token_ids: [tokens], or None if nobody asked for them; mark: how its rank was chosen"""
+    token_ids: [tokens], or None if nobody asked for them; mark: how its rank was chosen
+    rank: of the engine, that served it; None if it was the worker's own"""
 
     expert_ids: IntArray
     prompt: int
     token_ids: IntArray | None = None
     mark: Mark = Mark.NONE
+    rank: int | None = None
 
 
 class Sampler:
@@ -71,8 +74,11 @@ class Sampler:
         if not is_alike:
             self._open, self._done, self._held = {}, [], 0
 
-    def begin(self, request: str, position: int, prompt: int, now_s: float) -> None:
-        """A new request with a prompt of ``prompt`` tokens; kept if that is within the limits."""
+    def begin(
+        self, request: str, position: int, prompt: int, now_s: float, rank: int | None = None
+    ) -> None:
+        """A new request with a prompt of ``prompt`` tokens; kept if that is within the limits.
+        rank: where, if the worker speaks for several"""
         rested = (now_s - self._at_s) * BYTES_PER_S
         self._allowance, self._at_s = min(self._allowance + rested, BYTES), now_s
         if request in self._open:  # resumed: it is routed again from its beginning
@@ -80,7 +86,7 @@ class Sampler:
         if self.how is None or now_s < self._due_s:
             return
         if self._allowance > 0 and self._held < BYTES:
-            self._open[request] = _Open(position, prompt, position)
+            self._open[request] = _Open(position, prompt, position, rank)
             self._due_s = now_s + self.how.every_s
 
     def wants(self, request: str) -> bool:
@@ -115,7 +121,8 @@ class Sampler:
                 prompt = min(max(kept.prompt - kept.first, 0), kept.tokens)
                 token_ids = np.concatenate(kept.token_ids) if kept.token_ids else None
                 expert_ids = np.concatenate(kept.expert_ids)
-                self._done.append(Sequence(expert_ids, prompt, token_ids, mark_of(request)))
+                mark = mark_of(request)
+                self._done.append(Sequence(expert_ids, prompt, token_ids, mark, kept.rank))
 
     def take(self) -> list[Sequence]:
         """The finished requests since the last time."""

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17placer/v1/profile.proto\x12\tplacer.v1\"M\n\x08WorkerId\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\"\xbb\x01\n\x06\x43ounts\x12\x1f\n\x05phase\x18\x01 \x01(\x0e\x32\x10.placer.v1.Phase\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0f\n\x07\x65xperts\x18\x03 \x01(\r\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x0e\n\x06tokens\x18\x05 \x01(\x04\x12\x11\n\tsequences\x18\x06 \x01(\x04\x12\x0c\n\x04load\x18\x07 \x01(\x0c\x12\x13\n\x0btransitions\x18\n \x01(\x0c\x12\x14\n\x0c\x63oactivation\x18\t \x01(\x0cJ\x04\x08\x08\x10\t\"H\n\x05Steps\x12\x1f\n\x05phase\x18\x01 \x01(\x0e\x32\x10.placer.v1.Phase\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x83\x01\n\x05Trace\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x10\n\x08seq_lens\x18\x03 \x03(\r\x12\x12\n\nexpert_ids\x18\x04 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x05 \x01(\x0c\x12\x13\n\x0bprompt_lens\x18\x06 \x03(\r\x12\r\n\x05marks\x18\x07 \x03(\r\".\n\x08Sampling\x12\x0f\n\x07\x65very_s\x18\x01 \x01(\x01\x12\x11\n\ttoken_ids\x18\x02 \x01(\x08\"\xb7\x01\n\x0bPushRequest\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.placer.v1.WorkerId\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x10\n\x08window_s\x18\x03 \x01(\x01\x12!\n\x06\x63ounts\x18\x04 \x03(\x0b\x32\x11.placer.v1.Counts\x12\x1f\n\x05trace\x18\x05 \x01(\x0b\x32\x10.placer.v1.Trace\x12\x1f\n\x05steps\x18\x06 \x03(\x0b\x32\x10.placer.v1.Steps\"H\n\x0cPushResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07refused\x18\x02 \x01(\t\x12\x15\n\rsend_affinity\x18\x03 \x01(\x08\"B\n\x11ReadTracesRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x1f\n\x05phase\x18\x02 \x01(\x0e\x32\x10.placer.v1.Phase\"e\n\x12ReadTracesResponse\x12\x1f\n\x05phase\x18\x01 \x01(\x0e\x32\x10.placer.v1.Phase\x12\r\n\x05shape\x18\x02 \x01(\t\x12\x1f\n\x05trace\x18\x03 \x01(\x0b\x32\x10.placer.v1.Trace*C\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n\rPHASE_PREFILL\x10\x01\x12\x10\n\x0cPHASE_DECODE\x10\x02\x32\x9a\x01\n\x0eProfileService\x12;\n\x04Push\x12\x16.placer.v1.PushRequest\x1a\x17.placer.v1.PushResponse(\x01\x30\x01\x12K\n\nReadTraces\x12\x1c.placer.v1.ReadTracesRequest\x1a\x1d.placer.v1.ReadTracesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17placer/v1/profile.proto\x12\tplacer.v1\"M\n\x08WorkerId\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\"\xbb\x01\n\x06\x43ounts\x12\x1f\n\x05phase\x18\x01 \x01(\x0e\x32\x10.placer.v1.Phase\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0f\n\x07\x65xperts\x18\x03 \x01(\r\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x0e\n\x06tokens\x18\x05 \x01(\x04\x12\x11\n\tsequences\x18\x06 \x01(\x04\x12\x0c\n\x04load\x18\x07 \x01(\x0c\x12\x13\n\x0btransitions\x18\n \x01(\x0c\x12\x14\n\x0c\x63oactivation\x18\t \x01(\x0cJ\x04\x08\x08\x10\t\"H\n\x05Steps\x12\x1f\n\x05phase\x18\x01 \x01(\x0e\x32\x10.placer.v1.Phase\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x92\x01\n\x05Trace\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x10\n\x08seq_lens\x18\x03 \x03(\r\x12\x12\n\nexpert_ids\x18\x04 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x05 \x01(\x0c\x12\x13\n\x0bprompt_lens\x18\x06 \x03(\r\x12\r\n\x05marks\x18\x07 \x03(\r\x12\r\n\x05ranks\x18\x08 \x03(\r\".\n\x08Sampling\x12\x0f\n\x07\x65very_s\x18\x01 \x01(\x01\x12\x11\n\ttoken_ids\x18\x02 \x01(\x08\"\xb7\x01\n\x0bPushRequest\x12\x1f\n\x02id\x18\x01 \x01(\x0b\x32\x13.placer.v1.WorkerId\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x10\n\x08window_s\x18\x03 \x01(\x01\x12!\n\x06\x63ounts\x18\x04 \x03(\x0b\x32\x11.placer.v1.Counts\x12\x1f\n\x05trace\x18\x05 \x01(\x0b\x32\x10.placer.v1.Trace\x12\x1f\n\x05steps\x18\x06 \x03(\x0b\x32\x10.placer.v1.Steps\"H\n\x0cPushResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07refused\x18\x02 \x01(\t\x12\x15\n\rsend_affinity\x18\x03 \x01(\x08\"B\n\x11ReadTracesRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x1f\n\x05phase\x18\x02 \x01(\x0e\x32\x10.placer.v1.Phase\"e\n\x12ReadTracesResponse\x12\x1f\n\x05phase\x18\x01 \x01(\x0e\x32\x10.placer.v1.Phase\x12\r\n\x05shape\x18\x02 \x01(\t\x12\x1f\n\x05trace\x18\x03 \x01(\x0b\x32\x10.placer.v1.Trace*C\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n\rPHASE_PREFILL\x10\x01\x12\x10\n\x0cPHASE_DECODE\x10\x02\x32\x9a\x01\n\x0eProfileService\x12;\n\x04Push\x12\x16.placer.v1.PushRequest\x1a\x17.placer.v1.PushResponse(\x01\x30\x01\x12K\n\nReadTraces\x12\x1c.placer.v1.ReadTracesRequest\x1a\x1d.placer.v1.ReadTracesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'placer.v1.profile_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PHASE']._serialized_start=994
-  _globals['_PHASE']._serialized_end=1061
+  _globals['_PHASE']._serialized_start=1009
+  _globals['_PHASE']._serialized_end=1076
   _globals['_WORKERID']._serialized_start=38
   _globals['_WORKERID']._serialized_end=115
   _globals['_COUNTS']._serialized_start=118
@@ -40,17 +40,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STEPS']._serialized_start=307
   _globals['_STEPS']._serialized_end=379
   _globals['_TRACE']._serialized_start=382
-  _globals['_TRACE']._serialized_end=513
-  _globals['_SAMPLING']._serialized_start=515
-  _globals['_SAMPLING']._serialized_end=561
-  _globals['_PUSHREQUEST']._serialized_start=564
-  _globals['_PUSHREQUEST']._serialized_end=747
-  _globals['_PUSHRESPONSE']._serialized_start=749
-  _globals['_PUSHRESPONSE']._serialized_end=821
-  _globals['_READTRACESREQUEST']._serialized_start=823
-  _globals['_READTRACESREQUEST']._serialized_end=889
-  _globals['_READTRACESRESPONSE']._serialized_start=891
-  _globals['_READTRACESRESPONSE']._serialized_end=992
-  _globals['_PROFILESERVICE']._serialized_start=1064
-  _globals['_PROFILESERVICE']._serialized_end=1218
+  _globals['_TRACE']._serialized_end=528
+  _globals['_SAMPLING']._serialized_start=530
+  _globals['_SAMPLING']._serialized_end=576
+  _globals['_PUSHREQUEST']._serialized_start=579
+  _globals['_PUSHREQUEST']._serialized_end=762
+  _globals['_PUSHRESPONSE']._serialized_start=764
+  _globals['_PUSHRESPONSE']._serialized_end=836
+  _globals['_READTRACESREQUEST']._serialized_start=838
+  _globals['_READTRACESREQUEST']._serialized_end=904
+  _globals['_READTRACESRESPONSE']._serialized_start=906
+  _globals['_READTRACESRESPONSE']._serialized_end=1007
+  _globals['_PROFILESERVICE']._serialized_start=1079
+  _globals['_PROFILESERVICE']._serialized_end=1233
 # @@protoc_insertion_point(module_scope)

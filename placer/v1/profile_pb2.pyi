@@ -162,6 +162,7 @@ class Trace(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PROMPT_LENS_FIELD_NUMBER: _builtins.int
     MARKS_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     layers: _builtins.int
     top_k: _builtins.int
     expert_ids: _builtins.bytes
@@ -182,6 +183,10 @@ class Trace(_message.Message):
         that is known of none.
         """
 
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """[sequences] the rank of the engine that served each; empty if that is the worker's own."""
+
     def __init__(
         self,
         *,
@@ -192,10 +197,11 @@ class Trace(_message.Message):
         token_ids: _builtins.bytes = ...,
         prompt_lens: _abc.Iterable[_builtins.int] | None = ...,
         marks: _abc.Iterable[_builtins.int] | None = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_ids", b"expert_ids", "layers", b"layers", "marks", b"marks", "prompt_lens", b"prompt_lens", "seq_lens", b"seq_lens", "token_ids", b"token_ids", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_ids", b"expert_ids", "layers", b"layers", "marks", b"marks", "prompt_lens", b"prompt_lens", "ranks", b"ranks", "seq_lens", b"seq_lens", "token_ids", b"token_ids", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
