@@ -9,6 +9,7 @@ from controller.samples import expose, parse
 from placer.agent.recording import Recording
 from placer.agent.sampling import ALL
 from placer.arrays import IntArray
+from placer.marks import Mark
 from placer.profile import of_trace
 from placer.trace import Trace
 from tests.agent.workers import assert_drawn
@@ -122,6 +123,15 @@ def test_a_sampled_request_tells_where_its_prompt_ends() -> None:
     _, recording = recorded(0)
     found = sorted((one.prompt, len(one.expert_ids)) for one in recording.sequences)
     assert found == sorted((len(prompt), len(prompt) + TOKENS - 1) for prompt in PROMPTS[:5])
+
+
+def test_a_sampled_request_tells_its_rank_and_its_mark() -> None:
+    with LocalEngine(MODEL, 2) as engine:
+        engine.sample_requests(ALL)
+        engine.submit(b"import os", 3, "mine-placert", rank=1).tokens()
+        engine.submit(b"import os", 3, rank=0).tokens()
+        found = [(one.rank, one.mark) for one in engine.record().sequences]
+    assert found == [(1, Mark.TABLES), (0, Mark.NONE)]
 
 
 def test_each_recording_begins_anew() -> None:

@@ -15,7 +15,7 @@ from placer.tables import Tables
 from placer.v1 import fleet_pb2, placement_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
-from tests.builders import a_placement
+from tests.builders import a_model, a_placement
 from tests.controller.server.test_traces import READER, TOKENS, WANTED, a_sampled_push, a_trace
 from tests.controller.server.tiny_server import IN_ORDER, SWAPPED, Setting, World, a_world, refusal
 from tests.controller.server.tiny_service import AGENT, OPERATOR, write
@@ -136,6 +136,18 @@ async def test_marked_requests_are_judged_by_the_rank_that_pushed_them(tokens: P
         assert set(world.loop.homings.of["tiny"].groups) == {"tables", "load"}
         assert await world.pushed(a_sampled_push(2, trace=a_trace(marks=[1, 3]))) == [
             (2, "marks [1, 3] of 2 sampled requests: 0, 1 or 2 each")
+        ]
+
+
+@asynchronous
+async def test_who_speaks_for_several_ranks_says_which_served_a_request(tokens: Path) -> None:
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register(digest=STANDS)
+        await world.pushed(a_sampled_push(trace=a_trace(ranks=[1, 0])))
+        kept = [one.rank for _, one in world.loop.traces.of("tiny", a_model())]
+        assert kept == [1, 1, 0]  # prompts and answers; the second has no answer
+        assert await world.pushed(a_sampled_push(2, trace=a_trace(ranks=[1]))) == [
+            (2, "1 ranks of 2 sampled requests")
         ]
 
 
