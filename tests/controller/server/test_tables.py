@@ -145,7 +145,7 @@ async def test_who_speaks_for_several_ranks_says_which_served_a_request(tokens: 
         await world.register(digest=STANDS)
         await world.pushed(a_sampled_push(trace=a_trace(ranks=[1, 0])))
         kept = [one.rank for _, one in world.loop.traces.of("tiny", a_model())]
-        assert kept == [1, 1, 0]  # prompts and answers; the second has no answer
+        assert kept == [1, 1, 0]  # prompt, answer; the second has no prompt
         assert await world.pushed(a_sampled_push(2, trace=a_trace(ranks=[1]))) == [
             (2, "1 ranks of 2 sampled requests")
         ]
