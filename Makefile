@@ -40,6 +40,8 @@ lint: setup
 proto: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=. \
 		--grpc_python_out=. --mypy_out=. --mypy_grpc_out=. protos/placer/v1/*.proto
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. \
+		--mypy_out=. controller/router/picker/gateway.proto
 
 bench: setup
 	$(BIN)/python -m bench

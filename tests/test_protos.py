@@ -5,7 +5,7 @@ import importlib.util
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def protoc(*options: str) -> None:
+def protoc(*options: str, root: str = "protos", of: Sequence[Path] = PROTOS) -> None:
     plugins = (f"--plugin={Path(sys.executable).parent / f'protoc-gen-{one}'}" for one in TYPES)
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", *plugins, *options]
-    names = [str(path.relative_to(ROOT)) for path in PROTOS]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", root, *plugins, *options]
+    names = [str(path.relative_to(ROOT)) for path in of]
     subprocess.run([*command, *names], cwd=ROOT, check=True)
 
 
@@ -46,6 +46,14 @@ def test_the_committed_code_is_what_protoc_makes_of_the_protos_today(tmp_path: P
     assert set(made) == committed
     for name, path in made.items():
         assert path.read_bytes() == (ROOT / name).read_bytes(), f"{name}: run make proto"
+
+
+def test_so_is_that_of_the_gateways_messages(tmp_path: Path) -> None:
+    picker = ROOT / "controller" / "router" / "picker"
+    out = (f"--python_out={tmp_path}", f"--mypy_out={tmp_path}")
+    protoc(*out, root=".", of=[picker / "gateway.proto"])
+    for path in tmp_path.rglob("*.py*"):
+        assert path.read_bytes() == (picker / path.name).read_bytes(), "run make proto"
 
 
 def test_every_file_is_in_the_folder_of_its_package(files: list[Any]) -> None:

@@ -73,7 +73,7 @@ def picker(
         from controller.server.security import Listening
         from placer.cost.requests import Costs
     except ImportError as error:
-        raise MissingError("placer picker", "picker", error.name) from error
+        raise MissingError("placer picker", "controller", error.name) from error
 
     routing.check_engines(controller, pool, engine)
     listening = Listening(

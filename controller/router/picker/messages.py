@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
-from envoy.service.ext_proc.v3 import external_processor_pb2 as wire
 from google.protobuf.struct_pb2 import Value
 
+from controller.router.picker import gateway_pb2 as wire
 from controller.router.wire import heads
 from controller.router.wire.heads import JSON, RANK, RefusedError
 
@@ -19,8 +18,8 @@ SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 DESTINATION = "x-gateway-destination-endpoint"
 PICKED, HINTED = "envoy.lb", "envoy.lb.subset_hint"  # namespaces of metadata
 SUBSET = "x-gateway-destination-endpoint-subset"
-NONE, DUPLEX = ProcessingMode.NONE, ProcessingMode.FULL_DUPLEX_STREAMED
-BUFFERED = frozenset({ProcessingMode.BUFFERED, ProcessingMode.BUFFERED_PARTIAL})
+NONE, DUPLEX = wire.NONE, wire.FULL_DUPLEX_STREAMED
+BUFFERED = frozenset({wire.BUFFERED, wire.BUFFERED_PARTIAL})
 
 Said = wire.ProcessingRequest
 

@@ -6,10 +6,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip(
-    "envoy.service.ext_proc", reason="no messages of Envoy's: pip install xds-protos"
-)
-
 from controller.router.desk.settings import Limits
 from tests.controller.router.front.tiny_engine import Engine, engines, text_of, tokens_after
 from tests.controller.router.front.tiny_front import (

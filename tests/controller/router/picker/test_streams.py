@@ -14,17 +14,12 @@ import grpc
 import grpc.aio
 import pytest
 import trustme
-
-pytest.importorskip(
-    "envoy.service.ext_proc", reason="no messages of Envoy's: pip install xds-protos"
-)
-
-from envoy.service.ext_proc.v3 import external_processor_pb2 as wire
-from envoy.service.ext_proc.v3.external_processor_pb2_grpc import ExternalProcessorStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from controller.router.desk.settings import Limits
+from controller.router.picker import gateway_pb2 as wire
 from controller.router.picker.answer import TAIL, Answer
+from controller.router.picker.service import PROCESS
 from controller.server.security import Listening
 from tests.controller.router.front.tiny_engine import Engine, engines
 from tests.controller.router.front.tiny_front import (
@@ -55,10 +50,17 @@ def piece(body: bytes, ends: bool) -> Any:
     return wire.ProcessingRequest(request_body=told)
 
 
+def process(channel: Any, metadata: Any = ()) -> Any:
+    """Its stream, as Envoy opens it."""
+    said, answered = wire.ProcessingRequest, wire.ProcessingResponse
+    opened = channel.stream_stream(PROCESS, said.SerializeToString, answered.FromString)
+    return opened(metadata=metadata)
+
+
 @asynccontextmanager
 async def a_stream(here: Picking, *metadata: tuple[str, str]) -> AsyncIterator[Any]:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{here.port}") as channel:
-        yield ExternalProcessorStub(channel).Process(metadata=metadata)
+        yield process(channel, metadata)
 
 
 async def refusal(stream: Any, *said: Any) -> tuple[int, dict[str, str]]:
@@ -292,7 +294,7 @@ async def test_gateways_may_come_over_tls(tmp_path: Path) -> None:
         engines(engine), picking(engine, listening=listening) as here,
         grpc.aio.secure_channel(f"127.0.0.1:{here.port}", trust) as channel,
     ):  # fmt: skip
-        stream = ExternalProcessorStub(channel).Process()
+        stream = process(channel)
         await stream.write(head(ends=True))
         assert (await stream.read()).WhichOneof("response") == "request_headers"
 
@@ -348,7 +350,7 @@ async def test_the_command_runs_until_it_is_told_to_end() -> None:
         assert line.startswith("the picker listens on 127.0.0.1:")
         address = line.split()[-1]
         async with grpc.aio.insecure_channel(address) as channel:
-            stream = ExternalProcessorStub(channel).Process()
+            stream = process(channel)
             await stream.write(head(ends=True))
             told = await stream.read()
             assert told.WhichOneof("response") in ("request_headers", "immediate_response")
