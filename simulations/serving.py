@@ -1,0 +1,114 @@
+"""The engines of one pool, request by request; kernels.py says how they serve."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from controller.samples import GAP_BOUNDS, TTFT_BOUNDS, Histogram, Sample
+from simulations import kernels
+from simulations.arrivals import Arrivals
+from simulations.kernels import GRID, NOBODY, SEATS, Speeds, State
+
+
+class Serving:
+    """The engines of one pool. widest: ranks that one may have; tables: see State
+
+    Time goes on when ``advance`` is called, and is then the same for all.
+    """
+
+    def __init__(
+        self,
+        arrivals: Arrivals,
+        engines: int,
+        ranks: int,
+        widest: int,
+        speeds: Speeds,
+        every: int = 1,
+    ) -> None:
+        """every: one of so many requests is placed by who asks, and heard of; the others go to the
+        rank with the fewest requests."""
+        self.speeds, self.widest, self.every = speeds, widest, every
+        requests, places = len(arrivals), engines * widest
+
+        def some(names: str, *shape: int, value: float = 0, kind: type = np.int64) -> Any:
+            return {name: np.full(shape, value, kind) for name in names.split()}
+
+        self.state = State(
+            at_s=arrivals.at_s,
+            prompt=arrivals.prompt.astype(np.int64),
+            output=arrivals.output.astype(np.int64),
+            left=arrivals.output.astype(np.int64),
+            **some("first_s last_s", requests, value=np.inf, kind=float),
+            **some("following rank", requests, value=NOBODY),
+            **some("end_s pause_s busy_s", engines, kind=float),
+            **some("slow", engines, value=1, kind=float),
+            **some("ranks wanted", engines, value=ranks),
+            **some("busy steps prefilled decoded finished prompts", engines),
+            **some("table", engines, GRID, kind=float),
+            **some("seated begun kv context progress queued", places),
+            **some("head tail", places, value=NOBODY),
+            **some("running", places, SEATS),
+            **some("ttft", engines, len(TTFT_BOUNDS) + 1, kind=float),
+            **some("gaps", engines, len(GAP_BOUNDS) + 1, kind=float),
+            **some("events", 2 * (requests // every + 1), 2),
+            **some("told", 1),
+        )
+
+    def advance(self, until: float) -> Sequence[Sequence[int]]:
+        """What came of requests until then: BEGAN or ENDED, and which."""
+        kernels.advance(self.state, until, self.widest, self.speeds, self.every)
+        return self._events()
+
+    def arrive(self, request: int, engine: int, rank: int) -> None:
+        """At its moment, until which time has gone on."""
+        kernels.arrive(self.state, request, engine, engine * self.widest + rank)
+
+    def serve_many(
+        self, first: int, last: int, until: float
+    ) -> tuple[int, Sequence[Sequence[int]]]:
+        """Those of [first, last) up to the next that is placed by who asks, until whose moment time
+        has gone on, or ``last`` once it is ``until``; and what came of requests."""
+        state, every = self.state, self.every
+        at = kernels.serve_many(state, first, last, until, every, self.widest, self.speeds)
+        return int(at), self._events()
+
+    def again(self, engine: int) -> list[int]:
+        """An engine's memory is gone: its requests, which nobody has any more and which begin
+        anew."""
+        s, first = self.state, engine * self.widest
+        places = range(first, first + self.widest)
+        lost = [int(s.running[at, seat]) for at in places for seat in range(s.begun[at])]
+        for at in places:
+            one = int(s.head[at])
+            while one != NOBODY:
+                lost.append(one)
+                one = int(s.following[one])
+        here = slice(first, first + self.widest)
+        for array in (s.seated, s.begun, s.kv, s.context, s.progress, s.queued):
+            array[here] = 0
+        s.head[here], s.busy[engine] = NOBODY, 0
+        s.left[lost], s.first_s[lost], s.last_s[lost] = s.output[lost], np.inf, np.inf
+        return sorted(lost)
+
+    def samples(self, engine: int) -> Sample:
+        """What its /metrics would say."""
+        s, here = self.state, slice(engine * self.widest, (engine + 1) * self.widest)
+        room = self.speeds.kv_tokens * int(s.ranks[engine])
+        return Sample(
+            ttft=Histogram(TTFT_BOUNDS, tuple(s.ttft[engine].tolist())),
+            gaps=Histogram(GAP_BOUNDS, tuple(s.gaps[engine].tolist())),
+            running=float(s.begun[here].sum()),
+            waiting=float(s.queued[here].sum()),
+            kv_use=float(s.kv[here].sum()) / room,
+            finished=float(s.finished[engine]),
+            finished_prompt_tokens=float(s.prompts[engine]),
+            prompt_tokens=float(s.prefilled[engine]),
+            output_tokens=float(s.decoded[engine]),
+        )
+
+    def _events(self) -> Sequence[Sequence[int]]:
+        s = self.state
+        found: Sequence[Sequence[int]] = s.events[: s.told[0]].tolist()
+        s.told[0] = 0
+        return found
