@@ -19,7 +19,8 @@ from typing import Any
 from bench.timing import console
 from controller.policies.policy import Decision
 from controller.size_settings import Autoscale
-from simulations.arrivals import Arrivals, read_azure
+from simulations.arrival_files import read_arrivals
+from simulations.arrivals import Arrivals
 from simulations.clairvoyant import Clairvoyant
 from simulations.run import Outcome, simulate
 
@@ -58,7 +59,7 @@ class Hour:
 def hours() -> Iterator[Hour]:
     folder = Path(os.environ["PLACER_TEST_DATA"]) / "azure-llm-2023"
     for name, factor in FACTORS.items():
-        whole = read_azure(folder / f"AzureLLMInferenceTrace_{name}.csv").times(factor)
+        whole = read_arrivals(folder / f"AzureLLMInferenceTrace_{name}.csv").times(factor)
         middle_s = whole.seconds / 2
         yield Hour(name, whole.between(0, middle_s), whole.between(middle_s, whole.seconds + 1))
 

@@ -172,7 +172,9 @@ class _TracesSpec(BaseModel):
         return replace(traces, **_given(self, asdict(Traces())))
 
 
-class _PoolSpec(BaseModel):
+class PoolSpec(BaseModel):
+    """One pool's settings, as they are written."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     mode: Mode | None = None
@@ -218,8 +220,8 @@ class _ConfigSpec(BaseModel):
 
     every_s: float = Field(default=30.0, gt=0)
     retention_days: float = Field(default=30.0, gt=0)
-    default: _PoolSpec = _PoolSpec()
-    pools: dict[str, _PoolSpec] = {}
+    default: PoolSpec = PoolSpec()
+    pools: dict[str, PoolSpec] = {}
 
 
 def read_config(path: Path | None) -> Config:
@@ -262,7 +264,7 @@ def in_settings(text: str) -> str:
 
     def setting(found: re.Match[str]) -> str:
         name = found[1].replace("-", "_")
-        return name if name in _PoolSpec.model_fields else found[0]
+        return name if name in PoolSpec.model_fields else found[0]
 
     return re.sub(r"--([a-z]+(?:-[a-z]+)*)", setting, text)
 

@@ -1,17 +1,11 @@
-"""Requests that come: from the Azure traces, or drawn."""
+"""Requests that come: when, and with how many tokens."""
 
-import csv
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from placer.arrays import FloatArray, IntArray
-from placer.errors import FileError
-
-COLUMNS = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,28 +39,34 @@ class Arrivals:
         return type(self)(self.at_s[again], self.prompt[again], self.output[again])
 
 
-def read_azure(path: Path) -> Arrivals:
-    """An AzureLLMInferenceTrace csv file. Raises FileError for what is none."""
-    with path.open(newline="") as file:
-        rows = csv.reader(file)
-        if next(rows, None) != COLUMNS:
-            raise FileError(
-                f"{path}: its columns are not {', '.join(COLUMNS)}: give an Azure trace"
-            )
-        told = [(_instant(stamp), int(prompt), int(output)) for stamp, prompt, output in rows]
-    told.sort()
-    at_s, prompt, output = zip(*told, strict=True)
-    return Arrivals(np.array(at_s) - at_s[0], np.array(prompt), np.array(output))
-
-
-def _instant(stamp: str) -> float:
-    """Their stamps have seven digits of a second, of which Python reads six."""
-    return datetime.fromisoformat(stamp[:26]).timestamp()
-
-
 def poisson(per_s: float, seconds: float, prompt: int, output: int, seed: int) -> Arrivals:
     """Requests of one size that come independently of each other."""
     rng = np.random.default_rng(seed)
     at_s = np.sort(rng.random(rng.poisson(per_s * seconds)) * seconds)
     sizes = np.full(len(at_s), prompt), np.full(len(at_s), output)
     return Arrivals(at_s, *sizes)
+
+
+def diurnal(
+    per_s: float, seconds: float, swing: float, bursts: float, prompt: int, output: int, seed: int
+) -> Arrivals:
+    """A day's rise and fall, with bursts, of requests whose lengths are log-normal.
+
+    per_s: in the mean; swing: of the rate around it, as a share, with its top at 15:00
+    bursts: a day; each doubles the rate for ten minutes
+    prompt, output: tokens in the mean; their logarithms deviate by 1
+    """
+    rng = np.random.default_rng(seed)
+    moments = np.arange(0, seconds, 60.0)
+    rate = per_s * (1 + swing * np.cos(2 * np.pi * (moments / 86_400 - 15 / 24)))
+    for begin in rng.random(rng.poisson(bursts * seconds / 86_400)) * seconds:
+        rate[(moments >= begin) & (moments < begin + 600)] *= 2
+    counts = rng.poisson(rate * np.minimum(60.0, seconds - moments))
+    at_s = np.sort(np.repeat(moments, counts) + rng.random(counts.sum()) * 60.0)
+    at_s = at_s[at_s < seconds]
+
+    def lengths(mean: int) -> IntArray:
+        drawn = rng.lognormal(np.log(mean) - 0.5, 1.0, len(at_s))
+        return np.clip(drawn.astype(np.int64), 1, 16 * mean)
+
+    return Arrivals(at_s, lengths(prompt), lengths(output))

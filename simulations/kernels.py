@@ -54,14 +54,14 @@ class State(NamedTuple):
 
     [requests] at_s prompt output left first_s last_s; following: in its rank's queue; rank: of R
     [engines]  end_s: of the step that runs (busy) or ran last; ranks, wanted: now, and from the
-               next step on; pause_s: that this takes longer; slow: factor of its steps
-    steps, busy_s: that ran; prefilled, decoded: tokens; finished, prompts: requests that
-               are done, and the tokens of their prompts
-    [engines, GRID] table: seconds of a step's experts
+               next step on; closed: takes no requests; pause_s: that the next takes longer; slow:
+               factor of its steps; steps, busy_s: so far; prefilled, decoded: tokens; finished,
+               prompts: requests, and the tokens of their prompts; table, [engines, GRID]: seconds
+               of a step's experts; ttft, gaps: histograms
     [R]        seated: requests that run, begun: and those whose prompt the step completes; kv:
-               tokens that they keep or will; context: tokens that they have; head, tail: of the
-               queue; progress: tokens of the head that are computed; queued
-    [R, SEATS] running
+               tokens that they keep or will; context: that they have; head, tail: of the queue;
+               progress: tokens of the head that are computed; queued; running, [R, SEATS]
+    events: what came of requests, as many as told[0] says
     """
 
     at_s: FloatArray
@@ -76,6 +76,7 @@ class State(NamedTuple):
     busy: IntArray
     ranks: IntArray
     wanted: IntArray
+    closed: IntArray
     pause_s: FloatArray
     slow: FloatArray
     table: FloatArray
@@ -273,9 +274,9 @@ def advance(s: Any, until: float, widest: int, speeds: Any, every: int) -> None:
 
 
 @compiled
-def arrive(s: Any, one: int, engine: int, at: int) -> None:
+def arrive(s: Any, one: int, engine: int, at: int, now: float) -> None:
     if not s.busy[engine]:
-        s.end_s[engine] = max(s.end_s[engine], s.at_s[one])
+        s.end_s[engine] = max(s.end_s[engine], now)
     _queue(s, one, at)
 
 
@@ -291,10 +292,12 @@ def serve_many(
             return one
         best, fewest = 0, np.inf
         for engine in range(len(s.end_s)):
+            if s.closed[engine]:
+                continue
             for at in range(engine * widest, engine * widest + s.wanted[engine]):
                 load = s.seated[at] + s.queued[at]
                 if load < fewest:
                     best, fewest = at, load
-        arrive(s, one, best // widest, best)
+        arrive(s, one, best // widest, best, s.at_s[one])
     advance(s, until, widest, speeds, every)
     return last

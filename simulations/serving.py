@@ -44,7 +44,7 @@ class Serving:
             **some("end_s pause_s busy_s", engines, kind=float),
             **some("slow", engines, value=1, kind=float),
             **some("ranks wanted", engines, value=ranks),
-            **some("busy steps prefilled decoded finished prompts", engines),
+            **some("busy closed steps prefilled decoded finished prompts", engines),
             **some("table", engines, GRID, kind=float),
             **some("seated begun kv context progress queued", places),
             **some("head tail", places, value=NOBODY),
@@ -60,9 +60,9 @@ class Serving:
         kernels.advance(self.state, until, self.widest, self.speeds, self.every)
         return self._events()
 
-    def arrive(self, request: int, engine: int, rank: int) -> None:
-        """At its moment, until which time has gone on."""
-        kernels.arrive(self.state, request, engine, engine * self.widest + rank)
+    def arrive(self, request: int, engine: int, rank: int, now_s: float) -> None:
+        """Now, until when time has gone on."""
+        kernels.arrive(self.state, request, engine, engine * self.widest + rank, now_s)
 
     def serve_many(
         self, first: int, last: int, until: float

@@ -6,6 +6,7 @@ and those that were changed before it go back.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from controller.changes.operations import Operation, Phase
 from controller.config import Config
@@ -25,7 +26,7 @@ from controller.migration.commands import (
 from controller.migration.machine import Attempt, Event, State
 from controller.ports import EngineLostError, Engines
 from placer.errors import PlacerError
-from placer.schedule import Budget, schedule
+from placer.schedule import Budget, Schedule, schedule
 
 DEADLINE_S = 60.0  # of a command
 ITSELF_S = 300.0  # an engine that moves by itself does at its next rebalancing step
@@ -50,6 +51,7 @@ class Runner:
     def __init__(self, ledger: WatchedLedger, engines: Engines, config: Config) -> None:
         self.ledger, self.engines, self.config = ledger, engines, config
         self._abort = self._abort_key = ""
+        self._last: tuple[tuple[Any, ...], Schedule] | None = None  # between what, and the way
 
     def abort(self, record: Record[Operation], reason: str, key: str = "") -> None:
         """Have the operation that runs go back at its next step, also if this controller is killed
@@ -118,7 +120,11 @@ class Runner:
         policy = self.config.of(pool)
         size = operation.expert_bytes
         budget = Budget(max(policy.rank_bytes, size), scratch_slots=policy.scratch_slots)
-        found = schedule(before, goal, size, policy.hardware(before.gpus), budget)
+        hardware = policy.hardware(before.gpus)
+        key = before.digest, goal.digest, size, hardware, budget
+        if self._last is None or self._last[0] != key:  # engines of a pool mostly stand alike
+            self._last = key, schedule(before, goal, size, hardware, budget)
+        _, found = self._last
         if found.reason:
             raise PlacerError(found.reason)
         return Attempt(operation.epoch, before, found.after, found.rounds)

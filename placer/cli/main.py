@@ -61,6 +61,7 @@ VERBS = {
     "approve": "operations",
     "rollback": "operations",
     "scale": "scale",
+    "simulate": "simulate",
     "export": "exchange",
     "import": "exchange",
 }

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from controller.size_settings import Autoscale
-from simulations.arrivals import Arrivals, read_azure
+from simulations.arrival_files import read_arrivals
+from simulations.arrivals import Arrivals
 from simulations.run import Outcome, simulate
 
 FOLDER = Path(os.environ.get("PLACER_TEST_DATA", "")) / "azure-llm-2023"
@@ -23,7 +24,7 @@ pytestmark = [
 
 
 def second_half(name: str, factor: int) -> Arrivals:
-    whole = read_azure(FOLDER / f"AzureLLMInferenceTrace_{name}.csv").times(factor)
+    whole = read_arrivals(FOLDER / f"AzureLLMInferenceTrace_{name}.csv").times(factor)
     return whole.between(whole.seconds / 2, whole.seconds + 1)
 
 

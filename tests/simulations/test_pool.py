@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from controller.size_settings import Autoscale
 from placer.errors import FileError
-from simulations.arrivals import Arrivals, poisson, read_azure
+from simulations.arrival_files import read_arrivals
+from simulations.arrivals import Arrivals, poisson
 from simulations.clairvoyant import Clairvoyant
 from simulations.pool import PoolModel, Rank
 from simulations.run import simulate
@@ -107,12 +108,12 @@ def test_azure_traces_are_read_from_their_first_request_on(tmp_path: Path) -> No
         "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         "2023-11-16 18:17:03.9799600,4808,10\n2023-11-16 18:17:05.2299600,3180,8\n"
     )
-    arrivals = read_azure(path)
+    arrivals = read_arrivals(path)
     assert arrivals.at_s.tolist() == pytest.approx([0.0, 1.25])
     assert (arrivals.prompt.tolist(), arrivals.output.tolist()) == ([4808, 3180], [10, 8])
     twice = arrivals.times(2)
     assert twice.prompt.tolist() == [4808, 4808, 3180, 3180]
     assert twice.between(1.0, 9.0).at_s.tolist() == pytest.approx([0.25, 0.25])
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(FileError, match="give an Azure trace"):
-        read_azure(path)
+    with pytest.raises(FileError, match="names no trace of requests"):
+        read_arrivals(path)

@@ -1,0 +1,165 @@
+"""A fleet in virtual time: modelled engines, and the controller that ships."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from controller.config import Config
+from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
+from controller.engines.memory_capacity import MemoryCapacity
+from controller.fleet.workers import Fleet
+from controller.forms import FORMS
+from controller.ledger.ledger import Ledger
+from controller.ledger.watched import WatchedLedger
+from controller.loop import Loop
+from controller.migration.commands import Command, Copy, Outcome, Switch, Transfer, Verify
+from controller.ports import EngineLostError
+from controller.samples import Sample
+from placer.virtual_clock import VirtualClock
+from simulations.modelled import PoolModel
+
+SLICE_S = 1.0  # what controllers change is felt at the next of these
+PUSH_S = 10.0
+CONTENTION = 1.05  # steps take so much longer while experts move
+SOLVE_S = 2.0  # virtual seconds of a plan
+MINUTE_S = 60.0
+BEGINS = 1_800_000_000.0  # unix seconds: a Friday of 2027, 08:00 UTC
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """From ``at_s`` on an engine takes no requests for ``lasts_s``. kind: "crash", with all that it
+    had, or "drain", after what it has"""
+
+    at_s: float
+    pool: str
+    engine: str
+    lasts_s: float
+    kind: str = "crash"
+
+
+@dataclass(eq=False)
+class Series:
+    """What a pool was like, minute by minute."""
+
+    at_s: list[float] = field(default_factory=list)
+    gpus: list[int] = field(default_factory=list)
+    balancedness: list[float] = field(default_factory=list)
+    waiting: list[int] = field(default_factory=list)
+    running: list[int] = field(default_factory=list)
+
+
+class ModelledEngines(MemoryEngines):
+    """Their copies take time, and what changes is served from then on."""
+
+    def __init__(self, pools: Mapping[str, PoolModel], clock: VirtualClock) -> None:
+        found = {(pool, name): one for pool in pools for name, one in pools[pool].engines.items()}
+        super().__init__(found)
+        self.pools, self.clock = pools, clock
+
+    async def carry_out(self, pool: str, engine: str, command: Command) -> Outcome:
+        model = self.pools[pool]
+        at = list(model.engines).index(engine)
+        if isinstance(command, Copy | Transfer):
+            model.serving.state.slow[at] = CONTENTION
+            await self.clock.sleep(self._seconds(model, model.engines[engine], command))
+            model.serving.state.slow[at] = 1.0
+        outcome = await super().carry_out(pool, engine, command)
+        if isinstance(command, Switch | Verify):  # in between, steps are as they were
+            model.changed()
+        return outcome
+
+    async def sample(self, pool: str, engine: str) -> Sample:
+        model = self.pools[pool]
+        at = list(model.engines).index(engine)
+        if model.serving.state.closed[at]:
+            raise EngineLostError(f"{engine} of {pool} does not answer")
+        return model.serving.samples(at)
+
+    def _seconds(self, model: PoolModel, engine: MemoryEngine, command: Copy | Transfer) -> float:
+        """The fullest rank's bytes, across its link."""
+        shape, link = model.hardware.model, model.hardware.topology.local
+        if isinstance(command, Copy):
+            ranks = [one.gpu for one in command.round.copies if one.gpu != one.source]
+            most = max(np.bincount(ranks)) if ranks else 0
+            size = int(most) * shape.expert_bytes
+        else:
+            slots = engine.placement.slots_per_gpu * shape.layers
+            size = slots * shape.expert_bytes + shape.other_bytes
+        return size / link.bytes_per_s
+
+
+class World:
+    """Pools, what happens to them, and a controller unless ``config`` is None. capacity: GPUs that
+    there are for all, and the seconds that one takes to come"""
+
+    def __init__(
+        self,
+        pools: Mapping[str, PoolModel],
+        incidents: Sequence[Incident],
+        config: Config | None,
+        capacity: tuple[int, float],
+        seed: int,
+    ) -> None:
+        self.pools, self.config = pools, config
+        self.clock, self.begins = VirtualClock(BEGINS, seed), BEGINS
+        self.series = {name: Series() for name in pools}
+        self.ledger = Ledger(None, FORMS)
+        self._capacity = capacity
+        self._due = sorted(
+            (moment, order, one, begins)
+            for order, one in enumerate(incidents)
+            for moment, begins in ((one.at_s, True), (one.at_s + one.lasts_s, False))
+        )
+
+    def run(self, seconds: float, passed: Callable[[float], None]) -> None:
+        """The ledger stays open, for whoever asks what happened. passed: is told of seconds"""
+        self.clock.run(self._run(seconds, passed))
+
+    async def _run(self, seconds: float, passed: Callable[[float], None]) -> None:
+        config, fleet = self.config, None
+        tasks = []
+        if config is not None:
+            fleet = Fleet(lambda pool: config.of(pool).window_s, self.clock)
+            engines = ModelledEngines(self.pools, self.clock)
+            ledger, planner = WatchedLedger(self.ledger, self.clock), MemoryPlanner
+            capacity = MemoryCapacity(self.clock, *self._capacity)
+            loop = Loop(
+                config, ledger, fleet, engines, planner(self.clock, SOLVE_S), engines, capacity
+            )
+            tasks.append(asyncio.create_task(loop.run()))
+        for step in range(1, int(seconds / SLICE_S) + 1):
+            now_s = step * SLICE_S
+            await self.clock.sleep(now_s - self.clock.monotonic())
+            self._happen(now_s)
+            for model in self.pools.values():
+                model.advance(now_s)
+                if fleet is not None and step % int(PUSH_S / SLICE_S) == 0:
+                    model.push(fleet, now_s)
+            if step % int(MINUTE_S / SLICE_S) == 0:
+                self._write(now_s)
+                passed(MINUTE_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _happen(self, now_s: float) -> None:
+        while self._due and self._due[0][0] <= now_s:
+            _, _, incident, begins = self._due.pop(0)
+            model = self.pools[incident.pool]
+            at = list(model.engines).index(incident.engine)
+            if begins:
+                model.close(at, is_lost=incident.kind == "crash")
+            else:
+                model.open(at)
+
+    def _write(self, now_s: float) -> None:
+        for name, model in self.pools.items():
+            series, state = self.series[name], model.serving.state
+            series.at_s.append(now_s)
+            series.gpus.append(int(state.wanted.sum()))
+            series.balancedness.append(round(model.balancedness, 4))
+            series.waiting.append(int(state.queued.sum()))
+            series.running.append(int(state.begun.sum()))

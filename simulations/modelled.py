@@ -1,0 +1,203 @@
+"""A pool of modelled engines: what the shipped controller and scheduler see and change of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from controller.engines.in_memory import MemoryEngine
+from controller.fleet.pools import Registration, WorkerId
+from controller.fleet.windows import Delta
+from controller.fleet.workers import Fleet
+from controller.router.scheduling.pool import Engine
+from controller.router.scheduling.request import Decision, Request
+from controller.router.scheduling.scheduler import Scheduler
+from placer.arrays import FloatArray
+from placer.cost import score
+from placer.cost.requests import Costs, costs_of
+from placer.model import ModelShape
+from placer.objective import Objective
+from placer.pace import Pace
+from placer.placement import Placement
+from placer.problem import Problem
+from placer.topology import Topology
+from placer.worker import Worker
+from simulations.arrivals import Arrivals
+from simulations.kernels import BEGAN, GRID, Speeds
+from simulations.routing import Routing
+from simulations.serving import Serving
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a pool runs on, and how. topology: of one engine, at any width"""
+
+    model: ModelShape
+    topology: Topology
+    speeds: Speeds
+    objective: Objective
+
+
+@dataclass(eq=False)
+class _Tables:
+    """Seconds of a step's experts by placement and moment; kept, since engines share them."""
+
+    hardware: Hardware
+    routing: Routing
+    known: dict[tuple[str, int], FloatArray] = field(default_factory=dict)
+    balances: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def of(self, placement: Placement, moment: int) -> FloatArray:
+        key = placement.digest, moment
+        if key not in self.known:
+            problem = self.problem(placement, moment)
+            seconds = []
+            for power in range(GRID):
+                objective = replace(problem.objective, tokens_per_gpu=2**power)
+                found = score(replace(problem, objective=objective), placement, only_timed=True)
+                seconds.append(found.step_s)
+            self.known[key] = np.array(seconds)
+            self.balances[key] = found.balancedness
+        return self.known[key]
+
+    def problem(self, placement: Placement, moment: int) -> Problem:
+        hardware = self.hardware
+        return Problem(
+            model=hardware.model,
+            topology=hardware.topology.resized(placement.gpus),
+            profile=self.routing.profile(moment, hardware.model.top_k),
+            slots=placement.slots,
+            objective=hardware.objective,
+        )
+
+
+class PoolModel:
+    """engines: their maps, by name, which migrations change; arrivals: of requests, in order"""
+
+    def __init__(
+        self,
+        name: str,
+        hardware: Hardware,
+        routing: Routing,
+        arrivals: Arrivals,
+        engines: dict[str, MemoryEngine],
+        widest: int,
+        every: int,
+    ) -> None:
+        """every: one of so many requests is placed by the shipped scheduler; 1: all of them"""
+        self.name, self.engines, self.arrivals = name, engines, arrivals
+        self.hardware, self.routing = hardware, routing
+        ranks = next(iter(engines.values())).placement.gpus
+        self.serving = Serving(arrivals, len(engines), ranks, widest, hardware.speeds, every)
+        self.tables = _Tables(hardware, routing)
+        self.moment = 0
+        self.scheduler = Scheduler([], Costs(0.0, 0.0, 0.0))
+        self.gpu_s = 0.0
+        self._next, self._now_s, self._pushed_s = 0, 0.0, 0.0
+        self._decisions: dict[int, Decision] = {}
+        self._again: list[int] = []  # whose engine was lost
+        self._told = [(0, 0, 0, 0.0)] * len(engines)
+        self._pushes = 0
+        self.changed()
+
+    def changed(self) -> None:
+        """Maps, widths, who takes requests, or what the traffic is."""
+        state = self.serving.state
+        standing = []
+        for at, (name, engine) in enumerate(self.engines.items()):
+            ranks = engine.placement.gpus
+            state.wanted[at] = ranks
+            state.table[at] = self.tables.of(engine.placement, self.moment)
+            if not state.closed[at]:
+                standing.append(Engine(name, ranks, self.hardware.speeds.kv_tokens, table=None))
+        problem = self.tables.problem(engine.placement, self.moment)
+        self.scheduler.see(standing, costs=costs_of(problem))
+
+    def close(self, engine: int, is_lost: bool) -> None:
+        """It takes no requests; if it is lost, those that it had begin again elsewhere."""
+        self.serving.state.closed[engine] = 1
+        if is_lost:
+            self._again += self.serving.again(engine)
+        self.changed()
+
+    def open(self, engine: int) -> None:
+        self.serving.state.closed[engine] = 0
+        self.changed()
+
+    def advance(self, now_s: float) -> None:
+        """Serve until then."""
+        self.gpu_s += float(self.serving.state.wanted.sum()) * (now_s - self._now_s)
+        if (moment := self.routing.at(now_s)) != self.moment:
+            self.moment = moment
+            self.changed()
+        if self._again and self.scheduler.pool.places:
+            again, self._again = self._again, []
+            for one in again:
+                self._send(one, self._now_s)
+        last = int(np.searchsorted(self.arrivals.at_s, now_s))
+        while self._next < last and self.scheduler.pool.places:
+            self._next, events = self.serving.serve_many(self._next, last, now_s)
+            self._hear(events)
+            if self._next < last:
+                self._send(self._next, float(self.arrivals.at_s[self._next]))
+                self._next += 1
+        self._hear(self.serving.advance(now_s))
+        self._now_s = now_s
+
+    def push(self, fleet: Fleet, now_s: float) -> None:
+        """What agents would: who they are, and what was counted since the last time."""
+        self._pushes += 1
+        state, model = self.serving.state, self.hardware.model
+        shares = self.routing.shares[self.moment]
+        window_s, self._pushed_s = max(now_s - self._pushed_s, 1e-3), now_s
+        for at, (name, engine) in enumerate(self.engines.items()):
+            id = WorkerId(self.name, name, "all", 1)
+            fleet.register(self._registration(id, engine.placement))
+            now = (
+                int(state.prefilled[at]), int(state.decoded[at]), int(state.steps[at]),
+                float(state.busy_s[at]),
+            )  # fmt: skip
+            then, self._told[at] = self._told[at], now
+            counted = {"prefill": now[0] - then[0], "decode": now[1] - then[1]}
+            deltas = [
+                Delta(phase, model.top_k, tokens, 0, np.floor(shares * tokens).astype(np.uint32))
+                for phase, tokens in counted.items()
+                if tokens > model.experts
+            ]
+            pace = Pace(now[2] - then[2], min(now[3] - then[3], window_s), window_s)
+            fleet.push(id, self._pushes, deltas, {"decode": pace})
+
+    @property
+    def balancedness(self) -> float:
+        """Mean over engines, of today's traffic."""
+        keys = [(one.placement.digest, self.moment) for one in self.engines.values()]
+        return float(np.mean([self.tables.balances[key] for key in keys]))
+
+    def _registration(self, id: WorkerId, placement: Placement) -> Registration:
+        model = self.hardware.model
+        worker = Worker(
+            name="all", model=model.name, layers=model.layers, experts=model.experts,
+            top_k=model.top_k, slots=placement.slots, ep_rank=0, ep_size=placement.gpus,
+            can_apply=True, records=True, can_resize=True,
+        )  # fmt: skip
+        return Registration(id, worker, shape=model, digest=placement.digest)
+
+    def _send(self, one: int, now_s: float) -> None:
+        """As the front does."""
+        serving, prompt = self.serving, int(self.arrivals.prompt[one])
+        request = Request(None, prompt, int(self.arrivals.output[one]))
+        if (lost := self._decisions.get(one)) is not None:
+            self.scheduler.ended(lost, 0)
+        decision = self._decisions[one] = self.scheduler.choose(request)
+        engine = list(self.engines).index(decision.engine)
+        serving.arrive(one, engine, decision.rank, now_s)
+
+    def _hear(self, events: Sequence[Sequence[int]]) -> None:
+        for kind, one in events:
+            if (decision := self._decisions.get(one)) is None:
+                continue
+            if kind == BEGAN:
+                self.scheduler.began(decision)
+            else:
+                self.scheduler.ended(decision, int(self.arrivals.output[one]))
+                del self._decisions[one]

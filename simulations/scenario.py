@@ -1,0 +1,266 @@
+"""Scenarios as people write them: pools, their traffic and hardware, and who looks after them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from controller.config import Config, PoolPolicy, PoolSpec
+from controller.engines.in_memory import MemoryEngine
+from placer.errors import FileError, PlacerError
+from placer.files.atomic import read_text
+from placer.files.documents import of_yaml
+from placer.files.routing import read_trace
+from placer.files.specs import first_fault, read_model, read_topology
+from placer.model import ModelShape
+from placer.names import lookup
+from placer.placement import linear
+from placer.topology import Topology
+from simulations.arrival_files import read_arrivals
+from simulations.arrivals import Arrivals, diurnal
+from simulations.fleet import Incident, World
+from simulations.kernels import Speeds
+from simulations.modelled import Hardware, PoolModel
+from simulations.routing import Routing, drawn, of_trace
+
+LIMIT = 2**20
+EFFICIENCY = 0.5  # of peak arithmetic in what is no expert, as the score has it for experts
+FILLED = 0.9  # of a GPU's memory, as vLLM takes it
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _Drawn(_Strict):
+    """Of simulations.arrivals.diurnal."""
+
+    per_s: float = Field(gt=0, le=1e6)
+    swing: float = Field(default=0.0, ge=0, le=1)
+    bursts: float = Field(default=0.0, ge=0)
+    prompt: int = Field(default=1000, ge=1)
+    output: int = Field(default=200, ge=1)
+
+
+class _Recorded(_Strict):
+    """times: each request comes so often; holes: hours without one are meant"""
+
+    trace: Path
+    times: int = Field(default=1, ge=1)
+    holes: bool = False
+
+
+class _DrawnRouting(_Strict):
+    """Of simulations.routing.drawn."""
+
+    skew: float = Field(default=1.0, ge=0, le=5)
+    own: float = Field(default=0.5, ge=0, le=1)
+    domains: int = Field(default=1, ge=1, le=64)
+    turn_s: float = Field(default=0.0, ge=0)
+
+
+class _RecordedRouting(_Strict):
+    routing: Path
+    parts: int = Field(default=1, ge=1)
+    every_s: float = Field(default=600.0, gt=0)
+
+
+class _Speeds(_Strict):
+    """What of simulations.kernels.Speeds is not taken from the hardware."""
+
+    overhead_s: float = Field(default=0.004, ge=0)
+    dense_read_s: float | None = Field(default=None, ge=0)
+    dense_token_s: float | None = Field(default=None, ge=0)
+    kv_token_bytes: int = Field(default=70_000, ge=1)
+    kv_tokens: int | None = Field(default=None, ge=1)
+    token_budget: int = Field(default=2048, ge=1)
+    switch_s: float = Field(default=0.1, ge=0)
+
+
+class _Slo(_Strict):
+    ttft_s: float = Field(default=2.0, gt=0)
+    tpot_s: float = Field(default=0.1, gt=0)
+
+
+class _Pool(_Strict):
+    model: str
+    topology: str = "h100"
+    engines: int = Field(default=1, ge=1, le=4096)
+    ranks: int = Field(ge=1)
+    widest: int | None = Field(default=None, ge=1)
+    slots: int | None = Field(default=None, ge=1)
+    context: int = Field(default=131_072, ge=2)
+    speeds: _Speeds = _Speeds()
+    arrivals: _Drawn | _Recorded
+    routing: _DrawnRouting | _RecordedRouting = _DrawnRouting()
+    slo: _Slo = _Slo()
+    policy: PoolSpec = PoolSpec()
+
+
+class _Incident(_Strict):
+    at_s: float = Field(ge=0)
+    pool: str
+    engine: int = Field(ge=0)
+    lasts_s: float = Field(gt=0)
+    kind: Literal["crash", "drain"] = "crash"
+
+
+class _Capacity(_Strict):
+    gpus: int | None = Field(default=None, ge=1)
+    comes_s: float = Field(default=60.0, ge=0)
+
+
+class _Spec(_Strict):
+    seconds: float = Field(gt=0, le=3e6)
+    scheduled: int = Field(default=1, ge=1)
+    every_s: float = Field(default=30.0, gt=0)
+    pools: dict[str, _Pool] = Field(min_length=1)
+    controllers: dict[str, PoolSpec | None] = Field(min_length=1)
+    incidents: list[_Incident] = []
+    capacity: _Capacity = _Capacity()
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Seconds to a request's first token, and to each of the others in the mean."""
+
+    ttft_s: float
+    tpot_s: float
+
+
+class Scenario:
+    """One file. controllers: names of those that are compared; scheduled: one of so many requests
+    goes where the shipped scheduler says, the others where the fewest are"""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileError, which names the field."""
+        try:
+            self._spec = _Spec.model_validate(of_yaml(read_text(path, LIMIT), str(path)) or {})
+        except ValidationError as error:
+            raise FileError(f"{path}: {first_fault(error)}: see docs/simulations.md") from error
+        self.path = path
+        for incident in self._spec.incidents:
+            pool = self._spec.pools.get(incident.pool)
+            if pool is None or incident.engine >= pool.engines:
+                raise FileError(
+                    f"{path}: incidents: there is no engine {incident.engine} of {incident.pool}: "
+                    "name one that there is, from 0"
+                )
+
+    @property
+    def controllers(self) -> Sequence[str]:
+        return list(self._spec.controllers)
+
+    def check(self, controllers: Sequence[str]) -> None:
+        """Raises FileError for one that is not there, with the nearest."""
+        for one in controllers:
+            lookup("controller", one, self._spec.controllers, FileError)
+
+    @property
+    def seconds(self) -> float:
+        return self._spec.seconds
+
+    @property
+    def scheduled(self) -> int:
+        return self._spec.scheduled
+
+    def slo(self, pool: str) -> Slo:
+        return Slo(**self._spec.pools[pool].slo.model_dump())
+
+    def world(self, controller: str, seed: int) -> World:
+        """Raises FileError for what cannot be."""
+        spec = self._spec
+        models = {name: self._model(name, seed) for name in spec.pools}
+        incidents = [
+            Incident(one.at_s, one.pool, f"engine-{one.engine}", one.lasts_s, one.kind)
+            for one in spec.incidents
+        ]
+        gpus = spec.capacity.gpus or sum(
+            pool.engines * (pool.widest or pool.ranks) for pool in spec.pools.values()
+        )
+        config = self._config(spec.controllers[controller])
+        return World(models, incidents, config, (gpus, spec.capacity.comes_s), seed)
+
+    def _model(self, name: str, seed: int) -> PoolModel:
+        spec = self._spec.pools[name]
+        try:
+            shape, node = read_model(spec.model), read_topology(spec.topology)
+            topology = node.resized(spec.ranks)
+            slots = spec.slots or -(-shape.experts // spec.ranks) * spec.ranks
+            start = linear(shape.layers, slots, shape.experts, spec.ranks, topology.nodes)
+            policy = self._policy(name, None)
+        except PlacerError as error:
+            raise FileError(f"{self.path}: pools: {name}: {error}") from error
+        speeds = _speeds(spec.speeds, shape, node, start.slots_per_gpu)
+        hardware = Hardware(shape, node, speeds, policy.objective)
+        engines = {
+            f"engine-{at}": MemoryEngine(start, shape.expert_bytes) for at in range(spec.engines)
+        }
+        widest = max(spec.widest or spec.ranks, spec.ranks)
+        arrivals, routing = self._arrivals(spec, seed), self._routing(spec, shape, seed)
+        scheduled = self._spec.scheduled
+        return PoolModel(name, hardware, routing, arrivals, engines, widest, scheduled)
+
+    def _arrivals(self, spec: _Pool, seed: int) -> Arrivals:
+        told, seconds = spec.arrivals, self._spec.seconds
+        if isinstance(told, _Drawn):
+            found = diurnal(seconds=seconds, seed=seed, **told.model_dump())
+        else:
+            path = self.path.parent / told.trace
+            found = read_arrivals(path, spec.context, told.holes).times(told.times)
+        return found.between(0.0, seconds)
+
+    def _routing(self, spec: _Pool, shape: ModelShape, seed: int) -> Routing:
+        told = spec.routing
+        if isinstance(told, _DrawnRouting):
+            return drawn(shape, seed=seed, **told.model_dump())
+        trace = read_trace(self.path.parent / told.routing, shape)
+        if (trace.layers, trace.top_k) != (shape.layers, shape.top_k):
+            raise FileError(
+                f"{self.path}: {told.routing} is of {trace.layers} layers, top-{trace.top_k}, and "
+                f"{spec.model} of {shape.layers}, top-{shape.top_k}: give the model's own"
+            )
+        return of_trace(trace, told.parts, told.every_s)
+
+    def _policy(self, pool: str, of_all: PoolSpec | None) -> PoolPolicy:
+        spec = self._spec.pools[pool]
+        own = spec.policy.on(PoolPolicy(read_topology(spec.topology)))
+        return of_all.on(own) if of_all is not None else own
+
+    def _config(self, of_all: PoolSpec | None) -> Config | None:
+        if of_all is None:
+            return None
+        pools: Mapping[str, PoolPolicy] = {
+            name: self._policy(name, of_all) for name in self._spec.pools
+        }
+        for name, policy in pools.items():
+            if (sizes := policy.autoscale) is not None:
+                spec = self._spec.pools[name]
+                most = min(sizes.most, spec.widest or spec.ranks)
+                pools = {**pools, name: replace(policy, autoscale=replace(sizes, most=most))}
+        return Config(next(iter(pools.values())), pools, self._spec.every_s)
+
+
+def _speeds(spec: _Speeds, shape: ModelShape, node: Topology, slots: int) -> Speeds:
+    """Where the scenario says nothing, of hardware and model."""
+    gpu, weights = node.gpu, slots * shape.layers * shape.expert_bytes + shape.other_bytes
+    read_s, token_s, kv_tokens = spec.dense_read_s, spec.dense_token_s, spec.kv_tokens
+    if read_s is None:
+        read_s = shape.other_bytes / gpu.hbm_bytes_per_s
+    if token_s is None:
+        token_s = shape.other_bytes / (gpu.flops_16bit * EFFICIENCY)  # 2 FLOP a weight of 2 bytes
+    if kv_tokens is None:
+        kv_tokens = int((FILLED * gpu.hbm_bytes - weights) / spec.kv_token_bytes)
+        if kv_tokens < 1:
+            raise FileError(
+                f"{shape.name} needs {weights / 1e9:,.0f} GB of a GPU's {gpu.hbm_bytes / 1e9:,.0f} "
+                "GB: use more ranks, or GPUs with more memory"
+            )
+    given: dict[str, Any] = {
+        "overhead_s": spec.overhead_s, "dense_read_s": read_s, "dense_token_s": token_s,
+        "kv_token_s": spec.kv_token_bytes / gpu.hbm_bytes_per_s, "kv_tokens": kv_tokens,
+        "token_budget": spec.token_budget, "switch_s": spec.switch_s,
+    }  # fmt: skip
+    return Speeds(**given)
