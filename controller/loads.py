@@ -129,9 +129,12 @@ class Loads:
         return replace(decision, reason=f"{record.id}: {decision.reason}")
 
     async def release(self, group: Group, decision: Decision) -> None:
-        """GPUs beyond those that engines have, if nothing is to change."""
+        """GPUs beyond those that engines have, if nothing is to change and none was wished for
+        lately: some may be on their way."""
         gpus = group.ranks * len(group.engines)
         if self.capacity is None or decision.outcome != "hold":
+            return
+        if any(wish > gpus for _, wish in self._wishes.get(group.pool, ())):
             return
         if (await self.capacity.ready(group.pool)).desired > gpus:
             await self.capacity.release(group.pool, gpus)

@@ -186,15 +186,19 @@ class Scenario:
     def _model(self, name: str, seed: int) -> PoolModel:
         spec = self._spec.pools[name]
         try:
-            shape, node = read_model(spec.model), read_topology(spec.topology)
-            topology = node.resized(spec.ranks)
-            slots = spec.slots or -(-shape.experts // spec.ranks) * spec.ranks
-            start = linear(shape.layers, slots, shape.experts, spec.ranks, topology.nodes)
-            policy = self._policy(name, None)
+            return self._made(name, spec, seed)
+        except FileError:
+            raise
         except PlacerError as error:
             raise FileError(f"{self.path}: pools: {name}: {error}") from error
+
+    def _made(self, name: str, spec: _Pool, seed: int) -> PoolModel:
+        shape, node = read_model(spec.model), read_topology(spec.topology)
+        topology = node.resized(spec.ranks)
+        slots = spec.slots or -(-shape.experts // spec.ranks) * spec.ranks
+        start = linear(shape.layers, slots, shape.experts, spec.ranks, topology.nodes)
         speeds = _speeds(spec.speeds, shape, node, start.slots_per_gpu)
-        hardware = Hardware(shape, node, speeds, policy.objective)
+        hardware = Hardware(shape, node, speeds, self._policy(name, None).objective)
         engines = {
             f"engine-{at}": MemoryEngine(start, shape.expert_bytes) for at in range(spec.engines)
         }
