@@ -1,6 +1,7 @@
 """Scenarios as people write them: pools, their traffic and hardware, and who looks after them."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -152,6 +153,13 @@ class Scenario:
     @property
     def controllers(self) -> Sequence[str]:
         return list(self._spec.controllers)
+
+    def part(self, seconds: float, scheduled: int) -> "Scenario":
+        """Its beginning, in another form."""
+        found = copy(self)
+        changes = {"seconds": min(seconds, self.seconds), "scheduled": scheduled}
+        found._spec = self._spec.model_copy(update=changes)
+        return found
 
     def check(self, controllers: Sequence[str]) -> None:
         """Raises FileError for one that is not there, with the nearest."""

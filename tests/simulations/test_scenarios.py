@@ -13,7 +13,7 @@ from placer.errors import FileError
 from placer.model import preset
 from simulations.arrival_files import read_arrivals
 from simulations.arrivals import diurnal
-from simulations.outcome import simulate
+from simulations.outcome import form_errors, simulate
 from simulations.routing import drawn, limited, of_trace, skew_of
 from simulations.scenario import Scenario
 from tests.builders import a_trace
@@ -86,6 +86,8 @@ def test_one_of_many_requests_scheduled_comes_to_about_the_same(tmp_path: Path) 
     full = simulate(Scenario(written(tmp_path)), "none", 1).pools["chat"]
     some = simulate(Scenario(written(tmp_path, scheduled=10)), "none", 1).pools["chat"]
     assert some.requests == full.requests
+    errors = form_errors(Scenario(written(tmp_path, scheduled=10)), "none", 1)
+    assert errors["TPOT p50"] == abs(some.tpot_s["p50"] / full.tpot_s["p50"] - 1)
     assert some.tpot_s["p50"] == pytest.approx(full.tpot_s["p50"], rel=0.05)
 
 
