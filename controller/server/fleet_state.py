@@ -87,6 +87,10 @@ class FleetState(FleetServiceServicer):
         return fleet_pb2.ScaleToResponse(operation=operation, resize=operation.resize)
 
     @answering
+    async def ReportCapacity(self, request: Any) -> Any:
+        raise FleetError("not yet")
+
+    @answering
     async def Operations(self, request: Any) -> Any:
         records, pool = self.ledger.records, request.pool or None
         if request.operation_id:

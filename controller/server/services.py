@@ -148,6 +148,10 @@ class Placements(PlacementServiceServicer):
         return placement_pb2.ApproveResponse(plan=wire.plan(record))
 
     @answering
+    async def Reject(self, request: Any) -> Any:
+        raise FleetError("not yet")
+
+    @answering
     async def Apply(self, request: Any) -> Any:
         if (known := self.arbiter.history.known(request.idempotency_key)) is not None:
             return placement_pb2.ApplyResponse(operation=wire.operation(known))
