@@ -69,6 +69,7 @@ class FleetState(FleetServiceServicer):
             uptime_s=self.ledger.clock.monotonic() - self._begun_s,
             pools=told,
             conditions=conditions,
+            ledger_id=self.ledger.records.id,
         )
 
     @answering
