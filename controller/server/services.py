@@ -14,7 +14,7 @@ from controller.fleet.traces import Reading, Request
 from controller.fleet.workers import FleetError
 from controller.ledger.ledger import Record
 from controller.loop import Loop
-from controller.server import explain, sampled, wire
+from controller.server import sampled, wire
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
 from controller.server.intake import LIGHT
@@ -30,6 +30,8 @@ from placer.v1.placement_pb2_grpc import PlacementServiceServicer
 from placer.v1.profile_pb2_grpc import ProfileServiceServicer
 
 VALUES, SLOT_VALUES = 10_000, 12  # of a plan file: an expert and a move have 7, its reason a few
+STATE = ("plan", "operation", "decision", "acknowledgement", "policy")
+TOLD = (*STATE, "reading")
 T = TypeVar("T")
 VALUE = 40  # bytes of each, in the mean; without a reason it is five
 
@@ -198,9 +200,13 @@ class Placements(PlacementServiceServicer):
             async for epoch, file in offers:
                 yield placement_pb2.WatchResponse(epoch=epoch, file=file)
             return
-        async for record in self.loop.ledger.watch():
-            if record.kind in explain.KINDS and request.pool in ("", record.pool):
-                yield placement_pb2.WatchResponse(record=wire.record(record))
+        cursor = request.cursor if request.HasField("cursor") else None
+        kinds = STATE if cursor == 0 else TOLD
+        async for found in self.loop.ledger.watch(cursor, kinds):
+            if isinstance(found, int):
+                yield placement_pb2.WatchResponse(cursor=found, synced=True)
+            elif found.kind in TOLD and request.pool in ("", found.pool):
+                yield placement_pb2.WatchResponse(record=wire.record(found), cursor=found.number)
 
     @streaming
     async def Tables(self, request: Any) -> AsyncIterator[Any]:
