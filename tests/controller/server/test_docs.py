@@ -21,7 +21,9 @@ CALLS = [
     for call in re.findall(r"^```console\n\$ (.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
 ]
 # What differs from run to run.
-CHANGES = re.compile(r'_s": |"(epoch|gain|whole_gain|version": "0)|^"20\d\d-|\.\.\.|^$')
+CHANGES = re.compile(
+    r'_s": |"(epoch|cursor|ledger_id|gain|whole_gain|version": "0)|^"20\d\d-|\.\.\.|^$'
+)
 
 
 @contextmanager
