@@ -206,9 +206,7 @@ async def test_what_waits_is_told_in_its_order_over_all_and_survives_its_control
 
 
 @asynchronous
-async def test_between_two_looks_a_width_changes_once_its_pods_are_there_but_overtakes_no_plan() -> (
-    None
-):
+async def test_between_two_looks_a_width_changes_but_overtakes_no_plan() -> None:
     async with a_world() as world:
         await hear(world)
         plan = await world.proposed()
