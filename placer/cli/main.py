@@ -59,6 +59,7 @@ VERBS = {
     "history": "ledger",
     "explain": "ledger",
     "approve": "operations",
+    "reject": "operations",
     "rollback": "operations",
     "scale": "scale",
     "simulate": "simulate",
