@@ -1,8 +1,8 @@
 """python helm/values.py [--check]: what is written of the chart's values, from where it is known.
 
 The settings of the controller and the limits of fronts go into placer/values.schema.json as placer
-itself reads them; placer/README.md is made from that schema. With --check nothing is written, and it
-ends with 1 if something would be.
+itself reads them; the table in placer/README.md is made from that schema. With --check nothing is
+written, and it ends with 1 if something would be.
 """
 
 import json
@@ -18,29 +18,9 @@ from controller.config import _ConfigSpec
 from controller.router.desk.settings import Limits
 
 CHART = Path(__file__).parent / "placer"
-WIDTH = 160
+WIDTH = 180
 SCHEMA, README = CHART / "values.schema.json", CHART / "README.md"
-INTRODUCTION = """# The chart placer
-
-The controller, its operator, and fronts or endpoint pickers. The kinds MoEFleet and PlacementPlan are in a
-chart of their own, `placer-crds`, which is installed first and never rolled back.
-
-```
-helm install placer-crds helm/placer-crds
-helm install placer helm/placer --namespace placer-system --create-namespace
-helm test placer --namespace placer-system
-```
-
-It wants Kubernetes 1.30 or newer, and [cert-manager](https://cert-manager.io) or a Secret of yours (`tls.secretName`).
-Pods run as nobody in particular, on a file system that cannot be written to, without capabilities; only the
-operator talks to the API server, with the rights of `files/operator-rules.yaml`. Roles RELEASE-viewer, -editor
-and -admin are for people; -admin may approve plans.
-
-A key that is not in this table is refused. The table is made by `python helm/values.py` from `values.schema.json`.
-
-| key | default | |
-|---|---|---|
-"""
+HEAD = "|---|---|---|\n"  # README.md is a person's up to here
 
 
 def bare(schema: Any) -> Any:
@@ -105,7 +85,8 @@ def readme(schema: dict[str, Any]) -> str:
     for key, value, text in rows(schema, values, schema["$defs"]):
         shown = "" if value is None or "[]" in key else f"`{json.dumps(value)}`"
         lines.append(f"| `{key}` | {shown} | {text} |\n")
-    return INTRODUCTION + "".join(lines)
+    introduction, head, _ = README.read_text().partition(HEAD)
+    return introduction + head + "".join(lines)
 
 
 def main() -> int:
