@@ -82,9 +82,9 @@ def rows(schema: Any, values: Any, defs: Any, path: str = "") -> Iterator[tuple[
 def readme(schema: dict[str, Any]) -> str:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     lines = []
-    for key, value, text in rows(schema, values, schema["$defs"]):
+    for key, value, told in rows(schema, values, schema["$defs"]):
         shown = "" if value is None or "[]" in key else f"`{json.dumps(value)}`"
-        lines.append(f"| `{key}` | {shown} | {text} |\n")
+        lines.append(f"| `{key}` | {shown} | {told} |\n")
     introduction, head, _ = README.read_text().partition(HEAD)
     return introduction + head + "".join(lines)
 
@@ -92,7 +92,7 @@ def readme(schema: dict[str, Any]) -> str:
 def main() -> int:
     schema = with_settings(json.loads(SCHEMA.read_text()))
     made = {SCHEMA: text(schema) + "\n", README: readme(schema)}
-    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+    stale = [path for path, new in made.items() if path.read_text() != new]
     if "--check" in sys.argv[1:]:
         for path in stale:
             print(f"{path.relative_to(CHART.parent)} is not current: run python helm/values.py")
