@@ -13,6 +13,10 @@ HERE = Path(__file__).parent
 CRDS, CHART = ROOT / "helm" / "placer-crds", ROOT / "helm" / "placer"
 
 
+class ChartError(Exception):
+    """What helm says of values that it refuses."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
@@ -58,7 +62,7 @@ def template(_server: Cluster | None) -> Callable[..., list[Any]]:
             stdin=yaml.safe_dump(values or {}),
         )  # fmt: skip
         if done.returncode:
-            raise ValueError(done.stderr)
+            raise ChartError(done.stderr)
         return [one for one in yaml.safe_load_all(done.stdout) if one]
 
     return rendered
