@@ -50,17 +50,21 @@ def crds(cluster: Cluster) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def template(_server: Cluster | None) -> Callable[..., list[Any]]:
-    """The chart's objects with these values, as ``helm template`` renders them."""
-    with_helm = _server or helm_on_path()
-    if with_helm is None:
+def helm(_server: Cluster | None) -> Cluster:
+    """What can render charts, though there may be no server."""
+    found = _server or helm_on_path()
+    if found is None:
         pytest.skip(f"no helm on PATH, and {NONE}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def template(helm: Cluster) -> Callable[..., list[Any]]:
+    """The chart's objects with these values, as ``helm template`` renders them."""
 
     def rendered(values: Any = None, chart: Path = CHART, namespace: str = "moe") -> list[Any]:
-        done = with_helm.run(
-            "helm", "template", "placer", chart, "-n", namespace, "-f", "-",
-            stdin=yaml.safe_dump(values or {}),
-        )  # fmt: skip
+        given = ["template", "placer", chart, "-n", namespace, "-f", "-"]
+        done = helm.run("helm", *given, stdin=yaml.safe_dump(values or {}))
         if done.returncode:
             raise ChartError(done.stderr)
         return [one for one in yaml.safe_load_all(done.stdout) if one]
