@@ -4,19 +4,18 @@ import json
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
-from urllib.parse import quote, urlencode
+from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from yaml import YAMLError
 
+from controller.kube.objects import Kind, Object
 from placer.errors import PlacerError
 
-Object: TypeAlias = dict[str, Any]
 PAGE = 100  # objects of a list; pods have 10 KB, and all of a page are in memory at once
 WATCH_S = 240  # after which a server ends a watch
 SILENCE_S = 90.0  # a watch without even a bookmark is taken for dropped
@@ -40,27 +39,6 @@ class ApiError(PlacerError):
 
 class ClusterError(PlacerError):
     """No cluster can be reached with the settings that there are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of object. group: empty for the core one"""
-
-    name: str
-    plural: str
-    group: str = ""
-    version: str = "v1"
-    namespaced: bool = True
-
-    @property
-    def api_version(self) -> str:
-        return f"{self.group}/{self.version}" if self.group else self.version
-
-    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        base = f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
-        where = f"namespaces/{quote(namespace)}" if self.namespaced and namespace else ""
-        parts = (base, where, self.plural, quote(name), subresource)
-        return "/".join(part for part in parts if part)
 
 
 class Api:

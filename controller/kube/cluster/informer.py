@@ -4,7 +4,8 @@ import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
-from controller.kube.cluster.api import GONE, Api, ApiError, Kind, Object
+from controller.kube.cluster.api import GONE, Api, ApiError
+from controller.kube.objects import Kind, Object
 from placer.clock import Clock
 
 FIRST_S, LONGEST_S = 0.2, 20.0  # between two tries after a failure

@@ -4,7 +4,8 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
-from controller.kube.cluster.api import Api, ApiError, Kind, Object
+from controller.kube.cluster.api import Api, ApiError
+from controller.kube.objects import Kind, Object
 from placer.clock import Clock
 from placer.errors import PlacerError
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from controller.kube.cluster.api import Api, ApiError, Kind, Object
+from controller.kube.cluster.api import Api, ApiError
+from controller.kube.objects import Kind, Object
 from placer.clock import Clock
 
 EVENTS = Kind("Event", "events")
@@ -22,7 +23,8 @@ class Event:
 
 
 class Recorder:
-    """The same about the same object is one event, whose count grows; also after a restart."""
+    """The same about the same object is one event, whose last time moves on; also after a
+    restart."""
 
     def __init__(self, api: Api, clock: Clock) -> None:
         self._api, self._clock = api, clock
@@ -49,5 +51,5 @@ class Recorder:
         except ApiError as error:
             if error.status != 409:
                 raise
-            again = {"lastTimestamp": now, "count": 2}
+            again = {"lastTimestamp": now}
             await self._api.patch(EVENTS, meta["namespace"], name, again)
