@@ -1,1 +1,1 @@
-"""The Kubernetes operator: fleets as objects, over the controller's gRPC API; docs/kubernetes.md."""
+"""The Kubernetes operator: fleets as objects, over the gRPC API; docs/kubernetes.md."""

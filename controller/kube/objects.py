@@ -31,6 +31,15 @@ class Kind:
         return "/".join(part for part in parts if part)
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What was decided about an object, and why."""
+
+    reason: str
+    message: str
+    is_warning: bool = False
+
+
 FLEETS = Kind("MoEFleet", "moefleets", "placer.dev", "v1alpha1")
 PLANS = Kind("PlacementPlan", "placementplans", "placer.dev", "v1alpha1")
 PODS = Kind("Pod", "pods")

@@ -30,7 +30,7 @@ log = logging.getLogger("placer.kube")
 
 
 class ApiError(PlacerError):
-    """What the API server refused. status: HTTP's, 0 if nobody answered; retry_after_s: as it asks"""
+    """What the API server refused. status: HTTP's, 0: no answer; retry_after_s: as it asks"""
 
     def __init__(self, status: int, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class Api:
         return cls(await _client())
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._client.close()  # type: ignore[no-untyped-call]
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object:
         return await self._ask("GET", kind.path(namespace, name))
@@ -157,18 +157,20 @@ class Api:
         """Others' requests under way end with the old connections, and are made again."""
         log.warning("placer: the API server refuses our token: reading it again")
         old, self._client = self._client, await _client()
-        await old.close()
+        await old.close()  # type: ignore[no-untyped-call]
 
 
 async def _client() -> ApiClient:
     """KUBECONFIG, else ~/.kube/config, else the pod's ServiceAccount."""
     settings = Configuration()
+    load: Any = config.load_kube_config
+    in_cluster: Any = config.load_incluster_config
     paths = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
     try:
         if os.environ.get("KUBECONFIG") or os.path.exists(paths):
-            await config.load_kube_config(config_file=paths, client_configuration=settings)
+            await load(config_file=paths, client_configuration=settings)
         else:
-            config.load_incluster_config(client_configuration=settings)
+            in_cluster(client_configuration=settings)
     except (config.ConfigException, OSError, YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ClusterError(

@@ -85,12 +85,12 @@ class Informer:
         for name in before.keys() | found.keys():
             self._tell(before.get(name), found.get(name))
 
-    def _take(self, type: str, found: Object) -> None:
-        if type == "BOOKMARK":
+    def _take(self, what: str, found: Object) -> None:
+        if what == "BOOKMARK":
             return
         name = name_of(found)
         before = self.objects.get(name)
-        if type == "DELETED":
+        if what == "DELETED":
             self.objects.pop(name, None)
             self._tell(before, None)
             return

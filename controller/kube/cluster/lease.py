@@ -82,9 +82,9 @@ class Lease:
     async def _try(self) -> bool:
         begun_s = self._clock.monotonic()
         try:
-            if not self._kept or self._kept["spec"].get("holderIdentity") != self.holder:
-                if not await self._look(begun_s):
-                    return False
+            mine = self._kept.get("spec", {}).get("holderIdentity") == self.holder
+            if not mine and not await self._look(begun_s):
+                return False
             self._keep(await self._write(), begun_s)
         except ApiError as error:
             if error.status in CONFLICTS:

@@ -2,24 +2,16 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from controller.kube.cluster.api import Api, ApiError
-from controller.kube.objects import Kind, Object
+from controller.kube.objects import Event, Kind, Object
 from placer.clock import Clock
 
 EVENTS = Kind("Event", "events")
 COMPONENT = "placer-operator"
 MOST = 1000  # characters of a message
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    reason: str
-    message: str
-    is_warning: bool = False
 
 
 class Recorder:

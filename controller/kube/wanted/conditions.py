@@ -15,17 +15,17 @@ def merged(
     """By type. The time of one moves when its status does."""
     old = {one["type"]: one for one in before}
     found = []
-    for type, (holds, reason, message) in wanted.items():
+    for name, (holds, reason, message) in wanted.items():
         status = "Unknown" if holds is None else str(holds)
-        kept = old.get(type, {})
+        kept = old.get(name, {})
         same = kept.get("status") == status
         found.append({
-            "type": type, "status": status, "reason": reason, "message": message,
+            "type": name, "status": status, "reason": reason, "message": message,
             "observedGeneration": generation,
             "lastTransitionTime": kept["lastTransitionTime"] if same else rfc3339(now),
         })  # fmt: skip
     return found
 
 
-def of(status: Mapping[str, Any], type: str) -> Mapping[str, Any]:
-    return next((one for one in status.get("conditions") or [] if one["type"] == type), {})
+def of(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return next((one for one in status.get("conditions") or [] if one["type"] == name), {})

@@ -58,8 +58,8 @@ def _away(world: World) -> Wanted:
     """All else stays as it was said last."""
     status, told = world.fleet.status, world.seen.away
     before = {
-        type: (one["status"] == "True", one["reason"], one.get("message", ""))
-        for type in ("Reconciling", "Stalled") if (one := conditions.of(status, type))
+        name: (one["status"] == "True", one["reason"], one.get("message", ""))
+        for name in ("Reconciling", "Stalled") if (one := conditions.of(status, name))
     }  # fmt: skip
     fill: dict[str, Condition] = {"Reconciling": (False, "Idle", ""), "Stalled": NOTHING}
     return Wanted({
@@ -149,14 +149,22 @@ def _ready(world: World) -> Condition:
         told = f"no pod matches {text_of(world.selector)}: start the engines, or correct"
         return False, "NoPods", f"{told} spec.workload"
     if pool is None or not pool.engines:
-        return False, "Pending", (
-            f"no worker registered for pool {fleet.pool} yet: do the pods have PLACER_AGENT, and "
-            f"PLACER_POOL={fleet.pool}?"
+        return (
+            False,
+            "Pending",
+            (
+                f"no worker registered for pool {fleet.pool} yet: do the pods have PLACER_AGENT, "
+                f"and PLACER_POOL={fleet.pool}?"
+            ),
         )
     if pool.model != fleet.spec["model"]:
-        return False, "PodsOfAnotherModel", (
-            f"the workers serve {pool.model}, and spec.model is {fleet.spec['model']}: correct "
-            "one of the two"
+        return (
+            False,
+            "PodsOfAnotherModel",
+            (
+                f"the workers serve {pool.model}, and spec.model is {fleet.spec['model']}: correct "
+                "one of the two"
+            ),
         )
     return True, "Serving", f"the controller looks after pool {fleet.pool}"
 

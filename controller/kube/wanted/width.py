@@ -1,5 +1,5 @@
-"""The width of a fleet's engines. Up: pods, ScaleTo once they are ready. Down: ScaleTo, then the pods
-that it released. Between them the controller attaches, moves experts, switches and drains.
+"""The width of a fleet's engines. Up: pods, ScaleTo once they are ready. Down: ScaleTo, then the
+pods that it released. Between them the controller attaches, moves experts, switches and drains.
 
 Replicas are raised once for a wish, and lowered once for pods that were released. Whatever somebody
 makes of them in between, stays.
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
+from controller.kube.objects import Object
 from controller.kube.wanted import workloads
 from controller.kube.wanted.budgets import Allowed, allowed
 from controller.kube.wanted.world import Call, Patch, World
