@@ -1,0 +1,64 @@
+"""What tests on an API server share. They are one group: one server serves them all."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.kube.cluster import NONE, ROOT, Cluster, found, helm_on_path
+
+HERE = Path(__file__).parent
+CRDS, CHART = ROOT / "helm" / "placer-crds", ROOT / "helm" / "placer"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.kube)
+            item.add_marker(pytest.mark.xdist_group("kube"))
+
+
+@pytest.fixture(scope="session")
+def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster | None]:
+    with found(tmp_path_factory.mktemp("kube")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(_server: Cluster | None) -> Cluster:
+    """A real API server, with namespaces for people and the operator."""
+    if _server is None:
+        pytest.skip(NONE)
+    for name in ("people", "placer-system"):
+        _server.namespace(name)
+    return _server
+
+
+@pytest.fixture(scope="session")
+def crds(cluster: Cluster) -> Cluster:
+    """With placer's kinds."""
+    cluster.helm("upgrade", "--install", "placer-crds", CRDS, "-n", "default")
+    cluster.kubectl("wait", "--for=condition=Established", "crd/moefleets.placer.dev")
+    cluster.kubectl("wait", "--for=condition=Established", "crd/placementplans.placer.dev")
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def template(_server: Cluster | None) -> Callable[..., list[Any]]:
+    """The chart's objects with these values, as ``helm template`` renders them."""
+    with_helm = _server or helm_on_path()
+    if with_helm is None:
+        pytest.skip(f"no helm on PATH, and {NONE}")
+
+    def rendered(values: Any = None, chart: Path = CHART, namespace: str = "moe") -> list[Any]:
+        done = with_helm.run(
+            "helm", "template", "placer", chart, "-n", namespace, "-f", "-",
+            stdin=yaml.safe_dump(values or {}),
+        )  # fmt: skip
+        if done.returncode:
+            raise ValueError(done.stderr)
+        return [one for one in yaml.safe_load_all(done.stdout) if one]
+
+    return rendered
