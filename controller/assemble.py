@@ -1,7 +1,8 @@
 """What puts a controller together out of its parts, wherever it is hosted: it knows ports only."""
 
+import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,4 +105,16 @@ async def run(
             if setup.metrics:
                 metrics.serve(controller.loop, setup.metrics, setup.detail)
             ready(controller.port)
-            await controller.loop.run()
+            await until_first(controller.loop.run(), ledger.hold())
+
+
+async def until_first(*works: Coroutine[Any, Any, None]) -> None:
+    """To the first end of several works without one. Raises what that raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done.pop().result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

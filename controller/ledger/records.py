@@ -8,7 +8,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from controller.ledger.file import LedgerError
+from controller.ledger.holder import LedgerError
 from placer.files.specs import first_fault
 
 WRITTEN = "kind, id, version, at_s, reason, body, pool, final, blob"

@@ -1,6 +1,7 @@
 """The ledger with a clock and an audience: what is written down is what watchers see."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from controller.ledger.ages import Ages
-from controller.ledger.ledger import Ledger, LedgerError, Record, Unreadable
+from controller.ledger.holder import BEAT_S
+from controller.ledger.ledger import Fenced, InUse, Ledger, LedgerError, Record, Unreadable
 from controller.ledger.records import Forms, form_of
 from placer.clock import Clock
 from placer.errors import PlacementError
 from placer.placement import Placement
 
 OPEN = ("plan", "operation")  # kinds that are asked for by all who look
+log = logging.getLogger("placer.controller")
 BACKLOG = 1000  # records that a watcher may be behind; then it is told that it missed some
 
 
@@ -87,6 +90,19 @@ class WatchedLedger:
         """As ``Ledger.prune``. What a wall clock says that was put on ages no record."""
         since_s = min(self.clock.now(), self._ages.now()) - retention_s
         self.records.prune(kind, keep, since_s, needed)
+
+    async def hold(self) -> None:
+        """Say again and again that its holder is alive. Raises Fenced once another one is."""
+        while True:
+            await self.clock.sleep(BEAT_S)
+            try:
+                self.records.beat()
+            except (Fenced, InUse):
+                raise
+            except (
+                LedgerError
+            ) as error:  # whoever writes something meanwhile makes a condition of it
+                log.warning("placer: %s", error)
 
     def open(self, kind: str, pool: str | None = None) -> list[Record[Any]]:
         """What has not ended yet, last written first; of one pool only. kind: of OPEN"""
