@@ -50,6 +50,14 @@ def crds(cluster: Cluster) -> Cluster:
 
 
 @pytest.fixture(scope="session")
+def chart(crds: Cluster) -> Cluster:
+    """With the chart as release placer in placer-system, for the fleets of that namespace."""
+    values = ["--set", "tls.secretName=placer-tls"]
+    crds.helm("upgrade", "--install", "placer", CHART, "-n", "placer-system", *values)
+    return crds
+
+
+@pytest.fixture(scope="session")
 def helm(_server: Cluster | None) -> Cluster:
     """What can render charts, though there may be no server."""
     found = _server or helm_on_path()
@@ -63,8 +71,8 @@ def template(helm: Cluster) -> Callable[..., list[Any]]:
     """The chart's objects with these values, as ``helm template`` renders them."""
 
     def rendered(values: Any = None, chart: Path = CHART, namespace: str = "moe") -> list[Any]:
-        given = ["template", "placer", chart, "-n", namespace, "-f", "-"]
-        done = helm.run("helm", *given, stdin=yaml.safe_dump(values or {}))
+        text = yaml.safe_dump(values or {})
+        done = helm.run("helm", "template", "placer", chart, "-n", namespace, "-f-", stdin=text)
         if done.returncode:
             raise ChartError(done.stderr)
         return [one for one in yaml.safe_load_all(done.stdout) if one]
