@@ -13,7 +13,7 @@ from controller.fleet.pools import Group, Member, Pool, Registration, width_of
 from controller.fleet.workers import FleetError
 from controller.ledger.ledger import Ledger, Record
 from controller.loop import Loop
-from controller.server import explain, sampled, wire
+from controller.server import explain, pods, sampled, wire
 from controller.server.answers import answering
 from controller.server.callers import CALLER
 from controller.server.strangers import Spacing
@@ -69,6 +69,7 @@ class FleetState(FleetServiceServicer):
             uptime_s=self.ledger.clock.monotonic() - self._begun_s,
             pools=told,
             conditions=conditions,
+            ledger_id=self.ledger.records.id,
         )
 
     @answering
@@ -85,6 +86,10 @@ class FleetState(FleetServiceServicer):
             known = await arbiter.scale(pool, change, request.idempotency_key, reason)
         operation = wire.operation(known)
         return fleet_pb2.ScaleToResponse(operation=operation, resize=operation.resize)
+
+    @answering
+    async def ReportCapacity(self, request: Any) -> Any:
+        raise FleetError("not yet")
 
     @answering
     async def Operations(self, request: Any) -> Any:
@@ -165,6 +170,7 @@ class FleetState(FleetServiceServicer):
             ranks=width.ranks if width else 0,
             slots=width.slots if width else 0,
             doors=_doors(registrations),
+            seats=pods.seats(members),
         )
 
 
