@@ -130,7 +130,7 @@ class TestManifest:
         code = "".join(each.read_text() for each in (ROOT / "placer").rglob("*.py"))
         ours = {name for name in environment(path) if name.startswith("PLACER_")}
         assert ours
-        assert {name for name in ours if f'"{name}"' not in code} == set()
+        assert {name for name in ours if not re.search(rf"\b{name}\b", code)} == set()
         assert environment(path)["PYTHONPATH"] == "/placer"
         (brings,) = serving(path)["initContainers"]
         assert brings["volumeMounts"] == [{"name": "placer", "mountPath": "/placer"}]
