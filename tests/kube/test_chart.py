@@ -1,6 +1,7 @@
 """What holds of the chart whatever its values."""
 
 import base64
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -237,7 +238,8 @@ def test_an_old_server_is_refused(helm: Cluster) -> None:
 
 def test_what_is_made_from_the_schema_is_current() -> None:
     check = [sys.executable, str(ROOT / "helm" / "values.py"), "--check"]
-    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(check, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
