@@ -31,6 +31,7 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
     """
     calls:   of methods that change something, by method
     engine:  what engines were asked for, by what it is about; twice is once too often
+    boundary: told before and after each call that changes something
     carries: carries approvals and scalings out at once, as an engine that takes no time
     """
 
@@ -43,6 +44,7 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
         self.plans: dict[str, Any] = {}
         self.operations: dict[str, Any] = {}
         self.reported: dict[str, Any] = {}
+        self.boundary: Callable[[str], object] = lambda where: None
         self.refuses: Callable[[str, Any], str] = lambda method, request: ""
         self._keys: dict[str, Any] = {}
         self._records: list[Any] = []
@@ -72,7 +74,8 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
         with self._changed:
             number = len(self.plans) + 1
             plan = placement_pb2.Plan(
-                id=f"plan-{number}", pool=pool, state=PROPOSED, version=1, moved=3, moved_bytes=1000,
+                id=f"plan-{number}", pool=pool, state=PROPOSED, version=1, moved=3,
+                moved_bytes=1000,
                 digest=digest or f"sha256:{number:064x}", epoch=1000 + number, gain=0.2,
                 ledger_id=self.ledger, reason="a step takes 20% less time",
                 file=json.dumps({"moves": list(moves)}).encode(),
@@ -138,7 +141,7 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
         yield placement_pb2.WatchResponse(synced=True, cursor=end)
         while context.is_active():
             with self._changed:
-                self._changed.wait_for(lambda: len(self._records) > end or self._ends, 0.5)
+                self._changed.wait_for(lambda at=end: len(self._records) > at or self._ends, 0.5)
                 if self._ends:
                     return
                 found, at, end = self._records[end:], end, len(self._records)
@@ -234,10 +237,12 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
     @contextmanager
     def _asked(self, method: str, request: Any, context: Any) -> Iterator[None]:
         with self._changed:
+            self.boundary(f"before {method}")
             self.calls[method] += 1
             if why := self.refuses(method, request):
                 context.abort(Code.INVALID_ARGUMENT, why)
             yield
+            self.boundary(f"after {method}")
 
     def _write(self, kind: str, id: str, pool: str) -> None:
         self._records.append(fleet_pb2.Record(kind=kind, id=id, pool=pool))
