@@ -82,6 +82,8 @@ class Proxy:
         try:
             async for part in found.content.iter_any():
                 await answer.write(part)
+        except (ConnectionError, aiohttp.ClientError):
+            pass  # the operator is gone, or its watch was cut
         finally:
             self.watches.discard(request.transport)
         return answer
