@@ -4,9 +4,11 @@ In this order: PLACER_TEST_KUBECONFIG (any cluster), KUBEBUILDER_ASSETS (a folde
 kube-apiserver), the rig in PLACER_TEST_KUBE, ../shared/kube beside the repository unless it is set.
 """
 
+import base64
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import yaml
 
@@ -69,6 +73,27 @@ class Cluster:
         done = self.run("kubectl", *arguments, stdin=stdin, user=user)
         assert done.returncode, f"not refused: {done.stdout}"
         return done.stderr
+
+    def patch(self, path: str, body: Any, user: Path) -> str:
+        """A JSON patch and nothing before it, as kubectl would ask; what the server says, or ""."""
+        config = yaml.safe_load(user.read_text())
+        server, token = config["clusters"][0]["cluster"], config["users"][0]["user"]["token"]
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Content-Type": "application/json-patch+json",
+        }
+        asked = Request(server["server"] + path, json.dumps(body).encode(), headers, method="PATCH")
+        authority = server.get("certificate-authority-data")
+        context = ssl.create_default_context(
+            cafile=server.get("certificate-authority"),
+            cadata=base64.b64decode(authority).decode() if authority else None,
+        )
+        try:
+            urlopen(asked, context=context).close()
+        except HTTPError as error:
+            with error:
+                return str(json.loads(error.read())["message"])
+        return ""
 
     def get(self, *arguments: str) -> Any:
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))

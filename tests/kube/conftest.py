@@ -13,6 +13,10 @@ HERE = Path(__file__).parent
 CRDS, CHART = ROOT / "helm" / "placer-crds", ROOT / "helm" / "placer"
 
 
+class ChartError(Exception):
+    """What helm says of values that it refuses."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
@@ -46,19 +50,31 @@ def crds(cluster: Cluster) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def template(_server: Cluster | None) -> Callable[..., list[Any]]:
-    """The chart's objects with these values, as ``helm template`` renders them."""
-    with_helm = _server or helm_on_path()
-    if with_helm is None:
+def chart(crds: Cluster) -> Cluster:
+    """With the chart as release placer in placer-system, for the fleets of that namespace."""
+    values = ["--set", "tls.secretName=placer-tls"]
+    crds.helm("upgrade", "--install", "placer", CHART, "-n", "placer-system", *values)
+    return crds
+
+
+@pytest.fixture(scope="session")
+def helm(_server: Cluster | None) -> Cluster:
+    """What can render charts, though there may be no server."""
+    found = _server or helm_on_path()
+    if found is None:
         pytest.skip(f"no helm on PATH, and {NONE}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def template(helm: Cluster) -> Callable[..., list[Any]]:
+    """The chart's objects with these values, as ``helm template`` renders them."""
 
     def rendered(values: Any = None, chart: Path = CHART, namespace: str = "moe") -> list[Any]:
-        done = with_helm.run(
-            "helm", "template", "placer", chart, "-n", namespace, "-f", "-",
-            stdin=yaml.safe_dump(values or {}),
-        )  # fmt: skip
+        text = yaml.safe_dump(values or {})
+        done = helm.run("helm", "template", "placer", chart, "-n", namespace, "-f-", stdin=text)
         if done.returncode:
-            raise ValueError(done.stderr)
+            raise ChartError(done.stderr)
         return [one for one in yaml.safe_load_all(done.stdout) if one]
 
     return rendered
