@@ -19,6 +19,7 @@ from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
+from controller.pool_policies import PoolPolicies
 from controller.ports import Capacity, Engines, Metrics, Planner
 from controller.server.security import Listening
 from controller.server.serve import start
@@ -69,11 +70,13 @@ async def assembled(
     fleet's, of which some may be behind the one that is given. metrics, capacity: None if nobody
     keeps them"""
     sys.setswitchinterval(SWITCH_S)
+    policies = PoolPolicies(config, ledger)
+    config = policies.config
     fleet = Fleet(lambda pool: config.of(pool).window_s, ledger.clock)
     by_agent = VllmEngines(fleet, ledger, config)
     told = metrics(fleet) if metrics is not None else None
     loop = Loop(config, ledger, fleet, engines(fleet, by_agent), planner, told, capacity)
-    server, port = await start(loop, by_agent, listening)
+    server, port = await start(loop, by_agent, policies, listening)
     try:
         yield Controller(loop, by_agent, server, port)
     finally:

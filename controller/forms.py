@@ -1,5 +1,6 @@
 """The forms of all that the ledger keeps, by kind: what is of none of them is left out."""
 
+from controller import pool_policies
 from controller.changes import operations, plans, runner
 from controller.fleet import acknowledgements, snapshots, traces
 from controller.ledger import watched
@@ -14,5 +15,6 @@ FORMS: Forms = {
     "decision": policy.FORM,
     "snapshot": snapshots.FORM,
     "reading": traces.FORM,
+    pool_policies.KIND: pool_policies.FORM,
     **watched.FORMS,
 }

@@ -59,10 +59,9 @@ class Loads:
         settings, group = self.config.of(pool.name).autoscale, pool.group()
         if settings is None or self.metrics is None or group is None:
             return
-        window = self._windows.get(pool.name)
-        if window is None:
-            back_s = max(settings.window_s, settings.ttft_s) + settings.ttft_s
-            window = self._windows[pool.name] = SignalWindow(back_s)
+        back_s = max(settings.window_s, settings.ttft_s) + settings.ttft_s
+        window = self._windows.setdefault(pool.name, SignalWindow(back_s))
+        window.window_s = back_s
         window.forget(group.engines)
         answers = await asyncio.gather(*(self._sample(pool.name, one) for one in group.engines))
         found = {

@@ -33,6 +33,7 @@ AGAIN_S = 600.0  # a decision that stays the same is written down this often
 KEPT = {
     "plan": 500, "decision": 2000, "operation": 500, "abort": 500, "acknowledgement": 20_000,
     "snapshot": 20_000, "reading": 10_000,
+    "policy": 1000,  # besides those in force
     "placement": 2000,  # besides those that are in use
 }  # fmt: skip
 Key = tuple[str, int]  # a pool's name, and the ranks of its engines that are meant

@@ -102,6 +102,8 @@ class Arbiter:
                 left_out = record.value.left_out(self.fleet.pool(pool))
                 reason = f"{record.id} waits for {what}: {record.reason}{left_out}"
                 return replace(decision, outcome="propose", reason=reason)
+        if why := self.plans.rejected(group, plan, before, window_s):
+            return replace(decision, outcome="hold", reason=f"{plan.reason}: {why}")
         with told_in_settings():
             record = self.propose(pool, plan, before, plan.reason)
         if decision.outcome == "act":

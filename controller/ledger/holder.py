@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS ledger (
 INSERT INTO ledger (id)
 SELECT lower(hex(randomblob(16))) WHERE NOT EXISTS (SELECT 1 FROM ledger)
 """
+FORGOTTEN = "SELECT forgotten FROM ledger"
 _SEEN = f"SELECT name, machine, locked, abs({_NOW} - beat_s) FROM ledger"
 
 
@@ -124,6 +125,11 @@ def beat(connection: sqlite3.Connection, locked: bool) -> None:
 def end(connection: sqlite3.Connection) -> None:
     """The next one need not wait."""
     connection.execute("UPDATE ledger SET beat_s = 0")
+
+
+def forget(connection: sqlite3.Connection, number: int) -> None:
+    """The record of this number is gone: who saw less than that cannot go on from there."""
+    connection.execute("UPDATE ledger SET forgotten = max(forgotten, ?)", (number,))
 
 
 def in_use(name: object, where: str) -> str:

@@ -16,25 +16,27 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from controller.ledger import holder
+from controller.ledger import statements as sql
 from controller.ledger.claim import Claim
 from controller.ledger.file import LedgerFull, connect, telling, transaction
-from controller.ledger.holder import Fenced, Holding, InUse, LedgerError, beat, check, end, hold
+from controller.ledger.holder import Fenced, Holding, InUse, LedgerError
 from controller.ledger.records import (
     WRITTEN,
     Conflict,
     Forms,
     LeftOut,
     Record,
+    TooOld,
     Unreadable,
     fault,
     read_row,
     row_of,
-)
-from controller.ledger.statements import LAST_FIRST, NEWEST, PRUNE, PRUNE_EARLIER, READ
+)  # fmt: skip
 
 __all__ = [
     "Conflict", "Fenced", "InUse", "Ledger", "LedgerError", "LedgerFull", "LeftOut", "Record",
-    "Unreadable",
+    "TooOld", "Unreadable",
 ]  # fmt: skip
 
 LATEST_ONLY = ("snapshot", "ids")
@@ -89,7 +91,7 @@ class Ledger:
         """Say that its holder is alive: every ``holder.BEAT_S``. Raises Fenced."""
         locked = self._claim is None or self._claim.keep()
         with self._writing() as connection:
-            beat(connection, locked)
+            holder.beat(connection, locked)
 
     def put(self, record: Record[Any]) -> Record[Any]:
         """As it stands in the ledger. Raises Conflict unless its version is the newest + 1."""
@@ -104,7 +106,7 @@ class Ledger:
     def get(self, kind: str, id: str) -> Record[Any] | None:
         """The newest version. Raises Unreadable."""
         where = "kind = ? AND id = ? ORDER BY version DESC LIMIT 1"
-        rows = self._read(f"SELECT {READ} FROM records WHERE {where}", kind, id)
+        rows = self._read(f"SELECT {sql.READ} FROM records WHERE {where}", kind, id)
         return self._record(rows[0]) if rows else None
 
     def version(self, kind: str, id: str) -> int:
@@ -126,7 +128,7 @@ class Ledger:
         found = dict(self._left_out)
         if not found:
             return []
-        where = f"number IN (SELECT value FROM json_each(?)) AND {NEWEST} ORDER BY number"
+        where = f"number IN (SELECT value FROM json_each(?)) AND {sql.NEWEST} ORDER BY number"
         rows = self._read(f"SELECT number FROM records AS r WHERE {where}", json.dumps(list(found)))
         return [found[number] for (number,) in rows]
 
@@ -145,7 +147,7 @@ class Ledger:
         """The newest version of each id, last written first; of one pool, or final or open only."""
         newest = "SELECT max(number) FROM records WHERE kind = ? GROUP BY id"  # asks an index alone
         where = f"number IN ({newest}) AND pool = ifnull(?, pool) AND final = ifnull(?, final)"
-        return self._select(f"{where} {LAST_FIRST}", kind, pool, final, limit=limit)
+        return self._select(f"{where} {sql.LAST_FIRST}", kind, pool, final, limit=limit)
 
     def newest_of_each(
         self, limit: int, pool: str | None = None, but: Collection[str] = ()
@@ -156,7 +158,7 @@ class Ledger:
         spots = ", ".join("?" * len(others))
         newest = f"SELECT max(number) FROM records WHERE kind NOT IN ({spots}) GROUP BY kind, id"
         where = f"number IN ({newest}) AND pool = ifnull(?, pool)"
-        return self._select(f"{where} {LAST_FIRST}", *others, pool, limit=limit)
+        return self._select(f"{where} {sql.LAST_FIRST}", *others, pool, limit=limit)
 
     def history(
         self, limit: int | None = None, pool: str | None = None, before: int | None = None
@@ -170,7 +172,27 @@ class Ledger:
         values: tuple[Any, ...] = (*self._latest_only, pool)
         if before is not None:
             where, values = f"{where} AND number < ?", (*values, before)
-        return self._select(f"{where} {LAST_FIRST}", *values, limit=limit)
+        return self._select(f"{where} {sql.LAST_FIRST}", *values, limit=limit)
+
+    def numbers(self, kinds: Collection[str], since: int) -> tuple[list[int], int]:
+        """Of all records of these kinds after that number, ascending; or if that is 0 of those that
+        say how all stands: the newest version of each thing, of decisions the newest of each pool.
+        Then the number of the last record that was ever put.
+
+        Raises TooOld for a number after which something was forgotten, or that no record has yet.
+        """
+        ((last,),) = self._read(sql.LAST)
+        ((forgotten,),) = self._read(holder.FORGOTTEN)
+        if since and not forgotten <= since <= last:
+            raise TooOld(f"{since} is too old, or another ledger's: watch again from 0")
+        told = json.dumps(list(kinds))
+        rows = self._read(sql.SINCE, since, told) if since else self._read(sql.STATE, told, told)
+        return [number for (number,) in rows], last
+
+    def of_numbers(self, numbers: Sequence[int]) -> list[Record[Any]]:
+        """Those of them that are there, ascending."""
+        where = "number IN (SELECT value FROM json_each(?)) ORDER BY number"
+        return self._select(where, json.dumps(list(numbers)))
 
     def blob(self, kind: str, id: str, version: int | None = None) -> bytes | None:
         """Of this version, or of the newest that has one: a plan's file comes with its first."""
@@ -192,13 +214,14 @@ class Ledger:
         values["needed"] = json.dumps(list(needed))
         values["left_out"] = json.dumps([one.number for one in self.left_out()])
         with self._writing() as connection:
-            statements = (PRUNE, PRUNE_EARLIER)
-            return sum(connection.execute(one, values).rowcount for one in statements)
+            gone = [n for one in sql.PRUNES for (n,) in connection.execute(one, values)]
+            holder.forget(connection, max(gone, default=0))
+            return len(gone)
 
     def close(self) -> None:
         if self._holding is not None:
             with suppress(LedgerError), self._writing() as connection:
-                end(connection)
+                holder.end(connection)
         with self._guard, telling(self._name):
             self._connection.close()
         self._let_go()
@@ -219,7 +242,7 @@ class Ledger:
 
     def _select(self, where: str, *values: Any, limit: int | None = None) -> list[Record[Any]]:
         """``limit`` that can be read."""
-        query = f"SELECT {READ} FROM records AS r WHERE {where}"
+        query = f"SELECT {sql.READ} FROM records AS r WHERE {where}"
         found: list[Record[Any]] = []
         with self._reading(query, values) as rows:
             for row in rows:
@@ -230,7 +253,7 @@ class Ledger:
         return found
 
     def _record(self, row: Sequence[Any]) -> Record[Any]:
-        told = dict(zip(READ.split(", "), row, strict=True))
+        told = dict(zip(sql.READ.split(", "), row, strict=True))
         try:
             return read_row(told, self._forms)
         except Exception as error:  # whatever it holds, it keeps no controller from starting
@@ -266,10 +289,10 @@ class Ledger:
             if self._holding is None:
                 locked = self._claim is None or self._claim.locked
                 with transaction(self._connection):
-                    holding = hold(self._connection, self._name, locked)
+                    holding = holder.hold(self._connection, self._name, locked)
                 self._holding = holding
             with transaction(self._connection):
-                check(self._connection, self._name, self._holding)
+                holder.check(self._connection, self._name, self._holding)
                 yield self._connection
 
     def _let_go(self) -> None:

@@ -62,6 +62,10 @@ class Unreadable(LedgerError):  # noqa: N818
     """A record that is damaged, or of a form that this version does not know."""
 
 
+class TooOld(LedgerError):  # noqa: N818
+    """Somebody wants to go on reading after a record from which the ledger does not know all."""
+
+
 @dataclass(frozen=True, slots=True)
 class LeftOut:
     """A record that cannot be read; pool: as far as it is known"""

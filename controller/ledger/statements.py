@@ -3,6 +3,20 @@
 READ = "kind, id, version, at_s, reason, body, pool, final, number"
 NEWEST = "version = (SELECT max(version) FROM records WHERE kind = r.kind AND id = r.id)"
 LAST_FIRST = "ORDER BY number DESC"
+# Of what there is: the newest version of each thing, but of decisions that of each pool.
+STATE = """
+SELECT number FROM (
+    SELECT max(number) AS number FROM records
+    WHERE kind IN (SELECT value FROM json_each(?)) AND kind <> 'decision' GROUP BY kind, id
+    UNION ALL SELECT max(number) FROM records
+    WHERE kind IN (SELECT value FROM json_each(?)) AND kind = 'decision' GROUP BY pool)
+ORDER BY number
+"""
+SINCE = """
+SELECT number FROM records
+WHERE number > ? AND kind IN (SELECT value FROM json_each(?)) ORDER BY number
+"""
+LAST = "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = 'records'"
 PRUNE = """
 DELETE FROM records WHERE kind = :kind AND id IN (
     SELECT id FROM (
@@ -13,6 +27,7 @@ DELETE FROM records WHERE kind = :kind AND id IN (
     WHERE (final OR number IN (SELECT value FROM json_each(:left_out)))
         AND (place > :keep OR at_s < :since_s)
         AND id NOT IN (SELECT value FROM json_each(:needed)))
+RETURNING number
 """
 # A plan's file came with its first version, and is its as long as it is there.
 PRUNE_EARLIER = """
@@ -24,4 +39,6 @@ DELETE FROM records WHERE number IN (
     WHERE place > :earlier OR at_s < :since_s AND (
         SELECT final FROM records WHERE kind = :kind AND id = earlier.id
         ORDER BY version DESC LIMIT 1))
+RETURNING number
 """
+PRUNES = (PRUNE, PRUNE_EARLIER)

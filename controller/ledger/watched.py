@@ -20,6 +20,7 @@ from placer.placement import Placement
 
 OPEN = ("plan", "operation")  # kinds that are asked for by all who look
 log = logging.getLogger("placer.controller")
+PAGE = 200  # records that are read between two others' calls
 BACKLOG = 1000  # records that a watcher may be behind; then it is told that it missed some
 
 
@@ -130,13 +131,29 @@ class WatchedLedger:
         self.records.put(Record("ids", kind, given + 1, now_s, "", Ids(last)))
         return f"{prefix}-{last}"
 
-    async def watch(self) -> AsyncIterator[Record[Any]]:
-        """What is written from now on. Raises LedgerError for a watcher that is too slow."""
+    async def watch(
+        self, cursor: int | None = None, kinds: Collection[str] = ()
+    ) -> AsyncIterator[Record[Any] | int]:
+        """What is written from now on. With a cursor first what was written of these kinds after
+        the record of that number, or if it is 0 how they stand, as ``Ledger.numbers`` says; then,
+        that this was all, a number to go on from.
+
+        Raises LedgerError for a watcher that is too slow, TooOld for a cursor that is none.
+        """
         queue: asyncio.Queue[Record[Any] | None] = asyncio.Queue()
         self._watchers.add(queue)
+        last = 0
         try:
+            if cursor is not None:
+                numbers, last = self.records.numbers(kinds, cursor)
+                for at in range(0, len(numbers), PAGE):
+                    for found in self.records.of_numbers(numbers[at : at + PAGE]):
+                        yield found
+                    await self.clock.sleep(0)
+                yield last
             while (record := await queue.get()) is not None:
-                yield record
+                if record.number > last:
+                    yield record
         finally:
             self._watchers.discard(queue)
         raise LedgerError(f"{BACKLOG} changes were not read in time: watch again, or less")

@@ -69,6 +69,7 @@ class FleetState(FleetServiceServicer):
             uptime_s=self.ledger.clock.monotonic() - self._begun_s,
             pools=told,
             conditions=conditions,
+            ledger_id=self.ledger.records.id,
         )
 
     @answering
@@ -85,6 +86,10 @@ class FleetState(FleetServiceServicer):
             known = await arbiter.scale(pool, change, request.idempotency_key, reason)
         operation = wire.operation(known)
         return fleet_pb2.ScaleToResponse(operation=operation, resize=operation.resize)
+
+    @answering
+    async def ReportCapacity(self, request: Any) -> Any:
+        raise FleetError("not yet")
 
     @answering
     async def Operations(self, request: Any) -> Any:

@@ -202,14 +202,16 @@ def listed(message: Callable[[Record[Any]], Any], records: Sequence[Record[Any]]
     return fitting(map(message, records), ANSWER)
 
 
-def plan(record: Record[Kept], file: bytes = b"") -> Any:
+def plan(record: Record[Kept], ledger_id: str, file: bytes = b"") -> Any:
     kept = record.value
     return placement_pb2.Plan(
         id=record.id, pool=record.pool, version=record.version,
         state=placement_pb2.PlanState.Value(f"PLAN_STATE_{_upper(kept.state)}"),
         reason=record.reason, digest=kept.digest, before=kept.before, moved=kept.moved,
         moved_bytes=kept.moved_bytes, gain=kept.gain, at_s=record.at_s, file=file,
-        whole_gain=kept.whole_gain, ranks=kept.width,
+        whole_gain=kept.whole_gain, ranks=kept.width, approver=kept.approver, epoch=kept.epoch,
+        ledger_id=ledger_id, score_before_s=kept.before_s, score_after_s=kept.after_s,
+        reasons=kept.reasons,
     )  # fmt: skip
 
 

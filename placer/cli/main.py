@@ -60,6 +60,7 @@ VERBS = {
     "history": "ledger",
     "explain": "ledger",
     "approve": "operations",
+    "reject": "operations",
     "rollback": "operations",
     "scale": "scale",
     "export": "exchange",

@@ -127,7 +127,7 @@ class Plan(_message.Message):
     """As in Operation, of an approved plan."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Why experts move, the most frequent first, with how many; empty if it was kept before that was said."""
+        """Which rules it mends, and of some of its moves why; empty if it was kept before that was said."""
 
     @_builtins.property
     def acknowledgements(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankAcknowledgement]:
@@ -452,11 +452,14 @@ class ApplyRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    APPROVER_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.str
     version: _builtins.int
     reason: _builtins.str
     idempotency_key: _builtins.str
     """The same key again returns the same operation."""
+    approver: _builtins.str
+    """As in ApproveRequest."""
     def __init__(
         self,
         *,
@@ -464,10 +467,11 @@ class ApplyRequest(_message.Message):
         version: _builtins.int = ...,
         reason: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
+        approver: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "plan_id", b"plan_id", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approver", b"approver", "idempotency_key", b"idempotency_key", "plan_id", b"plan_id", "reason", b"reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

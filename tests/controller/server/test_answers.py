@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from controller.changes.arbiter import BusyError
 from controller.fleet.workers import FleetError, UnknownError
 from controller.ledger.ledger import Conflict, LedgerError, LedgerFull, Record, Unreadable
+from controller.pool_policies import PoolPolicies
 from controller.ports import EngineLostError
 from controller.server.answers import A_BUG, CODES
 from controller.server.callers import ForbiddenError
@@ -133,6 +134,7 @@ async def test_health_and_reflection_know_every_service() -> None:
             "placer.v1.FleetService",
             "placer.v1.LedgerService",
             "placer.v1.PlacementService",
+            "placer.v1.PolicyService",
             "placer.v1.ProfileService",
         }
 
@@ -232,8 +234,9 @@ async def test_calls_of_methods_and_messages_that_are_none_are_refused() -> None
 @asynchronous
 async def test_a_second_controller_on_the_port_is_a_mistake_and_names_it() -> None:
     async with a_world() as world:
+        policies = PoolPolicies(world.loop.config, world.loop.ledger)
         with pytest.raises(SecurityError, match="is the port taken"):
-            await start(world.loop, world.offers, Listening(world.address))
+            await start(world.loop, world.offers, policies, Listening(world.address))
 
 
 @asynchronous
