@@ -34,9 +34,10 @@ class Killer:
 
     def pass_by(self, where: str) -> bool:
         """Whether it killed."""
+        is_new = where in BOUNDARIES - self.kills.keys()
         spare = self._left - len(BOUNDARIES - self.kills.keys())
         by_lot = spare > 0 and self._lots.random() < CHANCE
-        if self.kept is None or not self._left or not (where not in self.kills or by_lot):
+        if self.kept is None or not self._left or not (is_new or by_lot):
             return False
         self._left -= 1
         self.kills[where] += 1

@@ -153,6 +153,13 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
             kept = [one for one in self.policies.values() if one.policy]
             return policy_pb2.ListPoliciesResponse(policies=kept)
 
+    def GetPolicy(self, request: Any, context: Any) -> Any:
+        with self._changed:
+            kept = self.policies.get(request.pool, policy_pb2.Policy())
+            return policy_pb2.GetPolicyResponse(
+                policy=kept.policy, version=kept.version, reason=kept.reason
+            )
+
     def PutPolicy(self, request: Any, context: Any) -> Any:
         with self._asked("PutPolicy", request, context):
             kept = self.policies.get(request.pool, policy_pb2.Policy())
