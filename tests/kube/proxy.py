@@ -45,7 +45,6 @@ class Proxy:
     """
 
     server: str
-    tls: ssl.SSLContext
     writes: list[tuple[Asked, int]] = field(default_factory=list)
     before: Callable[[Asked], tuple[int, dict[str, str]] | None] = lambda asked: None
     after: Callable[[Asked, int], None] = lambda asked, status: None
@@ -63,7 +62,8 @@ class Proxy:
             return web.json_response(told, status=status, headers=headers)
         kept = ("Authorization", "Content-Type", "Accept")
         headers = {key: value for key, value in request.headers.items() if key in kept}
-        session = request.app[SESSION]
+        # A certificate would count more than a token.
+        session = request.app[TOKENS if "Authorization" in headers else ADMINISTRATOR]
         url = self.server + request.path_qs
         async with session.request(request.method, url, data=body, headers=headers) as found:
             if is_watch and found.status == 200:
@@ -77,9 +77,9 @@ class Proxy:
 
     async def _stream(self, request: web.Request, found: Any) -> web.StreamResponse:
         answer = web.StreamResponse()
-        await answer.prepare(request)
         self.watches.add(request.transport)
         try:
+            await answer.prepare(request)
             async for part in found.content.iter_any():
                 await answer.write(part)
         except (ConnectionError, aiohttp.ClientError):
@@ -96,7 +96,13 @@ class Proxy:
         return len(cut)
 
 
-SESSION = web.AppKey("session", aiohttp.ClientSession)
+ADMINISTRATOR = web.AppKey("administrator", aiohttp.ClientSession)
+TOKENS = web.AppKey("tokens", aiohttp.ClientSession)
+
+
+def _session(tls: ssl.SSLContext) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(ssl=tls, limit=0)
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout())
 
 
 @contextmanager
@@ -105,17 +111,16 @@ def between(cluster: Cluster) -> Iterator[Proxy]:
     settings = yaml.safe_load(cluster.kubectl("config", "view", "--raw", "--minify", "-o", "yaml"))
     [there], [user] = settings["clusters"], settings["users"]
     tls = ssl.create_default_context(cafile=there["cluster"]["certificate-authority"])
+    plain = ssl.create_default_context(cafile=there["cluster"]["certificate-authority"])
     tls.load_cert_chain(user["user"]["client-certificate"], user["user"]["client-key"])
-    proxy = Proxy(there["cluster"]["server"], tls)
+    proxy = Proxy(there["cluster"]["server"])
     started, stop = threading.Event(), asyncio.Event()
 
     async def run() -> None:
         proxy.loop = asyncio.get_running_loop()
         app = web.Application(client_max_size=2**24, handler_args={"access_log": None})
         app.router.add_route("*", "/{path:.*}", proxy.handle)
-        connector, forever = aiohttp.TCPConnector(ssl=tls, limit=0), aiohttp.ClientTimeout()
-        async with aiohttp.ClientSession(connector=connector, timeout=forever) as session:
-            app[SESSION] = session
+        async with _session(tls) as app[ADMINISTRATOR], _session(plain) as app[TOKENS]:
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)

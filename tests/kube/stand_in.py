@@ -50,6 +50,7 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
         self._records: list[Any] = []
         self._changed = threading.Condition(threading.RLock())
         self._ends = False
+        self._server: Any = None
 
     # What a test says.
 
@@ -102,10 +103,22 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
                     )  # fmt: skip
             self.become(plan, placement_pb2.PLAN_STATE_APPLIED)
 
-    def close(self) -> None:
+    def serve(self, port: int = 0) -> int:
+        """Its port, on this host."""
+        self._ends, self._server = False, grpc.server(ThreadPoolExecutor(8))
+        add_FleetServiceServicer_to_server(self, self._server)
+        add_PlacementServiceServicer_to_server(self, self._server)
+        add_PolicyServiceServicer_to_server(self, self._server)
+        found = int(self._server.add_insecure_port(f"127.0.0.1:{port}"))
+        self._server.start()
+        return found
+
+    def away(self) -> None:
+        """Nobody answers any more."""
         with self._changed:
             self._ends = True
             self._changed.notify_all()
+        self._server.stop(grace=None).wait()
 
     # What an operator asks.
 
@@ -259,16 +272,7 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
 @contextmanager
 def serving(stand_in: StandIn, port: int = 0) -> Iterator[str]:
     """Its address."""
-    pool = ThreadPoolExecutor(8)
-    server = grpc.server(pool)
-    add_FleetServiceServicer_to_server(stand_in, server)
-    add_PlacementServiceServicer_to_server(stand_in, server)
-    add_PolicyServiceServicer_to_server(stand_in, server)
-    found = server.add_insecure_port(f"127.0.0.1:{port}")
-    server.start()
     try:
-        yield f"127.0.0.1:{found}"
+        yield f"127.0.0.1:{stand_in.serve(port)}"
     finally:
-        stand_in.close()
-        server.stop(grace=None).wait()
-        pool.shutdown()
+        stand_in.away()

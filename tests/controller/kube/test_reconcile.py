@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from controller.kube import objects
 from controller.kube.wanted.reconcile import reconcile
+from controller.kube.wanted.world import Fleet
 from placer.v1 import fleet_pb2
 from tests.controller.kube.tiny_fleet import (
     NOW,
@@ -146,6 +148,18 @@ def test_a_spec_of_no_sense_is_told_and_is_no_fault() -> None:
     found = reconcile(world(fleet(objective="much")))
     assert condition(found)[1] == "PolicyRefused"
     assert condition(found)[2].startswith("spec cannot be read (AttributeError")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [None, "much", {}, {"workload": "chat"}, {"workload": {"reference": {"kind": "Job"}}}],
+)
+def test_a_fleet_without_a_workload_is_kept_as_one_and_told(spec: object) -> None:
+    kept = objects.fleet({"metadata": fleet().object["metadata"], "spec": spec})
+    found = reconcile(world(Fleet(kept), workload=None, selector={}, pods=[]))
+    assert condition(found)[1:] == (
+        "PolicyRefused", "spec.workload names no workload: apply the MoEFleet again",
+    )  # fmt: skip
 
 
 def test_the_topology_is_what_the_pods_nodes_say() -> None:
