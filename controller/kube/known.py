@@ -62,8 +62,19 @@ class Known:
 
     async def refresh(self, door: Door, wanted: frozenset[str]) -> None:
         """wanted: ids of plans that somebody knows. What fails stays stale."""
+        if "policy" in self.stale:
+            self.stale.discard("policy")  # what changes meanwhile is asked for again
+            try:
+                request = policy_pb2.GetPolicyRequest(pool=self.name)
+                kept = await door.ask("GetPolicy", request)
+            except BaseException:
+                self.stale.add("policy")
+                raise
+            self.policy = policy_pb2.Policy(
+                pool=self.name, policy=kept.policy, version=kept.version, reason=kept.reason
+            )
         if "plan" in self.stale or wanted - self.plans.keys() - self.unknown:
-            self.stale.discard("plan")  # what changes meanwhile is asked for again
+            self.stale.discard("plan")
             try:
                 self.plans, self.unknown = await self._plans(door, wanted)
             except BaseException:

@@ -65,18 +65,38 @@ def _meta(found: Object, *more: str) -> Object:
     return {key: meta[key] for key in (*_KEPT, *more) if key in meta}
 
 
-def own(kind: Kind) -> Trim:
-    """Of our own kinds all but who wrote it, and which ranks a plan moves experts between."""
+def fleet(found: Object) -> Object:
+    """Of one whose workload makes no sense, as an earlier schema may have let it in, that it does
+    not is all that is kept."""
+    spec = found.get("spec")
+    if not _has_workload(spec):
+        spec = {"workload": {"selector": {}}, "fault": "spec.workload names no workload"}
+    return _own(FLEETS, found, spec)
 
-    def trim(found: Object) -> Object:
-        spec = {key: value for key, value in found["spec"].items() if key != "moves"}
-        return {
-            "apiVersion": kind.api_version, "kind": kind.name,
-            "metadata": _meta(found, "ownerReferences"), "spec": spec,
-            "status": found.get("status", {}),
-        }  # fmt: skip
 
-    return trim
+def plan(found: Object) -> Object:
+    """All but which ranks it moves experts between."""
+    must = {"fleet": "", "pool": "", "planId": "", "digest": "", "epoch": 0, "ledgerId": ""}
+    spec = {key: value for key, value in found.get("spec", {}).items() if key != "moves"}
+    return _own(PLANS, found, must | spec)
+
+
+def _own(kind: Kind, found: Object, spec: Any) -> Object:
+    return {
+        "apiVersion": kind.api_version, "kind": kind.name, "metadata": _meta(found),
+        "spec": spec, "status": found.get("status") or {},
+    }  # fmt: skip
+
+
+def _has_workload(spec: Any) -> bool:
+    given = spec.get("workload") if isinstance(spec, dict) else None
+    if not isinstance(given, dict):
+        return False
+    reference, selector = given.get("reference"), given.get("selector")
+    if isinstance(reference, dict):
+        kinds = [kind.name for kind in WORKLOADS]
+        return reference.get("kind") in kinds and isinstance(reference.get("name"), str)
+    return isinstance(selector, dict)
 
 
 def pod(found: Object) -> Object:
@@ -132,6 +152,6 @@ def _gpus(spec: Mapping[str, Any]) -> int:
 
 
 TRIMS: dict[Kind, Trim] = {
-    FLEETS: own(FLEETS), PLANS: own(PLANS), PODS: pod, NODES: node,
+    FLEETS: fleet, PLANS: plan, PODS: pod, NODES: node,
     **{kind: workload(kind) for kind in WORKLOADS},
 }  # fmt: skip

@@ -124,7 +124,8 @@ class Operator:
     def _again(self, name: Name, word: str, error: Exception, least_s: float = 0.0) -> None:
         LOOKS.labels(word).inc()
         wait_s = self._queue.failed(name, least_s)
-        log.info("placer: %s/%s: %s: again in %.2f s", *name, error, wait_s)
+        level = logging.WARNING if word == "error" else logging.INFO
+        log.log(level, "placer: %s/%s: %s: again in %.2f s", *name, error, wait_s)
 
     def _pool_changed(self, pool: str) -> None:
         for one in map(Fleet, self._caches.all(FLEETS)):

@@ -79,8 +79,6 @@ class View:
             return Seen(away=self.away)
         one = self._known(pool)
         try:
-            if "policy" in one.stale:
-                await self._read_policies()
             await one.refresh(self._door, plans)
         except grpc.aio.AioRpcError as error:
             raise self._failed(error) from error
@@ -135,14 +133,10 @@ class View:
         return Door(open_aio_channel(self._address, self._settings, OPTIONS))
 
     async def _read_policies(self) -> None:
+        """All that are in force: of fleets that are gone, too."""
         answer = await self._door.ask("ListPolicies", policy_pb2.ListPoliciesRequest())
-        found = {policy.pool: policy for policy in answer.policies}
-        for pool, one in self._pools.items():
-            one.stale.discard("policy")
-            if pool not in found and one.policy is not None:
-                one.policy = policy_pb2.Policy(pool=pool, version=one.policy.version)
-        for pool, policy in found.items():
-            self._known(pool).policy = policy
+        for policy in answer.policies:
+            self._known(policy.pool).policy = policy
 
     async def _watch(self) -> None:
         while True:

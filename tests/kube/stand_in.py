@@ -31,6 +31,7 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
     """
     calls:   of methods that change something, by method
     engine:  what engines were asked for, by what it is about; twice is once too often
+    boundary: told before and after each call that changes something
     carries: carries approvals and scalings out at once, as an engine that takes no time
     """
 
@@ -43,11 +44,13 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
         self.plans: dict[str, Any] = {}
         self.operations: dict[str, Any] = {}
         self.reported: dict[str, Any] = {}
+        self.boundary: Callable[[str], object] = lambda where: None
         self.refuses: Callable[[str, Any], str] = lambda method, request: ""
         self._keys: dict[str, Any] = {}
         self._records: list[Any] = []
         self._changed = threading.Condition(threading.RLock())
         self._ends = False
+        self._server: Any = None
 
     # What a test says.
 
@@ -72,7 +75,8 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
         with self._changed:
             number = len(self.plans) + 1
             plan = placement_pb2.Plan(
-                id=f"plan-{number}", pool=pool, state=PROPOSED, version=1, moved=3, moved_bytes=1000,
+                id=f"plan-{number}", pool=pool, state=PROPOSED, version=1, moved=3,
+                moved_bytes=1000,
                 digest=digest or f"sha256:{number:064x}", epoch=1000 + number, gain=0.2,
                 ledger_id=self.ledger, reason="a step takes 20% less time",
                 file=json.dumps({"moves": list(moves)}).encode(),
@@ -99,10 +103,22 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
                     )  # fmt: skip
             self.become(plan, placement_pb2.PLAN_STATE_APPLIED)
 
-    def close(self) -> None:
+    def serve(self, port: int = 0) -> int:
+        """Its port, on this host."""
+        self._ends, self._server = False, grpc.server(ThreadPoolExecutor(8))
+        add_FleetServiceServicer_to_server(self, self._server)
+        add_PlacementServiceServicer_to_server(self, self._server)
+        add_PolicyServiceServicer_to_server(self, self._server)
+        found = int(self._server.add_insecure_port(f"127.0.0.1:{port}"))
+        self._server.start()
+        return found
+
+    def away(self) -> None:
+        """Nobody answers any more."""
         with self._changed:
             self._ends = True
             self._changed.notify_all()
+        self._server.stop(grace=None).wait()
 
     # What an operator asks.
 
@@ -138,7 +154,7 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
         yield placement_pb2.WatchResponse(synced=True, cursor=end)
         while context.is_active():
             with self._changed:
-                self._changed.wait_for(lambda: len(self._records) > end or self._ends, 0.5)
+                self._changed.wait_for(lambda at=end: len(self._records) > at or self._ends, 0.5)
                 if self._ends:
                     return
                 found, at, end = self._records[end:], end, len(self._records)
@@ -149,6 +165,13 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
         with self._changed:
             kept = [one for one in self.policies.values() if one.policy]
             return policy_pb2.ListPoliciesResponse(policies=kept)
+
+    def GetPolicy(self, request: Any, context: Any) -> Any:
+        with self._changed:
+            kept = self.policies.get(request.pool, policy_pb2.Policy())
+            return policy_pb2.GetPolicyResponse(
+                policy=kept.policy, version=kept.version, reason=kept.reason
+            )
 
     def PutPolicy(self, request: Any, context: Any) -> Any:
         with self._asked("PutPolicy", request, context):
@@ -234,10 +257,12 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
     @contextmanager
     def _asked(self, method: str, request: Any, context: Any) -> Iterator[None]:
         with self._changed:
+            self.boundary(f"before {method}")
             self.calls[method] += 1
             if why := self.refuses(method, request):
                 context.abort(Code.INVALID_ARGUMENT, why)
             yield
+            self.boundary(f"after {method}")
 
     def _write(self, kind: str, id: str, pool: str) -> None:
         self._records.append(fleet_pb2.Record(kind=kind, id=id, pool=pool))
@@ -247,16 +272,7 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
 @contextmanager
 def serving(stand_in: StandIn, port: int = 0) -> Iterator[str]:
     """Its address."""
-    pool = ThreadPoolExecutor(8)
-    server = grpc.server(pool)
-    add_FleetServiceServicer_to_server(stand_in, server)
-    add_PlacementServiceServicer_to_server(stand_in, server)
-    add_PolicyServiceServicer_to_server(stand_in, server)
-    found = server.add_insecure_port(f"127.0.0.1:{port}")
-    server.start()
     try:
-        yield f"127.0.0.1:{found}"
+        yield f"127.0.0.1:{stand_in.serve(port)}"
     finally:
-        stand_in.close()
-        server.stop(grace=None).wait()
-        pool.shutdown()
+        stand_in.away()

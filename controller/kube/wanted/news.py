@@ -22,11 +22,7 @@ def of_fleet(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Event]
             told.add(reason)
             found.append(Event(reason, message, reason not in GOOD))
     old, new = before.get("decision") or {}, after.get("decision") or {}
-    if (
-        before
-        and old
-        and (old.get("outcome"), old.get("at")) != (new.get("outcome"), new.get("at"))
-    ):
+    if old and new and (old["outcome"], old["at"]) != (new["outcome"], new["at"]):
         found.append(Event(f"Decided{new['outcome'].capitalize()}", new["reason"]))
     return found
 

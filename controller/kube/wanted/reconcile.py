@@ -22,10 +22,17 @@ def reconcile(world: World) -> Wanted:
         return _away(world)
     if world.first is not None:
         return _conflict(world)
+    if fault := fleet.spec.get("fault"):
+        return _refused(world, f"{fault}: apply the MoEFleet again")
     try:
-        wanted, limit = policy.policy_of(world)
+        return _looked_after(world)
     except (PlacerError, KeyError, TypeError, ValueError, AttributeError) as error:
         return _refused(world, _sentence(error))
+
+
+def _looked_after(world: World) -> Wanted:
+    """Raises what a spec of no sense leads to: a server refuses most of it, not all."""
+    wanted, limit = policy.policy_of(world)
     put = policy.put(world, wanted)
     if put is not None and put.key in world.seen.refused:
         return _refused(world, world.seen.refused[put.key])

@@ -127,7 +127,8 @@ class _Widening:
             found.told, found.until = f"{self.budget.why}: the width waits", self.budget.until
         elif self.wish > before and (short := self._short()):
             found.told = found.told or short
-            found.moves = self.group is None or self.group["replicas"] >= self.needed
+            enough = self.group is None or self.group["replicas"] >= self.needed
+            found.moves = found.moves or enough
         else:
             found.moves = True
             request = fleet_pb2.ScaleToRequest(
