@@ -18,7 +18,7 @@ from controller.config import _ConfigSpec
 from controller.router.desk.settings import Limits
 
 CHART = Path(__file__).parent / "placer"
-WIDTH = 180
+WIDTH = 260
 SCHEMA, README = CHART / "values.schema.json", CHART / "README.md"
 HEAD = "|---|---|---|\n"  # README.md is a person's up to here
 
@@ -53,6 +53,7 @@ def text(value: Any, indent: str = "") -> str:
 
 
 def with_settings(schema: dict[str, Any]) -> dict[str, Any]:
+    """Definitions that nothing refers to any more go."""
     known = dict(schema["$defs"])
     for name, made in (
         ("config", _ConfigSpec.model_json_schema(ref_template="#/$defs/{model}")),
@@ -61,6 +62,9 @@ def with_settings(schema: dict[str, Any]) -> dict[str, Any]:
         made = bare(made)
         known |= made.pop("$defs", {})
         known[name] = made
+    for _ in list(known):
+        told = json.dumps([schema["properties"], known])
+        known = {name: one for name, one in known.items() if f'"#/$defs/{name}"' in told}
     return schema | {"$defs": known}
 
 

@@ -13,7 +13,7 @@ from controller.fleet.pools import Group, Member, Pool, Registration, width_of
 from controller.fleet.workers import FleetError
 from controller.ledger.ledger import Ledger, Record
 from controller.loop import Loop
-from controller.server import explain, sampled, wire
+from controller.server import explain, pods, sampled, wire
 from controller.server.answers import answering
 from controller.server.callers import CALLER
 from controller.server.strangers import Spacing
@@ -170,6 +170,7 @@ class FleetState(FleetServiceServicer):
             ranks=width.ranks if width else 0,
             slots=width.slots if width else 0,
             doors=_doors(registrations),
+            seats=pods.seats(members),
         )
 
 

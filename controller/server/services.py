@@ -14,7 +14,7 @@ from controller.fleet.traces import Reading, Request
 from controller.fleet.workers import FleetError
 from controller.ledger.ledger import Record
 from controller.loop import Loop
-from controller.server import sampled, wire
+from controller.server import pods, sampled, wire
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
 from controller.server.intake import LIGHT
@@ -179,8 +179,11 @@ class Placements(PlacementServiceServicer):
 
     @answering
     async def Get(self, request: Any) -> Any:
-        plans = self.arbiter.plans
-        found = self._plan(plans.get(request.plan_id), plans.file(request.plan_id))
+        plans, fleet = self.arbiter.plans, self.loop.fleet
+        record = plans.get(request.plan_id)
+        found = self._plan(record, plans.file(request.plan_id))
+        if (pool := fleet.pools.get(record.pool)) is not None:
+            found.acknowledgements.extend(pods.acknowledgements(fleet, pool, record.value.width))
         return placement_pb2.GetResponse(plan=found)
 
     @answering

@@ -25,7 +25,7 @@ from placer.placement import MOST_CELLS
 from placer.plan import Hold, Infeasible, Plan
 from placer.topology import MOST_GPUS
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
-from placer.worker import Worker
+from placer.worker import Pod, Worker
 
 PHASES = {profile_pb2.PHASE_PREFILL: "prefill", profile_pb2.PHASE_DECODE: "decode"}
 SLOTS = 2**20  # of all layers
@@ -66,7 +66,10 @@ def registration(message: Any) -> Registration:
     told = {name: getattr(message, name) for name in numbers}
     told |= {name: _line(getattr(message, name)) for name in texts}
     model = replace(worker, model=_line(worker.model))
-    return Registration(worker_id(message.id), model, _shape(message.shape, worker), **told)
+    pod = Pod(*(_line(getattr(message, name)) for name in ("pod_name", "pod_uid", "node")))
+    return Registration(
+        worker_id(message.id), model, _shape(message.shape, worker), pod=pod, **told
+    )
 
 
 def _check_sizes(worker: Worker) -> None:

@@ -122,6 +122,9 @@ class GrpcSink:
             actor=self.identity.actor,
             api=self.identity.api,
             metrics=self.identity.metrics,
+            pod_name=self.identity.pod.name,
+            pod_uid=self.identity.pod.uid,
+            node=self.identity.pod.node,
             **rest,
         )
         try:

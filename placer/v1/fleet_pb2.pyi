@@ -574,7 +574,7 @@ class Engine(_message.Message):
 
     @_builtins.property
     def seats(self) -> _containers.RepeatedCompositeFieldContainer[Global___Seat]:
-        """Its ranks and where they run."""
+        """Where its ranks run, as far as they say."""
 
     def __init__(
         self,
@@ -602,7 +602,7 @@ Global___Engine: _TypeAlias = Engine  # noqa: Y015
 
 @_typing.final
 class Seat(_message.Message):
-    """Seat is a rank of an engine, and the pod that it runs in as far as it says."""
+    """Seat is a rank of an engine, and the pod that it runs in."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -131,7 +131,7 @@ class Plan(_message.Message):
 
     @_builtins.property
     def acknowledgements(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankAcknowledgement]:
-        """What the ranks of its engines serve now, or why not; from Get only."""
+        """What the ranks of engines of its width said last; from Get only."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class RankAcknowledgement(_message.Message):
     """Of the plan that it applied last, and of the map that it serves."""
     digest: _builtins.str
     refused: _builtins.str
-    """Why it will not apply this plan; empty if it did not refuse."""
+    """Why it did not apply a later one; empty if it refused none."""
     def __init__(
         self,
         *,

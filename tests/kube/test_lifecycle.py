@@ -1,6 +1,8 @@
 """Both charts installed, upgraded, rolled back and uninstalled: what survives, and what goes."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,3 +111,48 @@ def test_the_kinds_survive_their_chart(kept: Cluster) -> None:
     assert kinds() == before
     kept.helm("install", "placer-crds", CRDS, "-n", "default")  # which takes them up again
     assert kinds() == before
+
+
+def laxer(schema: Any) -> Any:
+    """Without rules, defaults and lists of what may stand there."""
+    if isinstance(schema, list):
+        return [laxer(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    without = ("x-kubernetes-validations", "default", "enum")
+    return {key: laxer(one) for key, one in schema.items() if key not in without}
+
+
+def test_objects_of_an_earlier_schema_live_on(kept: Cluster, tmp_path: Path) -> None:
+    """What a fleet says that was valid once stays until somebody changes it."""
+    earlier = tmp_path / "placer-crds"
+    shutil.copytree(CRDS, earlier)
+    path = earlier / "templates" / "moefleets.yaml"
+    definition = yaml.safe_load(path.read_text())
+    version = definition["spec"]["versions"][0]
+    schema = version["schema"]["openAPIV3Schema"] = laxer(version["schema"]["openAPIV3Schema"])
+    for later in ("preScheduling", "slo", "budgets"):
+        del schema["properties"]["spec"]["properties"][later]
+    path.write_text(yaml.safe_dump(definition))
+
+    kept.helm("upgrade", "placer-crds", earlier, "-n", "default")
+    written = fleet([("guard", 2), ("mode", "careful")], "before", HERE)
+    kept.until(
+        lambda: not kept.run("kubectl", "create", "-f", "-", stdin=written).returncode,
+        "the earlier schema is in force",
+    )
+    kept.helm("upgrade", "placer-crds", CRDS, "-n", "default")
+    put = ["-n", HERE, "patch", "moef", "before", "--type=merge", "-p"]
+    kept.until(
+        lambda: "preScheduling" in kept.get("-n", HERE, "moef", "before")["spec"],
+        "the schema of now is in force",
+    )
+
+    kept.kubectl(*put, '{"status": {"pool": "lifecycle.before"}}', "--subresource=status")
+    kept.kubectl(*put, '{"spec": {"overlap": 0.5}}')
+    spec = kept.get("-n", HERE, "moef", "before")["spec"]
+    assert (spec["guard"], spec["mode"], spec["overlap"]) == (2, "careful", 0.5)
+    assert spec["preScheduling"] == {"enabled": False, "controlPercent": 5}
+    assert "spec.guard" in kept.refused(*put, '{"spec": {"guard": 3}}')
+    kept.kubectl(*put, '{"spec": {"guard": 0.3, "mode": "advisory"}}')
+    kept.kubectl("-n", HERE, "delete", "moef", "before")
