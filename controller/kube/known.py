@@ -65,8 +65,8 @@ class Known:
         if "policy" in self.stale:
             self.stale.discard("policy")  # what changes meanwhile is asked for again
             try:
-                request = policy_pb2.GetPolicyRequest(pool=self.name)
-                kept = await door.ask("GetPolicy", request)
+                asked = policy_pb2.GetPolicyRequest(pool=self.name)
+                kept = await door.ask("GetPolicy", asked)
             except BaseException:
                 self.stale.add("policy")
                 raise

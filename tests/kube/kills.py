@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def killed(cluster: Cluster, folder: Path, namespace: str, fleets: int, kills: i
     for name in names:
         worlds.on(
             cluster.kubeconfig,
-            lambda api, name=name: worlds.served(api, stand_in, namespace, name),
+            partial(worlds.served, stand_in=stand_in, namespace=namespace, name=name),
         )
     with between(cluster) as proxy, serving(stand_in) as address:
         killer.listen(proxy, stand_in)
@@ -126,7 +127,7 @@ def _tell(cluster: Cluster, stand_in: StandIn, namespace: str, names: list[str])
     for name in names:
         worlds.on(
             cluster.kubeconfig,
-            lambda api, name=name: worlds.ready(api, namespace, f"{name}-2", name),
+            partial(worlds.ready, namespace=namespace, name=f"{name}-2", app=name),
         )
     until(lambda: all(one.get("engineActive") == 3 for one in widths()), "three ranks", LONG_S)
     scale(2)

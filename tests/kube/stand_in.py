@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -154,7 +155,7 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
         yield placement_pb2.WatchResponse(synced=True, cursor=end)
         while context.is_active():
             with self._changed:
-                self._changed.wait_for(lambda at=end: len(self._records) > at or self._ends, 0.5)
+                self._changed.wait_for(partial(self._is_news, end), 0.5)
                 if self._ends:
                     return
                 found, at, end = self._records[end:], end, len(self._records)
@@ -228,6 +229,14 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
                 if self.carries:
                     self.scaled(known)
             return fleet_pb2.ScaleToResponse(operation=known)
+
+    def _is_news(self, end: int) -> bool:
+        return len(self._records) > end or self._ends
+
+    def _nothing(self, request: Any, context: Any) -> Any:
+        context.abort(Code.UNIMPLEMENTED, "no operator asks for that")
+
+    Apply = Plan = Propose = Rollback = Tables = Register = _nothing
 
     def scaled(self, operation: Any, phase: str = "SUCCEEDED") -> None:
         """The operation ends: the pool's one engine has the pods that are ready, or the first."""

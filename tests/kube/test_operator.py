@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from placer.v1 import placement_pb2
 from tests.kube import worlds
 from tests.kube.cluster import Cluster
 from tests.kube.faults import FAULTS
-from tests.kube.operators import approve, become, condition, operating, plan_in, until
+from tests.kube.operators import Running, approve, become, condition, operating, plan_in, until
 from tests.kube.proxy import Proxy, between, kubeconfig
 from tests.kube.stand_in import StandIn, serving
 
@@ -66,6 +67,10 @@ class World:
         while seen != (seen := len(self.proxy.writes)):
             time.sleep(1.0)
         return seen
+
+
+def looks(running: Running, least: int) -> bool:
+    return running.metric("placer_operator_reconciles_total") >= least
 
 
 @pytest.fixture
@@ -221,8 +226,7 @@ def test_restarts_and_idleness_write_nothing(world: World) -> None:
         assert len(world.proxy.writes) == written
     for _ in range(3):
         with world.operating() as running:
-            until(lambda running=running: running.metric("placer_operator_reconciles_total") >= 3,
-                  "it has looked")  # fmt: skip
+            until(partial(looks, running, 3), "it has looked")
             running.kill()
     assert len(world.proxy.writes) == written
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,9 @@ def test_a_policy_that_is_refused_stops_all_else_and_says_why() -> None:
     assert not found.calls
 
 
+OTHER = fleet_pb2.Pool(model="Qwen3", engines=[fleet_pb2.Engine()])
+
+
 @pytest.mark.parametrize(
     ("reason", "changes"),
     [
@@ -70,10 +74,13 @@ def test_a_policy_that_is_refused_stops_all_else_and_says_why() -> None:
         ("NoPods", {"pods": [], "workload": None, "selector": {}}),
         ("Pending", {"pool": None}),
         ("Pending", {"pool": pool(engines=0)}),
-        ("PodsOfAnotherModel", {"pool": fleet_pb2.Pool(model="Qwen3", engines=[{}])}),
+        (
+            "PodsOfAnotherModel",
+            {"pool": fleet_pb2.Pool(model="Qwen3", engines=[fleet_pb2.Engine()])},
+        ),
     ],
 )
-def test_why_a_fleet_is_not_ready(reason: str, changes: dict[str, object]) -> None:
+def test_why_a_fleet_is_not_ready(reason: str, changes: dict[str, Any]) -> None:
     assert condition(wanted(**changes))[:2] == ("False", reason)
 
 

@@ -50,7 +50,7 @@ def workload(replicas: int = 2, kind: str = "StatefulSet", **changes: Any) -> di
 
 
 def plan(**changes: Any) -> Any:
-    said = {
+    said: dict[str, Any] = {
         "id": "plan-1", "pool": POOL, "state": placement_pb2.PLAN_STATE_PROPOSED, "version": 3,
         "digest": DIGEST, "epoch": 5, "ledger_id": "ledger-1", "reason": "it pays",
     }  # fmt: skip
@@ -61,7 +61,7 @@ NAME = "chat-ababababab-5"  # of that plan's object
 
 
 def plan_object(phase: str = "Proposed", approval: Any = None, **spec: Any) -> dict[str, Any]:
-    said = {
+    said: dict[str, Any] = {
         "fleet": "chat", "pool": POOL, "planId": "plan-1", "digest": DIGEST, "epoch": 5,
         "ledgerId": "ledger-1", **spec,
     }  # fmt: skip
@@ -76,7 +76,8 @@ APPROVED = {"approved": True, "digest": DIGEST, "by": "alice"}
 
 def scaled(phase: str = "SUCCEEDED", **changes: Any) -> Any:
     number = fleet_pb2.OperationPhase.Value(f"OPERATION_PHASE_{phase}")
-    return fleet_pb2.Operation(**({"id": "op-1", "kind": "scale", "phase": number} | changes))
+    said: dict[str, Any] = {"id": "op-1", "kind": "scale", "phase": number}
+    return fleet_pb2.Operation(**(said | changes))
 
 
 def world(of: Fleet | None = None, **changes: Any) -> World:
