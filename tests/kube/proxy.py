@@ -41,7 +41,7 @@ class Proxy:
     """
     writes: all that reached the server, and how it answered
     before: told of each request; returns a status and headers to be answered instead, or None
-    tokens: that the server knows, by what the operator calls them
+    tokens: that are known, by what the operator calls them; others are refused. None: all are
     after:  told once the server has answered, before the operator hears of it
     """
 
@@ -64,8 +64,11 @@ class Proxy:
             return web.json_response(told, status=status, headers=headers)
         kept = ("Authorization", "Content-Type", "Accept")
         headers = {key: value for key, value in request.headers.items() if key in kept}
-        if token := headers.get("Authorization", "").removeprefix("Bearer "):
-            headers["Authorization"] = f"Bearer {self.tokens.get(token, token)}"
+        if self.tokens:
+            token = headers.get("Authorization", "").removeprefix("Bearer ")
+            if token not in self.tokens:
+                return web.json_response({"message": "Unauthorized"}, status=401)
+            headers["Authorization"] = f"Bearer {self.tokens[token]}"
         # A certificate would count more than a token.
         session = request.app[TOKENS if "Authorization" in headers else ADMINISTRATOR]
         url = self.server + request.path_qs
