@@ -22,6 +22,7 @@ from controller.kube.view import UnansweredError, View
 from controller.kube.wanted.world import Fleet
 from placer.channel import Settings
 from placer.clock import Clock
+from placer.errors import PlacerError
 
 WORKERS = 4
 LOOK_S = 0.05  # between two looks whether all is synced
@@ -110,6 +111,8 @@ class Operator:
             except ApiError as error:
                 word = "conflict" if error.status in STALE else "error"
                 self._again(name, word, error, error.retry_after_s)
+            except PlacerError as error:
+                self._again(name, "error", error)
             except Exception as error:  # one fleet's fault is not the others'
                 log.exception("placer: %s/%s", *name)
                 self._again(name, "bug", error)

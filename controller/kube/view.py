@@ -1,5 +1,5 @@
 """What the controller says of pools: what changed since, by its Watch, and where engines stand, by
-asking every second. Details of a pool are asked for when somebody looks at it."""
+asking every two seconds. Details of a pool are asked for when somebody looks at it."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from controller.kube.known import Door, Known, maps, told
+from controller.kube.known import ANSWER_S, Door, Known, maps, told
 from controller.kube.wanted.policy import owner_of
 from controller.kube.wanted.world import Call, Seen
 from placer.channel import Settings, open_aio_channel
@@ -17,13 +17,14 @@ from placer.clock import Clock
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2, placement_pb2, policy_pb2
 
-EVERY_S = 1.0
+EVERY_S = 2.0
 AWAY_S = 15.0  # of no answer, after which objects say so: a restart is no news
 OPTIONS = [
     ("grpc.max_receive_message_length", 2**25),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 ]
+NO_ROOM = "status: only "  # what the controller says where it left pools out
 REFUSED_S = 30.0  # after which a call that was refused is made again
 Code = grpc.StatusCode
 REFUSALS = (
@@ -58,6 +59,7 @@ class View:
         self._cursor = 0
         self._watched = self._polled = False
         self._silent_since_s: float | None = None
+        self._uptime_s = 0.0
         self._door = self._opened()
 
     @property
@@ -149,10 +151,21 @@ class View:
                 if error.code() is Code.OUT_OF_RANGE:
                     self._cursor, self._watched = 0, False
                     continue
-                self._failed(error)
+                self._silent(str(self._failed(error)), error.code() in SILENCE)
             except PlacerError as error:  # of the channel, such as a token file that is not there
-                await self._silent(str(error))
+                self._silent(str(error))
+            if self.away:
+                await self._reopen()
             await self._clock.sleep(0.2 + self._clock.random.random())
+
+    async def _reopen(self) -> None:
+        """The controller's authority may have been replaced, which a channel reads once."""
+        try:
+            old, self._door = self._door, self._opened()
+        except PlacerError as error:
+            log.warning("placer: %s", error)
+        else:
+            await old.channel.close(grace=ANSWER_S)  # what is being asked ends by itself
 
     def _take(self, answer: Any) -> None:
         self._cursor = answer.cursor or self._cursor
@@ -172,14 +185,28 @@ class View:
         while True:
             try:
                 answer = await self._door.ask("Status", fleet_pb2.StatusRequest())
+                if any(one.startswith(NO_ROOM) for one in answer.conditions):
+                    answer.pools.extend(await self._others({one.name for one in answer.pools}))
             except grpc.aio.AioRpcError as error:
-                failed = self._failed(error)
-                await self._silent(str(failed), error.code() in SILENCE)
+                self._silent(str(self._failed(error)), error.code() in SILENCE)
             except PlacerError as error:
-                await self._silent(str(error))
+                self._silent(str(error))
             else:
                 self._look(answer)
             await self._clock.sleep(EVERY_S)
+
+    async def _others(self, told: set[str]) -> list[Any]:
+        """Pools that had no room in an answer of all."""
+        found = []
+        for name in sorted(self._pools.keys() - told):
+            try:
+                answer = await self._door.ask("Status", fleet_pb2.StatusRequest(pool=name))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not Code.NOT_FOUND:
+                    raise
+            else:
+                found += answer.pools
+        return found
 
     def _look(self, answer: Any) -> None:
         if self._silent_since_s is not None:
@@ -200,7 +227,12 @@ class View:
                     one.stale.add("plan")  # whose acknowledgements they are
                 if was_polled:
                     self._changed(name)
-        if was_away or is_other:
+        is_new = answer.uptime_s < self._uptime_s
+        self._uptime_s = answer.uptime_s
+        if is_new:  # it forgot which pods there are
+            for one in self._pools.values():
+                one.reported = None
+        if was_away or is_other or is_new:
             self._changed("")
 
     def _failed(self, error: grpc.aio.AioRpcError) -> UnansweredError:
@@ -209,7 +241,7 @@ class View:
             f"the controller at {self._address} answers {error.code().name}: {details}"
         )
 
-    async def _silent(self, why: str, is_away: bool = True) -> None:
+    def _silent(self, why: str, is_away: bool = True) -> None:
         now_s = self._clock.monotonic()
         if self._silent_since_s is None:
             self._silent_since_s = now_s
@@ -220,9 +252,3 @@ class View:
                 "operator reach it? Nothing is lost, and all else here is as it was said last"
             )
             self._changed("")
-        if self.away:  # its authority may have been replaced, which a channel reads once
-            try:
-                old, self._door = self._door, self._opened()
-            except PlacerError:
-                return
-            await old.channel.close()

@@ -41,6 +41,7 @@ class Proxy:
     """
     writes: all that reached the server, and how it answered
     before: told of each request; returns a status and headers to be answered instead, or None
+    tokens: that are known, by what the operator calls them; others are refused. None: all are
     after:  told once the server has answered, before the operator hears of it
     """
 
@@ -48,6 +49,7 @@ class Proxy:
     writes: list[tuple[Asked, int]] = field(default_factory=list)
     before: Callable[[Asked], tuple[int, dict[str, str]] | None] = lambda asked: None
     after: Callable[[Asked, int], None] = lambda asked, status: None
+    tokens: dict[str, str] = field(default_factory=dict)
     watches: set[Any] = field(default_factory=set)
     url: str = ""
     loop: Any = None
@@ -62,6 +64,11 @@ class Proxy:
             return web.json_response(told, status=status, headers=headers)
         kept = ("Authorization", "Content-Type", "Accept")
         headers = {key: value for key, value in request.headers.items() if key in kept}
+        if self.tokens:
+            token = headers.get("Authorization", "").removeprefix("Bearer ")
+            if token not in self.tokens:
+                return web.json_response({"message": "Unauthorized"}, status=401)
+            headers["Authorization"] = f"Bearer {self.tokens[token]}"
         # A certificate would count more than a token.
         session = request.app[TOKENS if "Authorization" in headers else ADMINISTRATOR]
         url = self.server + request.path_qs

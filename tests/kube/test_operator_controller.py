@@ -46,8 +46,8 @@ def serving(folder: Path) -> Iterator[str]:
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         line = next(line for line in process.stdout if "listens on" in line)
         yield line.split()[-1]
     finally:

@@ -62,7 +62,8 @@ class Lease:
             await self._clock.sleep(RENEW_S)
             while not await self._try():
                 self.check()
-                if (other := self._kept["spec"].get("holderIdentity")) not in ("", self.holder):
+                other = self._kept["spec"].get("holderIdentity")
+                if other and other != self.holder:
                     self._renewed_s = float("-inf")
                     raise LeaseLostError(f"{other} took the Lease over: this operator ends")
                 await self._clock.sleep(RETRY_S)

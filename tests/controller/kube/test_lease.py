@@ -94,6 +94,20 @@ async def test_a_server_that_is_away_for_a_moment_costs_nothing(
 
 
 @in_time
+async def test_a_lease_that_somebody_deletes_is_made_again(
+    clock: VirtualClock, api: TinyApi
+) -> None:
+    first = lease(api, clock, "first")
+    await first.acquire()
+    renewing = asyncio.create_task(first.renew())
+    del api.objects["operator"]
+    await clock.sleep(60)
+    assert first.is_held
+    assert api.objects["operator"]["spec"]["holderIdentity"] == "first"
+    renewing.cancel()
+
+
+@in_time
 async def test_a_server_that_stays_away_ends_it(clock: VirtualClock, api: TinyApi) -> None:
     first = lease(api, clock, "first")
     await first.acquire()

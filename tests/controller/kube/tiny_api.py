@@ -75,6 +75,8 @@ class TinyApi:
 
     async def replace(self, kind: Any, namespace: str, name: str, body: Any) -> Any:
         self._ask("replace")
+        if name not in self.objects:
+            raise ApiError(404, "not found")
         if self.objects[name]["metadata"] != body["metadata"]:
             raise ApiError(409, "changed")
         return self.put(name, **body["spec"])
