@@ -15,6 +15,7 @@ REAL = {
     "controller/engines/vllm_api.py": "whether an API server answers",
     "controller/hosts/process.py": "whether a controller has started",
     "controller/hosts/ray.py": "whether Ray answers",
+    "controller/kube/known.py": "gRPC's deadline of a call",
     "controller/ledger/file.py": "SQLite's, for its file's lock",
     "controller/local_engine/local_engine.py": "how often processes are looked after",
     "controller/local_engine/ranks/rank.py": "how long a step of a paced device lasts",
