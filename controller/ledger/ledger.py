@@ -39,7 +39,7 @@ __all__ = [
     "TooOld", "Unreadable",
 ]  # fmt: skip
 
-LATEST_ONLY = ("snapshot", "ids")
+LATEST_ONLY = ("snapshot", "ids", "capacity")
 EARLIER = 20_000  # versions of a kind that later ones followed, at most, that are kept
 log = logging.getLogger("placer.controller")
 

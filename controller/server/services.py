@@ -161,13 +161,13 @@ class Placements(PlacementServiceServicer):
     @answering
     async def Apply(self, request: Any) -> Any:
         if (known := self.arbiter.history.known(request.idempotency_key)) is not None:
-            return placement_pb2.ApplyResponse(operation=wire.operation(known))
+            return placement_pb2.ApplyResponse(operation=pods.operation(self.loop, known))
         self.arbiter.refuse_if_busy()  # before the plan is approved, and begins some time else
         reason = request.reason or "applied by an operator"
         told = (request.version, reason, request.approver)
         plan = self.arbiter.plans.approve(request.plan_id, *told)
         found = await self.arbiter.begin(plan, request.idempotency_key, reason)
-        return placement_pb2.ApplyResponse(operation=wire.operation(found))
+        return placement_pb2.ApplyResponse(operation=pods.operation(self.loop, found))
 
     @answering
     async def Rollback(self, request: Any) -> Any:
@@ -175,7 +175,7 @@ class Placements(PlacementServiceServicer):
         if found is None:
             reason = request.reason or "an operator wants it back"
             found = await self.arbiter.rollback(request.pool, request.idempotency_key, reason)
-        return placement_pb2.RollbackResponse(operation=wire.operation(found))
+        return placement_pb2.RollbackResponse(operation=pods.operation(self.loop, found))
 
     @answering
     async def Get(self, request: Any) -> Any:
@@ -193,7 +193,9 @@ class Placements(PlacementServiceServicer):
         return placement_pb2.ListResponse(plans=wire.listed(self._plan, found))
 
     def _plan(self, record: Record[Kept], file: bytes = b"") -> Any:
-        return wire.plan(record, self.loop.ledger.records.id, file)
+        found = wire.plan(record, self.loop.ledger.records.id, file)
+        found.queue = self.arbiter.queue.place(record.id)
+        return found
 
     @streaming
     async def Watch(self, request: Any) -> AsyncIterator[Any]:

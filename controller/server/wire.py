@@ -12,7 +12,7 @@ from controller.fleet.pools import Registration, WorkerId
 from controller.fleet.windows import Delta
 from controller.fleet.workers import NAME
 from controller.ledger.ledger import Record
-from controller.server.intake import read_push
+from controller.server.intake import RequestError, read_push
 from placer.bounds import MOST_EXPERTS, MOST_LAYERS, MOST_PAIRS, MOST_TOP_K
 from placer.errors import FileError, ModelError, RoutingError
 from placer.files.documents import of_json
@@ -228,8 +228,21 @@ def operation(record: Record[Operation]) -> Any:
         begun_s=found.begun_s, changed_s=record.at_s, copied_bytes=found.copied_bytes,
         longest_pause_s=found.longest_pause_s, version=record.version, ranks=found.width,
         seconds=found.seconds, bytes=found.bytes,
-        resize=resize(change) if isinstance(change, Scale) else None,
+        resize=resize(change) if isinstance(change, Scale) else None, epoch=found.epoch,
     )  # fmt: skip
+
+
+def pods(ready: Sequence[Any]) -> dict[str, int]:
+    """GPUs of each, by uid. Raises RequestError for what cannot be."""
+    found: dict[str, int] = {}
+    for pod in ready:
+        if not pod.uid or len(pod.uid) > NAME or pod.uid in found or pod.gpus > MOST_GPUS:
+            raise RequestError(
+                f"ready_pods: {pod.uid[:NAME]!r} with {pod.gpus} GPUs: each uid once, "
+                f"and up to {MOST_GPUS} GPUs"
+            )
+        found[pod.uid] = pod.gpus or 1
+    return found
 
 
 def resize(change: Scale) -> Any:

@@ -137,7 +137,7 @@ def wait_for(found: Controller, operation: Any, wait_s: float | None = None) -> 
     request = OperationsRequest(operation_id=operation.id)
     try:
         with progress(operation.id) as bar:
-            while _phase(operation) in ("running", "returning"):
+            while _phase(operation) in ("waiting", "running", "returning"):
                 if until_s is not None and time.monotonic() > until_s:
                     stop("hold", f"{operation.id} goes on after {wait_s:g} s, now "
                          f"{plain(operation.progress)}: {later}", HOLD)  # fmt: skip

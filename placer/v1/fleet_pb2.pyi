@@ -306,6 +306,7 @@ class Pool(_message.Message):
     HOMING_FIELD_NUMBER: _builtins.int
     STOCK_FIELD_NUMBER: _builtins.int
     RELEASABLE_PODS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     mode: _builtins.str
@@ -353,6 +354,10 @@ class Pool(_message.Message):
     def releasable_pods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Uids of reported pods that no engine needs any more: they may be taken away."""
 
+    @_builtins.property
+    def waiting(self) -> Global___Operation:
+        """The change of width that waits for its turn, or for pods."""
+
     def __init__(
         self,
         *,
@@ -378,10 +383,11 @@ class Pool(_message.Message):
         homing: Global___Homing | None = ...,
         stock: Global___Stock | None = ...,
         releasable_pods: _abc.Iterable[_builtins.str] | None = ...,
+        waiting: Global___Operation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["homing", b"homing", "operation", b"operation", "stock", b"stock"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["homing", b"homing", "operation", b"operation", "stock", b"stock", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_plan", b"applied_plan", "applied_s", b"applied_s", "balancedness", b"balancedness", "busy", b"busy", "decided_s", b"decided_s", "engines", b"engines", "homing", b"homing", "mode", b"mode", "model", b"model", "name", b"name", "operation", b"operation", "outcome", b"outcome", "proposed_plan", b"proposed_plan", "ranks", b"ranks", "reason", b"reason", "releasable_pods", b"releasable_pods", "slots", b"slots", "step_s", b"step_s", "stock", b"stock", "tokens", b"tokens", "widths", b"widths", "window_s", b"window_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_plan", b"applied_plan", "applied_s", b"applied_s", "balancedness", b"balancedness", "busy", b"busy", "decided_s", b"decided_s", "engines", b"engines", "homing", b"homing", "mode", b"mode", "model", b"model", "name", b"name", "operation", b"operation", "outcome", b"outcome", "proposed_plan", b"proposed_plan", "ranks", b"ranks", "reason", b"reason", "releasable_pods", b"releasable_pods", "slots", b"slots", "step_s", b"step_s", "stock", b"stock", "tokens", b"tokens", "waiting", b"waiting", "widths", b"widths", "window_s", b"window_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -320,6 +320,7 @@ def test_the_environment_says_in_which_pod_it_runs(
     for name, value in told.items():
         monkeypatch.setenv(f"PLACER_{name}", value)
     sink = sinks.way_to(address, SystemClock())(a_worker(), None)
+    assert isinstance(sink, GrpcSink)
     sink.report(a_status())
     sink.close()
     (request,) = controller.requests
