@@ -37,7 +37,7 @@ ACCOUNTS = ("placer-system/placer-operator", "people/alice", "people/bob")
 class Cluster:
     """An API server and the tools that speak with it.
 
-    tools:  folder of kubectl and helm; None: those on PATH
+    tools:  folder of kubectl and helm; what is not there is taken from PATH
     tokens: of ServiceAccounts, by namespace/name; of others the server is asked for one
     """
 
@@ -46,7 +46,11 @@ class Cluster:
     tokens: Mapping[str, str] = field(default_factory=dict)
 
     def tool(self, name: str) -> str:
-        return str(self.tools / name) if self.tools else name
+        own = self.tools / name if self.tools else None
+        return str(own) if own and own.exists() else name
+
+    def has(self, name: str) -> bool:
+        return shutil.which(self.tool(name)) is not None
 
     def run(
         self, tool: str, *arguments: str | Path, stdin: Any = None, user: Path | None = None
@@ -139,8 +143,7 @@ def found(folder: Path) -> Iterator[Cluster | None]:
         yield Cluster(Path(given))
     elif assets := os.environ.get("KUBEBUILDER_ASSETS"):
         with envtest.started(Path(assets), folder, ACCOUNTS) as (kubeconfig, tokens):
-            here = Path(assets) if (Path(assets) / "kubectl").exists() else None
-            yield Cluster(kubeconfig, here, tokens)
+            yield Cluster(kubeconfig, Path(assets), tokens)
     elif RIG.exists():
         accounts = {"RIG_SERVICE_ACCOUNTS": " ".join(ACCOUNTS)}
         told = subprocess.run(
@@ -158,8 +161,3 @@ def found(folder: Path) -> Iterator[Cluster | None]:
             subprocess.run(["bash", str(RIG), "down", str(folder)], check=True)
     else:
         yield None
-
-
-def helm_on_path() -> Cluster | None:
-    """Charts can be rendered without a server."""
-    return Cluster(Path(os.devnull)) if shutil.which("helm") else None

@@ -1,5 +1,6 @@
 """What tests on an API server share. They are one group: one server serves them all."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.kube.cluster import NONE, ROOT, Cluster, found, helm_on_path
+from tests.kube.cluster import NONE, ROOT, Cluster, found
 
 HERE = Path(__file__).parent
 CRDS, CHART = ROOT / "helm" / "placer-crds", ROOT / "helm" / "placer"
@@ -35,6 +36,8 @@ def cluster(_server: Cluster | None) -> Cluster:
     """A real API server, with namespaces for people and the operator."""
     if _server is None:
         pytest.skip(NONE)
+    if missing := [name for name in ("kubectl", "helm") if not _server.has(name)]:
+        pytest.skip(f"no {missing[0]}: put it on PATH")
     for name in ("people", "placer-system"):
         _server.namespace(name)
     return _server
@@ -60,9 +63,9 @@ def chart(crds: Cluster) -> Cluster:
 @pytest.fixture(scope="session")
 def helm(_server: Cluster | None) -> Cluster:
     """What can render charts, though there may be no server."""
-    found = _server or helm_on_path()
-    if found is None:
-        pytest.skip(f"no helm on PATH, and {NONE}")
+    found = _server or Cluster(Path(os.devnull))
+    if not found.has("helm"):
+        pytest.skip("no helm: put it on PATH, or provide the rig, which brings it")
     return found
 
 

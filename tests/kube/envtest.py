@@ -84,7 +84,7 @@ def started(
         stack.enter_context(_running(folder, assets / "etcd", *etcd))
         process = stack.enter_context(_running(folder, assets / "kube-apiserver", *api))
         end = time.monotonic() + UP_S
-        ready = ["kubectl", f"--kubeconfig={kubeconfig}", "get", "--raw", "/readyz"]
+        ready = [str(assets / "kubectl"), f"--kubeconfig={kubeconfig}", "get", "--raw", "/readyz"]
         while subprocess.run(ready, capture_output=True, check=False).returncode:
             assert process.poll() is None, f"kube-apiserver ended: see {folder}"
             assert time.monotonic() < end, f"kube-apiserver is not ready: see {folder}"

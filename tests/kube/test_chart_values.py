@@ -189,12 +189,17 @@ def test_a_value_changes_what_it_says(template: Template, key: str) -> None:
     assert shown(template(with_tls | values)) == expected
 
 
+@pytest.fixture(scope="module")
+def defaults(template: Template) -> dict[bool, Objects]:
+    """Without a word, but for a front if it is about routers."""
+    return {False: template(), True: template({"routers": [FRONT]})}
+
+
 @pytest.mark.parametrize("key", sorted(set(CASES) - {"global"}))
-def test_without_it_something_else_is_rendered(template: Template, key: str) -> None:
+def test_without_it_something_else_is_rendered(defaults: dict[bool, Objects], key: str) -> None:
     values, shown, expected = CASES[key]
-    default: Any = {"routers": [FRONT]} if "routers" in values else {}
     try:
-        found = shown(template(default))
+        found = shown(defaults["routers" in values])
     except (AssertionError, KeyError):
         return  # it is not even there
     assert found != expected

@@ -25,10 +25,10 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* Kernels are compiled into the one folder that may be written to. */}}
+{{/* Kernels are compiled into a folder that may be written to. */}}
 {{- define "placer.environment" -}}
 - {name: HOME, value: /tmp}
-- {name: NUMBA_CACHE_DIR, value: /tmp/numba}
+- {name: NUMBA_CACHE_DIR, value: {{ . }}}
 {{- end }}
 
 {{- define "placer.tlsVolume" -}}
