@@ -41,6 +41,26 @@ def test_more_ranks_want_pods_first() -> None:
     assert condition(found, "Reconciling")[:2] == ("True", "Scaling")
 
 
+def test_before_pods_are_made_the_controller_says_whether_it_is_possible() -> None:
+    asked = wanted(wide(3, desired=2), checked=frozenset())
+    assert call(asked).request.dry_run
+    assert asked.patch is None
+    assert asked.status["width"]["desired"] == 2  # the wish is not acted upon yet
+    key = "uid-chat/possible/1/3"
+    refused = wanted(wide(3, desired=2), checked=frozenset(), refused={key: "engine-0 cannot"})
+    assert refused.patch is None
+    assert condition(refused, "Stalled") == ("True", "WidthNotLive", "3 ranks: engine-0 cannot")
+    assert refused.status["liveWidth"]["reason"] == "engine-0 cannot"
+
+
+def test_nor_is_it_asked_while_another_operation_runs() -> None:
+    found = wanted(wide(3, desired=2), checked=frozenset(), busy="op-1 (apply) of code")
+    assert found.calls == []
+    assert found.patch is None
+    told = condition(found, "Reconciling")
+    assert told == ("False", "Waiting", "op-1 (apply) of code is at work: 3 ranks wait for its end")
+
+
 def test_the_engine_is_asked_once_all_pods_are_ready() -> None:
     three = workload(3)
     waits = wanted(wide(3, desired=3), workload=three, pods=[*pods(2), pod(2, ready=False)])
