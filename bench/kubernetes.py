@@ -1,6 +1,6 @@
 """The operator on a real API server: counts and times of what it must reach.
 
-    PARTS=crowd,kills,pair,install,absence FLEETS=200 IDLE_S=300 KILLS=200 python -m bench kubernetes
+    PARTS=crowd,kills,pair,install,absence KILLS=200 ROUNDS=5 python -m bench kubernetes
 
 The controller is one of nothing
 (tests/kube/stand_in.py), so that times are the operator's and the server's.
