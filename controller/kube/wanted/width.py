@@ -198,6 +198,16 @@ class _Widening:
             found.told, found.until = f"{self.budget.why}: the width waits", self.budget.until
             found.states["desired"] = self._handled
             return
+        if (most := self.group.get("most")) is not None and self.needed > most:
+            found.stalled = (
+                "WidthNotLive",
+                (
+                    f"{self.wish} ranks need {self.needed} pods, and maxReplicas of worker group "
+                    f"{self.group['name']} is {most}: raise it"
+                ),
+            )
+            found.states["desired"] = self._handled
+            return
         why = f"{self.fleet.title}: {replicas} -> {self.needed} replicas, for {self.wish} ranks"
         found.patch = workloads.resized(self.fleet, self.world.workload, self.needed, why)
         found.states["allocated"] = self.needed

@@ -120,8 +120,8 @@ def test_a_deployment_loses_pods_only_while_the_released_are_not_ready() -> None
 
 
 def test_a_raycluster_is_told_which_pods_go() -> None:
-    group = {"name": "ranks", "replicas": 2, "gpus": 1, "strategy": False}
-    other = {"name": "other", "replicas": 9, "gpus": 0, "strategy": False}
+    group = {"name": "ranks", "replicas": 2, "gpus": 1, "most": 4}
+    other = {"name": "other", "replicas": 9, "gpus": 0, "most": 4}
     ray = workload(kind="RayCluster", autoscales=False, groups=[other, group])
     done = [scaled(released_pods=["uid-0"])]
     one = wide(1, desired=1, workload=RAY)
@@ -135,6 +135,17 @@ def test_a_raycluster_is_told_which_pods_go() -> None:
         },
         {"op": "add", "path": "/spec/workerGroupSpecs/1/replicas", "value": 1},
     ]  # fmt: skip
+
+
+def test_a_raycluster_grows_no_further_than_its_group_may() -> None:
+    group = {"name": "ranks", "replicas": 2, "gpus": 1, "most": 4}
+    ray = workload(kind="RayCluster", autoscales=False, groups=[group])
+    found = wanted(wide(5, desired=2, workload=RAY), workload=ray)
+    assert found.patch is None
+    assert condition(found, "Stalled") == (
+        "True", "WidthNotLive",
+        "5 ranks need 5 pods, and maxReplicas of worker group ranks is 4: raise it",
+    )  # fmt: skip
 
 
 def test_a_pod_with_eight_gpus_is_eight_ranks() -> None:
