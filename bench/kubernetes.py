@@ -1,6 +1,6 @@
 """The operator on a real API server: counts and times of what it must reach.
 
-    PARTS=crowd,kills,pair,absence FLEETS=200 IDLE_S=300 KILLS=200 python -m bench kubernetes
+    PARTS=crowd,kills,pair,install,absence KILLS=200 ROUNDS=5 python -m bench kubernetes
 
 The controller is one of nothing
 (tests/kube/stand_in.py), so that times are the operator's and the server's.
@@ -34,9 +34,10 @@ from tests.kube.stand_in import StandIn, serving
 
 FLEET_COUNT, CHANGES = int(os.environ.get("FLEETS", "200")), int(os.environ.get("CHANGES", "200"))
 IDLE_S, IDLE_KILLS = float(os.environ.get("IDLE_S", "300")), int(os.environ.get("IDLE_KILLS", "30"))
-KILLS, KILLED = int(os.environ.get("KILLS", "200")), 40
-ROUNDS = 5  # of a fault, and of a failover
+KILLS = int(os.environ.get("KILLS", "200"))
+ROUNDS = int(os.environ.get("ROUNDS", "5"))  # of a fault, a failover and an installation
 MB = 2**20
+INTO = "placer-system"  # where tests' servers know the operator's ServiceAccount
 
 
 def run() -> None:
@@ -175,11 +176,12 @@ async def _changed(api: Api, many: Crowd, changes: int = CHANGES) -> list[float]
 
 
 def kills(cluster: Cluster, folder: Path) -> Iterator[tuple[str, str, str]]:
-    told = killed(cluster, folder, "kills", KILLED, KILLS)
+    fleets = max(KILLS // 5, 1)
+    told = killed(cluster, folder, "kills", fleets, KILLS)
     twice = sum(count > 1 for count in told.engine.values())
     again = sum(found != [3, 2] for found in told.replicas.values())
     yield "kill -9 at boundaries", str(sum(told.kills.values())), str(KILLS)
-    yield "what engines did", f"{len(told.engine)} changes of {KILLED} fleets", str(3 * KILLED)
+    yield "what engines did", f"{len(told.engine)} changes of {fleets} fleets", str(3 * fleets)
     yield "changes that engines did twice", str(twice), "0"
     yield "workloads given a number twice, or another", str(again), "0"
     for where, count in sorted(told.kills.items()):
@@ -213,6 +215,27 @@ def pair(cluster: Cluster, folder: Path) -> Iterator[tuple[str, str, str]]:
     yield "writes of one that was paused and wakes", "0", "0"
 
 
+def install(cluster: Cluster, folder: Path) -> Iterator[tuple[str, str, str]]:
+    """With the operator as a process, which starts as its pod would, once the chart is there."""
+    times, chart, stand_in = [], ROOT / "helm/placer", StandIn()
+    cluster.namespace(INTO)
+    worlds.on(cluster.kubeconfig, lambda api: worlds.served(api, stand_in, INTO, "chat"))
+    user = cluster.account(INTO, "placer-operator", folder)
+    for _ in range(ROUNDS):
+        begun = time.monotonic()
+        options = ("-n", INTO, "--set", "tls.secretName=placer-tls")
+        cluster.helm("install", "placer", chart, *options)
+        where = ("--namespace", INTO, "--lease", "placer-operator")
+        with serving(stand_in) as address, operating(folder, user, address, *where):
+            worlds.on(cluster.kubeconfig, lambda api: worlds.make(api, INTO, ["chat"]))
+            become(cluster, INTO, "chat", "Serving")
+            times.append(time.monotonic() - begun)
+        cluster.kubectl("delete", "moef", "chat", "-n", INTO)
+        cluster.helm("uninstall", "placer", "-n", INTO)
+    told = f"median {median(times):.1f} s, most {max(times):.1f} s of {ROUNDS}"
+    yield "helm install to a Ready fleet", told, "below 10 s"
+
+
 def absence(cluster: Cluster, folder: Path) -> Iterator[tuple[str, str, str]]:
     with crowd_of(cluster, folder, "absence", 3) as few:
         with few.start():
@@ -235,4 +258,4 @@ def _cpu_s(running: Running) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-PARTS = {"crowd": crowd, "kills": kills, "pair": pair, "absence": absence}
+PARTS = {"crowd": crowd, "kills": kills, "pair": pair, "install": install, "absence": absence}

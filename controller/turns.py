@@ -10,7 +10,7 @@ from controller.config import Config
 from controller.ledger.ledger import Record
 from controller.loads import Loads
 
-LOOK_S = 1.0  # how often it is looked whether somebody's turn has come
+LOOK_S = 1.0  # how often it is looked whether GPUs have come that a change of width waits for
 
 
 class Turns:
@@ -31,9 +31,10 @@ class Turns:
         """Until cancelled."""
         while True:
             await self.arbiter.ledger.clock.sleep(LOOK_S)
-            await self._attempt("turns", self.look())
+            await self._attempt("turns", self.look(with_plans=False))
 
-    async def look(self) -> None:
+    async def look(self, with_plans: bool = True) -> None:
+        """with_plans: else they are left to the loop's next look, and so is who came after them"""
         async with self._turn:
             waiting = [(_name(record), record) for record in self.arbiter.queue.waiting]
             names = {name for name, _ in waiting}
@@ -41,15 +42,22 @@ class Turns:
                 await self._attempt(name, _nothing())
             self._names = names
             for name, record in waiting:
-                if self.arbiter.running is None:
-                    await self._attempt(name, self._begin(record))
+                is_plan = not isinstance(record.value, Operation)
+                if self.arbiter.running is not None or (is_plan and self._is_closed(record.pool)):
+                    continue
+                if is_plan and not with_plans:
+                    break
+                await self._attempt(name, self._begin(record))
             await self._attempt("capacity", self.loads.settle())
 
     async def _begin(self, record: Record[Any]) -> None:
         if isinstance(record.value, Operation):
             await self.loads.begin(record)
-        elif not self.config.of(record.pool).closed(self.arbiter.ledger.clock.now()):
+        else:
             await self.arbiter.begin(record, key="", reason=record.reason)
+
+    def _is_closed(self, pool: str) -> bool:
+        return bool(self.config.of(pool).closed(self.arbiter.ledger.clock.now()))
 
 
 def _name(record: Record[Any]) -> str:

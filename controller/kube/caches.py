@@ -23,6 +23,7 @@ from placer.clock import Clock
 ALL = ""  # as a namespace: every one
 KINDS = {kind.name: kind for kind in WORKLOADS}
 Claim: TypeAlias = tuple[str, ...]
+SELECTOR = "selector"  # a claim of pods, which only those know whom it clashes with
 
 
 class Caches:
@@ -107,9 +108,10 @@ class Caches:
 
     def first(self, fleet: Fleet, pods: Sequence[Object]) -> Fleet | None:
         """Of those that claim the same pool, workload or pods the oldest, if that is not this."""
-        others = {name for claim in claims(fleet) for name in self._claims.get(claim, ())}
+        exact = [claim for claim in claims(fleet) if claim[0] != SELECTOR]
+        others = {name for claim in exact for name in self._claims.get(claim, ())}
         found = [Fleet(one) for name in others if (one := self.get(FLEETS, name)) is not None]
-        for name in self._claims.get(("selector", fleet.namespace), ()):
+        for name in self._claims.get((SELECTOR, fleet.namespace), ()):
             if (one := self.get(FLEETS, name)) is not None and name not in others:
                 selector = one["spec"]["workload"].get("selector") or {}
                 if any(matches(selector, pod["metadata"].get("labels") or {}) for pod in pods):
@@ -164,7 +166,7 @@ class Caches:
             if before is None or after is None or before["spec"] != after["spec"]:
                 for claim in claims(fleet):
                     rivals = self._claims.setdefault(claim, set())
-                    for rival in (*rivals, *self._claims.get(("selector", fleet.namespace), ())):
+                    for rival in (*rivals, *self._claims.get((SELECTOR, fleet.namespace), ())):
                         self._wanted(rival)
                     (rivals.add if one is after else rivals.discard)(name)
 
@@ -173,7 +175,7 @@ def claims(fleet: Fleet) -> list[Claim]:
     """What it says is its own."""
     pool = ("pool", fleet.pool)
     if fleet.reference is None:
-        return [pool, ("selector", fleet.namespace)]
+        return [pool, (SELECTOR, fleet.namespace)]
     group = fleet.reference.get("workerGroup", "")
     return [pool, ("workload", fleet.namespace, *refers(fleet), group)]
 

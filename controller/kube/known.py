@@ -50,14 +50,16 @@ class Known:
     operations: list[Any] = field(default_factory=list)
     reported: Any = None
     refused: dict[str, tuple[str, float]] = field(default_factory=dict)
+    checked: set[str] = field(default_factory=set)
     stale: set[str] = field(default_factory=set)
 
-    def seen(self, ledger: str, now_s: float) -> Seen:
+    def seen(self, ledger: str, busy: str, now_s: float) -> Seen:
         self.refused = {key: kept for key, kept in self.refused.items() if kept[1] > now_s}
         return Seen(
             ledger=ledger, pool=self.pool, policy=self.policy, plans=dict(self.plans),
             unknown=frozenset(self.unknown), operations=tuple(self.operations),
             reported=self.reported, refused={key: why for key, (why, _) in self.refused.items()},
+            checked=frozenset(self.checked), busy=busy,
         )  # fmt: skip
 
     async def refresh(self, door: Door, wanted: frozenset[str]) -> None:
@@ -105,6 +107,8 @@ class Known:
             self.reported = request
             if self.pool is not None:
                 self.pool.stock.CopyFrom(answer.stock)
+        elif call.method == "ScaleTo" and request.dry_run:
+            self.checked.add(call.key)
         elif call.method == "ScaleTo":
             before = [one for one in self.operations if one.id != answer.operation.id]
             self.operations = [answer.operation, *before]

@@ -133,7 +133,7 @@ def workload(kind: Kind) -> Trim:
                 {
                     "name": one.get("groupName", ""), "replicas": one.get("replicas", 0),
                     "gpus": _gpus(one.get("template", {}).get("spec", {})),
-                    "strategy": "scaleStrategy" in one,
+                    "most": one.get("maxReplicas"),
                 }
                 for one in spec.get("workerGroupSpecs", [])
             ]  # fmt: skip

@@ -84,7 +84,9 @@ class View:
             await one.refresh(self._door, plans)
         except grpc.aio.AioRpcError as error:
             raise self._failed(error) from error
-        return one.seen(self.ledger, self._clock.monotonic())
+        running = [one.pool.operation for one in self._pools.values() if one.pool is not None]
+        busy = next((f"{of.id} ({of.kind}) of {of.pool}" for of in running if of.id), "")
+        return one.seen(self.ledger, busy, self._clock.monotonic())
 
     async def call(self, pool: str, call: Call) -> None:
         """What it answers, or why it refuses, is seen from then on. Raises UnansweredError."""

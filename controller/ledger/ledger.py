@@ -215,7 +215,8 @@ class Ledger:
         values["left_out"] = json.dumps([one.number for one in self.left_out()])
         with self._writing() as connection:
             gone = [n for one in sql.PRUNES for (n,) in connection.execute(one, values)]
-            holder.forget(connection, max(gone, default=0))
+            if gone:
+                holder.forget(connection, max(gone))
             return len(gone)
 
     def close(self) -> None:

@@ -55,9 +55,10 @@ def operation(loop: Loop, record: Record[Operation]) -> Any:
     if isinstance(change, Scale) and record.value.phase is Phase.WAITING:
         told.progress = _waits_for(loop, record.pool, change)
     elif isinstance(change, Scale) and record.value.phase is Phase.SUCCEEDED:
-        last = loop.arbiter.history.last_change(record.pool)
-        if change.ranks < change.before and last is not None and last.id == record.id:
-            told.released_pods.extend(releasable(loop, record.pool))
+        spare = releasable(loop, record.pool) if change.ranks < change.before else []
+        last = loop.arbiter.history.last_change(record.pool) if spare else None
+        if last is not None and last.id == record.id:
+            told.released_pods.extend(spare)
     return told
 
 

@@ -48,6 +48,9 @@ def operator(
     except ImportError as error:
         raise MissingError("placer operator", "operator", error.name) from error
 
+    host, _, port = controller.rpartition(":")
+    if not host or not port.isdigit():
+        raise PlacerError(f"--controller {controller!r} is no address: write it as host:port")
     settings = Settings.of_environment()
     if token is not None:
         settings = replace(settings, token="", token_file=token)

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.kube.cluster import ROOT, Cluster
 
-WITHIN_S = 30.0
+WITHIN_S = 120.0  # others may be at work on the same machine
 
 
 @dataclass

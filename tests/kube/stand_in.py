@@ -222,6 +222,10 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
             return fleet_pb2.ReportCapacityResponse(stock=self.pools[request.pool].stock)
 
     def ScaleTo(self, request: Any, context: Any) -> Any:
+        if request.dry_run:
+            if why := self.refuses("ScaleTo", request):
+                context.abort(Code.FAILED_PRECONDITION, why)
+            return fleet_pb2.ScaleToResponse()
         with self._asked("ScaleTo", request, context):
             known = self._keys.get(request.idempotency_key)
             if known is None:

@@ -1,5 +1,5 @@
 """The whole way with a real `placer serve`: counts in, a plan as an object, approved with kubectl,
-told to the ranks, applied."""
+told to the ranks, applied; and a width that these engines cannot have."""
 
 import os
 import subprocess
@@ -149,6 +149,10 @@ def test_from_counts_to_a_plan_that_is_applied(crds: Cluster, tmp_path: Path) ->
             return crds.get("moef", "chat", "-n", namespace)["status"]
 
         until(lambda: status()["plans"].get("applied") == plan["metadata"]["name"], "it is told")
+        crds.kubectl("scale", "moef/chat", "--replicas=3", "-n", namespace)
+        become(crds, namespace, "chat", "WidthNotLive", "Stalled")
+        assert "engine-1 cannot change its width" in status()["liveWidth"]["reason"]
+        assert crds.get("statefulset", "chat", "-n", namespace)["spec"]["replicas"] == 2
     told = applied["status"]["acknowledgements"]
     assert {(one["rank"], one["pod"], one["state"]) for one in told} <= {
         (rank, uid, state) for rank, uid in enumerate(uids) for state in ("Applied", "Waiting")

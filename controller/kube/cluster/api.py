@@ -25,6 +25,8 @@ PATCHES = {
     "json": "application/json-patch+json",
 }
 GONE = 410
+# What the client raises for a file that is no kubeconfig.
+NO_CONFIG = (AttributeError, KeyError, TypeError, ValueError)
 
 log = logging.getLogger("placer.kube")
 
@@ -171,12 +173,12 @@ async def _client() -> ApiClient:
             await load(config_file=paths, client_configuration=settings)
         else:
             in_cluster(client_configuration=settings)
-    except (config.ConfigException, OSError, YAMLError) as error:
+        return ApiClient(settings)
+    except (config.ConfigException, OSError, YAMLError, *NO_CONFIG) as error:
         reason = " ".join(str(error).split())
         raise ClusterError(
             f"no cluster: {reason}: set KUBECONFIG to a kubeconfig, or run this in a pod"
         ) from error
-    return ApiClient(settings)
 
 
 def _message(text: str) -> str:

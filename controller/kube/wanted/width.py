@@ -23,6 +23,9 @@ OPEN = (
 )  # fmt: skip
 
 
+REMEDY = "start engines that change their width while they serve: docs/elastic.md"
+
+
 @dataclass(slots=True)
 class Width:
     """
@@ -64,6 +67,8 @@ class _Widening:
         self.wish = self.given or ceil(asked / self.count)
         self.needed = ceil(self.wish * self.count / self.each)
         self.budget: Allowed = allowed(spec.get("budgets") or [], "Scale", world.now)
+        # The wish that was acted upon; what somebody makes of replicas since is respected.
+        self._handled = int((self.fleet.status.get("width") or {}).get("desired") or 0)
         self.scales = [one for one in seen.operations if one.kind == "scale"]
 
     def width(self) -> Width:
@@ -114,6 +119,9 @@ class _Widening:
 
     def _change(self, found: Width) -> None:
         before = max(one.ranks for one in self.engines)
+        if not self._is_possible(found):
+            found.states["desired"] = self._handled
+            return
         self._raise(found)
         key = f"{self.fleet.uid}/scale/{self.fleet.generation}/{self.wish}"
         known = next((one for one in self.scales if one.idempotency_key == key), None)
@@ -138,13 +146,29 @@ class _Widening:
             )  # fmt: skip
             found.calls.append(Call("ScaleTo", request, key))
 
+    def _is_possible(self, found: Width) -> bool:
+        """Whether these engines can become that wide, asked before any pod is made for it."""
+        lacks_pods = self.group is not None and self.group["replicas"] < self.needed
+        if not self.given or not lacks_pods or self._handled == self.wish:
+            return True
+        key = f"{self.fleet.uid}/possible/{self.fleet.generation}/{self.wish}"
+        if why := self.world.seen.refused.get(key):
+            found.live = {"possible": False, "reason": why, "remedy": REMEDY}
+            found.stalled = "WidthNotLive", f"{self.wish} ranks: {why}"
+        elif self.world.seen.busy:
+            found.told = f"{self.world.seen.busy} is at work: {self.wish} ranks wait for its end"
+        elif key not in self.world.seen.checked:
+            request = fleet_pb2.ScaleToRequest(pool=self.fleet.pool, ranks=self.wish, dry_run=True)
+            found.calls.append(Call("ScaleTo", request, key))
+        return key in self.world.seen.checked
+
     def _ended(self, found: Width, known: Any) -> None:
         """Of the scaling that was asked for, while the engines have another width."""
         again = "change spec.width.ranks to have it tried again"
         if known.phase == fleet_pb2.OPERATION_PHASE_REFUSED:
             found.live = {
                 "possible": False, "reason": known.reason,
-                "remedy": "start engines that change their width while they serve: docs/elastic.md",
+                "remedy": REMEDY,
             }  # fmt: skip
             found.stalled = "WidthNotLive", f"{known.id} was refused: {known.reason}"
         elif known.phase == fleet_pb2.OPERATION_PHASE_SUCCEEDED:
@@ -163,8 +187,7 @@ class _Widening:
         replicas = self.group["replicas"]
         if replicas >= self.needed:
             return
-        handled = (self.fleet.status.get("width") or {}).get("desired")
-        if handled == self.wish and self.fleet.status.get("observedGeneration"):
+        if self._handled == self.wish:
             found.told = (
                 f"replicas of {self.fleet.title} are {replicas}, and {self.wish} ranks need "
                 f"{self.needed}: somebody's edit is respected: raise them, or change "
@@ -173,7 +196,17 @@ class _Widening:
             return
         if self.budget.why:
             found.told, found.until = f"{self.budget.why}: the width waits", self.budget.until
-            found.states["desired"] = int(handled or 0)
+            found.states["desired"] = self._handled
+            return
+        if (most := self.group.get("most")) is not None and self.needed > most:
+            found.stalled = (
+                "WidthNotLive",
+                (
+                    f"{self.wish} ranks need {self.needed} pods, and maxReplicas of worker group "
+                    f"{self.group['name']} is {most}: raise it"
+                ),
+            )
+            found.states["desired"] = self._handled
             return
         why = f"{self.fleet.title}: {replicas} -> {self.needed} replicas, for {self.wish} ranks"
         found.patch = workloads.resized(self.fleet, self.world.workload, self.needed, why)

@@ -76,6 +76,8 @@ class Seen:
     operations: fleet_pb2.Operation, newest first
     reported:   the ReportCapacityRequest that it was sent last by this operator
     refused:    why it refused calls, by their keys
+    checked:    keys of dry runs that it did not refuse
+    busy:       the operation that runs, of whatever pool; empty if none does
     away:       why it cannot be asked; then nothing else is known
     """
 
@@ -87,6 +89,8 @@ class Seen:
     operations: Sequence[Any] = ()
     reported: Any = None
     refused: Mapping[str, str] = field(default_factory=dict)
+    checked: frozenset[str] = frozenset()
+    busy: str = ""
     away: str = ""
 
 

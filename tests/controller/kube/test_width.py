@@ -41,6 +41,26 @@ def test_more_ranks_want_pods_first() -> None:
     assert condition(found, "Reconciling")[:2] == ("True", "Scaling")
 
 
+def test_before_pods_are_made_the_controller_says_whether_it_is_possible() -> None:
+    asked = wanted(wide(3, desired=2), checked=frozenset())
+    assert call(asked).request.dry_run
+    assert asked.patch is None
+    assert asked.status["width"]["desired"] == 2  # the wish is not acted upon yet
+    key = "uid-chat/possible/1/3"
+    refused = wanted(wide(3, desired=2), checked=frozenset(), refused={key: "engine-0 cannot"})
+    assert refused.patch is None
+    assert condition(refused, "Stalled") == ("True", "WidthNotLive", "3 ranks: engine-0 cannot")
+    assert refused.status["liveWidth"]["reason"] == "engine-0 cannot"
+
+
+def test_nor_is_it_asked_while_another_operation_runs() -> None:
+    found = wanted(wide(3, desired=2), checked=frozenset(), busy="op-1 (apply) of code")
+    assert found.calls == []
+    assert found.patch is None
+    told = condition(found, "Reconciling")
+    assert told == ("False", "Waiting", "op-1 (apply) of code is at work: 3 ranks wait for its end")
+
+
 def test_the_engine_is_asked_once_all_pods_are_ready() -> None:
     three = workload(3)
     waits = wanted(wide(3, desired=3), workload=three, pods=[*pods(2), pod(2, ready=False)])
@@ -100,8 +120,8 @@ def test_a_deployment_loses_pods_only_while_the_released_are_not_ready() -> None
 
 
 def test_a_raycluster_is_told_which_pods_go() -> None:
-    group = {"name": "ranks", "replicas": 2, "gpus": 1, "strategy": False}
-    other = {"name": "other", "replicas": 9, "gpus": 0, "strategy": False}
+    group = {"name": "ranks", "replicas": 2, "gpus": 1, "most": 4}
+    other = {"name": "other", "replicas": 9, "gpus": 0, "most": 4}
     ray = workload(kind="RayCluster", autoscales=False, groups=[other, group])
     done = [scaled(released_pods=["uid-0"])]
     one = wide(1, desired=1, workload=RAY)
@@ -115,6 +135,17 @@ def test_a_raycluster_is_told_which_pods_go() -> None:
         },
         {"op": "add", "path": "/spec/workerGroupSpecs/1/replicas", "value": 1},
     ]  # fmt: skip
+
+
+def test_a_raycluster_grows_no_further_than_its_group_may() -> None:
+    group = {"name": "ranks", "replicas": 2, "gpus": 1, "most": 4}
+    ray = workload(kind="RayCluster", autoscales=False, groups=[group])
+    found = wanted(wide(5, desired=2, workload=RAY), workload=ray)
+    assert found.patch is None
+    assert condition(found, "Stalled") == (
+        "True", "WidthNotLive",
+        "5 ranks need 5 pods, and maxReplicas of worker group ranks is 4: raise it",
+    )  # fmt: skip
 
 
 def test_a_pod_with_eight_gpus_is_eight_ranks() -> None:

@@ -83,7 +83,8 @@ def scaled(phase: str = "SUCCEEDED", **changes: Any) -> Any:
 def world(of: Fleet | None = None, **changes: Any) -> World:
     """One where nothing is to be done. changes: of it, or of what the controller says; its
     PlacementPlans are ``objects``"""
-    seen = Seen(ledger="ledger-1", pool=pool())
+    checked = frozenset(f"uid-chat/possible/1/{ranks}" for ranks in range(100))
+    seen = Seen(ledger="ledger-1", pool=pool(), checked=checked)
     said = {key: changes.pop(key) for key in list(changes) if key in Seen.__slots__}
     found = World(
         fleet=of or fleet(), seen=replace(seen, **said), now=NOW, workload=workload(),
