@@ -34,7 +34,7 @@ from tests.kube.stand_in import StandIn, serving
 
 FLEET_COUNT, CHANGES = int(os.environ.get("FLEETS", "200")), int(os.environ.get("CHANGES", "200"))
 IDLE_S, IDLE_KILLS = float(os.environ.get("IDLE_S", "300")), int(os.environ.get("IDLE_KILLS", "30"))
-KILLS, KILLED = int(os.environ.get("KILLS", "200")), 40
+KILLS = int(os.environ.get("KILLS", "200"))
 ROUNDS = int(os.environ.get("ROUNDS", "5"))  # of a fault, a failover and an installation
 MB = 2**20
 INTO = "placer-system"  # where tests' servers know the operator's ServiceAccount
@@ -176,11 +176,12 @@ async def _changed(api: Api, many: Crowd, changes: int = CHANGES) -> list[float]
 
 
 def kills(cluster: Cluster, folder: Path) -> Iterator[tuple[str, str, str]]:
-    told = killed(cluster, folder, "kills", KILLED, KILLS)
+    fleets = max(KILLS // 5, 1)
+    told = killed(cluster, folder, "kills", fleets, KILLS)
     twice = sum(count > 1 for count in told.engine.values())
     again = sum(found != [3, 2] for found in told.replicas.values())
     yield "kill -9 at boundaries", str(sum(told.kills.values())), str(KILLS)
-    yield "what engines did", f"{len(told.engine)} changes of {KILLED} fleets", str(3 * KILLED)
+    yield "what engines did", f"{len(told.engine)} changes of {fleets} fleets", str(3 * fleets)
     yield "changes that engines did twice", str(twice), "0"
     yield "workloads given a number twice, or another", str(again), "0"
     for where, count in sorted(told.kills.items()):

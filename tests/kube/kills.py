@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.kube.operators import Kept, approve, until
 from tests.kube.proxy import Asked, Proxy, between, kubeconfig
 from tests.kube.stand_in import StandIn, serving
 
-CHANCE = 0.25  # of a kill at a boundary of which there was one already
+CHANCE = 0.5  # of a kill at a boundary of which there was one already
 WRITES = (
     "POST events", "PATCH moefleets/status", "POST placementplans", "PATCH placementplans/status",
     "PATCH statefulsets",
@@ -26,10 +27,11 @@ LONG_S = 900.0
 
 
 class Killer:
-    """The first time at each kind of boundary, then by lot."""
+    """The first time at each kind of boundary, then by lot, about as often at each."""
 
     def __init__(self, seed: int, kills: int) -> None:
         self._lots, self._left = random.Random(seed), kills
+        self._each = ceil(kills / len(BOUNDARIES))
         self.kills: Counter[str] = Counter()
         self.kept: Kept | None = None
 
@@ -37,7 +39,7 @@ class Killer:
         """Whether it killed."""
         is_new = where in BOUNDARIES - self.kills.keys()
         spare = self._left - len(BOUNDARIES - self.kills.keys())
-        by_lot = spare > 0 and self._lots.random() < CHANCE
+        by_lot = spare > 0 and self.kills[where] < self._each and self._lots.random() < CHANCE
         if self.kept is None or not self._left or not (is_new or by_lot):
             return False
         self._left -= 1
