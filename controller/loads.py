@@ -129,8 +129,8 @@ class Loads:
     ) -> Record[Operation]:
         """Another width, as somebody asks for it. wait: for its turn and its GPUs, else it is
         refused until then. Who wants the width of now takes back what waits."""
-        group = self.fleet.pool(pool).group()
         waiting, queue = self.arbiter.queue.of(pool), self.arbiter.queue
+        group = self.fleet.pool(pool).group() if waiting is not None else None
         if waiting is not None and group is not None and group.ranks == ranks:
             return queue.withdraw(waiting, f"{ranks} ranks are wanted again", key)
         if wait:

@@ -75,8 +75,10 @@ def change(path: Path, **columns: object) -> None:
 
 
 def fall_silent(path: Path, seconds: float) -> None:
+    """The holder was heard last so many seconds ago."""
+    ago = f"(julianday('now') - 2440587.5) * 86400.0 - {seconds}"
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute(f"UPDATE ledger SET beat_s = beat_s - {seconds}")
+        connection.execute(f"UPDATE ledger SET beat_s = {ago}")
 
 
 def test_a_ledger_keeps_its_id_for_ever(path: Path, tmp_path: Path) -> None:
@@ -95,10 +97,10 @@ def test_a_paused_holder_is_overtaken_once_it_is_silent_and_writes_nothing_when_
     path: Path, other: Other
 ) -> None:
     other.send(signal.SIGSTOP)
-    fall_silent(path, SILENT_S - 5)
+    fall_silent(path, SILENT_S / 2)
     with pytest.raises(InUse, match=f"in use by process {other.pid} on "):
         Ledger(path)
-    fall_silent(path, 10)
+    fall_silent(path, SILENT_S + 1)
     with closing(Ledger(path)) as second:
         second.put(A_PLAN.next(1_010.0, "approved"))
         other.send(signal.SIGCONT)
@@ -129,6 +131,7 @@ def test_one_that_was_killed_on_another_machine_is_waited_for(path: Path, other:
     other.process.kill()
     other.process.wait()
     change(path, machine="another")
+    fall_silent(path, 0)
     with pytest.raises(InUse):
         Ledger(path)
     fall_silent(path, SILENT_S + 1)
@@ -146,7 +149,7 @@ def test_who_overtook_has_the_locks_once_the_paused_one_is_gone(path: Path, othe
         with pytest.raises(InUse, match=f"by process {os.getpid()} on "):
             Ledger(path)  # which could have had the locks
         second.beat()
-        fall_silent(path, -1)
+        fall_silent(path, 0)
         with pytest.raises(InUse, match=f"by process {os.getpid()} on "):
             Ledger(path)
 
