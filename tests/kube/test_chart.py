@@ -256,3 +256,19 @@ def test_artifact_hub_is_told_of_the_kinds_and_images_that_there_are(template: T
     assert images == used
     assert {each["kind"] for each in yaml.safe_load(told["crdsExamples"])} == {"MoEFleet"}
     assert names(template(), "Job") == {"placer-test"}
+
+
+def test_the_certificate_has_every_name_that_somebody_asks_for(template: Template) -> None:
+    monitored = {"metrics": {"serviceMonitor": {"enabled": True}}, "routers": [ROUTER]}
+    objects = template(monitored)
+    known = set(one(objects, "Certificate", "placer-tls")["spec"]["dnsNames"])
+    (endpoint,) = one(objects, "ServiceMonitor", "placer-a")["spec"]["endpoints"]
+    asked = {endpoint["tlsConfig"]["serverName"]}
+    asked |= {
+        text.partition("=")[2].partition(":")[0]
+        for name, _ in pods(objects)
+        for text in container(objects, name)["args"]
+        if text.startswith(("--controller=", "--to="))
+    }
+    assert asked == {"placer-a.moe.svc", "placer-controller.moe.svc"}
+    assert asked <= known
