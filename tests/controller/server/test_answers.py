@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from controller.changes.arbiter import BusyError
 from controller.fleet.workers import FleetError, UnknownError
 from controller.ledger.ledger import Conflict, LedgerError, LedgerFull, Record, Unreadable
+from controller.ledger.records import TooOld
 from controller.pool_policies import PoolPolicies
 from controller.ports import EngineLostError
 from controller.server.answers import A_BUG, CODES
@@ -146,6 +147,7 @@ RAISED: dict[type[PlacerError], tuple[PlacerError, str]] = {
     FleetError: (FleetError("not now: wait"), "FAILED_PRECONDITION"),
     Conflict: (Conflict(Record("plan", "plan-1", 2, 0.0, "", {}), 3), "ABORTED"),
     LedgerFull: (LedgerFull("the disk is full: make room"), "RESOURCE_EXHAUSTED"),
+    TooOld: (TooOld("too old: watch again from 0"), "OUT_OF_RANGE"),
     Unreadable: (Unreadable("plan plan-1 is not JSON: do without it"), "DATA_LOSS"),
     LedgerError: (LedgerError("the ledger is broken: restore it"), "UNAVAILABLE"),
     EngineLostError: (EngineLostError("it is gone: start it"), "UNAVAILABLE"),
