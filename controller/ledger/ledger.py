@@ -209,13 +209,8 @@ class Ledger:
 
         How many versions went; the file keeps their room for others.
         """
-        values: dict[str, Any] = {
-            "kind": kind,
-            "keep": keep,
-            "since_s": since_s,
-            "earlier": EARLIER,
-        }
-        values["needed"] = json.dumps(list(needed))
+        values: dict[str, Any] = {"kind": kind, "keep": keep, "since_s": since_s}
+        values |= {"earlier": EARLIER, "needed": json.dumps(list(needed))}
         values["left_out"] = json.dumps([one.number for one in self.left_out()])
         with self._writing() as connection:
             gone = [n for one in sql.PRUNES for (n,) in connection.execute(one, values)]
