@@ -1,7 +1,7 @@
 """The ledger: what was decided, why, and how far it came, in one SQLite file that survives kill -9.
 
 A record is never changed: its next version is added, by whoever saw the newest one. What was put is
-on the disk when ``put`` returns. One process writes; others may look with ``sqlite3 -readonly``.
+on the disk when ``put`` returns. Its holder writes; others may look with ``sqlite3 -readonly``.
 """
 
 import json
@@ -32,7 +32,7 @@ from controller.ledger.records import (
     fault,
     read_row,
     row_of,
-)  # fmt: skip
+)
 
 __all__ = [
     "Conflict", "Fenced", "InUse", "Ledger", "LedgerError", "LedgerFull", "LeftOut", "Record",
@@ -210,8 +210,7 @@ class Ledger:
         How many versions went; the file keeps their room for others.
         """
         values: dict[str, Any] = {"kind": kind, "keep": keep, "since_s": since_s}
-        values["earlier"] = EARLIER
-        values["needed"] = json.dumps(list(needed))
+        values |= {"earlier": EARLIER, "needed": json.dumps(list(needed))}
         values["left_out"] = json.dumps([one.number for one in self.left_out()])
         with self._writing() as connection:
             gone = [n for one in sql.PRUNES for (n,) in connection.execute(one, values)]
