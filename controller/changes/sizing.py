@@ -41,8 +41,8 @@ async def sized(
             None,
             f"{gpus} GPUs are more than the pool may have: max_gpus is {limits.max_gpus}",
         )
-    if arbiter.config.of(pool).bytes_per_minute == 0:
-        return change, None, "bytes_per_minute is 0: frozen"
+    if frozen := arbiter.config.of(pool).frozen:
+        return change, None, frozen
     stands = await arbiter.stands(group)
     policy = arbiter.config.of(pool)
     try:

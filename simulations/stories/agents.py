@@ -18,7 +18,7 @@ from simulations.stories.network import Engine
 from simulations.stories.story import TinyPool
 from simulations.stories.watch import Watch
 
-PUSH_S = 20.0
+PUSH_S = 25.0
 TOKENS = 10_000  # that an engine counts in between
 
 

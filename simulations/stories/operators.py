@@ -89,10 +89,10 @@ class Operators:
                 wider = fleet_pb2.ScaleToRequest(pool=name, ranks=deed.ranks, idempotency_key=key)
                 await self._ask(deed, what, wider)
 
-    async def back(self, pool: str, key: str) -> None:
-        """Roll it back."""
+    async def back(self, pool: str, key: str) -> str:
+        """Roll it back; why that is refused, or nothing."""
         self.watch.keys.add(key)
-        await self._call("rollback", placement_pb2.RollbackRequest(pool=pool, idempotency_key=key))
+        return await self._call("rollback", placement_pb2.RollbackRequest(pool=pool, idempotency_key=key))
 
     def _propose(self, services: Services, deed: Event, pool: TinyPool) -> str | None:
         loop, name = services.loop, f"p{deed.pool}"
@@ -109,11 +109,13 @@ class Operators:
                 await self.clock.sleep(deed.wait_s)
                 calls.create_task(self._call(method, request))
 
-    async def _call(self, method: str, request: Any) -> None:
-        """It ends with the controller that answers it."""
+    async def _call(self, method: str, request: Any) -> str:
+        """It ends with the controller that answers it. Why it is refused, or nothing"""
         if (services := self.living()) is None:
-            return
+            return "nobody answers"
         answer = asyncio.create_task(getattr(services, method)(request, Call(self.watch)))
         await asyncio.wait({answer})
         if not answer.cancelled() and (error := answer.exception()) is not None:
             self.watch.check(isinstance(error, RefusedError), "no bug answers", repr(error))
+            return str(error)
+        return ""

@@ -7,7 +7,7 @@ import numpy as np
 
 from placer.placement import EMPTY, Placement
 
-LASTS_S = 900.0  # until everything heals
+LASTS_S = 720.0  # until everything heals
 COMMANDS = (
     "Stage", "Agree", "Drop", "Copy", "Commit", "Transfer", "Switch", "Release", "Verify", "Discard",
 )  # fmt: skip

@@ -22,7 +22,7 @@ from simulations.stories.story import LASTS_S, Event, Story, TinyPool, a_map
 from simulations.stories.watch import Disk, Watch, Wrong
 
 BEGINS = 1_800_000_000.0  # unix seconds
-EVERY_S = 30.0
+EVERY_S = 60.0
 SOLVE_S = 1.0
 ENDS_S = 3 * 3600.0  # what has not ended by then never will
 RATE = 600 * BYTES  # a minute
@@ -121,11 +121,11 @@ class World:
             await self._quiet()
             if (last := self._last(pool)) is not None and last.phase is Phase.HALTED:
                 await self.clock.sleep(4 * PUSH_S)  # until agents agree on what stands
-                await self.operators.back(pool, f"back {pool}")
+                refused = await self.operators.back(pool, f"back {pool}")
                 await self._quiet()
                 now = self._last(pool)
                 fine = now.key == f"back {pool}" and now.phase is Phase.SUCCEEDED
-                told = f"{last.id} of {pool}: {now.id} {now.phase} {now.why}"
+                told = f"{last.id} of {pool}: {refused or now.why}"
                 self.watch.check(fine, "a rollback mends what is halted", told)
 
     def _last(self, pool: str) -> Any:
@@ -222,7 +222,7 @@ async def _end(tasks: set[asyncio.Task[Any]]) -> None:
 
 def _policy(pool: TinyPool) -> PoolPolicy:
     return PoolPolicy(
-        HARDWARE, mode=pool.mode, optimizer="eplb", window_s=120.0, least_tokens=1_000,
+        HARDWARE, mode=pool.mode, nodes=1, optimizer="eplb", window_s=180.0, least_tokens=1_000,
         confirmations=pool.confirmations, cooldown_s=60.0, max_moved=1.0, horizon_s=1e6,
         bytes_per_minute=RATE, rank_bytes=BYTES,
     )  # fmt: skip
