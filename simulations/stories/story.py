@@ -132,7 +132,7 @@ class Story:
 
 def a_story(seed: int) -> Story:
     lots = random.Random(seed)
-    pools = tuple(_pool(lots) for _ in range(lots.choice((1, 1, 2, 3))))
+    pools = tuple(_pool(lots) for _ in range(lots.choice((1, 1, 1, 2, 3))))
     deeds = [_deed(lots, pools, number) for number in range(lots.randint(1, 6))]
     faults = [_fault(lots, pools) for _ in range(lots.choice((0, 1, 2, 3, 4, 6)))]
     events = sorted([*deeds, *faults], key=lambda one: (bool(one.on), one.at_s, one.on, one.nth))
@@ -159,7 +159,7 @@ def _pool(lots: random.Random) -> TinyPool:
     return TinyPool(
         layers=lots.randint(2, 4),
         experts=lots.randint(4, 8),
-        engines=lots.randint(1, 3),
+        engines=lots.choice((1, 1, 2, 2, 3)),
         ranks=lots.choice((2, 2, 3, 4)),
         extra=lots.choice((0, 1)),
         mode=lots.choice(("advisory", "automatic")),

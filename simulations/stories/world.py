@@ -117,8 +117,8 @@ class World:
         for pool in self.pools:
             self._bind(pool, RATE)
         await self.kill(0.0)
+        await self._quiet()
         for pool in self.pools:
-            await self._quiet()
             if (last := self._last(pool)) is not None and last.phase is Phase.HALTED:
                 await self.clock.sleep(4 * PUSH_S)  # until agents agree on what stands
                 refused = await self.operators.back(pool, f"back {pool}")
@@ -135,7 +135,7 @@ class World:
     async def _quiet(self) -> None:
         """Until nothing runs any more."""
         until_s = self.clock.monotonic() + ENDS_S
-        await self.clock.sleep(2 * EVERY_S)
+        await self.clock.sleep(EVERY_S + SOLVE_S)
         while self.watch.open and not self._is_wrong():
             await self.clock.sleep(EVERY_S)
             for id, one in self.watch.open.items():
