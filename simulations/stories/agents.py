@@ -39,7 +39,7 @@ class Agents:
     ) -> None:
         self.pools, self.engines, self.clock, self.watch = pools, engines, clock, watch
         self.living = living
-        self.lots: dict[str, int | None] = dict.fromkeys(pools, 0)
+        self.lots = {name: pool.traffic for name, pool in pools.items()}
         self.doubled: set[str] = set()
         self._sequences: dict[WorkerId, int] = {}
         self._late: list[tuple[WorkerId, int, Delta]] = []

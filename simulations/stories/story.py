@@ -97,7 +97,7 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class TinyPool:
     """layers, experts: of its model; engines; ranks: of an engine; extra: slots of a rank that
-    replicas have"""
+    replicas have; traffic: the lot of what there is at the beginning, if there is any"""
 
     layers: int
     experts: int
@@ -106,6 +106,7 @@ class TinyPool:
     extra: int
     mode: str
     confirmations: int
+    traffic: int | None = None
 
     @property
     def slots(self) -> int:
@@ -164,6 +165,7 @@ def _pool(lots: random.Random) -> TinyPool:
         extra=lots.choice((0, 1)),
         mode=lots.choice(("advisory", "automatic")),
         confirmations=lots.choice((1, 2)),
+        traffic=lots.choice((None, lots.randrange(1000))),
     )
 
 
