@@ -227,7 +227,9 @@ class Arbiter:
                                phase=Phase.REFUSED, why=why)  # fmt: skip
                 return self.ledger.write("operation", id, reason, no, pool=pool.name)
             if frozen := self.config.of(pool.name).frozen:
-                raise FleetError(f"{frozen}: set it for {pool.name}, and start the controller again")
+                raise FleetError(
+                    f"{frozen}: set it for {pool.name}, and start the controller again"
+                )
             self.refuse_if_busy()
             group = pool.group(kind.width(change))
             width = group.ranks if group else 0

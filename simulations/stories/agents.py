@@ -15,6 +15,7 @@ from placer.model import ModelShape
 from placer.virtual_clock import VirtualClock
 from placer.worker import Worker
 from simulations.stories.network import Engine
+from simulations.stories.operators import Services
 from simulations.stories.story import TinyPool
 from simulations.stories.watch import Watch
 
@@ -35,7 +36,7 @@ class Agents:
         engines: Mapping[tuple[str, str], Engine],
         clock: VirtualClock,
         watch: Watch,
-        living: Callable[[], Loop | None],
+        living: Callable[[], Services | None],
     ) -> None:
         self.pools, self.engines, self.clock, self.watch = pools, engines, clock, watch
         self.living = living
@@ -46,7 +47,8 @@ class Agents:
 
     async def run(self) -> None:
         while True:
-            if (loop := self.living()) is not None:
+            if (services := self.living()) is not None:
+                loop = services.loop
                 late, self._late = self._late, []
                 for push in late:
                     self._push(loop, *push)

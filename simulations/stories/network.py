@@ -101,7 +101,7 @@ class Network(MemoryEngines):
         name = type(command).__name__
         self._counts[name] += 1
         moods = [one for one in self._moods if (one.on, one.nth) == (name, self._counts[name])]
-        if engine.is_cut or not all([await self._come(one, engine) for one in moods if not one.is_after]):
+        if engine.is_cut or not await self._arrives(engine, [o for o in moods if not o.is_after]):
             await asyncio.Event().wait()
         async with engine.one_at_a_time:
             await self.clock.sleep(TAKES_S.get(name, QUICK_S) + engine.slow_s)
@@ -111,7 +111,7 @@ class Network(MemoryEngines):
         for one in moods:
             if one.what == "rank dies" and one.is_after:
                 answer = Lost("rank 1 is gone")
-        if engine.is_deaf or not all([await self._come(one, engine) for one in moods if one.is_after]):
+        if engine.is_deaf or not await self._arrives(engine, [o for o in moods if o.is_after]):
             await asyncio.Event().wait()
         return answer
 
@@ -127,6 +127,10 @@ class Network(MemoryEngines):
         if not isinstance(answer, Lost):
             self.watch.done(pool, engine.memory, before, command, answer)
         return answer
+
+    async def _arrives(self, engine: Engine, moods: Sequence[Event]) -> bool:
+        """It, or its answer, whatever comes over it."""
+        return all([await self._come(one, engine) for one in moods])
 
     async def _come(self, mood: Event, engine: Engine) -> bool:
         """Over a command; whether that goes on."""

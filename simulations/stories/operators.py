@@ -92,7 +92,9 @@ class Operators:
     async def back(self, pool: str, key: str) -> str:
         """Roll it back; why that is refused, or nothing."""
         self.watch.keys.add(key)
-        return await self._call("rollback", placement_pb2.RollbackRequest(pool=pool, idempotency_key=key))
+        return await self._call(
+            "rollback", placement_pb2.RollbackRequest(pool=pool, idempotency_key=key)
+        )
 
     def _propose(self, services: Services, deed: Event, pool: TinyPool) -> str | None:
         loop, name = services.loop, f"p{deed.pool}"

@@ -18,9 +18,7 @@ def shortest(story: Story, rule: str) -> Story:
     return replace(story, events=tuple(minimal(story.events, fails)))
 
 
-def minimal(
-    events: Sequence[Event], fails: Callable[[Sequence[Event]], bool]
-) -> Sequence[Event]:
+def minimal(events: Sequence[Event], fails: Callable[[Sequence[Event]], bool]) -> Sequence[Event]:
     """fails: of them all, it does"""
     if fails(()):
         return ()

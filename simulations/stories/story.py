@@ -1,15 +1,18 @@
-"""What happens in a story, drawn from its seed: deeds and faults, as values that can be read aloud."""
+"""What happens in a story, drawn from its seed: deeds and faults, that can be read aloud."""
 
 import random
 from dataclasses import dataclass
 
 import numpy as np
 
+from controller.config import Mode
 from placer.placement import EMPTY, Placement
 
 LASTS_S = 720.0  # until everything heals
+MODES: tuple[Mode, ...] = ("advisory", "automatic")
 COMMANDS = (
-    "Stage", "Agree", "Drop", "Copy", "Commit", "Transfer", "Switch", "Release", "Verify", "Discard",
+    "Stage", "Agree", "Drop", "Copy", "Commit", "Transfer", "Switch", "Release", "Verify",
+    "Discard",
 )  # fmt: skip
 DEEDS = {
     "propose": "an operator proposes a plan for {pool} (lot {lot})",
@@ -104,7 +107,7 @@ class TinyPool:
     engines: int
     ranks: int
     extra: int
-    mode: str
+    mode: Mode
     confirmations: int
     traffic: int | None = None
 
@@ -163,7 +166,7 @@ def _pool(lots: random.Random) -> TinyPool:
         engines=lots.choice((1, 1, 2, 2, 3)),
         ranks=lots.choice((2, 2, 3, 4)),
         extra=lots.choice((0, 1)),
-        mode=lots.choice(("advisory", "automatic")),
+        mode=lots.choice(MODES),
         confirmations=lots.choice((1, 2)),
         traffic=lots.choice((None, lots.randrange(1000))),
     )

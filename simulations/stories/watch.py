@@ -1,4 +1,4 @@
-"""What must hold at every step of a story: of what is written down, asked of engines, and served."""
+"""What must hold at every step of a story: of what is written, asked of engines, and served."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -141,8 +141,8 @@ class Watch:
             fine = late or not isinstance(command, Drop | Copy | Commit | Switch)
             self.check(fine, "engines need not refuse", f"{name}: {outcome.reason}")
         elif isinstance(command, Copy):
-            held = before.copies
-            lacks = [one for one in command.round.copies if not held[one.layer, one.expert, one.source]]
+            copies = command.round.copies
+            lacks = [o for o in copies if not before.copies[o.layer, o.expert, o.source]]
             self.check(not lacks, "copies come from who has them", f"{name}: {lacks[:1]}")
         if after is not before:
             fine = any(one.pool == pool for one in self.open.values())
@@ -151,8 +151,7 @@ class Watch:
 
     def serves(self, pool: str, engine: MemoryEngine) -> None:
         lost = engine.placement.lost
-        told = "layer {} of {} lacks expert {}".format(*(lost[0][0], pool, lost[0][1]) if lost else "-"*3)
-        self.check(not lost, "every expert is served", told)
+        self.check(not lost, "every expert is served", f"{pool} lacks (layer, expert) {lost}")
 
     def is_whole(self, ledger: Ledger) -> None:
         """It reads back, every version of everything."""

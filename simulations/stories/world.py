@@ -1,4 +1,4 @@
-"""One story from its beginning to its end: controllers that live and die, faults, and all ends well."""
+"""One story from beginning to end: controllers that live and die, faults, and all heals."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -59,7 +59,8 @@ class World:
         self.disk = Disk(self.watch)
         self.network = Network(self.pools, story.events, clock, self.watch, self.beside, self.kill)
         self.operators = Operators(clock, self.watch, lambda: self.services)
-        self.agents = Agents(self.pools, self.network.there, clock, self.watch, lambda: self.services and self.services.loop)
+        there = self.network.there
+        self.agents = Agents(self.pools, there, clock, self.watch, lambda: self.services)
         self.services: Services | None = None
         self.kills = 0
         self._own: set[asyncio.Task[Any]] = set()
@@ -205,11 +206,12 @@ class World:
         written = sha256()
         for record in self.disk.history():
             blob = self.disk.blob(record.kind, record.id, record.version)
-            written.update(repr((record.kind, record.id, record.at_s, record.text, record.reason, blob)).encode())
+            told = record.kind, record.id, record.at_s, record.reason, record.text, blob
+            written.update(repr(told).encode())
         for asked in self.watch.asked:
             written.update(asked.encode())
-        watch = self.watch
-        return Told(watch.wrong, len(watch.ended), len(watch.asked), self.kills, written.hexdigest())
+        watch, digest = self.watch, written.hexdigest()
+        return Told(watch.wrong, len(watch.ended), len(watch.asked), self.kills, digest)
 
 
 async def _end(tasks: set[asyncio.Task[Any]]) -> None:

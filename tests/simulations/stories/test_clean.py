@@ -7,7 +7,16 @@ import sys
 import pytest
 
 from simulations.stories.batches import tell_all
-from simulations.stories.story import COMMANDS, DEEDS, FAULTS, MOODS, Event, Story, TinyPool, a_story
+from simulations.stories.story import (
+    COMMANDS,
+    DEEDS,
+    FAULTS,
+    MOODS,
+    Event,
+    Story,
+    TinyPool,
+    a_story,
+)
 from simulations.stories.world import tell
 
 A_FEW = 10

@@ -7,7 +7,7 @@ import pytest
 
 from controller.changes.arbiter import Arbiter
 from controller.changes.history import History
-from controller.migration.commands import Command
+from controller.migration.commands import Command, Done
 from controller.migration.machine import Attempt, State
 from simulations.stories.shrinking import minimal, shortest
 from simulations.stories.story import Event, Story, a_story
@@ -62,7 +62,7 @@ def test_an_expert_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
             table[layer, slot] = EMPTY
         now = engine.placement
         engine.placement = Placement(table, now.experts, now.gpus, now.nodes)
-        return in_memory.Done()
+        return Done()
 
     monkeypatch.setattr(in_memory.MemoryEngine, "_serve", careless)
     assert found(0) == ("every expert is served", ["apply"])
