@@ -8,7 +8,7 @@ VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 TRACES := $(wildcard examples/tiny_moe/traces/*.npz)
 
-.PHONY: demo test test-vllm check lint setup proto bench lock clean
+.PHONY: demo test test-kube test-vllm check lint setup proto bench lock clean
 
 demo: setup
 	@mkdir -p demo
@@ -19,7 +19,11 @@ demo: setup
 	@echo "Open demo/report.html in a browser for the plan that was made offline."
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not kube"
+
+# On a real Kubernetes API server: tests/kube/cluster.py says which.
+test-kube: setup
+	$(BIN)/pytest -m kube tests/kube
 
 # On a real vLLM, in an environment of its own, whose Numba would overwrite the other's kernels.
 test-vllm $(VLLM_READY): export NUMBA_CACHE_DIR := $(CURDIR)/$(VLLM_VENV)/kernels
@@ -28,7 +32,7 @@ test-vllm: $(VLLM_READY)
 	else $(VLLM_VENV)/bin/python -m bench agent && $(VLLM_VENV)/bin/pytest -n 0 -s -W ignore tests/vllm; fi
 
 check: lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not kube"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """What puts a controller together out of its parts, wherever it is hosted: it knows ports only."""
 
+import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
+from controller.pool_policies import PoolPolicies
 from controller.ports import Capacity, Engines, Metrics, Planner
 from controller.server.security import Listening
 from controller.server.serve import start
@@ -68,11 +70,13 @@ async def assembled(
     fleet's, of which some may be behind the one that is given. metrics, capacity: None if nobody
     keeps them"""
     sys.setswitchinterval(SWITCH_S)
+    policies = PoolPolicies(config, ledger)
+    config = policies.config
     fleet = Fleet(lambda pool: config.of(pool).window_s, ledger.clock)
     by_agent = VllmEngines(fleet, ledger, config)
     told = metrics(fleet) if metrics is not None else None
     loop = Loop(config, ledger, fleet, engines(fleet, by_agent), planner, told, capacity)
-    server, port = await start(loop, by_agent, listening)
+    server, port = await start(loop, by_agent, policies, listening)
     try:
         yield Controller(loop, by_agent, server, port)
     finally:
@@ -104,4 +108,16 @@ async def run(
             if setup.metrics:
                 metrics.serve(controller.loop, setup.metrics, setup.detail)
             ready(controller.port)
-            await controller.loop.run()
+            await until_first(controller.loop.run(), ledger.hold())
+
+
+async def until_first(*works: Coroutine[Any, Any, None]) -> None:
+    """To the first end of several works without one. Raises what that raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done.pop().result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

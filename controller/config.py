@@ -6,15 +6,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from controller.size_settings import Autoscale, AutoscaleSpec
 from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text
 from placer.files.documents import of_yaml
-from placer.files.specs import first_fault, read_topology
+from placer.files.specs import TopologySpec, first_fault, read_topology
 from placer.objective import STEP_TOKENS_PER_GPU, Dispatch, Objective
 from placer.optimizers import optimizer as known_optimizer
 from placer.topology import Topology
@@ -147,10 +147,6 @@ class Config:
     every_s: float = 30.0
     retention_days: float = 30.0
 
-    @property
-    def asks_for_affinity(self) -> bool:
-        return any(one.asks_for_affinity for one in (self.default, *self.pools.values()))
-
     def of(self, pool: str) -> PoolPolicy:
         return self.pools.get(pool, self.default)
 
@@ -177,13 +173,20 @@ class _TracesSpec(BaseModel):
         return replace(traces, **_given(self, asdict(Traces())))
 
 
+# A preset's name or a file's, or what such a file says; told apart so that one fault is told.
+_Hardware = Annotated[
+    Annotated[str, Tag("name")] | Annotated[TopologySpec, Tag("file")],
+    Discriminator(lambda found: "file" if isinstance(found, dict | TopologySpec) else "name"),
+]
+
+
 class PoolSpec(BaseModel):
     """One pool's settings, as they are written."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     mode: Mode | None = None
-    topology: str | None = None
+    topology: _Hardware | None = None
     nodes: int | None = Field(default=None, ge=1)
     optimizer: str | None = None
     dispatch: Dispatch | None = None
@@ -209,7 +212,9 @@ class PoolSpec(BaseModel):
         given = _given(self, DEFAULTS)
         if self.traces is not None:
             given["traces"] = self.traces.on(policy.traces)
-        if "topology" in given:
+        if isinstance(self.topology, TopologySpec):
+            given["topology"] = self.topology.topology(Path(self.topology.preset))
+        elif "topology" in given:
             given["topology"] = read_topology(given["topology"])
         if "hours" in given:
             given["hours"] = tuple(_hours(text) for text in given["hours"])

@@ -5,12 +5,13 @@ from collections import deque
 from dataclasses import replace
 
 from controller.changes.arbiter import Arbiter
-from controller.changes.operations import Phase, Scale
-from controller.changes.sizing import sized
+from controller.changes.operations import Operation, Phase, Scale
+from controller.changes.sizing import asked, sized
 from controller.config import Config
-from controller.fleet.pools import Group, Pool
+from controller.fleet.pools import Group, Pool, width_of
 from controller.fleet.signals import SignalWindow
-from controller.fleet.workers import Fleet
+from controller.fleet.workers import FORGOTTEN_S, Fleet, FleetError
+from controller.ledger.ledger import Record
 from controller.policies.policy import Decision, Scaling, Size
 from controller.ports import Capacity, EngineLostError, Metrics, Planner
 from controller.samples import Sample
@@ -59,10 +60,9 @@ class Loads:
         settings, group = self.config.of(pool.name).autoscale, pool.group()
         if settings is None or self.metrics is None or group is None:
             return
-        window = self._windows.get(pool.name)
-        if window is None:
-            back_s = max(settings.window_s, settings.ttft_s) + settings.ttft_s
-            window = self._windows[pool.name] = SignalWindow(back_s)
+        back_s = max(settings.window_s, settings.ttft_s) + settings.ttft_s
+        window = self._windows.setdefault(pool.name, SignalWindow(back_s))
+        window.window_s = back_s
         window.forget(group.engines)
         answers = await asyncio.gather(*(self._sample(pool.name, one) for one in group.engines))
         found = {
@@ -118,20 +118,90 @@ class Loads:
         if (running := self.arbiter.running) is not None:
             why = f"{running.id} is at work on {running.pool}"
             return replace(decision, outcome="wait", reason=f"{decision.reason}: {why}")
-        if self.capacity is not None:
-            await self.capacity.ask(pool, size.gpus)
-            stock = await self.capacity.ready(pool)
-            if stock.available < size.gpus:
-                why = f"{size.gpus} GPUs are asked for, {stock.available} available"
-                return replace(decision, outcome="wait", reason=f"{decision.reason}: {why}")
+        if why := await self._lacking(pool, size.gpus):
+            return replace(decision, outcome="wait", reason=f"{decision.reason}: {why}")
         change = await sized(self.arbiter, self.planner, pool, size.ranks)
         record = await self.arbiter.scale(pool, change, "", decision.reason)
         return replace(decision, reason=f"{record.id}: {decision.reason}")
 
+    async def scale(
+        self, pool: str, ranks: int, key: str, reason: str, wait: bool
+    ) -> Record[Operation]:
+        """Another width, as somebody asks for it. wait: for its turn and its GPUs, else it is
+        refused until then. Who wants the width of now takes back what waits."""
+        waiting, queue = self.arbiter.queue.of(pool), self.arbiter.queue
+        group = self.fleet.pool(pool).group() if waiting is not None else None
+        if waiting is not None and group is not None and group.ranks == ranks:
+            return queue.withdraw(waiting, f"{ranks} ranks are wanted again", key)
+        if wait:
+            _, planned, never = asked(self.arbiter, pool, ranks)
+            if never:
+                return await self.arbiter.scale(pool, (planned, None, never), key, reason)
+            return queue.put(pool, planned, key, reason)
+        change = await sized(self.arbiter, self.planner, pool, ranks)
+        if not change[2]:
+            await self._refuse_lacking(pool, ranks)
+        record = await self.arbiter.scale(pool, change, key, reason)
+        if waiting is not None and not record.final:
+            queue.withdraw(waiting, f"{record.id} takes its place")
+        return record
+
+    async def begin(self, waiting: Record[Operation]) -> None:
+        """What waited for its turn, if its GPUs are there."""
+        pool, change = waiting.pool, waiting.value.change
+        assert isinstance(change, Scale)
+        ranks = change.ranks
+        if pool not in self.fleet.pools and self.arbiter.ledger.age_s(waiting) > FORGOTTEN_S:
+            self.arbiter.queue.withdraw(waiting, f"{pool} is gone")
+            return
+        if (group := self.fleet.pool(pool).group()) is None:
+            return
+        if group.ranks == ranks:
+            self.arbiter.queue.withdraw(waiting, f"engines of {pool} have {ranks} ranks already")
+        elif not await self._lacking(pool, ranks * len(group.engines)):
+            planned = await sized(self.arbiter, self.planner, pool, ranks)
+            await self.arbiter.scale(pool, planned, "", waiting.reason, waiting)
+
+    async def settle(self) -> None:
+        """Of changes that are over nothing stays asked for, where nobody else says the size."""
+        running = self.arbiter.running
+        for name, pool in list(self.fleet.pools.items()):
+            is_changing = running is not None and running.pool == name
+            if self.capacity is None or is_changing or self.config.of(name).autoscale is not None:
+                continue
+            engines = pool.engines.values()
+            widths = [width.ranks for width in map(width_of, engines) if width is not None]
+            if self.arbiter.queue.of(name) is not None or len(widths) < len(engines):
+                continue
+            if (await self.capacity.ready(name)).desired > sum(widths):
+                await self.capacity.release(name, sum(widths))
+
+    async def _refuse_lacking(self, pool: str, ranks: int) -> None:
+        """Raises FleetError if GPUs are not there for which nobody waits."""
+        group = self.fleet.pool(pool).group()
+        if self.capacity is None or group is None:
+            return
+        before = (await self.capacity.ready(pool)).desired
+        if why := await self._lacking(pool, ranks * len(group.engines)):
+            await self.capacity.release(pool, before)
+            raise FleetError(f"{why}: report pods that are ready, or say that it may wait")
+
+    async def _lacking(self, pool: str, gpus: int) -> str:
+        """GPUs that are asked for now, and not there yet; empty if they are."""
+        if self.capacity is None:
+            return ""
+        await self.capacity.ask(pool, gpus)
+        available = (await self.capacity.ready(pool)).available
+        return f"{gpus} GPUs are asked for, {available} available" if available < gpus else ""
+
     async def release(self, group: Group, decision: Decision) -> None:
-        """GPUs beyond those that engines have, if nothing is to change."""
+        """GPUs beyond those that engines have, if nothing is to change and none was wished for
+        lately: some may be on their way."""
         gpus = group.ranks * len(group.engines)
-        if self.capacity is None or decision.outcome != "hold":
+        waits = self.arbiter.queue.of(group.pool) is not None
+        if self.capacity is None or decision.outcome != "hold" or waits:
+            return
+        if any(wish > gpus for _, wish in self._wishes.get(group.pool, ())):
             return
         if (await self.capacity.ready(group.pool)).desired > gpus:
             await self.capacity.release(group.pool, gpus)

@@ -9,12 +9,12 @@ from typing import Any
 
 from controller.changes.arbiter import Arbiter
 from controller.changes.operations import Operation
-from controller.changes.plans import PlanState
 from controller.config import Config
 from controller.fleet import snapshots
 from controller.fleet.acknowledgements import Acknowledgements
 from controller.fleet.homing import Homings
 from controller.fleet.pools import Group, Pool, Registration
+from controller.fleet.reported import ReportedCapacity
 from controller.fleet.traces import SampledRequests
 from controller.fleet.workers import Fleet
 from controller.ledger.ledger import LedgerError, Record
@@ -23,6 +23,7 @@ from controller.loads import Loads
 from controller.policies import POLICIES
 from controller.policies.policy import Answer, Decision, Kept, Past, Scaling, Seen
 from controller.ports import Capacity, Engines, Metrics, Planner, Unseen
+from controller.turns import Turns
 from controller.views import View, gains, problem_of
 from placer.cost import score
 from placer.errors import PlacerError
@@ -32,7 +33,7 @@ from placer.problem import Problem
 AGAIN_S = 600.0  # a decision that stays the same is written down this often
 KEPT = {
     "plan": 500, "decision": 2000, "operation": 500, "abort": 500, "acknowledgement": 20_000,
-    "snapshot": 20_000, "reading": 10_000,
+    "snapshot": 20_000, "reading": 10_000, "policy": 1000,
     "placement": 2000,  # besides those that are in use
 }  # fmt: skip
 Key = tuple[str, int]  # a pool's name, and the ranks of its engines that are meant
@@ -62,7 +63,10 @@ class Loop:
         self.engines, self.planner = engines, planner
         self.traces = SampledRequests(lambda pool: config.of(pool).traces, ledger.clock)
         self.arbiter = Arbiter(config, ledger, fleet, engines)
-        self.loads = Loads(config, fleet, self.arbiter, planner, metrics, capacity)
+        self.reported = ReportedCapacity(ledger, fleet)
+        gpus = capacity if capacity is not None else self.reported
+        self.loads = Loads(config, fleet, self.arbiter, planner, metrics, gpus)
+        self.turns = Turns(config, self.arbiter, self.loads, self._try)
         self.views, self.conditions = dict[Key, View](), dict[str, str]()
         self.homings = Homings(self.traces, ledger.clock)
         self.looks: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -73,7 +77,7 @@ class Loop:
         self._acknowledgements = Acknowledgements(ledger)
         try:
             snapshots.recall(ledger, fleet, lambda pool: config.of(pool).window_s)
-            for kind in (*KEPT, "ids"):  # so that what cannot be read is named from the start
+            for kind in (*KEPT, "ids", "capacity"):  # what cannot be read is named at once
                 ledger.records.newest(kind)
         except LedgerError as error:
             self.conditions["ledger"] = str(error)
@@ -95,6 +99,7 @@ class Loop:
         """Until cancelled."""
         async with asyncio.TaskGroup() as looks:
             looks.create_task(self._follow_loads())
+            looks.create_task(self.turns.follow())
             while True:
                 await self.tick()
                 await self.ledger.clock.sleep(self.config.every_s)
@@ -124,8 +129,8 @@ class Loop:
                     looks.create_task(self._try(what, self._look(group)))
                     seen.add((pool.name, group.ranks))
         self.views = {key: view for key, view in self.views.items() if key in seen}
+        await self._try("turns", self.turns.look())
         async for pool in self._in_turn(pools):
-            await self._try(f"{pool.name}: approved plans", self._begin_approved(pool))
             await self._try(f"{pool.name}: snapshot", self._snapshot(pool))
 
     async def look_at_sizes(self) -> None:
@@ -252,13 +257,6 @@ class Loop:
             return self.arbiter.take(group, decision, decision.plan, before)
         await self.loads.release(group, decision)
         return await self.loads.take(group, decision)
-
-    async def _begin_approved(self, pool: Pool) -> None:
-        for record in self.arbiter.plans.in_state(pool.name, PlanState.APPROVED):
-            closed = self.config.of(pool.name).closed(self.ledger.clock.now())
-            if self.arbiter.running is not None or closed:
-                return
-            await self.arbiter.begin(record, key="", reason=record.reason)
 
     def _decided(self, key: Key, view: View) -> None:
         """Remember, and write down what is new."""

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from logging import Logger
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,6 +23,7 @@ import grpc.aio
 from placer.certificates import Credentials
 from placer.errors import PlacerError
 from placer.files.atomic import read_text
+from placer.files.fresh import Fresh
 
 LIMIT = 2**20  # bytes of a token file
 Options: TypeAlias = Sequence[tuple[str, Any]]
@@ -108,6 +110,32 @@ def open_aio_channel(address: str, settings: Settings, options: Options = ()) ->
         return grpc.aio.secure_channel(address, credentials, options=options)
     shows = [kind(settings) for kind in _AIO] if settings.has_token else None
     return grpc.aio.insecure_channel(address, options=options, interceptors=shows)
+
+
+class Channels:
+    """The channel to an address, opened anew once a file of certificates changes. What began on the
+    one before goes on there; of earlier ones nothing is left."""
+
+    def __init__(
+        self, address: str, settings: Settings, log: Logger, options: Options = ()
+    ) -> None:
+        of = settings.credentials
+        paths = [path for path in (of.certificate, of.key, of.ca) if path]
+        self._fresh = Fresh(paths, lambda: open_channel(address, settings, options), log)
+        self._opened = [self._fresh.get()]
+
+    def get(self) -> grpc.Channel:
+        newest = self._fresh.get()
+        if newest is not self._opened[-1]:
+            self._opened.append(newest)
+            for old in self._opened[:-2]:
+                old.close()
+            del self._opened[:-2]
+        return newest
+
+    def close(self) -> None:
+        for channel in self._opened:
+            channel.close()
 
 
 def is_loopback(address: str) -> bool:

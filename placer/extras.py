@@ -8,7 +8,7 @@ from placer.errors import PlacerError
 
 PACKAGE = "moe-placer"
 # Of extras that users ask for, the smaller ones first.
-NAMES = ("plan", "tokenizer", "controller", "ray", "picker")
+NAMES = ("plan", "tokenizer", "operator", "controller", "ray", "picker")
 
 
 class MissingError(PlacerError):

@@ -42,6 +42,18 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
+class Pod:
+    """Where it runs in Kubernetes, and on which node; empty outside of it."""
+
+    name: str = ""
+    uid: str = ""
+    node: str = ""
+
+
+NOWHERE = Pod()
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Whose worker it is, to a controller.
 
@@ -50,6 +62,7 @@ class Identity:
     actor:  the Ray actor that carries out migrations; without one the engine moves by itself
     api:    the API server that changes the engine's width, if somebody said
     metrics: where the engine answers with its metrics, if somebody said
+    pod:    where it runs, if somebody said
     """
 
     pool: str
@@ -57,6 +70,7 @@ class Identity:
     actor: str = ""
     api: str = ""
     metrics: str = ""
+    pod: Pod = NOWHERE
 
 
 @dataclass(frozen=True, slots=True)

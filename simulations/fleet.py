@@ -54,10 +54,10 @@ class Series:
 class ModelledEngines(MemoryEngines):
     """Their copies take time, and what changes is served from then on."""
 
-    def __init__(self, pools: Mapping[str, PoolModel], clock: VirtualClock) -> None:
+    def __init__(self, pools: Mapping[str, PoolModel], clock: VirtualClock, fleet: Fleet) -> None:
         found = {(pool, name): one for pool in pools for name, one in pools[pool].engines.items()}
         super().__init__(found)
-        self.pools, self.clock = pools, clock
+        self.pools, self.clock, self.fleet = pools, clock, fleet
 
     async def carry_out(self, pool: str, engine: str, command: Command) -> Outcome:
         model = self.pools[pool]
@@ -69,6 +69,7 @@ class ModelledEngines(MemoryEngines):
         outcome = await super().carry_out(pool, engine, command)
         if isinstance(command, Switch | Verify):  # in between, steps are as they were
             model.changed()
+            model.register(self.fleet, engine)
         return outcome
 
     async def sample(self, pool: str, engine: str) -> Sample:
@@ -123,7 +124,7 @@ class World:
         tasks = []
         if config is not None:
             fleet = Fleet(lambda pool: config.of(pool).window_s, self.clock)
-            engines = ModelledEngines(self.pools, self.clock)
+            engines = ModelledEngines(self.pools, self.clock, fleet)
             ledger, planner = WatchedLedger(self.ledger, self.clock), MemoryPlanner
             capacity = MemoryCapacity(self.clock, *self._capacity)
             loop = Loop(

@@ -209,7 +209,7 @@ def _begin(s: Any, engine: int, widest: int, speeds: Any) -> bool:
 def _emptiest(s: Any, first: int, ranks: int) -> int:
     found = first
     for at in range(first, first + ranks):
-        if s.seated[at] + s.queued[at] < s.seated[found] + s.queued[found]:
+        if s.begun[at] + s.queued[at] < s.begun[found] + s.queued[found]:
             found = at
     return found
 
@@ -295,7 +295,7 @@ def serve_many(
             if s.closed[engine]:
                 continue
             for at in range(engine * widest, engine * widest + s.wanted[engine]):
-                load = s.seated[at] + s.queued[at]
+                load = s.begun[at] + s.queued[at]
                 if load < fewest:
                     best, fewest = at, load
         arrive(s, one, best // widest, best, s.at_s[one])

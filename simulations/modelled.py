@@ -150,9 +150,8 @@ class PoolModel:
         state, model = self.serving.state, self.hardware.model
         shares = self.routing.shares[self.moment]
         window_s, self._pushed_s = max(now_s - self._pushed_s, 1e-3), now_s
-        for at, (name, engine) in enumerate(self.engines.items()):
-            id = WorkerId(self.name, name, "all", 1)
-            fleet.register(self._registration(id, engine.placement))
+        for at, name in enumerate(self.engines):
+            id = self.register(fleet, name)
             now = (
                 int(state.prefilled[at]), int(state.decoded[at]), int(state.steps[at]),
                 float(state.busy_s[at]),
@@ -173,14 +172,17 @@ class PoolModel:
         keys = [(one.placement.digest, self.moment) for one in self.engines.values()]
         return float(np.mean([self.tables.balances[key] for key in keys]))
 
-    def _registration(self, id: WorkerId, placement: Placement) -> Registration:
+    def register(self, fleet: Fleet, engine: str) -> WorkerId:
+        """As what it is now."""
+        id, placement = WorkerId(self.name, engine, "all", 1), self.engines[engine].placement
         model = self.hardware.model
         worker = Worker(
             name="all", model=model.name, layers=model.layers, experts=model.experts,
             top_k=model.top_k, slots=placement.slots, ep_rank=0, ep_size=placement.gpus,
             can_apply=True, records=True, can_resize=True,
         )  # fmt: skip
-        return Registration(id, worker, shape=model, digest=placement.digest)
+        fleet.register(Registration(id, worker, shape=model, digest=placement.digest))
+        return id
 
     def _send(self, one: int, now_s: float) -> None:
         """As the front does."""

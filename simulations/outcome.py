@@ -12,6 +12,8 @@ from placer.arrays import FloatArray
 from simulations.fleet import World
 from simulations.scenario import Scenario, Slo
 
+COMPARED_S = 300.0
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -57,6 +59,29 @@ def simulate(
         return told(scenario, world)
     finally:
         world.ledger.close()
+
+
+def form_errors(scenario: Scenario, controller: str, seed: int) -> Mapping[str, float]:
+    """How far the form that schedules some requests is off the one that schedules all, of the first
+    minutes: the largest of its pools, as shares, but for attainment: in points."""
+    forms = (
+        simulate(scenario.part(COMPARED_S, scheduled), controller, seed).pools
+        for scheduled in (scenario.scheduled, 1)
+    )
+    some, every = forms
+    found: dict[str, float] = {}
+    for name, full in every.items():
+        aggregated = some[name]
+        errors = {"in time": abs(aggregated.attainment - full.attainment)}
+        for what, ours, theirs in (
+            ("TTFT", aggregated.ttft_s, full.ttft_s),
+            ("TPOT", aggregated.tpot_s, full.tpot_s),
+        ):
+            for quantile, exact in theirs.items():
+                errors[f"{what} {quantile}"] = abs(ours.get(quantile, 0.0) / exact - 1)
+        for what, error in errors.items():
+            found[what] = max(found.get(what, 0.0), error)
+    return found
 
 
 def told(scenario: Scenario, world: World) -> Told:

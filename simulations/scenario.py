@@ -1,6 +1,7 @@
 """Scenarios as people write them: pools, their traffic and hardware, and who looks after them."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -153,6 +154,13 @@ class Scenario:
     def controllers(self) -> Sequence[str]:
         return list(self._spec.controllers)
 
+    def part(self, seconds: float, scheduled: int) -> "Scenario":
+        """Its beginning, in another form."""
+        found = copy(self)
+        changes = {"seconds": min(seconds, self.seconds), "scheduled": scheduled}
+        found._spec = self._spec.model_copy(update=changes)
+        return found
+
     def check(self, controllers: Sequence[str]) -> None:
         """Raises FileError for one that is not there, with the nearest."""
         for one in controllers:
@@ -186,15 +194,19 @@ class Scenario:
     def _model(self, name: str, seed: int) -> PoolModel:
         spec = self._spec.pools[name]
         try:
-            shape, node = read_model(spec.model), read_topology(spec.topology)
-            topology = node.resized(spec.ranks)
-            slots = spec.slots or -(-shape.experts // spec.ranks) * spec.ranks
-            start = linear(shape.layers, slots, shape.experts, spec.ranks, topology.nodes)
-            policy = self._policy(name, None)
+            return self._made(name, spec, seed)
+        except FileError:
+            raise
         except PlacerError as error:
             raise FileError(f"{self.path}: pools: {name}: {error}") from error
+
+    def _made(self, name: str, spec: _Pool, seed: int) -> PoolModel:
+        shape, node = read_model(spec.model), read_topology(spec.topology)
+        topology = node.resized(spec.ranks)
+        slots = spec.slots or -(-shape.experts // spec.ranks) * spec.ranks
+        start = linear(shape.layers, slots, shape.experts, spec.ranks, topology.nodes)
         speeds = _speeds(spec.speeds, shape, node, start.slots_per_gpu)
-        hardware = Hardware(shape, node, speeds, policy.objective)
+        hardware = Hardware(shape, node, speeds, self._policy(name, None).objective)
         engines = {
             f"engine-{at}": MemoryEngine(start, shape.expert_bytes) for at in range(spec.engines)
         }

@@ -15,8 +15,10 @@ REAL = {
     "controller/engines/vllm_api.py": "whether an API server answers",
     "controller/hosts/process.py": "whether a controller has started",
     "controller/hosts/ray.py": "whether Ray answers",
+    "controller/kube/known.py": "gRPC's deadline of a call",
     "controller/ledger/file.py": "SQLite's, for its file's lock",
     "controller/local_engine/local_engine.py": "how often processes are looked after",
+    "controller/local_engine/recovery.py": "the same, of memory processes",
     "controller/local_engine/ranks/rank.py": "how long a step of a paced device lasts",
     "placer/agent/grpc_sink.py": "gRPC's deadline of a call",
     "placer/agent/streams.py": "the same of a call in a stream",
@@ -31,7 +33,7 @@ def is_timed(call: ast.Call) -> bool:
         return False
     name, owner = call.func.attr, ast.unparse(call.func.value)
     waits = name in ("wait", "settimeout") and bool(call.args)
-    waits = waits and not owner.endswith(("_clock", "_strangers"))
+    waits = waits and not owner.endswith(("_clock", "_strangers")) and owner != "asyncio"
     return waits or name in OF_AN_EVENT_LOOP or (name == "default_rng" and not call.args)
 
 

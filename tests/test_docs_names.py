@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")])
-SOURCES = ("placer", "controller", "simulations", "protos", "bench", "tests", "examples")
+SOURCES = ("placer", "controller", "simulations", "protos", "bench", "tests", "examples", "helm")
 # Names of others: engines' and their routers' own.
 OTHERS = {"init_worker_extension", "migration_scheduler"}
 

@@ -12,6 +12,7 @@ from controller.changes.history import History
 from controller.changes.kinds import kinds as kinds_of_changes
 from controller.changes.operations import Apply, Change, Operation, Phase, Rollback, Scale
 from controller.changes.plans import Kept, Plans, PlanState
+from controller.changes.queue import Queue
 from controller.changes.runner import Runner
 from controller.config import Config, told_in_settings
 from controller.fleet.observed import observed_placements, refuse_lost, same_experts
@@ -42,6 +43,7 @@ class Arbiter:
     ) -> None:
         self.config, self.ledger, self.fleet, self.engines = config, ledger, fleet, engines
         self.plans = Plans(ledger)
+        self.queue = Queue(ledger, self.plans)
         self.history, self.runner = History(ledger), Runner(ledger, engines, config)
         self.kinds = kinds_of_changes(self.plans, self.history, self.runner)
         # Of operations that ended, by pool.
@@ -54,8 +56,9 @@ class Arbiter:
 
     @property
     def running(self) -> Record[Operation] | None:
-        """The operation that is not at its end yet."""
-        return next(iter(self.ledger.open("operation")), None)
+        """The operation that was begun and is not at its end yet."""
+        found = self.ledger.open("operation")
+        return next((one for one in found if one.value.phase is not Phase.WAITING), None)
 
     async def stands(self, group: Group) -> Placement:
         """The map of an engine that stands where the last change led, or else of the first that
@@ -102,6 +105,8 @@ class Arbiter:
                 left_out = record.value.left_out(self.fleet.pool(pool))
                 reason = f"{record.id} waits for {what}: {record.reason}{left_out}"
                 return replace(decision, outcome="propose", reason=reason)
+        if why := self.plans.rejected(group, plan, before, window_s):
+            return replace(decision, outcome="hold", reason=f"{plan.reason}: {why}")
         with told_in_settings():
             record = self.propose(pool, plan, before, plan.reason)
         if decision.outcome == "act":
@@ -120,6 +125,8 @@ class Arbiter:
             kind = self.kinds[type(running.value.change)]
             kind.abort(running, reason or "an operator wants it back", key)
             return running
+        if (waiting := self.queue.of(pool)) is not None:
+            return self.queue.withdraw(waiting, reason or "an operator wants it back", key)
 
         def change() -> Rollback:
             undone = self.history.to_undo(pool)
@@ -133,13 +140,19 @@ class Arbiter:
         return await self._begin(pool, change, key, reason)
 
     async def scale(
-        self, pool: str, sized: tuple[Scale, Placement | None, str], key: str, reason: str
+        self,
+        pool: str,
+        sized: tuple[Scale, Placement | None, str],
+        key: str,
+        reason: str,
+        waiting: Record[Operation] | None = None,
     ) -> Record[Operation]:
-        """Give the pool's engines another width. sized: as ``sizing.sized`` finds"""
+        """Give the pool's engines another width. sized: as ``sizing.sized`` finds; waiting: what
+        becomes of that, if it waited for its turn"""
         change, after, refused = sized
         if after is not None:
             self.ledger.keep_placement(after)
-        return await self._begin(pool, lambda: change, key, reason, refused)
+        return await self._begin(pool, lambda: change, key, reason, refused, waiting)
 
     async def resume(self) -> None:
         """Go on with what a killed controller left, or a full disk held up."""
@@ -212,17 +225,21 @@ class Arbiter:
         key: str,
         reason: str,
         refused: str = "",
+        waiting: Record[Operation] | None = None,
     ) -> Record[Operation]:
         """Written down together with what belongs to it, or not at all. refused: why it cannot be,
         if that is known"""
         async with self._begun:
-            if (known := self.history.known(key)) is not None:
+            if waiting is not None:
+                key = waiting.value.key
+            elif (known := self.history.known(key)) is not None:
                 return known
             pool, change = self.fleet.pool(pool_name), what()
             kind, size = self.kinds[type(change)], pool.model.expert_bytes
             if why := refused or kind.refusal(pool, change):
-                now_s = self.ledger.clock.now()
-                id = self._next_id()
+                if waiting is not None:
+                    return self.queue.withdraw(waiting, why)
+                now_s, id = self.ledger.clock.now(), self._next_id()
                 no = Operation(id, key, pool.name, change, size, now_s,
                                phase=Phase.REFUSED, why=why)  # fmt: skip
                 return self.ledger.write("operation", id, reason, no, pool=pool.name)
@@ -236,11 +253,14 @@ class Arbiter:
             targets = {} if group is None else await self._rollback_targets(group)
             beside = kind.begin(change, pool, targets, reason)
             now_s = self.ledger.clock.now()
-            id, epoch = self._next_id(), max(int(now_s * 1000), self._newest_epoch(pool) + 1)
+            id = self._next_id() if waiting is None else waiting.id
+            epoch = max(int(now_s * 1000), self._newest_epoch(pool) + 1)
             operation = Operation(
                 id, key, pool.name, change, size, now_s, targets, epoch=epoch, width=width
             )
             first = Record("operation", id, 1, now_s, reason, operation, pool.name, final=False)
+            if waiting is not None:
+                first = waiting.next(now_s, reason, value=operation)
             record: Record[Operation] = self.ledger.put(first, *beside)
             self._task = asyncio.create_task(self._run(record))
             return record

@@ -15,6 +15,7 @@ from controller.migration.machine import FINAL, TRANSITIONS, Event, State
 
 
 class Phase(StrEnum):
+    WAITING = "waiting"
     RUNNING = "running"
     RETURNING = "returning"
     SUCCEEDED = "succeeded"
@@ -148,7 +149,7 @@ class Operation:
 
     @property
     def is_final(self) -> bool:
-        return self.phase not in (Phase.RUNNING, Phase.RETURNING)
+        return self.phase not in (Phase.WAITING, Phase.RUNNING, Phase.RETURNING)
 
     @property
     def engine(self) -> str:
@@ -167,7 +168,7 @@ class Operation:
 
     @property
     def progress(self) -> str:
-        if self.is_final:
+        if self.is_final or self.phase is Phase.WAITING:
             return self.phase
         rounds = f", round {self.round + 1} of {self.rounds}" if self.rounds else ""
         back = ", going back" if self.phase is Phase.RETURNING else ""
@@ -221,6 +222,7 @@ class Operation:
         return replace(self, epoch=epoch, round=0, rounds=0)
 
 
+NOT_BEGUN = (Phase.WAITING, Phase.REFUSED)
 _OPERATION = TypeAdapter(Operation)
 _CHANGES: dict[str, TypeAdapter[Change]] = {
     one.kind: TypeAdapter(one) for one in (Apply, Rollback, Scale)
@@ -245,14 +247,14 @@ def _write(operation: Operation) -> dict[str, Any]:
 
 def _check(record: Record[Operation]) -> None:
     found = record.value
-    if not found.goal and found.phase is not Phase.REFUSED:
+    if not found.goal and found.phase not in NOT_BEGUN:
         raise ValueError(f"is {found.phase}, and leads nowhere")
     if record.final != found.is_final or (found.state in FINAL and not record.final):
         raise ValueError(f"is {found.phase} and {found.state}, but open or ended otherwise")
     counts = (found.width, found.expert_bytes, found.round, found.rounds, found.epoch, found.tries)
     if not all(0 <= one < 2**63 for one in (*counts, found.moved, found.copied_bytes)):
         raise ValueError("counts what cannot be counted")
-    if found.phase is not Phase.REFUSED and not 0 <= found.at < len(found.rollback_targets):
+    if found.phase not in NOT_BEGUN and not 0 <= found.at < len(found.rollback_targets):
         raise ValueError(f"is at engine {found.at} of {len(found.rollback_targets)}")
 
 

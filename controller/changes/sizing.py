@@ -26,23 +26,9 @@ async def sized(
     is not known what stands.
     """
     arbiter.refuse_if_busy()
-    if (group := arbiter.fleet.pool(pool).group()) is None:
-        raise FleetError(f"all engines of {pool} are being resized: wait for that")
-    if ranks == group.ranks:
-        raise FleetError(f"engines of {pool} have {ranks} ranks already")
-    change = Scale(ranks, group.ranks)
-    if never := arbiter.kinds[Scale].refusal(arbiter.fleet.pool(pool), change):
-        return change, None, never
-    limits = arbiter.config.of(pool).autoscale
-    if limits and limits.max_gpus and ranks * len(group.engines) > limits.max_gpus:
-        gpus = ranks * len(group.engines)
-        return (
-            change,
-            None,
-            f"{gpus} GPUs are more than the pool may have: max_gpus is {limits.max_gpus}",
-        )
-    if frozen := arbiter.config.of(pool).frozen:
-        return change, None, frozen
+    group, change, refused = asked(arbiter, pool, ranks)
+    if refused:
+        return change, None, refused
     stands = await arbiter.stands(group)
     policy = arbiter.config.of(pool)
     try:
@@ -56,6 +42,24 @@ async def sized(
     costs = {name: getattr(found, name) for name in names}
     expected = Expected(**costs, seconds=asdict(found.seconds))
     return Scale(ranks, group.ranks, found.after.digest, expected), found.after, ""
+
+
+def asked(arbiter: Arbiter, pool: str, ranks: int) -> tuple[Group, Scale, str]:
+    """The engines that are meant, the change as far as it is known before it is planned, and why it
+    cannot be, if so. Raises FleetError if the pool has that width, or is being changed."""
+    if (group := arbiter.fleet.pool(pool).group()) is None:
+        raise FleetError(f"all engines of {pool} are being resized: wait for that")
+    if ranks == group.ranks:
+        raise FleetError(f"engines of {pool} have {ranks} ranks already")
+    change = Scale(ranks, group.ranks)
+    if never := arbiter.kinds[Scale].refusal(arbiter.fleet.pool(pool), change):
+        return group, change, never
+    policy, gpus = arbiter.config.of(pool), ranks * len(group.engines)
+    most = policy.autoscale.max_gpus if policy.autoscale else None
+    if most and gpus > most:
+        why = f"{gpus} GPUs are more than the pool may have: max_gpus is {most}"
+        return group, change, why
+    return group, change, policy.frozen
 
 
 def _problem(arbiter: Arbiter, group: Group, ranks: int) -> Problem:

@@ -7,7 +7,7 @@ from controller.fleet.windows import Window
 from placer.model import ModelShape
 from placer.pace import Pace, merged
 from placer.profile import Profile, merge
-from placer.worker import GONE_S, Worker
+from placer.worker import GONE_S, NOWHERE, Pod, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Registration:
     api:    the API server that changes its engine's width, if somebody said
     metrics: where its engine answers with its metrics, if somebody said
     epoch, digest: of the plan that was applied last, as read back from the engine's map
+    pod:    where it runs, if somebody said
     """
 
     id: WorkerId
@@ -42,6 +43,7 @@ class Registration:
     dropped: int = 0
     trouble: str = ""
     metrics: str = ""
+    pod: Pod = NOWHERE
 
     @property
     def model(self) -> ModelShape:

@@ -119,8 +119,11 @@ class Fleet:
         return member
 
     def forget(self) -> None:
-        """Workers and pools that were not seen for long."""
+        """Workers and pools that were not seen for long, and traffic beyond windows of now."""
         for pool in list(self.pools.values()):
+            for windows in pool.windows.values():
+                for window in windows.values():
+                    window.span_s = self._window_s(pool.name)
             for key, member in list(pool.members.items()):
                 if self.silent_s(member) >= FORGOTTEN_S:
                     pool.lose(key)

@@ -80,8 +80,10 @@ class Hosted:
             self._ended = error
             if not self._port.done():
                 self._port.set_exception(error)
-                return
-            log.exception("placer: the controller ends")
+            elif isinstance(error, PlacerError):
+                log.error("placer: the controller ends: %s", error)
+            else:
+                log.exception("placer: the controller ends")
 
     async def _main(self, setup: Setup) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
@@ -98,6 +100,8 @@ def launch(setup: Setup) -> tuple[Hosted, int]:
 
 def look(hosted: Hosted) -> int | PlacerError | None:
     """Its port, or why it has ended."""
+    if isinstance(hosted.ended, PlacerError):
+        return hosted.ended
     if hosted.ended is not None:
         return PlacerError(f"the controller ended ({hosted.ended}): see what it wrote above")
     return hosted.port()

@@ -49,7 +49,7 @@ class Controller:
             if not self._port.done():
                 self._port.set_exception(error)
                 return
-            log.exception("placer: the controller ends, to be started again")
+            log.error("placer: the controller ends, to be started again: %s", error)
         except BaseException:
             log.exception("placer: the controller ends, to be started again")
         os._exit(1)

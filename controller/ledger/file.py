@@ -1,22 +1,18 @@
 """How the ledger's file is opened: only if it is whole, ours and free; else it is left alone."""
 
-import fcntl
 import os
-import platform
 import sqlite3
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from placer.errors import PlacerError
+from controller.ledger.claim import PRIVATE, Claim
+from controller.ledger.holder import LedgerError
 
 FORMAT = 1  # PRAGMA user_version
 APPLICATION = 0x706C6372  # PRAGMA application_id, "plcr": tells the ledger from other SQLite files
 BUSY_S = 2.0  # how long somebody's sqlite3 shell is waited for
-PRIVATE = 0o600  # whatever the umask: reasons and names are nobody else's
-LOCKED_BYTE = 2**62
 
 # Numbers are never given twice, since they say how far somebody has read. The blob comes last:
 # SQLite stops reading a row at the last column that it was asked for.
@@ -43,10 +39,6 @@ _REMEDIES = {
     sqlite3.SQLITE_READONLY: "make the file and its folder writable",
     sqlite3.SQLITE_CANTOPEN: "make the file and its folder readable and writable",
 }
-
-
-class LedgerError(PlacerError):
-    """The ledger's file is not what it should be, is taken, or cannot be read or written."""
 
 
 class LedgerFull(LedgerError):  # noqa: N818
@@ -78,7 +70,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def connect(path: Path | None, claim: "Claim | None" = None) -> sqlite3.Connection:
+def connect(path: Path | None, claim: Claim | None = None) -> sqlite3.Connection:
     """Of the claimed file, which becomes a ledger if it is empty. In memory without a path."""
     if path is not None and claim is not None:
         _check(path)
@@ -173,100 +165,6 @@ def _check(path: Path) -> None:
         (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         raise LedgerError(f"{path} is damaged ({' '.join(found.split())}): {BROKEN}")
-
-
-class Claim:
-    """That no other controller opens a ledger, by whatever name, until this process ends, however
-    it ends.
-
-    Two files are locked: one beside the ledger, which is its path's, and the ledger's own, to which
-    a hard link, a bind mount or a rename gives other paths. The file beside it stays, or two could
-    hold one each.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """path: no symlink"""
-        self._path, self._files = path, list[int]()
-        beside = path.with_name(f"{path.name}.lock")
-        try:
-            found = self._open(
-                beside, f"cannot write {beside}", "make the folder, or choose another"
-            )
-            os.fchmod(found, PRIVATE)
-            holder = os.pread(found, 300, 0).decode(errors="replace") or "unknown"
-            self._lock(found, f"by process {holder}")
-            with suppress(OSError):  # a full disk must not keep a controller from reading
-                os.truncate(found, 0)
-                os.pwrite(found, f"{os.getpid()} on {platform.node()}".encode(), 0)
-            if path.is_file() and os.access(path, os.W_OK):  # else _check says what is wrong
-                self.take()
-        except BaseException:
-            self.close()
-            raise
-
-    def take(self) -> None:
-        """Lock the ledger's own file, which becomes an empty one if it is not there."""
-        if len(self._files) > 1:
-            return
-        path = self._path
-        found = self._open(path, f"cannot write {path}", "choose a file that is yours")
-        self._lock(found, "under another name")
-        names = os.fstat(found).st_nlink
-        if names > 1:  # SQLite keeps a log beside each name, and knows of one only
-            raise LedgerError(
-                f"{path} has {names} names (hard links), and by each it would be another ledger"
-                ": keep one of them, or choose another ledger"
-            )
-
-    def close(self) -> None:
-        while self._files:
-            found = self._files.pop()
-            _claimed.discard(found)
-            os.close(found)
-
-    def _open(self, path: Path, what: str, remedy: str) -> int:
-        try:
-            found = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
-        except OSError as error:
-            raise LedgerError(f"{what}: {error.strerror}: {remedy}") from error
-        self._files.append(found)
-        _claimed.add(found)
-        return found
-
-    def _lock(self, found: int, where: str) -> None:
-        try:
-            _lock(found)
-        except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES, says POSIX
-            raise LedgerError(
-                f"{self._path} is in use {where}: stop it, or choose another ledger"
-            ) from error
-        except OSError as error:
-            raise LedgerError(
-                f"cannot lock {self._path}: {error.strerror}: put the ledger on a local disk"
-            ) from error
-
-
-# Files of claims. A forked child is no holder: a planner that outlives a killed controller must not
-# keep the next one out.
-_claimed: set[int] = set()
-
-
-def _let_go() -> None:
-    while _claimed:
-        os.close(_claimed.pop())
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
-def _lock(file: int) -> None:
-    """Until it is closed, and far beyond the bytes that SQLite locks. Raises BlockingIOError."""
-    if hasattr(fcntl, "F_OFD_SETLK"):
-        # Linux's locks of open files: this process's own may be opened and closed again meanwhile.
-        request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, LOCKED_BYTE, 1, 0)
-        fcntl.fcntl(file, fcntl.F_OFD_SETLK, request)
-    else:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, LOCKED_BYTE)
 
 
 def _keep_private(path: Path) -> None:

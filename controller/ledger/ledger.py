@@ -16,57 +16,32 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from controller.ledger.file import (
-    Claim,
-    LedgerError,
-    LedgerFull,
-    connect,
-    telling,
-    transaction,
-)
+from controller.ledger import holder
+from controller.ledger import statements as sql
+from controller.ledger.claim import Claim
+from controller.ledger.file import LedgerFull, connect, telling, transaction
+from controller.ledger.holder import Fenced, Holding, InUse, LedgerError
 from controller.ledger.records import (
     WRITTEN,
     Conflict,
     Forms,
     LeftOut,
     Record,
+    TooOld,
     Unreadable,
     fault,
     read_row,
     row_of,
-)
+)  # fmt: skip
 
-__all__ = ["Conflict", "Ledger", "LedgerError", "LedgerFull", "LeftOut", "Record", "Unreadable"]
+__all__ = [
+    "Conflict", "Fenced", "InUse", "Ledger", "LedgerError", "LedgerFull", "LeftOut", "Record",
+    "TooOld", "Unreadable",
+]  # fmt: skip
 
-LATEST_ONLY = ("snapshot", "ids")
+LATEST_ONLY = ("snapshot", "ids", "capacity")
 EARLIER = 20_000  # versions of a kind that later ones followed, at most, that are kept
 log = logging.getLogger("placer.controller")
-
-_READ = "kind, id, version, at_s, reason, body, pool, final, number"
-_NEWEST = "version = (SELECT max(version) FROM records WHERE kind = r.kind AND id = r.id)"
-_LAST_FIRST = "ORDER BY number DESC"
-_PRUNE = """
-DELETE FROM records WHERE kind = :kind AND id IN (
-    SELECT id FROM (
-        SELECT number, id, at_s, final, row_number() OVER (ORDER BY number DESC) AS place
-        FROM records JOIN (
-            SELECT kind, id, max(version) AS version FROM records WHERE kind = :kind GROUP BY id
-        ) USING (kind, id, version))
-    WHERE (final OR number IN (SELECT value FROM json_each(:left_out)))
-        AND (place > :keep OR at_s < :since_s)
-        AND id NOT IN (SELECT value FROM json_each(:needed)))
-"""
-# A plan's file came with its first version, and is its as long as it is there.
-_PRUNE_EARLIER = """
-DELETE FROM records WHERE number IN (
-    SELECT number FROM (
-        SELECT number, id, at_s, row_number() OVER (ORDER BY number DESC) AS place
-        FROM records WHERE kind = :kind AND blob IS NULL AND number NOT IN (
-            SELECT max(number) FROM records WHERE kind = :kind GROUP BY id)) AS earlier
-    WHERE place > :earlier OR at_s < :since_s AND (
-        SELECT final FROM records WHERE kind = :kind AND id = earlier.id
-        ORDER BY version DESC LIMIT 1))
-"""
 
 
 class Ledger:
@@ -84,7 +59,7 @@ class Ledger:
         forms: Forms = MappingProxyType({}),
         latest_only: Collection[str] = LATEST_ONLY,
     ) -> None:
-        """In memory without a path."""
+        """In memory without a path. Raises InUse if another controller has it."""
         if path is not None:
             path = Path(os.path.realpath(path))  # SQLite's files stand beside what links lead to
         self._name = "the ledger in memory" if path is None else str(path)
@@ -92,6 +67,7 @@ class Ledger:
         self._forms = forms
         self._left_out: dict[int, LeftOut] = {}
         self._guard = threading.Lock()
+        self._holding: Holding | None = None
         self._claim = None if path is None else Claim(path)
         try:
             with telling(self._name):
@@ -99,6 +75,23 @@ class Ledger:
         except BaseException:
             self._let_go()
             raise
+        try:
+            with suppress(LedgerFull), self._writing():  # reading goes on without room to write
+                pass
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def id(self) -> str:
+        """Made with the file, and its for ever; empty while there was no room for it."""
+        return self._holding.id if self._holding is not None else ""
+
+    def beat(self) -> None:
+        """Say that its holder is alive: every ``holder.BEAT_S``. Raises Fenced."""
+        locked = self._claim is None or self._claim.keep()
+        with self._writing() as connection:
+            holder.beat(connection, locked)
 
     def put(self, record: Record[Any]) -> Record[Any]:
         """As it stands in the ledger. Raises Conflict unless its version is the newest + 1."""
@@ -113,7 +106,7 @@ class Ledger:
     def get(self, kind: str, id: str) -> Record[Any] | None:
         """The newest version. Raises Unreadable."""
         where = "kind = ? AND id = ? ORDER BY version DESC LIMIT 1"
-        rows = self._read(f"SELECT {_READ} FROM records WHERE {where}", kind, id)
+        rows = self._read(f"SELECT {sql.READ} FROM records WHERE {where}", kind, id)
         return self._record(rows[0]) if rows else None
 
     def version(self, kind: str, id: str) -> int:
@@ -135,7 +128,7 @@ class Ledger:
         found = dict(self._left_out)
         if not found:
             return []
-        where = f"number IN (SELECT value FROM json_each(?)) AND {_NEWEST} ORDER BY number"
+        where = f"number IN (SELECT value FROM json_each(?)) AND {sql.NEWEST} ORDER BY number"
         rows = self._read(f"SELECT number FROM records AS r WHERE {where}", json.dumps(list(found)))
         return [found[number] for (number,) in rows]
 
@@ -154,7 +147,7 @@ class Ledger:
         """The newest version of each id, last written first; of one pool, or final or open only."""
         newest = "SELECT max(number) FROM records WHERE kind = ? GROUP BY id"  # asks an index alone
         where = f"number IN ({newest}) AND pool = ifnull(?, pool) AND final = ifnull(?, final)"
-        return self._select(f"{where} {_LAST_FIRST}", kind, pool, final, limit=limit)
+        return self._select(f"{where} {sql.LAST_FIRST}", kind, pool, final, limit=limit)
 
     def newest_of_each(
         self, limit: int, pool: str | None = None, but: Collection[str] = ()
@@ -165,7 +158,7 @@ class Ledger:
         spots = ", ".join("?" * len(others))
         newest = f"SELECT max(number) FROM records WHERE kind NOT IN ({spots}) GROUP BY kind, id"
         where = f"number IN ({newest}) AND pool = ifnull(?, pool)"
-        return self._select(f"{where} {_LAST_FIRST}", *others, pool, limit=limit)
+        return self._select(f"{where} {sql.LAST_FIRST}", *others, pool, limit=limit)
 
     def history(
         self, limit: int | None = None, pool: str | None = None, before: int | None = None
@@ -179,7 +172,27 @@ class Ledger:
         values: tuple[Any, ...] = (*self._latest_only, pool)
         if before is not None:
             where, values = f"{where} AND number < ?", (*values, before)
-        return self._select(f"{where} {_LAST_FIRST}", *values, limit=limit)
+        return self._select(f"{where} {sql.LAST_FIRST}", *values, limit=limit)
+
+    def numbers(self, kinds: Collection[str], since: int) -> tuple[list[int], int]:
+        """Of all records of these kinds after that number, ascending; or if that is 0 of those that
+        say how all stands: the newest version of each thing, of decisions the newest of each pool.
+        Then the number of the last record that was ever put.
+
+        Raises TooOld for a number after which something was forgotten, or that no record has yet.
+        """
+        ((last,),) = self._read(sql.LAST)
+        ((forgotten,),) = self._read(holder.FORGOTTEN)
+        if since and not forgotten <= since <= last:
+            raise TooOld(f"{since} is too old, or another ledger's: watch again from 0")
+        told = json.dumps(list(kinds))
+        rows = self._read(sql.SINCE, since, told) if since else self._read(sql.STATE, told, told)
+        return [number for (number,) in rows], last
+
+    def of_numbers(self, numbers: Sequence[int]) -> list[Record[Any]]:
+        """Those of them that are there, ascending."""
+        where = "number IN (SELECT value FROM json_each(?)) ORDER BY number"
+        return self._select(where, json.dumps(list(numbers)))
 
     def blob(self, kind: str, id: str, version: int | None = None) -> bytes | None:
         """Of this version, or of the newest that has one: a plan's file comes with its first."""
@@ -201,10 +214,15 @@ class Ledger:
         values["needed"] = json.dumps(list(needed))
         values["left_out"] = json.dumps([one.number for one in self.left_out()])
         with self._writing() as connection:
-            statements = (_PRUNE, _PRUNE_EARLIER)
-            return sum(connection.execute(one, values).rowcount for one in statements)
+            gone = [n for one in sql.PRUNES for (n,) in connection.execute(one, values)]
+            if gone:
+                holder.forget(connection, max(gone))
+            return len(gone)
 
     def close(self) -> None:
+        if self._holding is not None:
+            with suppress(LedgerError), self._writing() as connection:
+                holder.end(connection)
         with self._guard, telling(self._name):
             self._connection.close()
         self._let_go()
@@ -225,7 +243,7 @@ class Ledger:
 
     def _select(self, where: str, *values: Any, limit: int | None = None) -> list[Record[Any]]:
         """``limit`` that can be read."""
-        query = f"SELECT {_READ} FROM records AS r WHERE {where}"
+        query = f"SELECT {sql.READ} FROM records AS r WHERE {where}"
         found: list[Record[Any]] = []
         with self._reading(query, values) as rows:
             for row in rows:
@@ -236,7 +254,7 @@ class Ledger:
         return found
 
     def _record(self, row: Sequence[Any]) -> Record[Any]:
-        told = dict(zip(_READ.split(", "), row, strict=True))
+        told = dict(zip(sql.READ.split(", "), row, strict=True))
         try:
             return read_row(told, self._forms)
         except Exception as error:  # whatever it holds, it keeps no controller from starting
@@ -268,8 +286,15 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._guard, telling(self._name), transaction(self._connection):
-            yield self._connection
+        with self._guard, telling(self._name):
+            if self._holding is None:
+                locked = self._claim is None or self._claim.locked
+                with transaction(self._connection):
+                    holding = holder.hold(self._connection, self._name, locked)
+                self._holding = holding
+            with transaction(self._connection):
+                holder.check(self._connection, self._name, self._holding)
+                yield self._connection
 
     def _let_go(self) -> None:
         if self._claim is not None:

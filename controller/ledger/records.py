@@ -8,7 +8,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from controller.ledger.file import LedgerError
+from controller.ledger.holder import LedgerError
 from placer.files.specs import first_fault
 
 WRITTEN = "kind, id, version, at_s, reason, body, pool, final, blob"
@@ -60,6 +60,10 @@ class Conflict(LedgerError):  # noqa: N818
 
 class Unreadable(LedgerError):  # noqa: N818
     """A record that is damaged, or of a form that this version does not know."""
+
+
+class TooOld(LedgerError):  # noqa: N818
+    """Somebody wants to go on reading after a record from which the ledger does not know all."""
 
 
 @dataclass(frozen=True, slots=True)

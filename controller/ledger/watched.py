@@ -1,6 +1,7 @@
 """The ledger with a clock and an audience: what is written down is what watchers see."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
@@ -10,13 +11,16 @@ from typing import Any
 import numpy as np
 
 from controller.ledger.ages import Ages
-from controller.ledger.ledger import Ledger, LedgerError, Record, Unreadable
+from controller.ledger.holder import BEAT_S
+from controller.ledger.ledger import Fenced, InUse, Ledger, LedgerError, Record, Unreadable
 from controller.ledger.records import Forms, form_of
 from placer.clock import Clock
 from placer.errors import PlacementError
 from placer.placement import Placement
 
 OPEN = ("plan", "operation")  # kinds that are asked for by all who look
+log = logging.getLogger("placer.controller")
+PAGE = 200  # records that are read between two others' calls
 BACKLOG = 1000  # records that a watcher may be behind; then it is told that it missed some
 
 
@@ -88,6 +92,19 @@ class WatchedLedger:
         since_s = min(self.clock.now(), self._ages.now()) - retention_s
         self.records.prune(kind, keep, since_s, needed)
 
+    async def hold(self) -> None:
+        """Say again and again that its holder is alive. Raises Fenced once another one is."""
+        while True:
+            await self.clock.sleep(BEAT_S)
+            try:
+                self.records.beat()
+            except (Fenced, InUse):
+                raise
+            except (
+                LedgerError
+            ) as error:  # whoever writes something meanwhile makes a condition of it
+                log.warning("placer: %s", error)
+
     def open(self, kind: str, pool: str | None = None) -> list[Record[Any]]:
         """What has not ended yet, last written first; of one pool only. kind: of OPEN"""
         if kind not in self._open:
@@ -114,13 +131,29 @@ class WatchedLedger:
         self.records.put(Record("ids", kind, given + 1, now_s, "", Ids(last)))
         return f"{prefix}-{last}"
 
-    async def watch(self) -> AsyncIterator[Record[Any]]:
-        """What is written from now on. Raises LedgerError for a watcher that is too slow."""
+    async def watch(
+        self, cursor: int | None = None, kinds: Collection[str] = ()
+    ) -> AsyncIterator[Record[Any] | int]:
+        """What is written from now on. With a cursor first what was written of these kinds after
+        the record of that number, or if it is 0 how they stand, as ``Ledger.numbers`` says; then,
+        that this was all, a number to go on from.
+
+        Raises LedgerError for a watcher that is too slow, TooOld for a cursor that is none.
+        """
         queue: asyncio.Queue[Record[Any] | None] = asyncio.Queue()
         self._watchers.add(queue)
+        last = 0
         try:
+            if cursor is not None:
+                numbers, last = self.records.numbers(kinds, cursor)
+                for at in range(0, len(numbers), PAGE):
+                    for found in self.records.of_numbers(numbers[at : at + PAGE]):
+                        yield found
+                    await self.clock.sleep(0)
+                yield last
             while (record := await queue.get()) is not None:
-                yield record
+                if record.number > last:
+                    yield record
         finally:
             self._watchers.discard(queue)
         raise LedgerError(f"{BACKLOG} changes were not read in time: watch again, or less")

@@ -10,7 +10,7 @@ import grpc.aio
 
 from controller.changes.arbiter import BusyError
 from controller.fleet.workers import FleetError, UnknownError
-from controller.ledger.ledger import Conflict, LedgerError, LedgerFull, Unreadable
+from controller.ledger.ledger import Conflict, LedgerError, LedgerFull, TooOld, Unreadable
 from controller.ports import EngineLostError
 from controller.server.callers import ForbiddenError
 from controller.server.intake import RequestError
@@ -24,6 +24,7 @@ CODES: list[tuple[type[PlacerError], grpc.StatusCode]] = [
     (FleetError, grpc.StatusCode.FAILED_PRECONDITION),
     (Conflict, grpc.StatusCode.ABORTED),
     (LedgerFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (TooOld, grpc.StatusCode.OUT_OF_RANGE),
     (Unreadable, grpc.StatusCode.DATA_LOSS),
     (LedgerError, grpc.StatusCode.UNAVAILABLE),
     (EngineLostError, grpc.StatusCode.UNAVAILABLE),

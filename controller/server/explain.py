@@ -13,6 +13,7 @@ from controller.policies import policy
 from placer.plan import saving
 
 KINDS = ("plan", "operation", "decision", "acknowledgement", "reading")
+DECIDED = (plans.PlanState.APPROVED, plans.PlanState.REJECTED)
 
 
 def story(ledger: Ledger, id: str, most: int) -> list[Record[Any]]:
@@ -53,6 +54,8 @@ def sentences(records: Sequence[Record[Any]]) -> list[str]:
 
 def _state(record: Record[Any]) -> str:
     match record.value:
+        case plans.Kept(state=state, approver=who) if who and state in DECIDED:
+            return f"{state} by {who}"
         case plans.Kept(state=state):
             return state
         case policy.Kept(outcome=outcome) if outcome:

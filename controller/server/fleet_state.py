@@ -4,18 +4,20 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 from controller.changes.plans import Kept, PlanState
 from controller.changes.sizing import sized
 from controller.fleet.pools import Group, Member, Pool, Registration, width_of
-from controller.fleet.workers import FleetError
+from controller.fleet.workers import NAME, FleetError
 from controller.ledger.ledger import Ledger, Record
 from controller.loop import Loop
-from controller.server import explain, sampled, wire
+from controller.server import explain, pods, sampled, wire
 from controller.server.answers import answering
 from controller.server.callers import CALLER
+from controller.server.intake import RequestError
 from controller.server.strangers import Spacing
 from placer.v1 import fleet_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceServicer, LedgerServiceServicer
@@ -69,22 +71,38 @@ class FleetState(FleetServiceServicer):
             uptime_s=self.ledger.clock.monotonic() - self._begun_s,
             pools=told,
             conditions=conditions,
+            ledger_id=self.ledger.records.id,
         )
 
     @answering
     async def ScaleTo(self, request: Any) -> Any:
-        known = self.loop.arbiter.history.known(request.idempotency_key)
+        key, pool = request.idempotency_key, request.pool
+        known = self.loop.arbiter.history.known(key)
+        if request.dry_run and known is None:
+            change = await sized(self.loop.arbiter, self.loop.planner, pool, request.ranks)
+            if change[2]:
+                raise FleetError(change[2])
+            return fleet_pb2.ScaleToResponse(resize=wire.resize(change[0]))
+        if request.ready_pods:
+            self.loop.reported.add(pool, wire.pods(request.ready_pods))
         if known is None:
             reason = request.reason or f"an operator wants {request.ranks} ranks"
-            arbiter, pool = self.loop.arbiter, request.pool
-            change = await sized(arbiter, self.loop.planner, pool, request.ranks)
-            if request.dry_run:
-                if change[2]:
-                    raise FleetError(change[2])
-                return fleet_pb2.ScaleToResponse(resize=wire.resize(change[0]))
-            known = await arbiter.scale(pool, change, request.idempotency_key, reason)
-        operation = wire.operation(known)
-        return fleet_pb2.ScaleToResponse(operation=operation, resize=operation.resize)
+            known = await self.loop.loads.scale(pool, request.ranks, key, reason, request.wait)
+        operation = pods.operation(self.loop, known)
+        released = pods.releasable(self.loop, known.pool)
+        return fleet_pb2.ScaleToResponse(
+            operation=operation, resize=operation.resize, released_pods=released
+        )
+
+    @answering
+    async def ReportCapacity(self, request: Any) -> Any:
+        pool, allocated = request.pool, wire.number("allocated", request.allocated)
+        if not pool or len(pool) > NAME:
+            raise RequestError(f"capacity is a pool's: give its name, of up to {NAME} characters")
+        self.loop.reported.report(pool, allocated, wire.pods(request.ready_pods))
+        return fleet_pb2.ReportCapacityResponse(
+            stock=pods.stock(self.loop, pool), releasable_pods=pods.releasable(self.loop, pool)
+        )
 
     @answering
     async def Operations(self, request: Any) -> Any:
@@ -94,7 +112,8 @@ class FleetState(FleetServiceServicer):
         else:
             limit = min(request.limit or 20, wire.MOST)
             found = records.newest("operation", limit=limit, pool=pool)
-        return fleet_pb2.OperationsResponse(operations=wire.listed(wire.operation, found))
+        told = wire.listed(partial(pods.operation, self.loop), found)
+        return fleet_pb2.OperationsResponse(operations=told)
 
     def _pool(self, pool: Pool, room: int, conditions: list[str]) -> Any:
         """room: bytes that its engines may take; those that are left out are a condition"""
@@ -126,7 +145,11 @@ class FleetState(FleetServiceServicer):
         if proposed := self._plans(pool.name, PlanState.PROPOSED, PlanState.APPROVED):
             message.proposed_plan = proposed[0].id
         if running is not None and running.pool == pool.name:
-            message.operation.CopyFrom(wire.operation(running))
+            message.operation.CopyFrom(pods.operation(self.loop, running))
+        if (waiting := self.loop.arbiter.queue.of(pool.name)) is not None:
+            message.waiting.CopyFrom(pods.operation(self.loop, waiting))
+        message.stock.CopyFrom(pods.stock(self.loop, pool.name))
+        message.releasable_pods.extend(pods.releasable(self.loop, pool.name))
         return message
 
     def _width(self, group: Group) -> Any:
@@ -165,6 +188,7 @@ class FleetState(FleetServiceServicer):
             ranks=width.ranks if width else 0,
             slots=width.slots if width else 0,
             doors=_doors(registrations),
+            seats=pods.seats(members),
         )
 
 

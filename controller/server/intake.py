@@ -19,6 +19,7 @@ SMALL = 2**18  # bytes of a request; a registration with the largest shape has 7
 SIZES = {"/placer.v1.PlacementService/Propose": LIMIT + SMALL}  # a plan file
 REGISTER = "/placer.v1.FleetService/Register"  # whose texts are cut, not refused: wire.py
 PUSH = "/placer.v1.ProfileService/Push"  # read by ``read_push``
+TEXTS = {"policy": 2**16}  # characters of what may be longer than
 TEXT = 1000  # characters of a reason, a key, an id, a name
 FIELDS = 32  # of a push, and of each part of it: an agent's has up to 9
 SEQUENCES = 2**22  # bytes of a trace's seq_lens, and of its prompt_lens
@@ -84,8 +85,9 @@ def _read(parse: Callable[[bytes], Any], data: bytes, method: str) -> Any:
 
 def _check_texts(message: Message) -> None:
     for field, value in message.ListFields():
-        if field.type == field.TYPE_STRING and len(value) > TEXT:
-            raise RequestError(f"{field.name} has {len(value):,} characters: give {TEXT:,} at most")
+        most = TEXTS.get(field.name, TEXT)
+        if field.type == field.TYPE_STRING and len(value) > most:
+            raise RequestError(f"{field.name} has {len(value):,} characters: give {most:,} at most")
 
 
 def _check_parts(push: memoryview) -> None:

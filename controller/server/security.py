@@ -1,5 +1,6 @@
 """Who may connect to the controller, and what they may then do; docs/controller.md."""
 
+import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ import grpc.aio
 
 from controller.server.callers import CALLER, Caller, Role
 from controller.server.strangers import Strangers
-from controller.server.tokens import Fresh, Tokens
+from controller.server.tokens import Tokens
 from placer.certificates import Credentials
 from placer.channel import is_loopback
 from placer.clock import Clock
 from placer.errors import PlacerError
+from placer.files.fresh import Fresh
 
 __all__ = ["Guard", "Listening", "Role", "SecurityError", "Tokens"]
 
@@ -32,6 +34,7 @@ _WORDS = {
     Role.CLIENT: ("clients of a front", "a client's"),
 }
 
+log = logging.getLogger("placer.controller")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(?P<port>[0-9]{1,5})")
 
 
@@ -102,7 +105,7 @@ class Listening:
 
     def _credentials(self) -> grpc.ServerCredentials:
         paths = [self.certificate, self.key, self.client_ca]
-        fresh = Fresh([path for path in paths if path], self._configuration)
+        fresh = Fresh([path for path in paths if path], self._configuration, log)
         first = fresh.get()
         served = [first]
 

@@ -10,23 +10,25 @@ from grpc_reflection.v1alpha import reflection
 
 from controller.engines.vllm_engines import VllmEngines
 from controller.loop import Loop
+from controller.pool_policies import PoolPolicies
 from controller.server.fleet_state import FleetState, Ledgers
-from controller.server.intake import SMALL, Intake
+from controller.server.intake import Intake
+from controller.server.policies import Policies
 from controller.server.security import Guard, Listening, Role, SecurityError, Tokens
 from controller.server.services import Placements, Profiles
 from controller.server.strangers import Spacing
 from placer.files.plans import LIMIT
-from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
+from placer.v1 import fleet_pb2, placement_pb2, policy_pb2, profile_pb2
 from placer.v1.fleet_pb2_grpc import (
     add_FleetServiceServicer_to_server,
     add_LedgerServiceServicer_to_server,
 )
 from placer.v1.placement_pb2_grpc import add_PlacementServiceServicer_to_server
+from placer.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
 from placer.v1.profile_pb2_grpc import add_ProfileServiceServicer_to_server
 
-# A push with the affinity of two phases of 60 layers x 256 experts has 63 MB. Receiving holds the
-# event loop up, 3 ms for each MB: where nobody is asked for affinity a plan file is the largest.
-LARGEST, LARGEST_PLAIN = 128 * 2**20, LIMIT + SMALL
+# A push with the affinity of two phases of 60 layers x 256 experts has 63 MB.
+LARGEST = 128 * 2**20
 OPTIONS = [
     ("grpc.max_send_message_length", LIMIT),
     ("grpc.keepalive_time_ms", 60_000),
@@ -44,18 +46,19 @@ FOR_OTHERS = {
 }
 SERVICES = [
     file.DESCRIPTOR.services_by_name[name].full_name
-    for file in (fleet_pb2, placement_pb2, profile_pb2)
+    for file in (fleet_pb2, placement_pb2, policy_pb2, profile_pb2)
     for name in file.DESCRIPTOR.services_by_name
 ]
 OTHERS = [HEALTH, reflection.SERVICE_NAME]
 
 
-async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[Any, int]:
+async def start(
+    loop: Loop, offers: VllmEngines, policies: PoolPolicies, listening: Listening
+) -> tuple[Any, int]:
     """The server, which serves, and its port."""
     tokens = Tokens(listening.tokens) if listening.tokens else None
     doors = [Guard(FOR_OTHERS, tokens, loop.ledger.clock), Intake()]
-    largest = LARGEST if loop.config.asks_for_affinity else LARGEST_PLAIN
-    options = [*OPTIONS, ("grpc.max_receive_message_length", largest)]
+    options = [*OPTIONS, ("grpc.max_receive_message_length", LARGEST)]
     refusals = Spacing(loop.ledger.clock)
     server = grpc.aio.server(interceptors=doors, options=options)
     add_ProfileServiceServicer_to_server(Profiles(loop, refusals), server)
@@ -63,6 +66,7 @@ async def start(loop: Loop, offers: VllmEngines, listening: Listening) -> tuple[
     add_PlacementServiceServicer_to_server(placements, server)
     add_FleetServiceServicer_to_server(FleetState(loop, refusals), server)
     add_LedgerServiceServicer_to_server(Ledgers(loop, refusals), server)
+    add_PolicyServiceServicer_to_server(Policies(policies, refusals), server)
     probed = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(probed, server)
     reflection.enable_server_reflection([*SERVICES, *OTHERS], server)

@@ -6,13 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from controller.changes.plans import Kept
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.pools import Pool, WorkerId
 from controller.fleet.token_tables import TokenTables
 from controller.fleet.traces import Reading, Request
 from controller.fleet.workers import FleetError
+from controller.ledger.ledger import Record
 from controller.loop import Loop
-from controller.server import explain, sampled, wire
+from controller.server import pods, sampled, wire
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
 from controller.server.intake import LIGHT
@@ -28,6 +30,8 @@ from placer.v1.placement_pb2_grpc import PlacementServiceServicer
 from placer.v1.profile_pb2_grpc import ProfileServiceServicer
 
 VALUES, SLOT_VALUES = 10_000, 12  # of a plan file: an expert and a move have 7, its reason a few
+STATE = ("plan", "operation", "decision", "acknowledgement", "policy")
+TOLD = (*STATE, "reading")
 T = TypeVar("T")
 VALUE = 40  # bytes of each, in the mean; without a reason it is five
 
@@ -139,24 +143,32 @@ class Placements(PlacementServiceServicer):
         reason = request.reason or answer.reason or "an operator's plan"
         record = self.arbiter.propose(request.pool, answer, before, reason)
         return placement_pb2.ProposeResponse(
-            outcome="plan", reason=answer.reason, plan=wire.plan(record)
+            outcome="plan", reason=answer.reason, plan=self._plan(record)
         )
 
     @answering
     async def Approve(self, request: Any) -> Any:
         reason = request.reason or "approved by an operator"
-        record = self.arbiter.plans.approve(request.plan_id, request.version, reason)
-        return placement_pb2.ApproveResponse(plan=wire.plan(record))
+        told = (request.version, reason, request.approver, request.digest, request.idempotency_key)
+        record = self.arbiter.plans.approve(request.plan_id, *told)
+        return placement_pb2.ApproveResponse(plan=self._plan(record))
+
+    @answering
+    async def Reject(self, request: Any) -> Any:
+        told = (request.version, request.reason or "rejected by an operator", request.approver)
+        record = self.arbiter.plans.reject(request.plan_id, *told)
+        return placement_pb2.RejectResponse(plan=self._plan(record))
 
     @answering
     async def Apply(self, request: Any) -> Any:
         if (known := self.arbiter.history.known(request.idempotency_key)) is not None:
-            return placement_pb2.ApplyResponse(operation=wire.operation(known))
+            return placement_pb2.ApplyResponse(operation=pods.operation(self.loop, known))
         self.arbiter.refuse_if_busy()  # before the plan is approved, and begins some time else
         reason = request.reason or "applied by an operator"
-        plan = self.arbiter.plans.approve(request.plan_id, request.version, reason)
+        told = (request.version, reason, request.approver)
+        plan = self.arbiter.plans.approve(request.plan_id, *told)
         found = await self.arbiter.begin(plan, request.idempotency_key, reason)
-        return placement_pb2.ApplyResponse(operation=wire.operation(found))
+        return placement_pb2.ApplyResponse(operation=pods.operation(self.loop, found))
 
     @answering
     async def Rollback(self, request: Any) -> Any:
@@ -164,19 +176,27 @@ class Placements(PlacementServiceServicer):
         if found is None:
             reason = request.reason or "an operator wants it back"
             found = await self.arbiter.rollback(request.pool, request.idempotency_key, reason)
-        return placement_pb2.RollbackResponse(operation=wire.operation(found))
+        return placement_pb2.RollbackResponse(operation=pods.operation(self.loop, found))
 
     @answering
     async def Get(self, request: Any) -> Any:
-        plans = self.arbiter.plans
-        found = wire.plan(plans.get(request.plan_id), plans.file(request.plan_id))
+        plans, fleet = self.arbiter.plans, self.loop.fleet
+        record = plans.get(request.plan_id)
+        found = self._plan(record, plans.file(request.plan_id))
+        if (pool := fleet.pools.get(record.pool)) is not None:
+            found.acknowledgements.extend(pods.acknowledgements(fleet, pool, record.value.width))
         return placement_pb2.GetResponse(plan=found)
 
     @answering
     async def List(self, request: Any) -> Any:
         records, limit = self.loop.ledger.records, min(request.limit or 20, wire.MOST)
         found = records.newest("plan", limit=limit, pool=request.pool or None)
-        return placement_pb2.ListResponse(plans=wire.listed(wire.plan, found))
+        return placement_pb2.ListResponse(plans=wire.listed(self._plan, found))
+
+    def _plan(self, record: Record[Kept], file: bytes = b"") -> Any:
+        found = wire.plan(record, self.loop.ledger.records.id, file)
+        found.queue = self.arbiter.queue.place(record.id)
+        return found
 
     @streaming
     async def Watch(self, request: Any) -> AsyncIterator[Any]:
@@ -186,9 +206,13 @@ class Placements(PlacementServiceServicer):
             async for epoch, file in offers:
                 yield placement_pb2.WatchResponse(epoch=epoch, file=file)
             return
-        async for record in self.loop.ledger.watch():
-            if record.kind in explain.KINDS and request.pool in ("", record.pool):
-                yield placement_pb2.WatchResponse(record=wire.record(record))
+        cursor = request.cursor if request.HasField("cursor") else None
+        kinds = STATE if cursor == 0 else TOLD
+        async for found in self.loop.ledger.watch(cursor, kinds):
+            if isinstance(found, int):
+                yield placement_pb2.WatchResponse(cursor=found, synced=True)
+            elif found.kind in TOLD and request.pool in ("", found.pool):
+                yield placement_pb2.WatchResponse(record=wire.record(found), cursor=found.number)
 
     @streaming
     async def Tables(self, request: Any) -> AsyncIterator[Any]:

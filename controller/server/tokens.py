@@ -3,52 +3,25 @@
 import hmac
 import logging
 import stat
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from hashlib import sha256
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from controller.server.callers import Names, Role
-from placer.errors import FileError, PlacerError
+from placer.errors import FileError
 from placer.files.atomic import read_text
 from placer.files.documents import of_yaml
+from placer.files.fresh import Fresh, stamp
 
 LIMIT = 2**20
 SHORTEST = 16  # characters of a token
 
-T = TypeVar("T")
 log = logging.getLogger("placer.controller")
-
-
-class Fresh(Generic[T]):
-    """What was read from files, read again when one of them changes. Broken ones change nothing."""
-
-    def __init__(self, paths: list[Path], read: Callable[[], T]) -> None:
-        self._paths, self._read = paths, read
-        self._guard = threading.Lock()  # gRPC asks from threads of its own
-        self._stamps = self._stamp()
-        self._value = read()
-
-    def get(self) -> T:
-        with self._guard:
-            stamps = self._stamp()
-            if stamps != self._stamps:
-                self._stamps = stamps  # before reading: what changes meanwhile is read next time
-                try:
-                    self._value = self._read()
-                    log.info("read %s again", _all(self._paths))
-                except PlacerError as error:
-                    log.warning("%s; going on with what stood there before", error)
-            return self._value
-
-    def _stamp(self) -> list[tuple[int, ...]]:
-        return [_stat(path) for path in self._paths]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +44,7 @@ class Tokens:
     """
 
     def __init__(self, path: Path) -> None:
-        self._entries = Fresh([path], lambda: _read_tokens(path))
+        self._entries = Fresh([path], lambda: _read_tokens(path), log)
 
     def role(self, token: str) -> Role | None:
         """All that its entries allow."""
@@ -136,7 +109,7 @@ def _read_tokens(path: Path) -> list[_Entry]:
         name, *place = error.errors()[0]["loc"] or ("",)
         where = f"{name}.{place[0]}" if place else name if name in _TokensFile.model_fields else ""
         raise FileError(f"{path}: {where or 'it'} is not as it should be: {remedy}") from None
-    if any(stat.S_IROTH & mode for mode in _stat(path)[:1]):
+    if any(stat.S_IROTH & mode for mode in stamp(path)[:1]):
         log.warning("%s can be read by everybody on this host: chmod 600 it", path)
     told = [(token, Role.OPERATOR, Names(), "") for token in found.operator]
     told += [(token, Role.CLIENT, Names(), "") for token in found.client]
@@ -152,15 +125,3 @@ def _read_tokens(path: Path) -> list[_Entry]:
         _Entry(sha256(token.encode()).digest(), role, names, reader)
         for token, role, names, reader in told
     ]
-
-
-def _stat(path: Path) -> tuple[int, ...]:
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_mode, found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _all(paths: list[Path]) -> str:
-    return ", ".join(map(str, paths))

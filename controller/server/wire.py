@@ -12,7 +12,7 @@ from controller.fleet.pools import Registration, WorkerId
 from controller.fleet.windows import Delta
 from controller.fleet.workers import NAME
 from controller.ledger.ledger import Record
-from controller.server.intake import read_push
+from controller.server.intake import RequestError, read_push
 from placer.bounds import MOST_EXPERTS, MOST_LAYERS, MOST_PAIRS, MOST_TOP_K
 from placer.errors import FileError, ModelError, RoutingError
 from placer.files.documents import of_json
@@ -25,7 +25,7 @@ from placer.placement import MOST_CELLS
 from placer.plan import Hold, Infeasible, Plan
 from placer.topology import MOST_GPUS
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
-from placer.worker import Worker
+from placer.worker import Pod, Worker
 
 PHASES = {profile_pb2.PHASE_PREFILL: "prefill", profile_pb2.PHASE_DECODE: "decode"}
 SLOTS = 2**20  # of all layers
@@ -66,7 +66,10 @@ def registration(message: Any) -> Registration:
     told = {name: getattr(message, name) for name in numbers}
     told |= {name: _line(getattr(message, name)) for name in texts}
     model = replace(worker, model=_line(worker.model))
-    return Registration(worker_id(message.id), model, _shape(message.shape, worker), **told)
+    pod = Pod(*(_line(getattr(message, name)) for name in ("pod_name", "pod_uid", "node")))
+    return Registration(
+        worker_id(message.id), model, _shape(message.shape, worker), pod=pod, **told
+    )
 
 
 def _check_sizes(worker: Worker) -> None:
@@ -202,14 +205,16 @@ def listed(message: Callable[[Record[Any]], Any], records: Sequence[Record[Any]]
     return fitting(map(message, records), ANSWER)
 
 
-def plan(record: Record[Kept], file: bytes = b"") -> Any:
+def plan(record: Record[Kept], ledger_id: str, file: bytes = b"") -> Any:
     kept = record.value
     return placement_pb2.Plan(
         id=record.id, pool=record.pool, version=record.version,
         state=placement_pb2.PlanState.Value(f"PLAN_STATE_{_upper(kept.state)}"),
         reason=record.reason, digest=kept.digest, before=kept.before, moved=kept.moved,
         moved_bytes=kept.moved_bytes, gain=kept.gain, at_s=record.at_s, file=file,
-        whole_gain=kept.whole_gain, ranks=kept.width,
+        whole_gain=kept.whole_gain, ranks=kept.width, approver=kept.approver, epoch=kept.epoch,
+        ledger_id=ledger_id, score_before_s=kept.before_s, score_after_s=kept.after_s,
+        reasons=kept.reasons,
     )  # fmt: skip
 
 
@@ -223,8 +228,21 @@ def operation(record: Record[Operation]) -> Any:
         begun_s=found.begun_s, changed_s=record.at_s, copied_bytes=found.copied_bytes,
         longest_pause_s=found.longest_pause_s, version=record.version, ranks=found.width,
         seconds=found.seconds, bytes=found.bytes,
-        resize=resize(change) if isinstance(change, Scale) else None,
+        resize=resize(change) if isinstance(change, Scale) else None, epoch=found.epoch,
     )  # fmt: skip
+
+
+def pods(ready: Sequence[Any]) -> dict[str, int]:
+    """GPUs of each, by uid. Raises RequestError for what cannot be."""
+    found: dict[str, int] = {}
+    for pod in ready:
+        if not pod.uid or len(pod.uid) > NAME or pod.uid in found or pod.gpus > MOST_GPUS:
+            raise RequestError(
+                f"ready_pods: {pod.uid[:NAME]!r} with {pod.gpus} GPUs: each uid once, "
+                f"and up to {MOST_GPUS} GPUs"
+            )
+        found[pod.uid] = pod.gpus or 1
+    return found
 
 
 def resize(change: Scale) -> Any:

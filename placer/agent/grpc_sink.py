@@ -11,7 +11,7 @@ from placer.agent.recording import Recording
 from placer.agent.reporter import PATIENCE_S
 from placer.agent.sampling import Sampling, Sequence
 from placer.agent.streams import Pushes, Watch, told
-from placer.channel import Settings, open_channel
+from placer.channel import Channels, Settings
 from placer.client import ControllerError
 from placer.clock import ThreadClock
 from placer.errors import FileError, PlacerError
@@ -61,11 +61,9 @@ class GrpcSink:
             incarnation=int(clock.now() * 1e9),
         )
         settings = Settings.of_environment()
-        self._channel = open_channel(address, settings, OPTIONS)
+        self._channels = Channels(address, settings, log, OPTIONS)
         for fault in settings.credentials.faults(clock.now()):
             log.warning("placer: %s", fault)
-        self._fleet = FleetServiceStub(self._channel)
-        self._profile = ProfileServiceStub(self._channel)
         self._pushes: Pushes | None = None
         self._watch = Watch(address, self._open_watch, clock)
         self.sampling: Sampling | None = None
@@ -122,10 +120,14 @@ class GrpcSink:
             actor=self.identity.actor,
             api=self.identity.api,
             metrics=self.identity.metrics,
+            pod_name=self.identity.pod.name,
+            pod_uid=self.identity.pod.uid,
+            node=self.identity.pod.node,
             **rest,
         )
         try:
-            answer = self._fleet.Register(request, timeout=DEADLINE_S)
+            fleet = FleetServiceStub(self._channels.get())
+            answer = fleet.Register(request, timeout=DEADLINE_S)
         except grpc.RpcError as error:
             raise told(self.address, error) from error
         self.sampling = None
@@ -136,13 +138,13 @@ class GrpcSink:
         """Let go of the streams and of the connection; nothing can be called any more."""
         self._watch.stop()
         self._end_pushes()
-        self._channel.close()
+        self._channels.close()
 
     def _hand_over(self, request: Any) -> Any:
         if self._pushes is not None and not self._pushes.is_open:
             self._end_pushes()
         if self._pushes is None:
-            self._pushes = Pushes(self.address, self._profile)
+            self._pushes = Pushes(self.address, ProfileServiceStub(self._channels.get()))
         response = self._pushes.ask(request, DEADLINE_S)
         if response.sequence != request.sequence:
             raise ControllerError(
@@ -159,7 +161,7 @@ class GrpcSink:
     def _open_watch(self, after: int) -> Any:
         own = self._id
         request = WatchRequest(pool=own.pool, engine=own.engine, after_epoch=after)
-        return PlacementServiceStub(self._channel).Watch(request)
+        return PlacementServiceStub(self._channels.get()).Watch(request)
 
 
 def _phase(phase: str) -> Any:

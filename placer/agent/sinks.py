@@ -1,6 +1,7 @@
 """Which way recordings leave and plans come in: what PLACER_AGENT names, a directory or a
 controller's address (``host:port``), to which PLACER_POOL and PLACER_ENGINE say whose worker it is,
-and PLACER_API where its engine is told to change its width.
+PLACER_API where its engine is told to change its width, and PLACER_POD_NAME, PLACER_POD_UID and
+PLACER_NODE where it runs.
 """
 
 import os
@@ -14,7 +15,7 @@ from placer.agent.file_sink import FileSink
 from placer.agent.reporter import Sink
 from placer.clock import ThreadClock
 from placer.model import ModelShape
-from placer.worker import Identity, Worker
+from placer.worker import Identity, Pod, Worker
 
 OpenSink = Callable[[Worker, ModelShape | None], Sink]
 
@@ -31,9 +32,10 @@ def way_to(target: str, clock: ThreadClock) -> OpenSink:
 
 
 def _identity(model: str) -> Identity:
-    pool = os.environ.get("PLACER_POOL", "").strip() or Path(model).name
-    engine = os.environ.get("PLACER_ENGINE", "").strip() or socket.gethostname()
-    told = {
-        name: os.environ.get(f"PLACER_{name.upper()}", "").strip() for name in ("api", "metrics")
-    }
-    return Identity(pool, engine, **told)
+    pool, engine = _said("POOL") or Path(model).name, _said("ENGINE") or socket.gethostname()
+    pod = Pod(_said("POD_NAME"), _said("POD_UID"), _said("NODE"))
+    return Identity(pool, engine, api=_said("API"), metrics=_said("METRICS"), pod=pod)
+
+
+def _said(name: str) -> str:
+    return os.environ.get(f"PLACER_{name}", "").strip()

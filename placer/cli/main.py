@@ -54,11 +54,13 @@ VERBS = {
     "serve": "serve",
     "front": "front",
     "picker": "picker",
+    "operator": "operator",
     "status": "status",
     "watch": "ledger",
     "history": "ledger",
     "explain": "ledger",
     "approve": "operations",
+    "reject": "operations",
     "rollback": "operations",
     "scale": "scale",
     "simulate": "simulate",
@@ -95,8 +97,11 @@ def _missing(verb: str, error: ModuleNotFoundError) -> str:
     return str(extras.MissingError(f"placer {verb}", extra, library))
 
 
+# Who names a verb pays for that one's libraries alone, in time and in memory.
+_asked = sys.argv[1] if sys.argv[1:] and sys.argv[1] in VERBS else ""
 for _verb, _module in VERBS.items():
-    _add(_verb, _module)
+    if _asked in ("", _verb):
+        _add(_verb, _module)
 
 
 def run() -> None:

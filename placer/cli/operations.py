@@ -1,5 +1,8 @@
-"""placer approve and rollback, and plans for a controller: what is begun, waited for, and ends."""
+"""placer approve, reject and rollback, and plans for a controller: what is begun, waited for, and
+ends."""
 
+import getpass
+import os
 import time
 import uuid
 from pathlib import Path
@@ -17,8 +20,15 @@ from placer.files.atomic import read_text
 from placer.files.plans import LIMIT, parse_plan
 from placer.report.plain import plain
 from placer.v1.fleet_pb2 import OperationPhase, OperationsRequest, StatusRequest
-from placer.v1.placement_pb2 import ApplyRequest, ApproveRequest, ProposeRequest, RollbackRequest
+from placer.v1.placement_pb2 import (
+    ApplyRequest,
+    ApproveRequest,
+    ProposeRequest,
+    RejectRequest,
+    RollbackRequest,
+)
 
+Approver = Annotated[str, typer.Option(help="Who decides; you, without it.", show_default=False)]
 LOOK_S = 0.25
 AWAY_S = 60.0  # that a controller may take to start again
 
@@ -32,6 +42,7 @@ def approve(
         bool, typer.Option("--now", help="Begin at once, whatever the hour, and wait for its end.")
     ] = False,
     reason: Reason = "",
+    approver: Approver = "",
     to: To = ADDRESS,
     as_json: Json = False,
 ) -> None:
@@ -41,11 +52,18 @@ def approve(
     """
     with controller(to) as found:
         if now:
-            begun = _begin(found, plan_id, version, reason)
+            begun = _begin(found, plan_id, version, reason, _who(approver))
             end(found, wait_for(found, begun), "succeeded", as_json)
             return
         was = found.newest("plan", plan_id)
-        request = ApproveRequest(plan_id=plan_id, version=version, reason=reason)
+        request = ApproveRequest(
+            plan_id=plan_id,
+            version=version,
+            reason=reason,
+            approver=_who(approver),
+            digest=as_dict(was)["body"]["digest"],
+            idempotency_key=str(uuid.uuid4()),
+        )
         plan = found.ask(found.placement.Approve, request).plan
         if as_json:
             print_json({"status": "approved", **as_dict(plan)})
@@ -57,6 +75,28 @@ def approve(
             f"\nfollow it: placer watch {plan.pool}{found.option}",
             soft_wrap=True,
         )  # fmt: skip
+
+
+def reject(
+    plan_id: Annotated[str, typer.Argument(metavar="PLAN", help="Its id, such as plan-1.")],
+    version: Annotated[
+        int, typer.Option(help="That you looked at; fails if it was changed since.", min=0)
+    ] = 0,
+    reason: Reason = "",
+    approver: Approver = "",
+    to: To = ADDRESS,
+    as_json: Json = False,
+) -> None:
+    """Reject a plan that waits: it is not applied, nor proposed again while all is as it was."""
+    with controller(to) as found:
+        request = RejectRequest(
+            plan_id=plan_id, version=version, reason=reason, approver=_who(approver)
+        )
+        plan = found.ask(found.placement.Reject, request).plan
+        if as_json:
+            print_json({"status": "rejected", **as_dict(plan)})
+            return
+        out.print(f"{plan.id} is rejected, and {plan.pool} stays as it is", soft_wrap=True)
 
 
 def rollback(
@@ -84,7 +124,8 @@ def hand_over(plan_file: Path, to: str, pool: str, wait_s: float | None) -> None
         )
         answer = found.ask(found.placement.Propose, request, PLANNING_S)
         note(f"{plan_file} is {answer.plan.id} of {answer.plan.pool}")
-        begun = _begin(found, answer.plan.id, answer.plan.version, f"applied from {plan_file.name}")
+        told = (answer.plan.version, f"applied from {plan_file.name}", _who(""))
+        begun = _begin(found, answer.plan.id, *told)
         end(found, wait_for(found, begun, wait_s), "succeeded", as_json=False)
 
 
@@ -96,7 +137,7 @@ def wait_for(found: Controller, operation: Any, wait_s: float | None = None) -> 
     request = OperationsRequest(operation_id=operation.id)
     try:
         with progress(operation.id) as bar:
-            while _phase(operation) in ("running", "returning"):
+            while _phase(operation) in ("waiting", "running", "returning"):
                 if until_s is not None and time.monotonic() > until_s:
                     stop("hold", f"{operation.id} goes on after {wait_s:g} s, now "
                          f"{plain(operation.progress)}: {later}", HOLD)  # fmt: skip
@@ -118,9 +159,21 @@ def wait_for(found: Controller, operation: Any, wait_s: float | None = None) -> 
     return operation
 
 
-def _begin(found: Controller, plan_id: str, version: int, reason: str) -> Any:
+def _who(approver: str) -> str:
+    """Who is at this terminal, unless somebody else is named."""
+    try:
+        return approver or getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"
+
+
+def _begin(found: Controller, plan_id: str, version: int, reason: str, approver: str) -> Any:
     request = ApplyRequest(
-        plan_id=plan_id, version=version, reason=reason, idempotency_key=str(uuid.uuid4())
+        plan_id=plan_id,
+        version=version,
+        reason=reason,
+        idempotency_key=str(uuid.uuid4()),
+        approver=approver,
     )
     try:
         return found.ask(found.placement.Apply, request).operation

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,7 @@ from placer.errors import PlacerError
 from placer.extras import MissingError
 
 LOCAL = "local"
+WAIT_S = 1.0  # how often it is looked whether the ledger is free
 LOOK_S = 5.0  # how often it is asked whether the controller is well
 _EVERYWHERE = ("0.0.0.0", "[::]", "[::0]")
 
@@ -47,6 +49,13 @@ def serve(
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen for other hosts without TLS or tokens.")
+    ] = False,
+    standby: Annotated[
+        bool,
+        typer.Option(
+            "--standby",
+            help="While another controller has the ledger, wait until it ends or falls silent.",
+        ),
     ] = False,
     metrics: Annotated[
         str, typer.Option(help="host:port for Prometheus.", show_default=False)
@@ -88,13 +97,15 @@ def serve(
         Tokens(tokens)
     if metrics:
         _check_free(metrics, "--metrics")
-    Ledger(ledger).close()
+    told, handle = threading.Event(), None
+    _listen_for_signals(told)
+    _have(lambda: Ledger(ledger).close(), told, standby)
     _check_free(listen, "--listen")
 
     setup = Setup(settings, listening, ledger.absolute(), metrics, metrics_detail)
-    told, handle = threading.Event(), None
-    _listen_for_signals(told)
     try:
+        if told.is_set():
+            return
         with progress("starting"):
             if host is Host.RAY:
                 parallel.connect(ray, log_to_driver=True)
@@ -105,6 +116,25 @@ def serve(
     finally:
         hosted.end(handle)
     note("the controller has ended")
+
+
+def _have(ledger: Callable[[], None], told: threading.Event, standby: bool) -> None:
+    """Until nobody else has the ledger, if that is waited for, or a signal."""
+    from controller.ledger.ledger import InUse
+
+    waits = False
+    while not told.is_set():
+        try:
+            ledger()
+        except InUse as error:
+            if not standby:
+                raise
+            if not waits:
+                note(f"{str(error).partition(': ')[0]}: waiting until it ends")
+            waits = True
+        else:
+            return
+        told.wait(WAIT_S)
 
 
 def _introduce(setup: Any, address: str) -> None:

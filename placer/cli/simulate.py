@@ -27,6 +27,7 @@ def simulate(
     What decides is what ships; the engines are modelled. The same seed gives the same bytes.
     """
     try:
+        from simulations.outcome import form_errors
         from simulations.outcome import simulate as simulated
         from simulations.scenario import Scenario
     except ImportError as error:
@@ -55,7 +56,10 @@ def simulate(
             )  # fmt: skip
     out.print(table)
     if read.scheduled > 1:
+        errors = form_errors(read, names[0], seed)
+        told_ = ", ".join(f"{what} {error:.1%}" for what, error in errors.items())
         note(f"one of {read.scheduled} requests went where the scheduler said, the others by load")
+        note(f"in the first minutes that is off the form that schedules all by: {told_}")
 
 
 def _both(seconds: Mapping[str, float]) -> str:

@@ -37,6 +37,8 @@ class _OperationPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operat
     """It stands at a valid map in between and needs an operator."""
     OPERATION_PHASE_REFUSED: _OperationPhase.ValueType  # 6
     """It never began."""
+    OPERATION_PHASE_WAITING: _OperationPhase.ValueType  # 7
+    """For its turn, or for pods to be ready; nothing was changed yet."""
 
 class OperationPhase(_OperationPhase, metaclass=_OperationPhaseEnumTypeWrapper): ...
 
@@ -51,6 +53,8 @@ OPERATION_PHASE_HALTED: OperationPhase.ValueType  # 5
 """It stands at a valid map in between and needs an operator."""
 OPERATION_PHASE_REFUSED: OperationPhase.ValueType  # 6
 """It never began."""
+OPERATION_PHASE_WAITING: OperationPhase.ValueType  # 7
+"""For its turn, or for pods to be ready; nothing was changed yet."""
 Global___OperationPhase: _TypeAlias = OperationPhase  # noqa: Y015
 
 @_typing.final
@@ -134,6 +138,9 @@ class RegisterRequest(_message.Message):
     TROUBLE_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     API_FIELD_NUMBER: _builtins.int
+    POD_NAME_FIELD_NUMBER: _builtins.int
+    POD_UID_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     shape: _builtins.str
     """The model's sizes as in a model file (docs/files.md), in JSON; empty if they are not known."""
     actor: _builtins.str
@@ -153,6 +160,10 @@ class RegisterRequest(_message.Message):
     """Where its engine answers with its metrics, such as http://host:8000/metrics; empty if nobody said."""
     api: _builtins.str
     """The API server that changes its engine's width, such as http://host:8000; empty if nobody said."""
+    pod_name: _builtins.str
+    """The Kubernetes pod that it runs in, and that pod's node; empty outside of one."""
+    pod_uid: _builtins.str
+    node: _builtins.str
     @_builtins.property
     def id(self) -> _profile_pb2.WorkerId: ...
     @_builtins.property
@@ -173,10 +184,13 @@ class RegisterRequest(_message.Message):
         trouble: _builtins.str = ...,
         metrics: _builtins.str = ...,
         api: _builtins.str = ...,
+        pod_name: _builtins.str = ...,
+        pod_uid: _builtins.str = ...,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "api", b"api", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "id", b"id", "metrics", b"metrics", "refused", b"refused", "refused_epoch", b"refused_epoch", "shape", b"shape", "tokens", b"tokens", "trouble", b"trouble", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "api", b"api", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "id", b"id", "metrics", b"metrics", "node", b"node", "pod_name", b"pod_name", "pod_uid", b"pod_uid", "refused", b"refused", "refused_epoch", b"refused_epoch", "shape", b"shape", "tokens", b"tokens", "trouble", b"trouble", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,8 +250,11 @@ class StatusResponse(_message.Message):
     UPTIME_S_FIELD_NUMBER: _builtins.int
     POOLS_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
+    LEDGER_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     uptime_s: _builtins.float
+    ledger_id: _builtins.str
+    """Of the ledger, for ever: what another ledger's controller said is not to be taken for this one's."""
     @_builtins.property
     def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pool]: ...
     @_builtins.property
@@ -251,10 +268,11 @@ class StatusResponse(_message.Message):
         uptime_s: _builtins.float = ...,
         pools: _abc.Iterable[Global___Pool] | None = ...,
         conditions: _abc.Iterable[_builtins.str] | None = ...,
+        ledger_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "pools", b"pools", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "ledger_id", b"ledger_id", "pools", b"pools", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -286,6 +304,9 @@ class Pool(_message.Message):
     BUSY_FIELD_NUMBER: _builtins.int
     WIDTHS_FIELD_NUMBER: _builtins.int
     HOMING_FIELD_NUMBER: _builtins.int
+    STOCK_FIELD_NUMBER: _builtins.int
+    RELEASABLE_PODS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     mode: _builtins.str
@@ -327,6 +348,16 @@ class Pool(_message.Message):
     def homing(self) -> Global___Homing:
         """What it wins to send requests home by tables."""
 
+    @_builtins.property
+    def stock(self) -> Global___Stock: ...
+    @_builtins.property
+    def releasable_pods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Uids of reported pods that no engine needs any more: they may be taken away."""
+
+    @_builtins.property
+    def waiting(self) -> Global___Operation:
+        """The change of width that waits for its turn, or for pods."""
+
     def __init__(
         self,
         *,
@@ -350,14 +381,55 @@ class Pool(_message.Message):
         busy: _builtins.float = ...,
         widths: _abc.Iterable[Global___Width] | None = ...,
         homing: Global___Homing | None = ...,
+        stock: Global___Stock | None = ...,
+        releasable_pods: _abc.Iterable[_builtins.str] | None = ...,
+        waiting: Global___Operation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["homing", b"homing", "operation", b"operation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["homing", b"homing", "operation", b"operation", "stock", b"stock", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_plan", b"applied_plan", "applied_s", b"applied_s", "balancedness", b"balancedness", "busy", b"busy", "decided_s", b"decided_s", "engines", b"engines", "homing", b"homing", "mode", b"mode", "model", b"model", "name", b"name", "operation", b"operation", "outcome", b"outcome", "proposed_plan", b"proposed_plan", "ranks", b"ranks", "reason", b"reason", "slots", b"slots", "step_s", b"step_s", "tokens", b"tokens", "widths", b"widths", "window_s", b"window_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_plan", b"applied_plan", "applied_s", b"applied_s", "balancedness", b"balancedness", "busy", b"busy", "decided_s", b"decided_s", "engines", b"engines", "homing", b"homing", "mode", b"mode", "model", b"model", "name", b"name", "operation", b"operation", "outcome", b"outcome", "proposed_plan", b"proposed_plan", "ranks", b"ranks", "reason", b"reason", "releasable_pods", b"releasable_pods", "slots", b"slots", "step_s", b"step_s", "stock", b"stock", "tokens", b"tokens", "waiting", b"waiting", "widths", b"widths", "window_s", b"window_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Pool: _TypeAlias = Pool  # noqa: Y015
+
+@_typing.final
+class Stock(_message.Message):
+    """Stock is the GPUs of a pool by how far they have come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESIRED_FIELD_NUMBER: _builtins.int
+    ALLOCATED_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
+    desired: _builtins.int
+    """Asked for."""
+    allocated: _builtins.int
+    """Given, as was reported; of a pool of which nobody reports, those that are active."""
+    available: _builtins.int
+    """In pods that are ready, or that an engine computes on."""
+    active: _builtins.int
+    """That an engine computes on."""
+    traffic: _builtins.int
+    """Of engines all of whose ranks answer, which are sent requests."""
+    def __init__(
+        self,
+        *,
+        desired: _builtins.int = ...,
+        allocated: _builtins.int = ...,
+        available: _builtins.int = ...,
+        active: _builtins.int = ...,
+        traffic: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "allocated", b"allocated", "available", b"available", "desired", b"desired", "traffic", b"traffic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stock: _TypeAlias = Stock  # noqa: Y015
 
 @_typing.final
 class Homing(_message.Message):
@@ -487,6 +559,7 @@ class Engine(_message.Message):
     RANKS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     DOORS_FIELD_NUMBER: _builtins.int
+    SEATS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     digest: _builtins.str
     """Of the map that serves."""
@@ -505,6 +578,10 @@ class Engine(_message.Message):
     def doors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Door]:
         """Where it takes requests, as far as its workers say."""
 
+    @_builtins.property
+    def seats(self) -> _containers.RepeatedCompositeFieldContainer[Global___Seat]:
+        """Where its ranks run, as far as they say."""
+
     def __init__(
         self,
         *,
@@ -519,14 +596,48 @@ class Engine(_message.Message):
         ranks: _builtins.int = ...,
         slots: _builtins.int = ...,
         doors: _abc.Iterable[Global___Door] | None = ...,
+        seats: _abc.Iterable[Global___Seat] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "digest", b"digest", "doors", b"doors", "dropped", b"dropped", "epoch", b"epoch", "name", b"name", "ranks", b"ranks", "silent_s", b"silent_s", "slots", b"slots", "tokens", b"tokens", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "digest", b"digest", "doors", b"doors", "dropped", b"dropped", "epoch", b"epoch", "name", b"name", "ranks", b"ranks", "seats", b"seats", "silent_s", b"silent_s", "slots", b"slots", "tokens", b"tokens", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Engine: _TypeAlias = Engine  # noqa: Y015
+
+@_typing.final
+class Seat(_message.Message):
+    """Seat is a rank of an engine, and the pod that it runs in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    POD_NAME_FIELD_NUMBER: _builtins.int
+    POD_UID_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    worker: _builtins.str
+    pod_name: _builtins.str
+    pod_uid: _builtins.str
+    node: _builtins.str
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        worker: _builtins.str = ...,
+        pod_name: _builtins.str = ...,
+        pod_uid: _builtins.str = ...,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "pod_name", b"pod_name", "pod_uid", b"pod_uid", "rank", b"rank", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Seat: _TypeAlias = Seat  # noqa: Y015
 
 @_typing.final
 class Door(_message.Message):
@@ -619,6 +730,9 @@ class Operation(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     RESIZE_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    RELEASED_PODS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     idempotency_key: _builtins.str
     pool: _builtins.str
@@ -636,6 +750,12 @@ class Operation(_message.Message):
     version: _builtins.int
     ranks: _builtins.int
     """Of the engines that it is for; 0 if it is about none."""
+    queue: _builtins.int
+    """Its place among all that wait for their turn, over all pools and approved plans too: 1 is next, 0
+    runs or has ended.
+    """
+    epoch: _builtins.int
+    """Of its attempt: what workers acknowledge."""
     @_builtins.property
     def seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Seconds and bytes so far, by step: of a change of width "transferring", "switching", ..."""
@@ -645,6 +765,10 @@ class Operation(_message.Message):
     @_builtins.property
     def resize(self) -> Global___Resize:
         """Of a change of width, for each engine."""
+
+    @_builtins.property
+    def released_pods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Uids of the pods that no engine needs any more since it made the pool smaller."""
 
     def __init__(
         self,
@@ -666,10 +790,13 @@ class Operation(_message.Message):
         seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         resize: Global___Resize | None = ...,
+        queue: _builtins.int = ...,
+        released_pods: _abc.Iterable[_builtins.str] | None = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resize", b"resize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_s", b"begun_s", "bytes", b"bytes", "changed_s", b"changed_s", "copied_bytes", b"copied_bytes", "id", b"id", "idempotency_key", b"idempotency_key", "kind", b"kind", "longest_pause_s", b"longest_pause_s", "phase", b"phase", "plan_id", b"plan_id", "pool", b"pool", "progress", b"progress", "ranks", b"ranks", "reason", b"reason", "resize", b"resize", "seconds", b"seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun_s", b"begun_s", "bytes", b"bytes", "changed_s", b"changed_s", "copied_bytes", b"copied_bytes", "epoch", b"epoch", "id", b"id", "idempotency_key", b"idempotency_key", "kind", b"kind", "longest_pause_s", b"longest_pause_s", "phase", b"phase", "plan_id", b"plan_id", "pool", b"pool", "progress", b"progress", "queue", b"queue", "ranks", b"ranks", "reason", b"reason", "released_pods", b"released_pods", "resize", b"resize", "seconds", b"seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -759,12 +886,20 @@ class ScaleToRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    READY_PODS_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     ranks: _builtins.int
     reason: _builtins.str
     idempotency_key: _builtins.str
     dry_run: _builtins.bool
     """Tell what it would cost, and do nothing."""
+    wait: _builtins.bool
+    """Wait for its turn, and for pods to be ready, instead of being refused."""
+    @_builtins.property
+    def ready_pods(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadyPod]:
+        """As in ReportCapacity, together with this; empty: nothing is said of them."""
+
     def __init__(
         self,
         *,
@@ -773,14 +908,41 @@ class ScaleToRequest(_message.Message):
         reason: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
         dry_run: _builtins.bool = ...,
+        ready_pods: _abc.Iterable[Global___ReadyPod] | None = ...,
+        wait: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "idempotency_key", b"idempotency_key", "pool", b"pool", "ranks", b"ranks", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "idempotency_key", b"idempotency_key", "pool", b"pool", "ranks", b"ranks", "ready_pods", b"ready_pods", "reason", b"reason", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScaleToRequest: _TypeAlias = ScaleToRequest  # noqa: Y015
+
+@_typing.final
+class ReadyPod(_message.Message):
+    """ReadyPod is one whose processes are up, to join an engine or as part of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UID_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    uid: _builtins.str
+    gpus: _builtins.int
+    """That it has; 0: 1."""
+    def __init__(
+        self,
+        *,
+        uid: _builtins.str = ...,
+        gpus: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadyPod: _TypeAlias = ReadyPod  # noqa: Y015
 
 @_typing.final
 class ScaleToResponse(_message.Message):
@@ -788,25 +950,84 @@ class ScaleToResponse(_message.Message):
 
     OPERATION_FIELD_NUMBER: _builtins.int
     RESIZE_FIELD_NUMBER: _builtins.int
+    RELEASED_PODS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def operation(self) -> Global___Operation:
         """None of a dry run."""
 
     @_builtins.property
     def resize(self) -> Global___Resize: ...
+    @_builtins.property
+    def released_pods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in Pool.releasable_pods."""
+
     def __init__(
         self,
         *,
         operation: Global___Operation | None = ...,
         resize: Global___Resize | None = ...,
+        released_pods: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "resize", b"resize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "resize", b"resize"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "released_pods", b"released_pods", "resize", b"resize"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScaleToResponse: _TypeAlias = ScaleToResponse  # noqa: Y015
+
+@_typing.final
+class ReportCapacityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    ALLOCATED_FIELD_NUMBER: _builtins.int
+    READY_PODS_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    allocated: _builtins.int
+    """GPUs that its pods have or will have, ready or not."""
+    @_builtins.property
+    def ready_pods(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadyPod]:
+        """All of its pods that are ready."""
+
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        allocated: _builtins.int = ...,
+        ready_pods: _abc.Iterable[Global___ReadyPod] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated", b"allocated", "pool", b"pool", "ready_pods", b"ready_pods"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportCapacityRequest: _TypeAlias = ReportCapacityRequest  # noqa: Y015
+
+@_typing.final
+class ReportCapacityResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STOCK_FIELD_NUMBER: _builtins.int
+    RELEASABLE_PODS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stock(self) -> Global___Stock: ...
+    @_builtins.property
+    def releasable_pods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        stock: Global___Stock | None = ...,
+        releasable_pods: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stock", b"stock"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["releasable_pods", b"releasable_pods", "stock", b"stock"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportCapacityResponse: _TypeAlias = ReportCapacityResponse  # noqa: Y015
 
 @_typing.final
 class OperationsRequest(_message.Message):

@@ -50,6 +50,11 @@ class FleetServiceStub(object):
                 request_serializer=placer_dot_v1_dot_fleet__pb2.ScaleToRequest.SerializeToString,
                 response_deserializer=placer_dot_v1_dot_fleet__pb2.ScaleToResponse.FromString,
                 _registered_method=True)
+        self.ReportCapacity = channel.unary_unary(
+                '/placer.v1.FleetService/ReportCapacity',
+                request_serializer=placer_dot_v1_dot_fleet__pb2.ReportCapacityRequest.SerializeToString,
+                response_deserializer=placer_dot_v1_dot_fleet__pb2.ReportCapacityResponse.FromString,
+                _registered_method=True)
         self.Operations = channel.unary_unary(
                 '/placer.v1.FleetService/Operations',
                 request_serializer=placer_dot_v1_dot_fleet__pb2.OperationsRequest.SerializeToString,
@@ -82,6 +87,14 @@ class FleetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportCapacity(self, request, context):
+        """ReportCapacity says which GPUs a pool has been given, whenever that changes. A pool of which it was
+        ever said only grows onto pods that are ready.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Operations(self, request, context):
         """Operations lists what is being done and was, newest first.
         """
@@ -106,6 +119,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.ScaleTo,
                     request_deserializer=placer_dot_v1_dot_fleet__pb2.ScaleToRequest.FromString,
                     response_serializer=placer_dot_v1_dot_fleet__pb2.ScaleToResponse.SerializeToString,
+            ),
+            'ReportCapacity': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportCapacity,
+                    request_deserializer=placer_dot_v1_dot_fleet__pb2.ReportCapacityRequest.FromString,
+                    response_serializer=placer_dot_v1_dot_fleet__pb2.ReportCapacityResponse.SerializeToString,
             ),
             'Operations': grpc.unary_unary_rpc_method_handler(
                     servicer.Operations,
@@ -195,6 +213,33 @@ class FleetService(object):
             '/placer.v1.FleetService/ScaleTo',
             placer_dot_v1_dot_fleet__pb2.ScaleToRequest.SerializeToString,
             placer_dot_v1_dot_fleet__pb2.ScaleToResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportCapacity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/placer.v1.FleetService/ReportCapacity',
+            placer_dot_v1_dot_fleet__pb2.ReportCapacityRequest.SerializeToString,
+            placer_dot_v1_dot_fleet__pb2.ReportCapacityResponse.FromString,
             options,
             channel_credentials,
             insecure,

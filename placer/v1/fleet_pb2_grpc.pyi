@@ -39,6 +39,10 @@ class FleetServiceStub:
     """Status is what an operator wants to see first."""
     ScaleTo: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ScaleToRequest, _fleet_pb2.ScaleToResponse]
     """ScaleTo changes how many ranks a pool's engines have."""
+    ReportCapacity: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ReportCapacityRequest, _fleet_pb2.ReportCapacityResponse]
+    """ReportCapacity says which GPUs a pool has been given, whenever that changes. A pool of which it was
+    ever said only grows onto pods that are ready.
+    """
     Operations: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.OperationsRequest, _fleet_pb2.OperationsResponse]
     """Operations lists what is being done and was, newest first."""
 
@@ -53,6 +57,10 @@ class FleetServiceAsyncStub(FleetServiceStub):
     """Status is what an operator wants to see first."""
     ScaleTo: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ScaleToRequest, _fleet_pb2.ScaleToResponse]  # type: ignore[assignment]
     """ScaleTo changes how many ranks a pool's engines have."""
+    ReportCapacity: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ReportCapacityRequest, _fleet_pb2.ReportCapacityResponse]  # type: ignore[assignment]
+    """ReportCapacity says which GPUs a pool has been given, whenever that changes. A pool of which it was
+    ever said only grows onto pods that are ready.
+    """
     Operations: _aio.UnaryUnaryMultiCallable[_fleet_pb2.OperationsRequest, _fleet_pb2.OperationsResponse]  # type: ignore[assignment]
     """Operations lists what is being done and was, newest first."""
 
@@ -82,6 +90,16 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.ScaleToResponse, _abc.Awaitable[_fleet_pb2.ScaleToResponse]]:
         """ScaleTo changes how many ranks a pool's engines have."""
+
+    @_abc_1.abstractmethod
+    def ReportCapacity(
+        self,
+        request: _fleet_pb2.ReportCapacityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.ReportCapacityResponse, _abc.Awaitable[_fleet_pb2.ReportCapacityResponse]]:
+        """ReportCapacity says which GPUs a pool has been given, whenever that changes. A pool of which it was
+        ever said only grows onto pods that are ready.
+        """
 
     @_abc_1.abstractmethod
     def Operations(

@@ -25,55 +25,61 @@ _sym_db = _symbol_database.Default()
 from placer.v1 import fleet_pb2 as placer_dot_v1_dot_fleet__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19placer/v1/placement.proto\x12\tplacer.v1\x1a\x15placer/v1/fleet.proto\"\x8b\x02\n\x04Plan\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.placer.v1.PlanState\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x07 \x01(\t\x12\r\n\x05moved\x18\x08 \x01(\x04\x12\x13\n\x0bmoved_bytes\x18\t \x01(\x04\x12\x0c\n\x04gain\x18\n \x01(\x01\x12\x0c\n\x04\x61t_s\x18\x0b \x01(\x01\x12\x0c\n\x04\x66ile\x18\x0c \x01(\x0c\x12\x17\n\nwhole_gain\x18\r \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05ranks\x18\x0e \x01(\rB\r\n\x0b_whole_gain\"=\n\x0bPlanRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x11\n\toptimizer\x18\x02 \x01(\t\x12\r\n\x05ranks\x18\x03 \x01(\r\"N\n\x0cPlanResponse\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\x0c\x12\x0f\n\x07solve_s\x18\x04 \x01(\x01\"K\n\x0eProposeRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\x0c\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05ranks\x18\x04 \x01(\r\"Q\n\x0fProposeResponse\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x1d\n\x04plan\x18\x03 \x01(\x0b\x32\x0f.placer.v1.Plan\"B\n\x0e\x41pproveRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"0\n\x0f\x41pproveResponse\x12\x1d\n\x04plan\x18\x01 \x01(\x0b\x32\x0f.placer.v1.Plan\"Y\n\x0c\x41pplyRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"8\n\rApplyResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.placer.v1.Operation\"H\n\x0fRollbackRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\";\n\x10RollbackResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.placer.v1.Operation\"\x1d\n\nGetRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\",\n\x0bGetResponse\x12\x1d\n\x04plan\x18\x01 \x01(\x0b\x32\x0f.placer.v1.Plan\"*\n\x0bListRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\".\n\x0cListResponse\x12\x1e\n\x05plans\x18\x01 \x03(\x0b\x32\x0f.placer.v1.Plan\"A\n\x0cWatchRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x66ter_epoch\x18\x03 \x01(\x04\"O\n\rWatchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04\x66ile\x18\x02 \x01(\x0c\x12!\n\x06record\x18\x03 \x01(\x0b\x32\x11.placer.v1.Record\"-\n\rTablesRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"C\n\x0eTablesResponse\x12\x0c\n\x04part\x18\x01 \x01(\x0c\x12#\n\x07seconds\x18\x02 \x01(\x0b\x32\x12.placer.v1.Seconds\"7\n\x07Seconds\x12\r\n\x05local\x18\x01 \x01(\x01\x12\x0f\n\x07prefill\x18\x02 \x01(\x01\x12\x0c\n\x04read\x18\x03 \x01(\x01*\xd8\x01\n\tPlanState\x12\x1a\n\x16PLAN_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13PLAN_STATE_PROPOSED\x10\x01\x12\x17\n\x13PLAN_STATE_APPROVED\x10\x02\x12\x17\n\x13PLAN_STATE_APPLYING\x10\x03\x12\x16\n\x12PLAN_STATE_APPLIED\x10\x04\x12\x1a\n\x16PLAN_STATE_ROLLED_BACK\x10\x05\x12\x19\n\x15PLAN_STATE_SUPERSEDED\x10\x06\x12\x15\n\x11PLAN_STATE_HALTED\x10\x07\x32\xbe\x04\n\x10PlacementService\x12\x37\n\x04Plan\x12\x16.placer.v1.PlanRequest\x1a\x17.placer.v1.PlanResponse\x12@\n\x07Propose\x12\x19.placer.v1.ProposeRequest\x1a\x1a.placer.v1.ProposeResponse\x12@\n\x07\x41pprove\x12\x19.placer.v1.ApproveRequest\x1a\x1a.placer.v1.ApproveResponse\x12:\n\x05\x41pply\x12\x17.placer.v1.ApplyRequest\x1a\x18.placer.v1.ApplyResponse\x12\x43\n\x08Rollback\x12\x1a.placer.v1.RollbackRequest\x1a\x1b.placer.v1.RollbackResponse\x12\x34\n\x03Get\x12\x15.placer.v1.GetRequest\x1a\x16.placer.v1.GetResponse\x12\x37\n\x04List\x12\x16.placer.v1.ListRequest\x1a\x17.placer.v1.ListResponse\x12<\n\x05Watch\x12\x17.placer.v1.WatchRequest\x1a\x18.placer.v1.WatchResponse0\x01\x12?\n\x06Tables\x12\x18.placer.v1.TablesRequest\x1a\x19.placer.v1.TablesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19placer/v1/placement.proto\x12\tplacer.v1\x1a\x15placer/v1/fleet.proto\"\xf7\x03\n\x04Plan\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.placer.v1.PlanState\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x07 \x01(\t\x12\r\n\x05moved\x18\x08 \x01(\x04\x12\x13\n\x0bmoved_bytes\x18\t \x01(\x04\x12\x0c\n\x04gain\x18\n \x01(\x01\x12\x0c\n\x04\x61t_s\x18\x0b \x01(\x01\x12\x0c\n\x04\x66ile\x18\x0c \x01(\x0c\x12\x17\n\nwhole_gain\x18\r \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05ranks\x18\x0e \x01(\r\x12\x10\n\x08\x61pprover\x18\x0f \x01(\t\x12\r\n\x05\x65poch\x18\x10 \x01(\x04\x12\x11\n\tledger_id\x18\x11 \x01(\t\x12\x1b\n\x0escore_before_s\x18\x12 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rscore_after_s\x18\x13 \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x07reasons\x18\x14 \x03(\t\x12\x38\n\x10\x61\x63knowledgements\x18\x15 \x03(\x0b\x32\x1e.placer.v1.RankAcknowledgement\x12\r\n\x05queue\x18\x16 \x01(\rB\r\n\x0b_whole_gainB\x11\n\x0f_score_before_sB\x10\n\x0e_score_after_s\"\x80\x01\n\x13RankAcknowledgement\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\x0b\n\x03pod\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12\x0f\n\x07refused\x18\x07 \x01(\t\"=\n\x0bPlanRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x11\n\toptimizer\x18\x02 \x01(\t\x12\r\n\x05ranks\x18\x03 \x01(\r\"N\n\x0cPlanResponse\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\x0c\x12\x0f\n\x07solve_s\x18\x04 \x01(\x01\"K\n\x0eProposeRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\x0c\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05ranks\x18\x04 \x01(\r\"Q\n\x0fProposeResponse\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x1d\n\x04plan\x18\x03 \x01(\x0b\x32\x0f.placer.v1.Plan\"}\n\x0e\x41pproveRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08\x61pprover\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x06 \x01(\t\"0\n\x0f\x41pproveResponse\x12\x1d\n\x04plan\x18\x01 \x01(\x0b\x32\x0f.placer.v1.Plan\"S\n\rRejectRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08\x61pprover\x18\x04 \x01(\t\"/\n\x0eRejectResponse\x12\x1d\n\x04plan\x18\x01 \x01(\x0b\x32\x0f.placer.v1.Plan\"k\n\x0c\x41pplyRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x10\n\x08\x61pprover\x18\x05 \x01(\t\"8\n\rApplyResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.placer.v1.Operation\"H\n\x0fRollbackRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\";\n\x10RollbackResponse\x12\'\n\toperation\x18\x01 \x01(\x0b\x32\x14.placer.v1.Operation\"\x1d\n\nGetRequest\x12\x0f\n\x07plan_id\x18\x01 \x01(\t\",\n\x0bGetResponse\x12\x1d\n\x04plan\x18\x01 \x01(\x0b\x32\x0f.placer.v1.Plan\"*\n\x0bListRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\".\n\x0cListResponse\x12\x1e\n\x05plans\x18\x01 \x03(\x0b\x32\x0f.placer.v1.Plan\"a\n\x0cWatchRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x66ter_epoch\x18\x03 \x01(\x04\x12\x13\n\x06\x63ursor\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_cursor\"o\n\rWatchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04\x66ile\x18\x02 \x01(\x0c\x12!\n\x06record\x18\x03 \x01(\x0b\x32\x11.placer.v1.Record\x12\x0e\n\x06\x63ursor\x18\x04 \x01(\x04\x12\x0e\n\x06synced\x18\x05 \x01(\x08\"-\n\rTablesRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"C\n\x0eTablesResponse\x12\x0c\n\x04part\x18\x01 \x01(\x0c\x12#\n\x07seconds\x18\x02 \x01(\x0b\x32\x12.placer.v1.Seconds\"7\n\x07Seconds\x12\r\n\x05local\x18\x01 \x01(\x01\x12\x0f\n\x07prefill\x18\x02 \x01(\x01\x12\x0c\n\x04read\x18\x03 \x01(\x01*\xf1\x01\n\tPlanState\x12\x1a\n\x16PLAN_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13PLAN_STATE_PROPOSED\x10\x01\x12\x17\n\x13PLAN_STATE_APPROVED\x10\x02\x12\x17\n\x13PLAN_STATE_APPLYING\x10\x03\x12\x16\n\x12PLAN_STATE_APPLIED\x10\x04\x12\x1a\n\x16PLAN_STATE_ROLLED_BACK\x10\x05\x12\x19\n\x15PLAN_STATE_SUPERSEDED\x10\x06\x12\x15\n\x11PLAN_STATE_HALTED\x10\x07\x12\x17\n\x13PLAN_STATE_REJECTED\x10\x08\x32\xfd\x04\n\x10PlacementService\x12\x37\n\x04Plan\x12\x16.placer.v1.PlanRequest\x1a\x17.placer.v1.PlanResponse\x12@\n\x07Propose\x12\x19.placer.v1.ProposeRequest\x1a\x1a.placer.v1.ProposeResponse\x12@\n\x07\x41pprove\x12\x19.placer.v1.ApproveRequest\x1a\x1a.placer.v1.ApproveResponse\x12=\n\x06Reject\x12\x18.placer.v1.RejectRequest\x1a\x19.placer.v1.RejectResponse\x12:\n\x05\x41pply\x12\x17.placer.v1.ApplyRequest\x1a\x18.placer.v1.ApplyResponse\x12\x43\n\x08Rollback\x12\x1a.placer.v1.RollbackRequest\x1a\x1b.placer.v1.RollbackResponse\x12\x34\n\x03Get\x12\x15.placer.v1.GetRequest\x1a\x16.placer.v1.GetResponse\x12\x37\n\x04List\x12\x16.placer.v1.ListRequest\x1a\x17.placer.v1.ListResponse\x12<\n\x05Watch\x12\x17.placer.v1.WatchRequest\x1a\x18.placer.v1.WatchResponse0\x01\x12?\n\x06Tables\x12\x18.placer.v1.TablesRequest\x1a\x19.placer.v1.TablesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'placer.v1.placement_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PLANSTATE']._serialized_start=1529
-  _globals['_PLANSTATE']._serialized_end=1745
+  _globals['_PLANSTATE']._serialized_start=2171
+  _globals['_PLANSTATE']._serialized_end=2412
   _globals['_PLAN']._serialized_start=64
-  _globals['_PLAN']._serialized_end=331
-  _globals['_PLANREQUEST']._serialized_start=333
-  _globals['_PLANREQUEST']._serialized_end=394
-  _globals['_PLANRESPONSE']._serialized_start=396
-  _globals['_PLANRESPONSE']._serialized_end=474
-  _globals['_PROPOSEREQUEST']._serialized_start=476
-  _globals['_PROPOSEREQUEST']._serialized_end=551
-  _globals['_PROPOSERESPONSE']._serialized_start=553
-  _globals['_PROPOSERESPONSE']._serialized_end=634
-  _globals['_APPROVEREQUEST']._serialized_start=636
-  _globals['_APPROVEREQUEST']._serialized_end=702
-  _globals['_APPROVERESPONSE']._serialized_start=704
-  _globals['_APPROVERESPONSE']._serialized_end=752
-  _globals['_APPLYREQUEST']._serialized_start=754
-  _globals['_APPLYREQUEST']._serialized_end=843
-  _globals['_APPLYRESPONSE']._serialized_start=845
-  _globals['_APPLYRESPONSE']._serialized_end=901
-  _globals['_ROLLBACKREQUEST']._serialized_start=903
-  _globals['_ROLLBACKREQUEST']._serialized_end=975
-  _globals['_ROLLBACKRESPONSE']._serialized_start=977
-  _globals['_ROLLBACKRESPONSE']._serialized_end=1036
-  _globals['_GETREQUEST']._serialized_start=1038
-  _globals['_GETREQUEST']._serialized_end=1067
-  _globals['_GETRESPONSE']._serialized_start=1069
-  _globals['_GETRESPONSE']._serialized_end=1113
-  _globals['_LISTREQUEST']._serialized_start=1115
-  _globals['_LISTREQUEST']._serialized_end=1157
-  _globals['_LISTRESPONSE']._serialized_start=1159
-  _globals['_LISTRESPONSE']._serialized_end=1205
-  _globals['_WATCHREQUEST']._serialized_start=1207
-  _globals['_WATCHREQUEST']._serialized_end=1272
-  _globals['_WATCHRESPONSE']._serialized_start=1274
-  _globals['_WATCHRESPONSE']._serialized_end=1353
-  _globals['_TABLESREQUEST']._serialized_start=1355
-  _globals['_TABLESREQUEST']._serialized_end=1400
-  _globals['_TABLESRESPONSE']._serialized_start=1402
-  _globals['_TABLESRESPONSE']._serialized_end=1469
-  _globals['_SECONDS']._serialized_start=1471
-  _globals['_SECONDS']._serialized_end=1526
-  _globals['_PLACEMENTSERVICE']._serialized_start=1748
-  _globals['_PLACEMENTSERVICE']._serialized_end=2322
+  _globals['_PLAN']._serialized_end=567
+  _globals['_RANKACKNOWLEDGEMENT']._serialized_start=570
+  _globals['_RANKACKNOWLEDGEMENT']._serialized_end=698
+  _globals['_PLANREQUEST']._serialized_start=700
+  _globals['_PLANREQUEST']._serialized_end=761
+  _globals['_PLANRESPONSE']._serialized_start=763
+  _globals['_PLANRESPONSE']._serialized_end=841
+  _globals['_PROPOSEREQUEST']._serialized_start=843
+  _globals['_PROPOSEREQUEST']._serialized_end=918
+  _globals['_PROPOSERESPONSE']._serialized_start=920
+  _globals['_PROPOSERESPONSE']._serialized_end=1001
+  _globals['_APPROVEREQUEST']._serialized_start=1003
+  _globals['_APPROVEREQUEST']._serialized_end=1128
+  _globals['_APPROVERESPONSE']._serialized_start=1130
+  _globals['_APPROVERESPONSE']._serialized_end=1178
+  _globals['_REJECTREQUEST']._serialized_start=1180
+  _globals['_REJECTREQUEST']._serialized_end=1263
+  _globals['_REJECTRESPONSE']._serialized_start=1265
+  _globals['_REJECTRESPONSE']._serialized_end=1312
+  _globals['_APPLYREQUEST']._serialized_start=1314
+  _globals['_APPLYREQUEST']._serialized_end=1421
+  _globals['_APPLYRESPONSE']._serialized_start=1423
+  _globals['_APPLYRESPONSE']._serialized_end=1479
+  _globals['_ROLLBACKREQUEST']._serialized_start=1481
+  _globals['_ROLLBACKREQUEST']._serialized_end=1553
+  _globals['_ROLLBACKRESPONSE']._serialized_start=1555
+  _globals['_ROLLBACKRESPONSE']._serialized_end=1614
+  _globals['_GETREQUEST']._serialized_start=1616
+  _globals['_GETREQUEST']._serialized_end=1645
+  _globals['_GETRESPONSE']._serialized_start=1647
+  _globals['_GETRESPONSE']._serialized_end=1691
+  _globals['_LISTREQUEST']._serialized_start=1693
+  _globals['_LISTREQUEST']._serialized_end=1735
+  _globals['_LISTRESPONSE']._serialized_start=1737
+  _globals['_LISTRESPONSE']._serialized_end=1783
+  _globals['_WATCHREQUEST']._serialized_start=1785
+  _globals['_WATCHREQUEST']._serialized_end=1882
+  _globals['_WATCHRESPONSE']._serialized_start=1884
+  _globals['_WATCHRESPONSE']._serialized_end=1995
+  _globals['_TABLESREQUEST']._serialized_start=1997
+  _globals['_TABLESREQUEST']._serialized_end=2042
+  _globals['_TABLESRESPONSE']._serialized_start=2044
+  _globals['_TABLESRESPONSE']._serialized_end=2111
+  _globals['_SECONDS']._serialized_start=2113
+  _globals['_SECONDS']._serialized_end=2168
+  _globals['_PLACEMENTSERVICE']._serialized_start=2415
+  _globals['_PLACEMENTSERVICE']._serialized_end=3052
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,8 @@ class _PlanStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PlanState.V
     """A newer plan took its place."""
     PLAN_STATE_HALTED: _PlanState.ValueType  # 7
     """Its operation stopped in between, at a valid map, and needs an operator."""
+    PLAN_STATE_REJECTED: _PlanState.ValueType  # 8
+    """Somebody did not want it."""
 
 class PlanState(_PlanState, metaclass=_PlanStateEnumTypeWrapper): ...
 
@@ -57,6 +59,8 @@ PLAN_STATE_SUPERSEDED: PlanState.ValueType  # 6
 """A newer plan took its place."""
 PLAN_STATE_HALTED: PlanState.ValueType  # 7
 """Its operation stopped in between, at a valid map, and needs an operator."""
+PLAN_STATE_REJECTED: PlanState.ValueType  # 8
+"""Somebody did not want it."""
 Global___PlanState: _TypeAlias = PlanState  # noqa: Y015
 
 @_typing.final
@@ -79,6 +83,14 @@ class Plan(_message.Message):
     FILE_FIELD_NUMBER: _builtins.int
     WHOLE_GAIN_FIELD_NUMBER: _builtins.int
     RANKS_FIELD_NUMBER: _builtins.int
+    APPROVER_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    LEDGER_ID_FIELD_NUMBER: _builtins.int
+    SCORE_BEFORE_S_FIELD_NUMBER: _builtins.int
+    SCORE_AFTER_S_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGEMENTS_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     pool: _builtins.str
     state: Global___PlanState.ValueType
@@ -100,6 +112,27 @@ class Plan(_message.Message):
     """Share of a whole step's time that it is expected to save; not set unless steps were measured."""
     ranks: _builtins.int
     """Of the engines that it is for; 0 if it was kept before that was said."""
+    approver: _builtins.str
+    """Who approved or rejected it, as they said; empty if nobody did, or they did not say."""
+    epoch: _builtins.int
+    """Unix milliseconds of its proposal, each once in a ledger; 0 if it was kept before that was said.
+    Workers acknowledge the later one of its operation.
+    """
+    ledger_id: _builtins.str
+    """As in StatusResponse."""
+    score_before_s: _builtins.float
+    """Seconds of the MoE layers in a step, before and after; not set if they are not known."""
+    score_after_s: _builtins.float
+    queue: _builtins.int
+    """As in Operation, of an approved plan."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which rules it mends, and of some of its moves why; empty if it was kept before that was said."""
+
+    @_builtins.property
+    def acknowledgements(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankAcknowledgement]:
+        """What the ranks of engines of its width said last; from Get only."""
+
     def __init__(
         self,
         *,
@@ -117,16 +150,75 @@ class Plan(_message.Message):
         file: _builtins.bytes = ...,
         whole_gain: _builtins.float | None = ...,
         ranks: _builtins.int = ...,
+        approver: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        ledger_id: _builtins.str = ...,
+        score_before_s: _builtins.float | None = ...,
+        score_after_s: _builtins.float | None = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        acknowledgements: _abc.Iterable[Global___RankAcknowledgement] | None = ...,
+        queue: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_whole_gain", b"_whole_gain", "whole_gain", b"whole_gain"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score_after_s", b"_score_after_s", "_score_before_s", b"_score_before_s", "_whole_gain", b"_whole_gain", "score_after_s", b"score_after_s", "score_before_s", b"score_before_s", "whole_gain", b"whole_gain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_whole_gain", b"_whole_gain", "at_s", b"at_s", "before", b"before", "digest", b"digest", "file", b"file", "gain", b"gain", "id", b"id", "moved", b"moved", "moved_bytes", b"moved_bytes", "pool", b"pool", "ranks", b"ranks", "reason", b"reason", "state", b"state", "version", b"version", "whole_gain", b"whole_gain"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score_after_s", b"_score_after_s", "_score_before_s", b"_score_before_s", "_whole_gain", b"_whole_gain", "acknowledgements", b"acknowledgements", "approver", b"approver", "at_s", b"at_s", "before", b"before", "digest", b"digest", "epoch", b"epoch", "file", b"file", "gain", b"gain", "id", b"id", "ledger_id", b"ledger_id", "moved", b"moved", "moved_bytes", b"moved_bytes", "pool", b"pool", "queue", b"queue", "ranks", b"ranks", "reason", b"reason", "reasons", b"reasons", "score_after_s", b"score_after_s", "score_before_s", b"score_before_s", "state", b"state", "version", b"version", "whole_gain", b"whole_gain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score_after_s: _TypeAlias = _typing.Literal["score_after_s"]  # noqa: Y015
+    _WhichOneofArgType__score_after_s: _TypeAlias = _typing.Literal["_score_after_s", b"_score_after_s"]  # noqa: Y015
+    _WhichOneofReturnType__score_before_s: _TypeAlias = _typing.Literal["score_before_s"]  # noqa: Y015
+    _WhichOneofArgType__score_before_s: _TypeAlias = _typing.Literal["_score_before_s", b"_score_before_s"]  # noqa: Y015
     _WhichOneofReturnType__whole_gain: _TypeAlias = _typing.Literal["whole_gain"]  # noqa: Y015
     _WhichOneofArgType__whole_gain: _TypeAlias = _typing.Literal["_whole_gain", b"_whole_gain"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score_after_s) -> _WhichOneofReturnType__score_after_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score_before_s) -> _WhichOneofReturnType__score_before_s | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__whole_gain) -> _WhichOneofReturnType__whole_gain | None: ...
 
 Global___Plan: _TypeAlias = Plan  # noqa: Y015
+
+@_typing.final
+class RankAcknowledgement(_message.Message):
+    """RankAcknowledgement is what one rank of an engine said last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    POD_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    engine: _builtins.str
+    rank: _builtins.int
+    worker: _builtins.str
+    pod: _builtins.str
+    """The uid of its pod; empty outside of Kubernetes."""
+    epoch: _builtins.int
+    """Of the plan that it applied last, and of the map that it serves."""
+    digest: _builtins.str
+    refused: _builtins.str
+    """Why it did not apply a later one; empty if it refused none."""
+    def __init__(
+        self,
+        *,
+        engine: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        worker: _builtins.str = ...,
+        pod: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        digest: _builtins.str = ...,
+        refused: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "engine", b"engine", "epoch", b"epoch", "pod", b"pod", "rank", b"rank", "refused", b"refused", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankAcknowledgement: _TypeAlias = RankAcknowledgement  # noqa: Y015
 
 @_typing.final
 class PlanRequest(_message.Message):
@@ -251,20 +343,32 @@ class ApproveRequest(_message.Message):
     PLAN_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    APPROVER_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.str
     version: _builtins.int
     """Of the plan that was looked at; 0: whichever is newest."""
     reason: _builtins.str
+    approver: _builtins.str
+    """Who approves: written down with the plan."""
+    digest: _builtins.str
+    """Of the plan that was looked at; empty: any."""
+    idempotency_key: _builtins.str
+    """The same key again is the same approval, whatever became of the plan since."""
     def __init__(
         self,
         *,
         plan_id: _builtins.str = ...,
         version: _builtins.int = ...,
         reason: _builtins.str = ...,
+        approver: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan_id", b"plan_id", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approver", b"approver", "digest", b"digest", "idempotency_key", b"idempotency_key", "plan_id", b"plan_id", "reason", b"reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -291,6 +395,56 @@ class ApproveResponse(_message.Message):
 Global___ApproveResponse: _TypeAlias = ApproveResponse  # noqa: Y015
 
 @_typing.final
+class RejectRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    APPROVER_FIELD_NUMBER: _builtins.int
+    plan_id: _builtins.str
+    version: _builtins.int
+    """Of the plan that was looked at; 0: whichever is newest."""
+    reason: _builtins.str
+    approver: _builtins.str
+    """Who rejects: written down with the plan."""
+    def __init__(
+        self,
+        *,
+        plan_id: _builtins.str = ...,
+        version: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        approver: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approver", b"approver", "plan_id", b"plan_id", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectRequest: _TypeAlias = RejectRequest  # noqa: Y015
+
+@_typing.final
+class RejectResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def plan(self) -> Global___Plan: ...
+    def __init__(
+        self,
+        *,
+        plan: Global___Plan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectResponse: _TypeAlias = RejectResponse  # noqa: Y015
+
+@_typing.final
 class ApplyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -298,11 +452,14 @@ class ApplyRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    APPROVER_FIELD_NUMBER: _builtins.int
     plan_id: _builtins.str
     version: _builtins.int
     reason: _builtins.str
     idempotency_key: _builtins.str
     """The same key again returns the same operation."""
+    approver: _builtins.str
+    """As in ApproveRequest."""
     def __init__(
         self,
         *,
@@ -310,10 +467,11 @@ class ApplyRequest(_message.Message):
         version: _builtins.int = ...,
         reason: _builtins.str = ...,
         idempotency_key: _builtins.str = ...,
+        approver: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "plan_id", b"plan_id", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approver", b"approver", "idempotency_key", b"idempotency_key", "plan_id", b"plan_id", "reason", b"reason", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -474,24 +632,33 @@ class WatchRequest(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     AFTER_EPOCH_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     """Empty: all pools."""
     engine: _builtins.str
     """Agents give theirs, and hear of plans alone."""
     after_epoch: _builtins.int
     """Only plans of later epochs are of interest."""
+    cursor: _builtins.int
+    """Operators give the newest cursor that they saw, and get what changed since, then `synced`, then what
+    changes. 0: first all that there is, the newest version of each. Not set: only what changes from now
+    on. One that is older than what the ledger keeps ends the stream with OUT_OF_RANGE.
+    """
     def __init__(
         self,
         *,
         pool: _builtins.str = ...,
         engine: _builtins.str = ...,
         after_epoch: _builtins.int = ...,
+        cursor: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cursor", b"_cursor", "cursor", b"cursor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_epoch", b"after_epoch", "engine", b"engine", "pool", b"pool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cursor", b"_cursor", "after_epoch", b"after_epoch", "cursor", b"cursor", "engine", b"engine", "pool", b"pool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cursor: _TypeAlias = _typing.Literal["cursor"]  # noqa: Y015
+    _WhichOneofArgType__cursor: _TypeAlias = _typing.Literal["_cursor", b"_cursor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cursor) -> _WhichOneofReturnType__cursor | None: ...
 
 Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 
@@ -502,9 +669,15 @@ class WatchResponse(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    SYNCED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """For an engine: a plan file to apply, and its epoch, which counts up in a pool."""
     file: _builtins.bytes
+    cursor: _builtins.int
+    """Where to go on, after this."""
+    synced: _builtins.bool
+    """All that was there is told, without a record: what follows are changes."""
     @_builtins.property
     def record(self) -> _fleet_pb2.Record:
         """Else: what changed."""
@@ -515,10 +688,12 @@ class WatchResponse(_message.Message):
         epoch: _builtins.int = ...,
         file: _builtins.bytes = ...,
         record: _fleet_pb2.Record | None = ...,
+        cursor: _builtins.int = ...,
+        synced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "file", b"file", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "epoch", b"epoch", "file", b"file", "record", b"record", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,11 @@ class PlacementServiceStub(object):
                 request_serializer=placer_dot_v1_dot_placement__pb2.ApproveRequest.SerializeToString,
                 response_deserializer=placer_dot_v1_dot_placement__pb2.ApproveResponse.FromString,
                 _registered_method=True)
+        self.Reject = channel.unary_unary(
+                '/placer.v1.PlacementService/Reject',
+                request_serializer=placer_dot_v1_dot_placement__pb2.RejectRequest.SerializeToString,
+                response_deserializer=placer_dot_v1_dot_placement__pb2.RejectResponse.FromString,
+                _registered_method=True)
         self.Apply = channel.unary_unary(
                 '/placer.v1.PlacementService/Apply',
                 request_serializer=placer_dot_v1_dot_placement__pb2.ApplyRequest.SerializeToString,
@@ -107,6 +112,13 @@ class PlacementServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reject(self, request, context):
+        """Reject ends a plan that waits, approved or not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Apply(self, request, context):
         """Apply approves a proposed plan and begins at once, whatever the hour.
         """
@@ -137,7 +149,7 @@ class PlacementServiceServicer(object):
 
     def Watch(self, request, context):
         """Watch streams what changes: for an engine the plans that it should apply, else, to operators, every
-        record.
+        record. With a cursor it goes on where another stream ended, or begins with all that there is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,6 +180,11 @@ def add_PlacementServiceServicer_to_server(servicer, server):
                     servicer.Approve,
                     request_deserializer=placer_dot_v1_dot_placement__pb2.ApproveRequest.FromString,
                     response_serializer=placer_dot_v1_dot_placement__pb2.ApproveResponse.SerializeToString,
+            ),
+            'Reject': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reject,
+                    request_deserializer=placer_dot_v1_dot_placement__pb2.RejectRequest.FromString,
+                    response_serializer=placer_dot_v1_dot_placement__pb2.RejectResponse.SerializeToString,
             ),
             'Apply': grpc.unary_unary_rpc_method_handler(
                     servicer.Apply,
@@ -282,6 +299,33 @@ class PlacementService(object):
             '/placer.v1.PlacementService/Approve',
             placer_dot_v1_dot_placement__pb2.ApproveRequest.SerializeToString,
             placer_dot_v1_dot_placement__pb2.ApproveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/placer.v1.PlacementService/Reject',
+            placer_dot_v1_dot_placement__pb2.RejectRequest.SerializeToString,
+            placer_dot_v1_dot_placement__pb2.RejectResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class PlacementServiceStub:
     """Propose keeps a plan, one given or one made now, for somebody to approve."""
     Approve: _grpc.UnaryUnaryMultiCallable[_placement_pb2.ApproveRequest, _placement_pb2.ApproveResponse]
     """Approve lets the loop carry a proposed plan out, when its budget and hours allow."""
+    Reject: _grpc.UnaryUnaryMultiCallable[_placement_pb2.RejectRequest, _placement_pb2.RejectResponse]
+    """Reject ends a plan that waits, approved or not."""
     Apply: _grpc.UnaryUnaryMultiCallable[_placement_pb2.ApplyRequest, _placement_pb2.ApplyResponse]
     """Apply approves a proposed plan and begins at once, whatever the hour."""
     Rollback: _grpc.UnaryUnaryMultiCallable[_placement_pb2.RollbackRequest, _placement_pb2.RollbackResponse]
@@ -49,7 +51,7 @@ class PlacementServiceStub:
     """List returns plans, newest first, without their files."""
     Watch: _grpc.UnaryStreamMultiCallable[_placement_pb2.WatchRequest, _placement_pb2.WatchResponse]
     """Watch streams what changes: for an engine the plans that it should apply, else, to operators, every
-    record.
+    record. With a cursor it goes on where another stream ended, or begins with all that there is.
     """
     Tables: _grpc.UnaryStreamMultiCallable[_placement_pb2.TablesRequest, _placement_pb2.TablesResponse]
     """Tables gives out what schedulers look tokens up in, made of the requests that agents sampled, to
@@ -67,6 +69,8 @@ class PlacementServiceAsyncStub(PlacementServiceStub):
     """Propose keeps a plan, one given or one made now, for somebody to approve."""
     Approve: _aio.UnaryUnaryMultiCallable[_placement_pb2.ApproveRequest, _placement_pb2.ApproveResponse]  # type: ignore[assignment]
     """Approve lets the loop carry a proposed plan out, when its budget and hours allow."""
+    Reject: _aio.UnaryUnaryMultiCallable[_placement_pb2.RejectRequest, _placement_pb2.RejectResponse]  # type: ignore[assignment]
+    """Reject ends a plan that waits, approved or not."""
     Apply: _aio.UnaryUnaryMultiCallable[_placement_pb2.ApplyRequest, _placement_pb2.ApplyResponse]  # type: ignore[assignment]
     """Apply approves a proposed plan and begins at once, whatever the hour."""
     Rollback: _aio.UnaryUnaryMultiCallable[_placement_pb2.RollbackRequest, _placement_pb2.RollbackResponse]  # type: ignore[assignment]
@@ -77,7 +81,7 @@ class PlacementServiceAsyncStub(PlacementServiceStub):
     """List returns plans, newest first, without their files."""
     Watch: _aio.UnaryStreamMultiCallable[_placement_pb2.WatchRequest, _placement_pb2.WatchResponse]  # type: ignore[assignment]
     """Watch streams what changes: for an engine the plans that it should apply, else, to operators, every
-    record.
+    record. With a cursor it goes on where another stream ended, or begins with all that there is.
     """
     Tables: _aio.UnaryStreamMultiCallable[_placement_pb2.TablesRequest, _placement_pb2.TablesResponse]  # type: ignore[assignment]
     """Tables gives out what schedulers look tokens up in, made of the requests that agents sampled, to
@@ -110,6 +114,14 @@ class PlacementServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_placement_pb2.ApproveResponse, _abc.Awaitable[_placement_pb2.ApproveResponse]]:
         """Approve lets the loop carry a proposed plan out, when its budget and hours allow."""
+
+    @_abc_1.abstractmethod
+    def Reject(
+        self,
+        request: _placement_pb2.RejectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_placement_pb2.RejectResponse, _abc.Awaitable[_placement_pb2.RejectResponse]]:
+        """Reject ends a plan that waits, approved or not."""
 
     @_abc_1.abstractmethod
     def Apply(
@@ -150,7 +162,7 @@ class PlacementServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_placement_pb2.WatchResponse], _abc.AsyncIterator[_placement_pb2.WatchResponse]]:
         """Watch streams what changes: for an engine the plans that it should apply, else, to operators, every
-        record.
+        record. With a cursor it goes on where another stream ended, or begins with all that there is.
         """
 
     @_abc_1.abstractmethod

@@ -253,7 +253,7 @@ def test_a_registration_says_everything(controller: Controller, address: str) ->
     sink.report(status)
     sink.close()
     (request,) = controller.requests
-    own = {"id", "shape", "actor", "api", "metrics"}
+    own = {"id", "shape", "actor", "api", "metrics", "pod_name", "pod_uid", "node"}
     for of, message, rest in ((worker, request.worker, set()), (status, request, own)):
         names = {field.name for field in message.DESCRIPTOR.fields} - rest
         assert names == set(type(of).__slots__)
@@ -311,6 +311,20 @@ def test_the_environment_names_pool_and_engine_or_else_model_and_host(
     identity = sink.identity
     assert (identity.pool, identity.engine, identity.api) == expected
     sink.close()
+
+
+def test_the_environment_says_in_which_pod_it_runs(
+    controller: Controller, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"POD_NAME": "chat-0-1", "POD_UID": " 5f0c ", "NODE": "gpu-7"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"PLACER_{name}", value)
+    sink = sinks.way_to(address, SystemClock())(a_worker(), None)
+    assert isinstance(sink, GrpcSink)
+    sink.report(a_status())
+    sink.close()
+    (request,) = controller.requests
+    assert (request.pod_name, request.pod_uid, request.node) == ("chat-0-1", "5f0c", "gpu-7")
 
 
 def test_settings_that_cannot_be_end_the_agent_before_it_touches_the_engine(

@@ -1,5 +1,6 @@
 """`placer watch`, `history` and `explain`."""
 
+import getpass
 import os
 import signal
 import threading
@@ -87,7 +88,7 @@ def test_explain_tells_a_plans_life(placer: Placer, running: Running) -> None:
     assert ended.code == 0
     told = [line[21:] for line in ended.out.splitlines() if line.startswith("20")]
     assert told[0] == "plan-1 proposed: p.json"
-    assert "plan-1 approved: applied from p.json" in told
+    assert f"plan-1 approved by {getpass.getuser()}: applied from p.json" in told
     assert "plan-1 applied: op-1 succeeded" in told
 
 

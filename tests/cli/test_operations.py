@@ -1,5 +1,6 @@
 """Plans that are approved, applied and taken back through a controller."""
 
+import getpass
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,26 @@ def test_now_applies_at_once_and_waits_for_the_end(placer: Placer, running: Runn
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("op-1 succeeded in 0 s: plan-1 is applied on tiny; 4.0 kB copied")
     assert on_gpus(stands(running)) == on_gpus(MOVED)
+
+
+@pytest.mark.parametrize(("more", "who"), [((), getpass.getuser()), (("--approver", "ada"), "ada")])
+@pytest.mark.parametrize("verb", ["approve", "reject"])
+def test_who_is_at_the_terminal_decides_unless_somebody_is_named(
+    placer: Placer, running: Running, verb: str, more: tuple[str, ...], who: str
+) -> None:
+    proposed(running)
+    found = placer(verb, "plan-1", "--to", running.address, "--json", *more).json
+    assert (found["status"], found["approver"]) == (found["state"], who)
+
+
+def test_a_rejected_plan_is_not_applied(placer: Placer, running: Running) -> None:
+    proposed(running)
+    ended = placer("reject", "plan-1", "--to", running.address, "--reason", "not today")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == "plan-1 is rejected, and tiny stays as it is\n"
+    running.tick()
+    assert stands(running) == IN_ORDER
+    assert placer("approve", "plan-1", "--to", running.address).code == 2
 
 
 def test_what_is_taken_back_ends_with_3_and_the_reason(placer: Placer, running: Running) -> None:

@@ -7,6 +7,7 @@ import pytest
 from controller.config import Config, Hours, PoolPolicy, Traces, read_config
 from controller.size_settings import Autoscale
 from placer.errors import PlacerError, TopologyError
+from placer.topology import preset
 
 KEYS: dict[str, tuple[str, Any]] = {
     "mode": ("automatic", "automatic"),
@@ -52,6 +53,13 @@ def test_without_a_file_the_controller_only_advises() -> None:
     assert (policy.mode, policy.optimizer, policy.topology.name) == ("advisory", "joint", "h100")
     assert policy.closed(at(12)) == ""
     assert (config.every_s, config.retention_days, config.pools) == (30.0, 30.0, {})
+
+
+def test_a_topology_may_be_written_out(read: Any) -> None:
+    config = read("pools: {big: {topology: {preset: h100, gpus: 16, nodes: 2}}}")
+    assert config.of("big").topology == preset("h100").resized(16, 2)
+    with pytest.raises(PlacerError, match=r"pools.big.topology.file.gpus: field required"):
+        read("pools: {big: {topology: {preset: h100}}}")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "# nothing\n", "default: {}"])

@@ -23,6 +23,7 @@ from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
+from controller.pool_policies import PoolPolicies
 from controller.server.security import Listening
 from controller.server.serve import start
 from placer.clock import SystemClock
@@ -68,7 +69,8 @@ def controller() -> Iterator[tuple[str, Loop]]:
         by_agent = VllmEngines(fleet, ledger, config)
         engines = FleetEngines(fleet, MemoryEngines({}), by_agent)
         ready.loop = Loop(config, ledger, fleet, engines, MemoryPlanner(clock))
-        server, ready.port = await start(ready.loop, by_agent, Listening("127.0.0.1:0"))
+        told = PoolPolicies(config, ledger), Listening("127.0.0.1:0")
+        server, ready.port = await start(ready.loop, by_agent, *told)
         ready.task = asyncio.create_task(ready.loop.run())
         ready.events = asyncio.get_running_loop()
         ready.set()

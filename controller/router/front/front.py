@@ -13,7 +13,8 @@ from controller.router.pool.doors import Named
 from controller.router.pool.watching import Watch
 from controller.router.wire.arriving import Connection
 from controller.server.security import Listening, SecurityError
-from controller.server.tokens import Fresh, Tokens
+from controller.server.tokens import Tokens
+from placer.files.fresh import Fresh
 
 TICK_S = 0.25
 BACKLOG = 4096
@@ -136,4 +137,4 @@ def _tls(listening: Listening) -> Fresh[ssl.SSLContext] | None:
         return context
 
     paths = [listening.certificate, listening.key, listening.client_ca]
-    return Fresh([path for path in paths if path], read)
+    return Fresh([path for path in paths if path], read, log)

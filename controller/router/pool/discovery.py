@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from controller.router.pool.doors import Named
 from controller.router.pool.knowledge import NOTHING, Knowledge, Known
 from controller.router.wire.addresses import AddressError, address
-from placer.channel import Settings, open_channel
+from placer.channel import Channels, Settings
 from placer.client import OPTIONS, Controller
 from placer.clock import Clock
 from placer.errors import PlacerError
@@ -23,11 +23,10 @@ class Discovery:
     """Asks a controller again and again. While none answers, all stays as it was."""
 
     def __init__(self, address: str, pool: str, clock: Clock) -> None:
-        settings = Settings.of_environment()
-        self._channel = open_channel(address, settings, OPTIONS)
-        self._controller = Controller(address, self._channel, settings)
+        self._address, self._settings = address, Settings.of_environment()
+        self._channels = Channels(address, self._settings, log, OPTIONS)
         self._pool, self._clock = pool, clock
-        self._knowledge = Knowledge(self._controller, pool, clock)
+        self._connect()
         self._beside = ThreadPoolExecutor(1, "discovery")
         self._trouble = self._without = ""
 
@@ -51,6 +50,8 @@ class Discovery:
 
     def ask(self) -> tuple[dict[str, Named], dict[str, str]]:
         """Engines by address, and the digests of their maps by name. Raises PlacerError."""
+        if self._channels.get() is not self._channel:
+            self._connect()
         request = fleet_pb2.StatusRequest(pool=self._pool)
         status = self._controller.ask(self._controller.fleet.Status, request)
         found: dict[str, Named] = {}
@@ -71,7 +72,12 @@ class Discovery:
 
     def close(self) -> None:
         self._beside.shutdown(wait=False, cancel_futures=True)
-        self._channel.close()
+        self._channels.close()
+
+    def _connect(self) -> None:
+        self._channel = self._channels.get()
+        self._controller = Controller(self._address, self._channel, self._settings)
+        self._knowledge = Knowledge(self._controller, self._pool, self._clock)
 
     def _learn(self, maps: Mapping[str, str]) -> Known | None:
         """New tables, or that there are none any more."""

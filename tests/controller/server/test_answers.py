@@ -15,6 +15,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from controller.changes.arbiter import BusyError
 from controller.fleet.workers import FleetError, UnknownError
 from controller.ledger.ledger import Conflict, LedgerError, LedgerFull, Record, Unreadable
+from controller.ledger.records import TooOld
+from controller.pool_policies import PoolPolicies
 from controller.ports import EngineLostError
 from controller.server.answers import A_BUG, CODES
 from controller.server.callers import ForbiddenError
@@ -133,6 +135,7 @@ async def test_health_and_reflection_know_every_service() -> None:
             "placer.v1.FleetService",
             "placer.v1.LedgerService",
             "placer.v1.PlacementService",
+            "placer.v1.PolicyService",
             "placer.v1.ProfileService",
         }
 
@@ -144,6 +147,7 @@ RAISED: dict[type[PlacerError], tuple[PlacerError, str]] = {
     FleetError: (FleetError("not now: wait"), "FAILED_PRECONDITION"),
     Conflict: (Conflict(Record("plan", "plan-1", 2, 0.0, "", {}), 3), "ABORTED"),
     LedgerFull: (LedgerFull("the disk is full: make room"), "RESOURCE_EXHAUSTED"),
+    TooOld: (TooOld("too old: watch again from 0"), "OUT_OF_RANGE"),
     Unreadable: (Unreadable("plan plan-1 is not JSON: do without it"), "DATA_LOSS"),
     LedgerError: (LedgerError("the ledger is broken: restore it"), "UNAVAILABLE"),
     EngineLostError: (EngineLostError("it is gone: start it"), "UNAVAILABLE"),
@@ -232,8 +236,9 @@ async def test_calls_of_methods_and_messages_that_are_none_are_refused() -> None
 @asynchronous
 async def test_a_second_controller_on_the_port_is_a_mistake_and_names_it() -> None:
     async with a_world() as world:
+        policies = PoolPolicies(world.loop.config, world.loop.ledger)
         with pytest.raises(SecurityError, match="is the port taken"):
-            await start(world.loop, world.offers, Listening(world.address))
+            await start(world.loop, world.offers, policies, Listening(world.address))
 
 
 @asynchronous

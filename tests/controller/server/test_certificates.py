@@ -11,6 +11,7 @@ import grpc
 import pytest
 from cryptography import x509
 
+from controller.pool_policies import PoolPolicies
 from controller.server.security import Listening
 from controller.server.serve import start
 from placer import certificates
@@ -136,7 +137,10 @@ async def test_the_controller_says_in_its_status_what_is_wrong_and_what_is_no_lo
 
     async with a_world() as world:
         server, _ = await start(
-            world.loop, world.offers, Listening("127.0.0.1:0", certificate, key)
+            world.loop,
+            world.offers,
+            PoolPolicies(world.loop.config, world.loop.ledger),
+            Listening("127.0.0.1:0", certificate, key),
         )
         await world.loop.tick()
         assert world.loop.conditions["certificates"].startswith(f"{certificate} expires on ")

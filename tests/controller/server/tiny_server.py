@@ -29,6 +29,7 @@ from placer.plan import Plan
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub, LedgerServiceStub
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
+from placer.v1.policy_pb2_grpc import PolicyServiceStub
 from placer.v1.profile_pb2_grpc import ProfileServiceStub
 from tests.agent.workers import a_worker
 from tests.builders import a_model, a_placement, by_hand
@@ -71,6 +72,7 @@ class World:
         self.placement = PlacementServiceStub(self.channel)
         self.fleet = FleetServiceStub(self.channel)
         self.ledger = LedgerServiceStub(self.channel)
+        self.policy = PolicyServiceStub(self.channel)
 
     async def register(self, **said: Any) -> Any:
         return await self.fleet.Register(a_registration(**said))

@@ -1,0 +1,1 @@
+"""The Kubernetes operator: fleets as objects, over the gRPC API; docs/kubernetes.md."""

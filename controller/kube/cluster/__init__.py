@@ -1,0 +1,1 @@
+"""What any operator needs of a cluster: its API, caches, a queue, a Lease, events."""

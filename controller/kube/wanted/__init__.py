@@ -1,0 +1,1 @@
+"""What follows from what is: functions without a server, a clock or lots."""

@@ -1,0 +1,44 @@
+"""What the ledger asks SQLite."""
+
+READ = "kind, id, version, at_s, reason, body, pool, final, number"
+NEWEST = "version = (SELECT max(version) FROM records WHERE kind = r.kind AND id = r.id)"
+LAST_FIRST = "ORDER BY number DESC"
+# Of what there is: the newest version of each thing, but of decisions that of each pool.
+STATE = """
+SELECT number FROM (
+    SELECT max(number) AS number FROM records
+    WHERE kind IN (SELECT value FROM json_each(?)) AND kind <> 'decision' GROUP BY kind, id
+    UNION ALL SELECT max(number) FROM records
+    WHERE kind IN (SELECT value FROM json_each(?)) AND kind = 'decision' GROUP BY pool)
+ORDER BY number
+"""
+SINCE = """
+SELECT number FROM records
+WHERE number > ? AND kind IN (SELECT value FROM json_each(?)) ORDER BY number
+"""
+LAST = "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = 'records'"
+PRUNE = """
+DELETE FROM records WHERE kind = :kind AND id IN (
+    SELECT id FROM (
+        SELECT number, id, at_s, final, row_number() OVER (ORDER BY number DESC) AS place
+        FROM records JOIN (
+            SELECT kind, id, max(version) AS version FROM records WHERE kind = :kind GROUP BY id
+        ) USING (kind, id, version))
+    WHERE (final OR number IN (SELECT value FROM json_each(:left_out)))
+        AND (place > :keep OR at_s < :since_s)
+        AND id NOT IN (SELECT value FROM json_each(:needed)))
+RETURNING number
+"""
+# A plan's file came with its first version, and is its as long as it is there.
+PRUNE_EARLIER = """
+DELETE FROM records WHERE number IN (
+    SELECT number FROM (
+        SELECT number, id, at_s, row_number() OVER (ORDER BY number DESC) AS place
+        FROM records WHERE kind = :kind AND blob IS NULL AND number NOT IN (
+            SELECT max(number) FROM records WHERE kind = :kind GROUP BY id)) AS earlier
+    WHERE place > :earlier OR at_s < :since_s AND (
+        SELECT final FROM records WHERE kind = :kind AND id = earlier.id
+        ORDER BY version DESC LIMIT 1))
+RETURNING number
+"""
+PRUNES = (PRUNE, PRUNE_EARLIER)
