@@ -86,7 +86,9 @@ class Operators:
                 again = placement_pb2.RollbackRequest(pool=name, idempotency_key=key)
                 await self._ask(deed, what, again)
             case "scale":
-                wider = fleet_pb2.ScaleToRequest(pool=name, ranks=deed.ranks, idempotency_key=key)
+                wider = fleet_pb2.ScaleToRequest(
+                    pool=name, ranks=deed.ranks, idempotency_key=key, wait=deed.in_turn
+                )
                 await self._ask(deed, what, wider)
 
     async def back(self, pool: str, key: str) -> str:

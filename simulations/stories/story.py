@@ -22,9 +22,9 @@ DEEDS = {
     "later, as {key}",
     "rollback": "an operator rolls {pool} back, as {key}",
     "rollback twice": "an operator rolls {pool} back, and asks again {wait:g} s later, as {key}",
-    "scale": "an operator gives {pool} {ranks} ranks, as {key}",
-    "scale twice": "an operator gives {pool} {ranks} ranks, and asks again {wait:g} s later, as "
-    "{key}",
+    "scale": "an operator gives {pool} {ranks} ranks {turn}, as {key}",
+    "scale twice": "an operator gives {pool} {ranks} ranks {turn}, and asks again {wait:g} s "
+    "later, as {key}",
     "freeze": "an operator starts the controller again, with {pool} frozen",
     "unfreeze": "an operator starts the controller again, with {pool} not frozen",
     "shift": "the traffic of {pool} shifts (lot {lot})",
@@ -81,6 +81,11 @@ class Event:
     key: str = ""
 
     @property
+    def in_turn(self) -> bool:
+        """Whether a change of width may wait for its turn, or is refused until then."""
+        return self.lot % 2 == 1
+
+    @property
     def is_fault(self) -> bool:
         return self.what not in DEEDS
 
@@ -89,6 +94,7 @@ class Event:
         told = words[self.what].format(
             pool=f"p{self.pool}", engine=f"e{self.engine}", lot=self.lot, key=self.key,
             wait=self.wait_s, lasts=self.lasts_s, ranks=self.ranks, jump=abs(self.jump_s),
+            turn="in their turn" if self.in_turn else "at once",
             ahead="on" if self.jump_s > 0 else "back",
         )  # fmt: skip
         if not self.on:

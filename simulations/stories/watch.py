@@ -44,6 +44,7 @@ class Watch:
 
     wrong:    the first that was found; the story ends there
     approved: plans that an operator approved; keys: of what operators asked for
+    open, waiting, ended: operations
     """
 
     config: Config
@@ -51,8 +52,10 @@ class Watch:
     approved: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
     open: dict[str, Operation] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)
     ended: dict[str, Operation] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    _known: set[str] = field(default_factory=set)
     _of_key: dict[str, str] = field(default_factory=dict)
     _of_plan: dict[str, str] = field(default_factory=dict)
     _epochs: dict[tuple[str, str], tuple[int, str, str]] = field(default_factory=dict)
@@ -72,7 +75,16 @@ class Watch:
     def _written(self, record: Record[Operation]) -> None:
         id, now = record.id, record.value
         self.check(id not in self.ended, "an operation ends once", f"{id} goes on")
-        if record.version == 1:
+        if now.key:
+            first = self._of_key.setdefault(now.key, now.id)
+            told = f"{now.key} began {first} and {now.id}"
+            self.check(first == now.id, "one key is one operation", told)
+        self.waiting.discard(id)
+        if now.phase is Phase.WAITING:
+            self.waiting.add(id)
+            return
+        if id not in self._known:
+            self._known.add(id)
             self._begun(now)
         elif (before := self.open.get(id)) is not None:
             self.check(now.epoch >= before.epoch, "epochs grow", f"{id} at {now.epoch}")
@@ -88,10 +100,6 @@ class Watch:
             self.check(remedy in now.why, "halted says what to do", f"{id}: {now.why}")
 
     def _begun(self, now: Operation) -> None:
-        if now.key:
-            first = self._of_key.setdefault(now.key, now.id)
-            told = f"{now.key} began {first} and {now.id}"
-            self.check(first == now.id, "one key is one operation", told)
         if now.phase is Phase.REFUSED:
             return
         if isinstance(now.change, Apply):

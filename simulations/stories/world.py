@@ -137,10 +137,11 @@ class World:
         """Until nothing runs any more."""
         until_s = self.clock.monotonic() + ENDS_S
         await self.clock.sleep(EVERY_S + SOLVE_S)
-        while self.watch.open and not self._is_wrong():
+        while (self.watch.open or self.watch.waiting) and not self._is_wrong():
             await self.clock.sleep(EVERY_S)
-            for id, one in self.watch.open.items():
-                told = f"{id} is {one.progress} since {ENDS_S:g} s, and all is well"
+            for id in (*self.watch.open, *sorted(self.watch.waiting)):
+                at = self.watch.open[id].progress if id in self.watch.open else "waiting"
+                told = f"{id} is {at} since {ENDS_S:g} s, and all is well"
                 self.watch.check(self.clock.monotonic() < until_s, "every operation ends", told)
 
     def _is_wrong(self) -> bool:

@@ -90,7 +90,7 @@ def test_a_story_is_read_aloud() -> None:
     assert str(Story(7, a_story(0).pools[1:], events)).splitlines() == [
         "seed 7",
         "  p0: 2 engines of 2 ranks, 4 layers x 5 experts in 6 slots, automatic",
-        "  0. after 60 s an operator gives p0 4 ranks, as k1",
+        "  0. after 60 s an operator gives p0 4 ranks at once, as k1",
         "  1. as Commit number 2 is carried out, the controller is killed, and back 30 s later",
         "  2. after 90 s the wall clock is put back by 7200 s",
     ]
