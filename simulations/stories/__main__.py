@@ -75,7 +75,7 @@ def _one(story: Story, only: str) -> None:
     logging.getLogger("placer.controller").setLevel(logging.CRITICAL)
     told = tell(kept)
     if told.wrong is None:
-        out.print(f"{kept}\nall rules hold", markup=False)
+        out.print(f"{kept}\nall rules hold", markup=False, soft_wrap=True)
         return
     if not only:
         _shrunk(story, told.wrong.rule)
