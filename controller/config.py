@@ -121,10 +121,15 @@ class PoolPolicy:
         """Whether it matters which experts tokens use together: how they travel says."""
         return self.dispatch != "allgather"
 
+    @property
+    def frozen(self) -> str:
+        """Why nothing may move; empty if it may."""
+        return "bytes_per_minute is 0: frozen" if self.bytes_per_minute == 0 else ""
+
     def closed(self, now: float) -> str:
         """Why no change may begin now, in unix seconds; empty if one may."""
-        if self.bytes_per_minute == 0:
-            return "bytes_per_minute is 0: frozen"
+        if self.frozen:
+            return self.frozen
         if self.hours and not any(hours.contain(now) for hours in self.hours):
             return f"outside the hours of change, {', '.join(map(str, self.hours))} UTC"
         return ""

@@ -133,6 +133,8 @@ class Arbiter:
             goal = next(iter(undone.rollback_targets.values()))
             stand = self.ledger.placement(undone.goal).gpus
             resized = stand != self.ledger.placement(goal).gpus
+            if resized and self.fleet.pool(pool).group(stand) is None:
+                resized = False  # it was halted before any engine had that width
             return Rollback(undone.plan_id, goal, stand if resized else 0)
 
         return await self._begin(pool, change, key, reason)
@@ -241,6 +243,10 @@ class Arbiter:
                 no = Operation(id, key, pool.name, change, size, now_s,
                                phase=Phase.REFUSED, why=why)  # fmt: skip
                 return self.ledger.write("operation", id, reason, no, pool=pool.name)
+            if frozen := self.config.of(pool.name).frozen:
+                raise FleetError(
+                    f"{frozen}: set it for {pool.name}, and start the controller again"
+                )
             self.refuse_if_busy()
             group = pool.group(kind.width(change))
             width = group.ranks if group else 0

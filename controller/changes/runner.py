@@ -166,8 +166,10 @@ class Runner:
                 return Event.RESIZES, operation
             if operation.has_no_round_left:
                 return Event.LAST, operation
-            tired = operation.state is State.DISCARDING and operation.tries >= TRIES
-            return (Event.TIRED if tired else Event.DONE), operation
+            frozen = self.config.of(operation.pool).frozen
+            if operation.state is State.DISCARDING and (operation.tries >= TRIES or frozen):
+                return Event.TIRED, _halted(operation, frozen)
+            return Event.DONE, operation
         reason = outcome.reason if outcome else "no answer in time"
         if not operation.why:
             operation = replace(operation, why=f"{operation.progress}: {reason}")
@@ -175,7 +177,7 @@ class Runner:
             return Event.ABORT, replace(operation, why=self._abort)
         discarding = operation.state is State.DISCARDING
         if discarding and operation.tries >= TRIES:
-            return Event.TIRED, operation
+            return Event.TIRED, _halted(operation)
         if discarding or operation.phase is Phase.RETURNING:
             await self.ledger.clock.sleep(RETRY_S)
         return {Refused: Event.REFUSED, Lost: Event.LOST}.get(type(outcome), Event.LATE), operation
@@ -185,3 +187,13 @@ class Runner:
         rate = self.config.of(pool).bytes_per_minute
         if rate:
             await self.ledger.clock.sleep(copied_bytes * 60 / rate)
+
+
+def _halted(operation: Operation, frozen: str = "") -> Operation:
+    """With what to do about it."""
+    pool, why = operation.pool, "; ".join(one for one in (operation.why, frozen) if one)
+    well = "it may move again" if frozen else "its engines are well"
+    return replace(
+        operation,
+        why=f"{why}: {pool} stands at a valid map in between; when {well}, placer rollback {pool}",
+    )

@@ -59,7 +59,7 @@ def asked(arbiter: Arbiter, pool: str, ranks: int) -> tuple[Group, Scale, str]:
     if most and gpus > most:
         why = f"{gpus} GPUs are more than the pool may have: max_gpus is {most}"
         return group, change, why
-    return group, change, "bytes_per_minute is 0: frozen" if policy.bytes_per_minute == 0 else ""
+    return group, change, policy.frozen
 
 
 def _problem(arbiter: Arbiter, group: Group, ranks: int) -> Problem:

@@ -3,7 +3,7 @@ values and the JSON that they are kept as."""
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NoReturn, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -93,8 +93,8 @@ class Form(Generic[T]):
 
 def form_of(value: type[T], check: Callable[[Record[T]], None] = lambda record: None) -> Form[T]:
     """Of a frozen dataclass, field by field."""
-    write: Callable[[Any], Mapping[str, Any]] = asdict
-    return Form(TypeAdapter(value).validate_python, write, check)
+    adapter = TypeAdapter(value)
+    return Form(adapter.validate_python, adapter.dump_python, check)
 
 
 Forms = Mapping[str, Form[Any]]

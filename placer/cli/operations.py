@@ -239,8 +239,5 @@ def _refuse(found: Controller, operation: Any, phase: str, why: str) -> NoReturn
     if phase == "succeeded":  # and should not have
         why = f"{operation.id} was done before it could be taken back: run this again"
     if phase == "halted":
-        why += (
-            f": {operation.pool} stands at a valid map in between; when its engines are well, "
-            f"placer rollback {operation.pool}{found.option}"
-        )
+        why += found.option  # of the command that it ends with
     stop(phase, why, HOLD)

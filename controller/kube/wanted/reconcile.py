@@ -196,8 +196,7 @@ def _stalled(world: World, found: width.Width, kept: plans.Plans) -> Condition:
     halted = fleet_pb2.OPERATION_PHASE_HALTED
     newest = next(iter(world.seen.operations), None)
     if newest is not None and newest.phase == halted:
-        told = f"{newest.id} halted: {newest.reason}: bring back what it needs, then "
-        return True, "OperationHalted", f"{told}`placer rollback {world.fleet.pool}`"
+        return True, "OperationHalted", f"{newest.id} halted: {newest.reason}"  # and what to do
     if kept.foreign:
         return True, "ForeignPlan", kept.foreign
     return NOTHING

@@ -147,7 +147,7 @@ def test_a_halted_operation_needs_a_person() -> None:
     found = wanted(operations=[scaled("HALTED", kind="apply", reason="engine-1 is gone")])
     assert condition(found, "Stalled") == (
         "True", "OperationHalted",
-        "op-1 halted: engine-1 is gone: bring back what it needs, then `placer rollback moe.chat`",
+        "op-1 halted: engine-1 is gone",
     )  # fmt: skip
 
 
