@@ -24,6 +24,7 @@ from controller.ledger.file import (
     telling,
     transaction,
 )
+from controller.ledger.looking import look_into
 from controller.ledger.records import (
     WRITTEN,
     Conflict,
@@ -83,8 +84,9 @@ class Ledger:
         path: Path | None,
         forms: Forms = MappingProxyType({}),
         latest_only: Collection[str] = LATEST_ONLY,
+        reads_only: bool = False,
     ) -> None:
-        """In memory without a path."""
+        """In memory without a path. reads_only: whoever writes, also at the same time."""
         if path is not None:
             path = Path(os.path.realpath(path))  # SQLite's files stand beside what links lead to
         self._name = "the ledger in memory" if path is None else str(path)
@@ -92,10 +94,13 @@ class Ledger:
         self._forms = forms
         self._left_out: dict[int, LeftOut] = {}
         self._guard = threading.Lock()
-        self._claim = None if path is None else Claim(path)
+        self._claim = None if path is None or reads_only else Claim(path)
         try:
             with telling(self._name):
-                self._connection = connect(path, self._claim)
+                if path is not None and reads_only:
+                    self._connection = look_into(path)
+                else:
+                    self._connection = connect(path, self._claim)
         except BaseException:
             self._let_go()
             raise

@@ -23,7 +23,8 @@ SOURCES = sorted(path for path in ROOT.rglob("*.py") if "router" not in path.par
 
 
 def test_every_kind_of_before_has_a_form_and_is_read_as_it_is_written() -> None:
-    assert {kind for kind, _ in ROWS} == set(FORMS) - {"ids", "reading"}  # which came later
+    came_later = {"ids", "reading", "rank_loads"}
+    assert {kind for kind, _ in ROWS} == set(FORMS) - came_later
     for kind, body in ROWS:
         value = FORMS[kind].read(json.loads(body))
         row: dict[str, Any] = json.loads(json.dumps(FORMS[kind].write(value)))
