@@ -116,10 +116,11 @@ class Told:
         return round(instant - self.begins_s, 3)
 
 
-def begins(ledger: Ledger) -> float:
+def begins(ledger: Ledger, pool: str | None = None) -> float:
     """When the first was written of what a page tells; 0 if nothing was. Unix seconds."""
     kinds = ("decision", "plan", "operation")
-    return min((one.at_s for kind in kinds for one in ledger.newest(kind)), default=0.0)
+    found = (one.at_s for kind in kinds for one in ledger.newest(kind, pool=pool))
+    return min(found, default=0.0)
 
 
 def _frontier(plan: Plan) -> Sequence[Point]:

@@ -58,6 +58,7 @@ VERBS = {
     "watch": "ledger",
     "history": "ledger",
     "explain": "ledger",
+    "page": "page",
     "approve": "operations",
     "rollback": "operations",
     "scale": "scale",

@@ -54,6 +54,9 @@ def serve(
     metrics_detail: Annotated[
         bool, typer.Option("--metrics-detail", help="Also the load of every layer and rank.")
     ] = False,
+    page: Annotated[
+        str, typer.Option(help="host:port where a browser may watch.", show_default=False)
+    ] = "",
     host: Annotated[
         Host, typer.Option(help="A Ray cluster, or this process alone: docs/controller.md.")
     ] = Host.RAY,
@@ -88,10 +91,14 @@ def serve(
         Tokens(tokens)
     if metrics:
         _check_free(metrics, "--metrics")
+    if page:
+        _check_free(page, "--page")
     Ledger(ledger).close()
     _check_free(listen, "--listen")
 
-    setup = Setup(settings, listening, ledger.absolute(), metrics, metrics_detail)
+    setup = Setup(settings, listening, ledger.absolute(), metrics, metrics_detail, page)
+    if page:
+        setup.page_listening.check()
     told, handle = threading.Event(), None
     _listen_for_signals(told)
     try:
@@ -114,6 +121,8 @@ def _introduce(setup: Any, address: str) -> None:
     lines = [f"the controller listens on {address}", f"its ledger is {setup.ledger}"]
     if setup.metrics:
         lines.append(f"metrics: http://{setup.metrics}/metrics")
+    if setup.page:
+        lines.append(f"page: http{'s' if listening.certificate else ''}://{setup.page}/")
     lines += [f"{pool}: {_mode(policy.mode)}" for pool, policy in config.pools.items()]
     rest = "all other pools" if config.pools else "all pools"
     lines.append(f"{rest}: {_mode(config.default.mode)}")
