@@ -22,7 +22,9 @@ from placer.report.page import (
     newest,
 )
 
-UNREAD = "the pool's size does not follow its load (autoscale), so nobody reads its engines' metrics"
+UNREAD = (
+    "the pool's size does not follow its load (autoscale), so nobody reads its engines' metrics"
+)
 UNCOUNTED = "the traffic's co-activations are not recorded, or there is too little traffic"
 NOT_YET = "nothing was seen yet"
 
@@ -65,7 +67,9 @@ class Live:
         why |= dict.fromkeys((WAITING, RUNNING, IN_TIME), UNREAD)
         missing = {metric: reason for metric, reason in why.items() if metric not in lines}
         name = "this controller"
-        return Run(name, since_s, rows, {pool: lines}, events, told.plans(pool), missing, notes=notes)
+        return Run(
+            name, since_s, rows, {pool: lines}, events, told.plans(pool), missing, notes=notes
+        )
 
 
 def joined(kept: Any, seen: Any) -> dict[str, Line]:
@@ -74,7 +78,9 @@ def joined(kept: Any, seen: Any) -> dict[str, Line]:
     for metric, one in kept.items():
         new = found.get(metric, Line())
         until_s = new.at_s[0] if new.at_s else float("inf")
-        before = [(at, value) for at, value in zip(one.at_s, one.values, strict=True) if at < until_s]
+        before = [
+            (at, value) for at, value in zip(one.at_s, one.values, strict=True) if at < until_s
+        ]
         found[metric] = Line(
             [*(at for at, _ in before), *new.at_s], [*(value for _, value in before), *new.values]
         )

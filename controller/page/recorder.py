@@ -48,7 +48,10 @@ class Recorder:
         view = loop.view(pool)
         if view is not None and view.score is not None:
             fanout = view.score.fanout_gpus
-            found[BALANCE], found[FANOUT] = view.score.balancedness, nan if fanout is None else fanout
+            found[BALANCE], found[FANOUT] = (
+                view.score.balancedness,
+                nan if fanout is None else fanout,
+            )
         signals = loop.loads.signals(name)
         if settings is not None and signals is not None:
             now, last_s = signals.now.sums, settings.window_s

@@ -41,7 +41,8 @@ class Told:
     def events(self, pool: str | None = None) -> list[Event]:
         """Every decision, and how plans and operations went."""
         found = [
-            self._event(one, one.value.outcome) for one in self._ledger.newest("decision", pool=pool)
+            self._event(one, one.value.outcome)
+            for one in self._ledger.newest("decision", pool=pool)
         ]
         for plan in self._ledger.newest("plan", PLANS, pool):
             told = self._ledger.versions("plan", plan.id)

@@ -3,8 +3,8 @@ const POLL_MS = 5000;
 const COLOURS = ["#1f9d6b", "#4a90c9", "#c9884a", "#9a6fc2"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const CHARTS = [
-  { name: "Balance", note: "Mean load of a rank over the largest, mean of the layers; 1 is even.", metrics: { balancedness: "balancedness" } },
-  { name: "Requests in time", note: "Share that keeps to the pool's TTFT and TPOT.", metrics: { in_time: "in time" }, more: { tickformat: ".0%" } },
+  { name: "Balance", note: "Mean load of a rank over the largest, mean of the layers; 1 is even.", metrics: { balancedness: "balancedness" }, more: { range: [0, 1.05] } },
+  { name: "Requests in time", note: "Share that keeps to the pool's TTFT and TPOT.", metrics: { in_time: "in time" }, more: { tickformat: ".0%", range: [0, 1.05] } },
   { name: "Queue", note: "Requests.", metrics: { waiting: "waiting", running: "running" }, more: { rangemode: "tozero" } },
   { name: "Width", note: "GPUs that the pool's engines have.", metrics: { gpus: "GPUs" }, more: { rangemode: "tozero" } },
   { name: "Fan-out", note: "GPUs that serve a token's experts, mean of the layers.", metrics: { fanout: "GPUs a token" } },
@@ -24,14 +24,15 @@ const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;"
 const wrapped = (text) => plain(text.length > 600 ? text.slice(0, 600) + " ..." : text).replace(/(.{60}\S*)\s/g, "$1<br>");
 const known = (value, digits) => (value === null ? "-" : value.toFixed(digits));
 const percent = (share) => (share === null ? "-" : `${(100 * share).toFixed(1)}%`);
-const bytes = (size) => (size >= 1e9 ? `${(size / 1e9).toFixed(1)} GB` : `${(size / 1e6).toFixed(1)} MB`);
+const bytes = (size) => (size >= 1e9 ? `${(size / 1e9).toFixed(1)} GB` : size >= 1e6 ? `${(size / 1e6).toFixed(1)} MB` : `${size} bytes`);
 const unique = (values) => [...new Set(values)];
+const isWaiting = (plan) => ["proposed", "approved"].includes(plan.state);
 const runs = () => state.page.runs;
 const inHours = () => runs().length > 1 || state.page.source === "simulation";
 
 // Times as the axis has them, and as a table does.
 const onAxis = (run, s) => (inHours() ? s / 3600 : 1000 * (run.begins_s + s));
-const axis = () => (inHours() ? { title: { text: "hours" } } : { type: "date", title: { text: "UTC" } });
+const axis = () => (inHours() ? { title: { text: "hours" } } : { type: "date" });
 function moment(run, s) {
   if (!inHours()) return new Date(1000 * (run.begins_s + s)).toISOString().slice(0, 19).replace("T", " ");
   const minutes = Math.floor(s / 60);
@@ -95,7 +96,7 @@ function showFacts() {
     const found = [el("p", {}, runs().length > 1 ? `${run.name}: ` : "", width, pool.outcome ? `Last decision: ${pool.outcome}. ` : "No decision. ", pool.reason)];
     if (pool.running) found.push(el("p", {}, `Runs: ${pool.running}`));
     if (pool.conditions.length) found.push(el("p", { class: "bad" }, pool.conditions.join("; ")));
-    const waiting = run.plans.filter((plan) => plan.pool === state.pool && ["proposed", "approved"].includes(plan.state));
+    const waiting = run.plans.filter((plan) => plan.pool === state.pool && isWaiting(plan));
     return [...found, ...waiting.map(waits)];
   });
   at("facts").replaceChildren(...parts);
@@ -120,6 +121,7 @@ function showCompared() {
 }
 
 function showLines() {
+  at("clock").textContent = inHours() ? "Hours since the beginning." : "Times are UTC.";
   CHARTS.forEach((chart, c) => {
     const id = `line-${c}`;
     if (!at(`${id}-part`)) at("lines").append(el("div", { id: `${id}-part` }, el("h3", {}, chart.name), el("p", { class: "soft", id: `${id}-note` })));
@@ -163,9 +165,10 @@ function showEvents() {
 
 function showPlans() {
   const plans = runs().flatMap((run, r) => run.plans.filter((one) => one.pool === state.pool).map((plan) => ({ run, key: `${r}/${plan.id}`, plan })));
+  if (!plans.some((one) => one.key === state.plan)) state.plan = (plans.find(({ plan }) => isWaiting(plan)) ?? plans[0])?.key ?? "";
   const title = ({ run, plan }) => `${runs().length > 1 ? `${run.name}, ` : ""}${plan.id}, ${plan.state}${plan.gain === null ? "" : `, ${percent(plan.gain)} less time`}`;
   at("plan").replaceChildren(...plans.map((one) => new Option(title(one), one.key, false, one.key === state.plan)));
-  const chosen = plans.find((one) => one.key === state.plan) ?? plans[0];
+  const chosen = plans.find((one) => one.key === state.plan);
   at("plan").disabled = !plans.length;
   at("planned").replaceChildren(el("p", {}, chosen ? `${moment(chosen.run, chosen.plan.at_s)}: ${chosen.plan.state}: ${chosen.plan.reason}` : "No plan yet."));
   showHeat(chosen?.plan);
@@ -186,7 +189,7 @@ function showHeat(plan) {
   for (const name of ["before", "after"]) {
     const rows = matrix({ dtype: "u1", shape: `${heat.layers}, ${heat.ranks}`, bdata: heat[name] }).map((row) => row.map((step) => step * heat.peak / 255));
     const details = figure(at("heat"), `heat-${name}`, `Load of each rank by layer ${name} ${plan.id}; the highest is ${Math.max(...rows.flat()).toFixed(2)} times its layer's mean`);
-    draw(`heat-${name}`, [heatmap(rows, heat)], { title: { text: name, x: 0.02 }, height: 340, xaxis: { title: { text: "rank" } }, yaxis: { title: { text: "layer" }, autorange: "reversed" } });
+    draw(`heat-${name}`, [heatmap(rows, heat)], { title: { text: name, x: 0.02 }, height: 340, xaxis: { title: { text: "rank" }, dtick: Math.ceil(heat.ranks / 16) }, yaxis: { title: { text: "layer" }, dtick: Math.ceil(heat.layers / 16), autorange: "reversed" } });
     const columns = [["layer", "n"], ...rows[0].map((_, rank) => [`rank ${rank}`, "n"])];
     asTable(details, columns, () => rows.map((row, layer) => [layer, ...row.map((load) => load.toFixed(2))]));
   }
