@@ -30,7 +30,7 @@ def run_of(
     events, notes = newest(told.events())
     lines = {}
     for pool, series in world.series.items():
-        found = {
+        found: dict[str, Sequence[float]] = {
             BALANCE: series.balancedness, GPUS: series.gpus, WAITING: series.waiting,
             RUNNING: series.running, IN_TIME: in_time[pool],
         }  # fmt: skip

@@ -1,7 +1,7 @@
 """How loaded ranks were, layer by layer, when a plan was proposed: before and after its moves."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -32,7 +32,7 @@ FORM = form_of(RankLoads)
 
 
 def keep(
-    ledger: WatchedLedger, plan: Record[object], load: FloatArray, stands: Placement,
+    ledger: WatchedLedger, plan: Record[Any], load: FloatArray, stands: Placement,
     goal: Placement,
 ) -> None:  # fmt: skip
     """Of a plan that was just written down. load: [layers, experts] tokens that it was made from"""

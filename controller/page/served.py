@@ -128,7 +128,8 @@ def shell() -> tuple[bytes, str, str]:
     scripts = " ".join(f"'sha256-{base64.b64encode(one).decode()}'" for one in digests)
     policy = (
         f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
     )
     body = gzip.compress(text.encode(), 6, mtime=0)
     return body, f'"{sha256(body).hexdigest()[:32]}"', policy

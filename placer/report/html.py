@@ -146,6 +146,7 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {}  # in the order that it is given in
     return environment.get_template(name)
 
 

@@ -139,9 +139,9 @@ def page_json(page: Page) -> bytes:
 
 
 def line(at_s: Sequence[float], values: Sequence[float | None], points: int = POINTS) -> Line:
-    """At most so many points, 4 or more, with the lowest and the highest of each stretch of time, so
-    that no peak is lost (min-max decimation, as plots of time series have it). What is not known is
-    left out."""
+    """At most so many points, 4 or more, with the lowest and the highest of each stretch of time:
+    no peak is lost (min-max decimation, as plots of time series have it). What is not known is left
+    out."""
     pairs = [(at, one) for at, one in zip(at_s, values, strict=True) if one is not None]
     known = [(round(at, 1), round(float(one), 4)) for at, one in pairs if isfinite(one)]
     if len(known) > points:
