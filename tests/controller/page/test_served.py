@@ -81,11 +81,13 @@ def test_a_token_in_the_address_opens_nothing(tokens: Path) -> None:
 def test_the_page_itself_is_for_all_and_says_nothing_of_the_fleet(tokens: Path) -> None:
     @in_virtual_time
     async def ask() -> None:
-        async with a_page(tokens=tokens) as (session, address):
-            async with session.get(f"{address}/") as answer:
-                assert answer.status == 200
-                text = await answer.text()
-                headers = answer.headers
+        async with (
+            a_page(tokens=tokens) as (session, address),
+            session.get(f"{address}/") as answer,
+        ):
+            assert answer.status == 200
+            text = await answer.text()
+            headers = answer.headers
         assert "A token is needed" in text
         assert '<script type="application/json" id="data">null</script>' in text
         for secret in ("plan-1", f'"{POOL}"', "37.5%"):
@@ -118,9 +120,11 @@ def test_a_foreign_name_that_leads_here_gets_nothing(host: str) -> None:
 def test_this_hosts_names_do_also_through_a_forwarded_port(host: str) -> None:
     @in_virtual_time
     async def ask() -> None:
-        async with a_page() as (session, address):
-            async with session.get(f"{address}/page.json", headers={"Host": host}) as answer:
-                assert answer.status == 200
+        async with (
+            a_page() as (session, address),
+            session.get(f"{address}/page.json", headers={"Host": host}) as answer,
+        ):
+            assert answer.status == 200
 
     ask()
 

@@ -47,7 +47,12 @@ def test_a_ledger_makes_a_page_while_its_controller_has_it(tmp_path: Path) -> No
     (run,) = pages[0].runs
     (row,) = run.pools
     assert (row.name, row.engines, row.gpus, row.width, row.slots) == (POOL, 2, 4, "2", 4)
-    assert (row.outcome, row.waits, row.applied, row.balancedness) == ("propose", "plan-1", "", 0.625)
+    assert (row.outcome, row.waits, row.applied, row.balancedness) == (
+        "propose",
+        "plan-1",
+        "",
+        0.625,
+    )
     (plan,) = run.plans
     assert (plan.command, plan.moved, plan.gain) == ("placer approve plan-1", 4, 0.375)
     assert [(one.moved, one.gain) for one in plan.frontier] == [(0, 0.0), (4, 0.375)]
