@@ -29,7 +29,7 @@ from placer.report.page import page_json
 
 FRESH_S = 2.0  # that an answer is given again, however many look
 DATA = "/page.json"
-_SCRIPT = re.compile("<script>(.*?)</script>", re.DOTALL)
+_SCRIPT = re.compile("""<script(?: type="text/plain" id="plotly")?>(.*?)</script>""", re.DOTALL)
 HEADERS = {
     "Server": "placer",
     "X-Content-Type-Options": "nosniff",

@@ -49,17 +49,25 @@ function fill(table, columns, rows) {
   return table;
 }
 
+// The library of the charts takes a while to be read: tables are seen before it.
+const plot = (...what) => window.Plotly && draw(...what);
+function readLibrary() {
+  if (window.Plotly) return;
+  document.head.append(el("script", {}, at("plotly").textContent));
+  if (state.page) show();
+}
+
 // A table that is made when it is opened.
 function asTable(details, columns, rows) {
-  const show = () => {
+  const fresh = () => {
     while (details.children.length > 1) details.lastChild.remove();
     if (!details.open) return;
     const region = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "The chart as a table" });
     region.append(fill(el("table"), columns, rows()));
     details.append(region);
   };
-  details.ontoggle = show;
-  show();
+  details.ontoggle = fresh;
+  fresh();
 }
 
 // A place for a chart, made once, so that what is open stays open.
@@ -134,7 +142,7 @@ function showLines() {
     const details = figure(at(`${id}-part`), id, `${chart.name} over time. ${chart.note}`);
     details.parentNode.hidden = !found.length;
     if (!found.length) return;
-    draw(id, found.map(({ run, line, name, colour, dash }) => ({
+    plot(id, found.map(({ run, line, name, colour, dash }) => ({
       name, x: line.at_s.map((s) => onAxis(run, s)), y: line.values, mode: line.values.length > 60 ? "lines" : "lines+markers",
       line: { color: colour, dash, width: 1.5 }, showlegend: found.length > 1,
       ...(chart.metrics.gpus ? { line: { color: colour, dash, width: 1.5, shape: "hv" } } : {}),
@@ -148,10 +156,9 @@ function showEvents() {
   const lanes = ["hold", "infeasible", "wait", "propose", "act", "plan", "operation"].filter((lane) => found.some((one) => one.lane === lane));
   const groups = runs().flatMap((run, r) => lanes.map((lane) => ({ run, r, lane, them: found.filter((one) => one.r === r && one.lane === lane) }))).filter((group) => group.them.length);
   at("events").hidden = !found.length;
-  at("events").setAttribute("role", "img");
   at("events").setAttribute("aria-label", `${found.length} events on a time line; the table below has them all`);
   if (found.length) {
-    draw("events", groups.map(({ run, r, lane, them }) => ({
+    plot("events", groups.map(({ run, r, lane, them }) => ({
       name: runs().length > 1 ? `${run.name}, ${lane}` : lane, type: "scatter", mode: "markers", showlegend: false,
       x: them.map((one) => onAxis(run, one.at_s)), y: them.map(() => lane), text: them.map((one) => `${plain(one.id)}, ${plain(one.state)}<br>${wrapped(one.reason)}`),
       hovertemplate: runs().length > 1 ? `${plain(run.name)}: %{text}<extra></extra>` : "%{text}<extra></extra>",
@@ -189,7 +196,7 @@ function showHeat(plan) {
   for (const name of ["before", "after"]) {
     const rows = matrix({ dtype: "u1", shape: `${heat.layers}, ${heat.ranks}`, bdata: heat[name] }).map((row) => row.map((step) => step * heat.peak / 255));
     const details = figure(at("heat"), `heat-${name}`, `Load of each rank by layer ${name} ${plan.id}; the highest is ${Math.max(...rows.flat()).toFixed(2)} times its layer's mean`);
-    draw(`heat-${name}`, [heatmap(rows, heat)], { title: { text: name, x: 0.02 }, height: 340, xaxis: { title: { text: "rank" }, dtick: Math.ceil(heat.ranks / 16) }, yaxis: { title: { text: "layer" }, dtick: Math.ceil(heat.layers / 16), autorange: "reversed" } });
+    plot(`heat-${name}`, [heatmap(rows, heat)], { title: { text: name, x: 0.02 }, height: 340, xaxis: { title: { text: "rank" }, dtick: Math.ceil(heat.ranks / 16) }, yaxis: { title: { text: "layer" }, dtick: Math.ceil(heat.layers / 16), autorange: "reversed" } });
     const columns = [["layer", "n"], ...rows[0].map((_, rank) => [`rank ${rank}`, "n"])];
     asTable(details, columns, () => rows.map((row, layer) => [layer, ...row.map((load) => load.toFixed(2))]));
   }
@@ -206,20 +213,16 @@ function showFrontier(plans, chosen) {
   at("frontier").parentNode.hidden = !isKnown;
   at("frontier-note").textContent = isKnown ? "Share of the MoE layers' time that is saved, by the slots that move: the best that few moves of the plan come to, and all plans."
     : "Not known: no plan says what its moves win.";
-  if (!isKnown) return;
-  at("frontier").setAttribute("role", "img");
-  at("frontier").setAttribute("aria-label", "Gain by moved slots; the table has the same");
   const traces = [
     { name: chosen ? `first moves of ${chosen.id}` : "", x: own.map((one) => one.moved), y: own.map((one) => one.gain), mode: "lines+markers", line: { color: COLOURS[0] } },
     { name: "plans", x: others.map((one) => one.moved), y: others.map((one) => one.gain), text: others.map((one) => plain(one.name)), mode: "markers", hovertemplate: "%{text}: %{x} slots, %{y:.1%}<extra></extra>", marker: { color: COLOURS[2], size: 10, symbol: "diamond" } },
   ];
-  draw("frontier", traces.filter((one) => one.x.length), { height: 260, showlegend: true, xaxis: { title: { text: "slots moved" }, rangemode: "tozero" }, yaxis: { tickformat: ".1%", rangemode: "tozero" } });
+  plot("frontier", traces.filter((one) => one.x.length), { height: 260, showlegend: true, xaxis: { title: { text: "slots moved" }, rangemode: "tozero" }, yaxis: { tickformat: ".1%", rangemode: "tozero" } });
   asTable(at("frontier-table"), [["plan"], ["slots moved", "n"], ["less time", "n"]], () => all.map((one) => [one.name, one.moved, percent(one.gain)]));
 }
 
 function choose(pool) {
-  state.pool = pool;
-  state.plan = "";
+  Object.assign(state, { pool, plan: "" });
   if (state.page.of_pool && state.page.of_pool !== pool) poll();
   else show();
 }
@@ -235,10 +238,10 @@ function show() {
   at("main").hidden = false;
   for (const part of [showFleet, showFacts, showCompared, showLines, showEvents, showPlans]) part();
   if (focused && document.activeElement?.id !== focused) at(focused)?.focus({ preventScroll: true });
+  if (!window.Plotly) requestAnimationFrame(() => setTimeout(readLibrary));
 }
 
-// From here on: of a controller that runs.
-let due = 0;
+let due = 0; // From here on: of a controller that runs.
 const token = () => sessionStorage.getItem("token");
 
 function lock() {
@@ -276,13 +279,12 @@ function receive(pool, text) {
   at("login").hidden = true;
   at("leave").hidden = !token();
   if (text === state.text) return;
-  state.text = text;
-  state.page = JSON.parse(text);
+  Object.assign(state, { text, page: JSON.parse(text) });
   show();
 }
 
-at("pool").onchange = (event) => choose(event.target.value);
-at("plan").onchange = (event) => { state.plan = event.target.value; showPlans(); };
+at("pool").onchange = ({ target }) => choose(target.value);
+at("plan").onchange = ({ target }) => { state.plan = target.value; showPlans(); };
 at("leave").onclick = () => { clearTimeout(due); at("status").textContent = ""; lock(); };
 at("login").onsubmit = (event) => {
   event.preventDefault();
@@ -291,9 +293,6 @@ at("login").onsubmit = (event) => {
   poll();
 };
 dark.addEventListener("change", () => state.page && show());
+if (!data) document.addEventListener("visibilitychange", () => { if (!document.hidden && state.page) poll(); });
 state.page = data;
-if (data) show();
-else {
-  document.addEventListener("visibilitychange", () => { if (!document.hidden && state.page) poll(); });
-  poll();
-}
+if (data) show(); else poll();
