@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import typer
 
 from controller.config import Config
 from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
@@ -36,8 +35,7 @@ FLEET = "document.querySelectorAll('#fleet button').length"
 DRAWN = "!document.getElementById('main').hidden && document.querySelectorAll('.main-svg').length"
 
 
-def page() -> None:
-    """Measure the page of 64 pools, and of two weeks."""
+def run() -> None:
     asyncio.run(_measure())
 
 
@@ -121,7 +119,3 @@ def _weeks(name: str, seed: int) -> Run:
         for at in range(200)
     ]  # fmt: skip
     return Run(name, 1.8e9, [PoolRow(pool) for pool in pools], lines, events, plans)
-
-
-if __name__ == "__main__":
-    typer.run(page)

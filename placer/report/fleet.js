@@ -213,6 +213,7 @@ function showFrontier(plans, chosen) {
   at("frontier").parentNode.hidden = !isKnown;
   at("frontier-note").textContent = isKnown ? "Share of the MoE layers' time that is saved, by the slots that move: the best that few moves of the plan come to, and all plans."
     : "Not known: no plan says what its moves win.";
+  if (!isKnown) return;
   const traces = [
     { name: chosen ? `first moves of ${chosen.id}` : "", x: own.map((one) => one.moved), y: own.map((one) => one.gain), mode: "lines+markers", line: { color: COLOURS[0] } },
     { name: "plans", x: others.map((one) => one.moved), y: others.map((one) => one.gain), text: others.map((one) => plain(one.name)), mode: "markers", hovertemplate: "%{text}: %{x} slots, %{y:.1%}<extra></extra>", marker: { color: COLOURS[2], size: 10, symbol: "diamond" } },
