@@ -29,8 +29,6 @@ const unique = (values) => [...new Set(values)];
 const isWaiting = (plan) => ["proposed", "approved"].includes(plan.state);
 const runs = () => state.page.runs;
 const inHours = () => runs().length > 1 || state.page.source === "simulation";
-
-// Times as the axis has them, and as a table does.
 const onAxis = (run, s) => (inHours() ? s / 3600 : 1000 * (run.begins_s + s));
 const axis = () => (inHours() ? { title: { text: "hours" } } : { type: "date" });
 function moment(run, s) {
@@ -54,7 +52,7 @@ const plot = (...what) => window.Plotly && draw(...what);
 function readLibrary() {
   if (window.Plotly) return;
   document.head.append(el("script", {}, at("plotly").textContent));
-  if (state.page) show();
+  if (state.page) for (const part of [showLines, showEvents, showPlans]) part();
 }
 
 // A table that is made when it is opened.
@@ -151,8 +149,10 @@ function showLines() {
   });
 }
 
+const events = () => runs().flatMap((run, r) => run.events.filter((one) => one.pool === state.pool).map((one) => ({ run, r, ...one, lane: one.kind === "decision" ? one.state : one.kind })));
+
 function showEvents() {
-  const found = runs().flatMap((run, r) => run.events.filter((one) => one.pool === state.pool).map((one) => ({ run, r, ...one, lane: one.kind === "decision" ? one.state : one.kind })));
+  const found = events();
   const lanes = ["hold", "infeasible", "wait", "propose", "act", "plan", "operation"].filter((lane) => found.some((one) => one.lane === lane));
   const groups = runs().flatMap((run, r) => lanes.map((lane) => ({ run, r, lane, them: found.filter((one) => one.r === r && one.lane === lane) }))).filter((group) => group.them.length);
   at("events").hidden = !found.length;
@@ -165,8 +165,11 @@ function showEvents() {
       marker: { size: 9, symbol: ["circle", "diamond", "square", "x"][r % 4], color: runs().length > 1 ? COLOURS[r % 4] : COLOURS[lanes.indexOf(lane) % 4] },
     })), { height: 110 + 32 * lanes.length, margin: { l: 85, r: 10, t: 10, b: 45 }, xaxis: axis(), yaxis: { type: "category", categoryorder: "array", categoryarray: [...lanes].reverse() } });
   }
+}
+
+function showStory() {
   const several = runs().length > 1;
-  const rows = found.sort((one, other) => other.at_s - one.at_s).map((one) => [moment(one.run, one.at_s), ...(several ? [one.run.name] : []), one.id, one.state, one.reason]);
+  const rows = events().sort((one, other) => other.at_s - one.at_s).map((one) => [moment(one.run, one.at_s), ...(several ? [one.run.name] : []), one.id, one.state, one.reason]);
   fill(at("story"), [[inHours() ? "after" : "UTC", "state"], ...(several ? [["run"]] : []), ["id"], ["state"], ["reason"]], rows.length ? rows : [["-", ...(several ? [""] : []), "", "", "Nothing was decided yet."]]);
 }
 
@@ -237,14 +240,13 @@ function show() {
   document.title = `placer: ${state.page.title}`;
   at("notes").replaceChildren(...unique(runs().flatMap((run) => run.notes)).map((note) => el("p", { class: note.startsWith("Condition") ? "bad" : "soft" }, note)));
   at("main").hidden = false;
-  for (const part of [showFleet, showFacts, showCompared, showLines, showEvents, showPlans]) part();
+  for (const part of [showFleet, showFacts, showCompared, showLines, showEvents, showStory, showPlans]) part();
   if (focused && document.activeElement?.id !== focused) at(focused)?.focus({ preventScroll: true });
   if (!window.Plotly) requestAnimationFrame(() => setTimeout(readLibrary));
 }
 
 let due = 0; // From here on: of a controller that runs.
 const token = () => sessionStorage.getItem("token");
-
 function lock() {
   Object.assign(state, { page: null, text: "", pool: "", plan: "" });
   sessionStorage.removeItem("token");
@@ -283,7 +285,6 @@ function receive(pool, text) {
   Object.assign(state, { text, page: JSON.parse(text) });
   show();
 }
-
 at("pool").onchange = ({ target }) => choose(target.value);
 at("plan").onchange = ({ target }) => { state.plan = target.value; showPlans(); };
 at("leave").onclick = () => { clearTimeout(due); at("status").textContent = ""; lock(); };

@@ -2,6 +2,7 @@
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from placer.report.page import Line, Page
 from tests.controller.tiny_pool import POOL, SKEWED, TICK_S, World, in_virtual_time
 
 
-async def a_proposal(path: Path | None = None, **policy: object) -> World:
+async def a_proposal(path: Path | None = None, **policy: Any) -> World:
     """A plan that waits, of traffic that is skewed."""
     world = World(path=path, confirmations=1, **policy)
     world.count(SKEWED)
