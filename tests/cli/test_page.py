@@ -18,11 +18,9 @@ def test_a_ledgers_page_is_written(tmp_path: Path) -> None:
     assert "placer.db" in page.read_text()
 
 
-def test_a_ledger_that_is_not_there_is_an_error_and_no_page(
-    tmp_path: Path,
-) -> None:
-    page = tmp_path / "page.html"
-    told = CliRunner().invoke(app, ["page", "--ledger", str(tmp_path / "no.db"), "--out", str(page)])
+def test_a_ledger_that_is_not_there_is_an_error_and_no_page(tmp_path: Path) -> None:
+    ledger, page = tmp_path / "no.db", tmp_path / "page.html"
+    told = CliRunner().invoke(app, ["page", "--ledger", str(ledger), "--out", str(page)])
     assert told.exit_code != 0
     assert "there is no ledger" in str(told.exception)
     assert not page.exists()
