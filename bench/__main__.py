@@ -23,6 +23,7 @@ BENCHMARKS = (
 LONG = (
     "autoscale", "elastic", "elastic_kills", "shared_weights", "mutants", "matrix", "verdicts",
     "hostile", "prescheduling", "prescheduling.placements", "front", "picker", "kubernetes",
+    "page",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,27 +19,46 @@ from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
+from controller.page.live import Live
+from controller.page.served import serving
 from controller.pool_policies import PoolPolicies
 from controller.ports import Capacity, Engines, Metrics, Planner
 from controller.server.security import Listening
 from controller.server.serve import start
+from placer.client import ADDRESS
 from placer.clock import SystemClock
 
 SWITCH_S = (
     0.001  # how long the loop waits for a thread that reads the ledger, say; Python's is 5 ms
 )
+EVERYWHERE = ("0.0.0.0", "[::]", "[::0]")
 GRACE_S = 1.0  # for calls that are being answered when a controller ends
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What `placer serve` was asked for. metrics: ``host:port`` for Prometheus, or empty"""
+    """What `placer serve` was asked for. metrics, page: ``host:port`` for Prometheus and for
+    browsers, or empty"""
 
     config: Config
     listening: Listening = field(default_factory=lambda: Listening("127.0.0.1:7077"))
     ledger: Path | None = None
     metrics: str = ""
     detail: bool = False
+    page: str = ""
+
+    @property
+    def page_listening(self) -> Listening:
+        """To the same people."""
+        return replace(self.listening, address=self.page, harm="see the fleet")
+
+    @property
+    def option(self) -> str:
+        """That commands on this host need to find the controller."""
+        address = self.listening.address
+        host, _, port = address.rpartition(":")
+        here = f"127.0.0.1:{port}" if host in EVERYWHERE else address
+        return "" if here == ADDRESS else f" --to {here}"
 
 
 class ActorDoor(Engines, Metrics, Protocol):
@@ -107,8 +126,13 @@ async def run(
         async with assembled(*parts) as controller:
             if setup.metrics:
                 metrics.serve(controller.loop, setup.metrics, setup.detail)
-            ready(controller.port)
-            await until_first(controller.loop.run(), ledger.hold())
+            async with AsyncExitStack() as stack:
+                if setup.page:
+                    live = Live(controller.loop, setup.option)
+                    page = serving(controller.loop, live, setup.page_listening)
+                    await stack.enter_async_context(page)
+                ready(controller.port)
+                await until_first(controller.loop.run(), ledger.hold())
 
 
 async def until_first(*works: Coroutine[Any, Any, None]) -> None:

@@ -9,7 +9,7 @@ from controller.changes.operations import Operation, Phase, Scale
 from controller.changes.sizing import asked, sized
 from controller.config import Config
 from controller.fleet.pools import Group, Pool, width_of
-from controller.fleet.signals import SignalWindow
+from controller.fleet.signals import Signals, SignalWindow
 from controller.fleet.workers import FORGOTTEN_S, Fleet, FleetError
 from controller.ledger.ledger import Record
 from controller.policies.policy import Decision, Scaling, Size
@@ -54,6 +54,11 @@ class Loads:
         for known in (self._windows, self._wishes):
             for pool in known.keys() - self.fleet.pools.keys():
                 known.pop(pool)
+
+    def signals(self, pool: str) -> Signals | None:
+        """As far as they were read."""
+        window = self._windows.get(pool)
+        return window.signals if window is not None else None
 
     async def read(self, pool: Pool) -> None:
         """What all engines say, side by side. Raises EngineLostError if none says anything."""

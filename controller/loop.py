@@ -33,7 +33,7 @@ from placer.problem import Problem
 AGAIN_S = 600.0  # a decision that stays the same is written down this often
 KEPT = {
     "plan": 500, "decision": 2000, "operation": 500, "abort": 500, "acknowledgement": 20_000,
-    "snapshot": 20_000, "reading": 10_000, "policy": 1000,
+    "snapshot": 20_000, "reading": 10_000, "policy": 1000, "rank_loads": 500,
     "placement": 2000,  # besides those that are in use
 }  # fmt: skip
 Key = tuple[str, int]  # a pool's name, and the ranks of its engines that are meant
@@ -170,15 +170,15 @@ class Loop:
         asked = await self.question(group)
         answer: Answer
         if isinstance(asked, Hold):
-            answer, before, view = asked, "", View({}, now)
+            answer, view = asked, View({}, now)
         else:
             problem, unseen = asked
-            answer, before = await self._answer(group, problem, unseen), problem.start.digest
+            answer = await self._answer(group, problem, unseen)
             view = self._view(group, problem, now)
         self._answers[key] = answer
         balance = view.score.balancedness if view.score else 1.0
         scaling = self.loads.scaling(group, balance)
-        decisions = await self._ask(group, answer, before, now, scaling)
+        decisions = await self._ask(group, answer, view, scaling)
         self._decided(key, replace(view, decisions=decisions))
 
     async def _look_at_size(self, pool: Pool) -> None:
@@ -192,8 +192,7 @@ class Loop:
         answer = self._answers.get(key, Hold("no optimizer was asked yet"))
         seen = Seen(answer, Past(), self.config.of(pool.name), now, scaling)
         if (decision := POLICIES[SIZES](seen)) is not None:
-            before = view.placement.digest if view.placement is not None else ""
-            decision = await self._take(group, decision, before)
+            decision = await self._take(group, decision, view)
             decisions = {**view.decisions, SIZES: decision}
             self._decided(key, replace(view, decisions=decisions, at_s=now))
 
@@ -223,10 +222,10 @@ class Loop:
         )
 
     async def _ask(
-        self, group: Group, answer: Answer, before: str, now: float, scaling: Scaling | None
+        self, group: Group, answer: Answer, view: View, scaling: Scaling | None
     ) -> dict[str, Decision]:
-        """What the policies say, in turn, up to the first that wants a change: the arbiter gets it.
-        before: digest of the map that stands"""
+        """What the policies say, in turn, up to the first that wants a change: the arbiter gets
+        it."""
         found, settings, key = {}, self.config.of(group.pool), (group.pool, group.ranks)
         last, failures = self.arbiter.history.last_changes(group.pool, group.ranks)
         change, rested_s = (last.id, self.ledger.age_s(last)) if last else ("", None)
@@ -234,10 +233,10 @@ class Loop:
             # What was wanted before the change is of no interest.
             streak, since = self._streaks.get((key, name), (0, change))
             past = Past(streak if since == change else 0, rested_s, failures)
-            if (decision := policy(Seen(answer, past, settings, now, scaling))) is None:
+            if (decision := policy(Seen(answer, past, settings, view.at_s, scaling))) is None:
                 continue
             self._streaks[key, name] = decision.streak, change
-            found[name] = await self._take(group, decision, before)
+            found[name] = await self._take(group, decision, view)
             if decision.plan is not None or decision.size is not None:
                 break
         return found
@@ -251,10 +250,10 @@ class Loop:
         problem = await problem_of(group, self.config, self.arbiter)
         return problem if isinstance(problem, Hold) else (problem, unseen)
 
-    async def _take(self, group: Group, decision: Decision, before: str) -> Decision:
+    async def _take(self, group: Group, decision: Decision, view: View) -> Decision:
         """Hand on what a policy wants."""
         if decision.plan is not None:
-            return self.arbiter.take(group, decision, decision.plan, before)
+            return self.arbiter.take(group, decision, decision.plan, view.placement, view.load)
         await self.loads.release(group, decision)
         return await self.loads.take(group, decision)
 

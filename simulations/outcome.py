@@ -1,15 +1,17 @@
 """What came of a simulated fleet: by pool, for tables, JSON and pictures."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from controller.changes.operations import Operation
-from placer.arrays import FloatArray
-from simulations.fleet import World
+from placer.arrays import BoolArray, FloatArray
+from placer.report.page import Run
+from simulations.fleet import MINUTE_S, World
+from simulations.page import run_of
 from simulations.scenario import Scenario, Slo
 
 COMPARED_S = 300.0
@@ -39,11 +41,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """series: minute by minute; story: instants, and what was decided and done"""
+    """series: minute by minute; story: instants, and what was decided and done; run: the same for
+    a page"""
 
     pools: Mapping[str, Outcome]
     series: Mapping[str, Mapping[str, Any]]
     story: list[tuple[float, str, str]]
+    run: Run
 
 
 def simulate(
@@ -56,7 +60,7 @@ def simulate(
     world = scenario.world(controller, seed)
     world.run(scenario.seconds, passed)
     try:
-        return told(scenario, world)
+        return told(scenario, world, controller)
     finally:
         world.ledger.close()
 
@@ -84,17 +88,19 @@ def form_errors(scenario: Scenario, controller: str, seed: int) -> Mapping[str, 
     return found
 
 
-def told(scenario: Scenario, world: World) -> Told:
-    pools, begins = {}, world.begins
+def told(scenario: Scenario, world: World, controller: str) -> Told:
+    pools, in_time, begins = {}, {}, world.begins
     for name, model in world.pools.items():
         state, slo = model.serving.state, scenario.slo(name)
         ttft_s, tpot_s = state.first_s - state.at_s, _tpot_s(state)
+        kept = _in_time(ttft_s, tpot_s, state.left, slo)
+        in_time[name] = _by_minute(state.at_s, kept, len(world.series[name].at_s))
         records = world.ledger.newest("operation", 10_000, name)
         operations: list[Operation] = [record.value for record in records]
         pools[name] = Outcome(
             requests=len(model.arrivals),
             finished=int(state.finished.sum()),
-            attainment=_attainment(ttft_s, tpot_s, state.left, slo),
+            attainment=float(kept.mean()) if len(kept) else 1.0,
             ttft_s=_quantiles(ttft_s),
             tpot_s=_quantiles(tpot_s[state.output > 1]),
             gpu_hours=model.gpu_s / 3600,
@@ -110,7 +116,25 @@ def told(scenario: Scenario, world: World) -> Told:
         for record in world.ledger.newest(kind, 10_000)
     ]
     series = {name: asdict(one) for name, one in world.series.items()}
-    return Told(pools, series, sorted(story))
+    figures = {name: _figures(one) for name, one in pools.items()}
+    run = run_of(controller, world, in_time, figures)
+    return Told(pools, series, sorted(story), run)
+
+
+def _figures(one: Outcome) -> Mapping[str, str]:
+    """For people who compare."""
+    return {
+        "requests answered": f"{one.finished:,} of {one.requests:,}",
+        "requests in time": f"{one.attainment:.2%}",
+        **{f"TTFT {share}": f"{seconds * 1e3:,.0f} ms" for share, seconds in one.ttft_s.items()},
+        **{f"TPOT {share}": f"{seconds * 1e3:,.1f} ms" for share, seconds in one.tpot_s.items()},
+        "GPU hours": f"{one.gpu_hours:,.1f}",
+        "balancedness": f"{one.balancedness:.3f}",
+        "operations": ", ".join(f"{count} {how}" for how, count in one.operations.items()) or "0",
+        "weights moved": f"{one.moved_bytes / 1e9:,.1f} GB",
+        "longest pause": f"{one.longest_pause_s:.3f} s",
+        "decisions written": f"{one.decisions:,}",
+    }
 
 
 def _tpot_s(state: Any) -> FloatArray:
@@ -119,10 +143,22 @@ def _tpot_s(state: Any) -> FloatArray:
     return found
 
 
-def _attainment(ttft_s: FloatArray, tpot_s: FloatArray, left: Any, slo: Slo) -> float:
+def _in_time(ttft_s: FloatArray, tpot_s: FloatArray, left: Any, slo: Slo) -> BoolArray:
+    """Of each request, whether it kept to both objectives."""
     with np.errstate(invalid="ignore"):
-        kept = (ttft_s <= slo.ttft_s) & (tpot_s <= slo.tpot_s) & (left == 0)
-    return float(kept.mean()) if len(kept) else 1.0
+        kept: BoolArray = (ttft_s <= slo.ttft_s) & (tpot_s <= slo.tpot_s) & (left == 0)
+    return kept
+
+
+def _by_minute(at_s: FloatArray, kept: BoolArray, minutes: int) -> Sequence[float]:
+    """The share of those that arrived in each; NaN if none did."""
+    minute = (np.asarray(at_s) // MINUTE_S).astype(np.int64)
+    is_shown = minute < minutes
+    arrived = np.bincount(minute[is_shown], minlength=minutes)
+    good = np.bincount(minute[is_shown], kept[is_shown], minlength=minutes)
+    with np.errstate(invalid="ignore"):
+        shares: list[float] = (good / arrived).tolist()
+    return shares
 
 
 def _quantiles(seconds: FloatArray) -> Mapping[str, float]:

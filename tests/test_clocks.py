@@ -33,7 +33,7 @@ def is_timed(call: ast.Call) -> bool:
         return False
     name, owner = call.func.attr, ast.unparse(call.func.value)
     waits = name in ("wait", "settimeout") and bool(call.args)
-    waits = waits and not owner.endswith(("_clock", "_strangers")) and owner != "asyncio"
+    waits = waits and not owner.endswith(("_clock", "strangers")) and owner != "asyncio"
     return waits or name in OF_AN_EVENT_LOOP or (name == "default_rng" and not call.args)
 
 

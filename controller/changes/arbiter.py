@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
+from controller.changes import rank_loads
 from controller.changes.history import History
 from controller.changes.kinds import kinds as kinds_of_changes
 from controller.changes.operations import Apply, Change, Operation, Phase, Rollback, Scale
@@ -22,6 +23,7 @@ from controller.ledger.ledger import Conflict, Record, Unreadable
 from controller.ledger.watched import WatchedLedger
 from controller.policies.policy import Decision
 from controller.ports import Engines
+from placer.arrays import FloatArray
 from placer.checks import violations
 from placer.errors import PlacementError
 from placer.placement import Placement
@@ -91,10 +93,18 @@ class Arbiter:
             raise PlacementError(broken[0])
         return self.plans.propose(group, plan, before, reason)
 
-    def take(self, group: Group, decision: Decision, plan: Plan, before: str) -> Decision:
+    def take(
+        self,
+        group: Group,
+        decision: Decision,
+        plan: Plan,
+        stands: Placement | None,
+        load: FloatArray | None,
+    ) -> Decision:
         """Keep the plan that a policy decided on, unless an earlier one for this map waits:
-        approved, for its turn; or for approval, as long as it is not too old."""
-        pool, width = group.pool, plan.placement.gpus
+        approved, for its turn; or for approval, as long as it is not too old. stands, load: the map
+        and [layers, experts] tokens that it was made from"""
+        pool, width, before = group.pool, plan.placement.gpus, stands.digest if stands else ""
         window_s = self.config.of(pool).window_s
         waiting = PlanState.PROPOSED, PlanState.APPROVED
         for record in self.plans.in_state(pool, *waiting, width=width):
@@ -111,6 +121,8 @@ class Arbiter:
             record = self.propose(pool, plan, before, plan.reason)
         if decision.outcome == "act":
             self.plans.approve(record.id, record.version, "mode is automatic")
+        if stands is not None and load is not None and stands.gpus == width:
+            rank_loads.keep(self.ledger, record, load, stands, plan.placement)
         return replace(decision, reason=f"{record.id}: {decision.reason}")
 
     async def begin(self, plan: Record[Kept], key: str, reason: str) -> Record[Operation]:

@@ -83,7 +83,7 @@ def connect(path: Path | None, claim: Claim | None = None) -> sqlite3.Connection
         isolation_level=None,
         check_same_thread=False,
     )
-    connection.text_factory = _text
+    connection.text_factory = text
     try:
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode not in ("wal", "memory"):
@@ -103,7 +103,7 @@ def connect(path: Path | None, claim: Claim | None = None) -> sqlite3.Connection
     return connection
 
 
-def _text(raw: bytes) -> str | bytes:
+def text(raw: bytes) -> str | bytes:
     """What is no text keeps no other row from being read."""
     try:
         return raw.decode()
@@ -145,24 +145,33 @@ def _check(path: Path) -> None:
             connection.execute("SELECT count(*) FROM sqlite_master")
         if not path.stat().st_size:
             return
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-        tables, application, version = (
-            connection.execute(query).fetchone()[0]
-            for query in (
-                "SELECT count(*) FROM sqlite_master",
-                "PRAGMA application_id",
-                "PRAGMA user_version",
-            )
+    with closing(reading(path)) as connection:
+        check_format(path, connection)
+
+
+def reading(path: Path) -> sqlite3.Connection:
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    return sqlite3.connect(uri, BUSY_S, uri=True, check_same_thread=False)
+
+
+def check_format(path: Path, connection: sqlite3.Connection) -> None:
+    tables, application, version = (
+        connection.execute(query).fetchone()[0]
+        for query in (
+            "SELECT count(*) FROM sqlite_master",
+            "PRAGMA application_id",
+            "PRAGMA user_version",
         )
-        # Killed at its creation, it is an SQLite file with nothing in it.
-        if application != APPLICATION and (tables or application or version):
-            raise LedgerError(f"{path} is another program's: choose another file")
-        if version > FORMAT:
-            raise LedgerError(
-                f"{path} has format {version}, which is newer than {FORMAT}"
-                ": use the placer that wrote it, or a newer one"
-            )
-        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    )
+    # Killed at its creation, it is an SQLite file with nothing in it.
+    if application != APPLICATION and (tables or application or version):
+        raise LedgerError(f"{path} is another program's: choose another file")
+    if version > FORMAT:
+        raise LedgerError(
+            f"{path} has format {version}, which is newer than {FORMAT}"
+            ": use the placer that wrote it, or a newer one"
+        )
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         raise LedgerError(f"{path} is damaged ({' '.join(found.split())}): {BROKEN}")
 

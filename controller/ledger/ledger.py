@@ -21,6 +21,7 @@ from controller.ledger import statements as sql
 from controller.ledger.claim import Claim
 from controller.ledger.file import LedgerFull, connect, telling, transaction
 from controller.ledger.holder import Fenced, Holding, InUse, LedgerError
+from controller.ledger.looking import look_into
 from controller.ledger.records import (
     WRITTEN,
     Conflict,
@@ -58,8 +59,10 @@ class Ledger:
         path: Path | None,
         forms: Forms = MappingProxyType({}),
         latest_only: Collection[str] = LATEST_ONLY,
+        reads_only: bool = False,
     ) -> None:
-        """In memory without a path. Raises InUse if another controller has it."""
+        """In memory without a path. reads_only: whoever writes, also at the same time. Raises InUse
+        if another controller has it."""
         if path is not None:
             path = Path(os.path.realpath(path))  # SQLite's files stand beside what links lead to
         self._name = "the ledger in memory" if path is None else str(path)
@@ -68,10 +71,13 @@ class Ledger:
         self._left_out: dict[int, LeftOut] = {}
         self._guard = threading.Lock()
         self._holding: Holding | None = None
-        self._claim = None if path is None else Claim(path)
+        self._claim = None if path is None or reads_only else Claim(path)
         try:
             with telling(self._name):
-                self._connection = connect(path, self._claim)
+                if path is not None and reads_only:
+                    self._connection = look_into(path)
+                else:
+                    self._connection = connect(path, self._claim)
         except BaseException:
             self._let_go()
             raise

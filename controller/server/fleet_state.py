@@ -8,6 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from controller.changes import rank_loads
 from controller.changes.plans import Kept, PlanState
 from controller.changes.sizing import sized
 from controller.fleet.pools import Group, Member, Pool, Registration, width_of
@@ -49,9 +50,13 @@ class FleetState(FleetServiceServicer):
 
     @answering
     async def Status(self, request: Any) -> Any:
+        return await self.status(request.pool)
+
+    async def status(self, name: str = "") -> Any:
+        """Of one pool, or of all that have room in an answer."""
         pools = [pool for _, pool in sorted(self.fleet.pools.items())]
-        if request.pool:
-            pools = [self.fleet.pool(request.pool)]
+        if name:
+            pools = [self.fleet.pool(name)]
         conditions = [f"{what}: {text}" for what, text in sorted(self.loop.told().items())]
         told, room = [], wire.ANSWER
         for pool in pools:
@@ -231,7 +236,7 @@ def _doors(registrations: list[Registration]) -> list[Any]:
 
 def _history(records: Ledger, limit: int, pool: str | None) -> Any:
     """The steps of an operation are told as one, the last."""
-    found = records.newest_of_each(limit, pool, but=["placement"])
+    found = records.newest_of_each(limit, pool, but=["placement", rank_loads.KIND])
     return fleet_pb2.HistoryResponse(records=wire.listed(wire.record, found))
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,26 @@ class Listening:
     def credentials(self) -> Credentials:
         return Credentials(self.certificate, self.key, self.client_ca)
 
+    def tls(self) -> Fresh[ssl.SSLContext] | None:
+        """For HTTP. Certificates are read again when they change, if it is asked for now and then.
+        Raises PlacerError."""
+        if self.certificate is None:
+            return None
+        certificate, context = self.certificate, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["http/1.1"])
+        if self.client_ca is not None:
+            context.verify_mode = ssl.CERT_REQUIRED
+
+        def read() -> ssl.SSLContext:
+            self.credentials.read()
+            context.load_cert_chain(certificate, self.key)
+            if self.client_ca is not None:
+                context.load_verify_locations(self.client_ca)
+            return context
+
+        paths = [self.certificate, self.key, self.client_ca]
+        return Fresh([path for path in paths if path], read, log)
+
     def open_port(self, server: grpc.aio.Server) -> int:
         """The port, which gRPC chose if it was 0."""
         self.check()
@@ -133,12 +154,12 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self, needed: Mapping[str, Role], tokens: Tokens | None, clock: Clock) -> None:
         self._needed, self._tokens = dict(needed), tokens
-        self._strangers = Strangers(clock)
+        self.strangers = Strangers(clock)
 
     async def intercept_service(
         self, continuation: Callable[..., Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler:
-        refusal = self._refusal(details.method, dict(details.invocation_metadata))
+        refusal = self.refusal(details.method, dict(details.invocation_metadata))
         return await continuation(details) if refusal is None else self._refuse(*refusal)
 
     def _refuse(self, code: grpc.StatusCode, reason: str) -> grpc.RpcMethodHandler:
@@ -146,14 +167,15 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def refuse(_: object, context: grpc.aio.ServicerContext) -> None:
             if code is grpc.StatusCode.UNAUTHENTICATED:
-                await self._strangers.wait(context.peer())
+                await self.strangers.wait(context.peer())
             await context.abort(code, reason)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _refusal(
+    def refusal(
         self, method: str, headers: Mapping[str, Any]
     ) -> tuple[grpc.StatusCode, str] | None:
+        """Why this call is turned away; else its caller is known. headers: names in lower case"""
         needed = Role.NONE if method.startswith(OPEN) else self._needed.get(method, Role.OPERATOR)
         many, whose = _WORDS.get(needed, ("", ""))
         if self._tokens is None:

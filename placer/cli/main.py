@@ -59,6 +59,7 @@ VERBS = {
     "watch": "ledger",
     "history": "ledger",
     "explain": "ledger",
+    "page": "page",
     "approve": "operations",
     "reject": "operations",
     "rollback": "operations",

@@ -63,6 +63,9 @@ def serve(
     metrics_detail: Annotated[
         bool, typer.Option("--metrics-detail", help="Also the load of every layer and rank.")
     ] = False,
+    page: Annotated[
+        str, typer.Option(help="host:port where a browser may watch.", show_default=False)
+    ] = "",
     host: Annotated[
         Host, typer.Option(help="A Ray cluster, or this process alone: docs/controller.md.")
     ] = Host.RAY,
@@ -99,10 +102,14 @@ def serve(
         _check_free(metrics, "--metrics")
     told, handle = threading.Event(), None
     _listen_for_signals(told)
+    if page:
+        _check_free(page, "--page")
     _have(lambda: Ledger(ledger).close(), told, standby)
     _check_free(listen, "--listen")
 
-    setup = Setup(settings, listening, ledger.absolute(), metrics, metrics_detail)
+    setup = Setup(settings, listening, ledger.absolute(), metrics, metrics_detail, page)
+    if page:
+        setup.page_listening.check()
     try:
         if told.is_set():
             return
@@ -144,6 +151,8 @@ def _introduce(setup: Any, address: str) -> None:
     lines = [f"the controller listens on {address}", f"its ledger is {setup.ledger}"]
     if setup.metrics:
         lines.append(f"metrics: http://{setup.metrics}/metrics")
+    if setup.page:
+        lines.append(f"page: http{'s' if listening.certificate else ''}://{setup.page}/")
     lines += [f"{pool}: {_mode(policy.mode)}" for pool, policy in config.pools.items()]
     rest = "all other pools" if config.pools else "all pools"
     lines.append(f"{rest}: {_mode(config.default.mode)}")

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from placer.cli.console import note, out, progress
+from placer.cli.console import note, out, progress, writable
 from placer.extras import MissingError
+from placer.files.atomic import write_text
 
 
 def simulate(
@@ -20,6 +21,9 @@ def simulate(
     controller: Annotated[
         list[str] | None, typer.Option(help="Only these of the scenario's.", show_default=False)
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Where a page to look at goes.", callback=writable)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One object, with every minute.")] = False,
 ) -> None:
     """Run a scenario under each of its controllers, and compare what came of the requests.
@@ -27,6 +31,8 @@ def simulate(
     What decides is what ships; the engines are modelled. The same seed gives the same bytes.
     """
     try:
+        from placer.report.html import page_report
+        from placer.report.page import Page
         from simulations.outcome import form_errors
         from simulations.outcome import simulate as simulated
         from simulations.scenario import Scenario
@@ -40,8 +46,12 @@ def simulate(
     for name in names:
         with progress(f"{scenario.name}: {name}", total=read.seconds) as bar:
             found[name] = simulated(read, name, seed, partial(bar.advance, bar.task_ids[0]))
+    if html is not None:
+        title = f"{scenario.name}, seed {seed}"
+        page = Page(title, "simulation", [one.run for one in found.values()])
+        write_text(html, page_report(page))
     if json:
-        told = {name: asdict(one) for name, one in found.items()}
+        told = {name: _told(one) for name, one in found.items()}
         out.print_json(json_.dumps({"scenario": scenario.name, "seed": seed, "found": told}))
         return
     table = Table("pool", "controller", "requests", "in time", "TTFT p50/p99", "TPOT p50/p99",
@@ -60,6 +70,11 @@ def simulate(
         told_ = ", ".join(f"{what} {error:.1%}" for what, error in errors.items())
         note(f"one of {read.scheduled} requests went where the scheduler said, the others by load")
         note(f"in the first minutes that is off the form that schedules all by: {told_}")
+
+
+def _told(one: Any) -> dict[str, Any]:
+    pools = {name: asdict(of) for name, of in one.pools.items()}
+    return {"pools": pools, "series": one.series, "story": one.story}
 
 
 def _both(seconds: Mapping[str, float]) -> str:

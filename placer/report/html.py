@@ -1,6 +1,7 @@
 """A plan or a sweep as one HTML file that needs nothing else: no network, no other file."""
 
 import base64
+import json
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -16,6 +17,7 @@ from placer.placement import Placement
 from placer.plan import Plan
 from placer.profile import Profile
 from placer.report.figures import frontier_curve, rows
+from placer.report.page import Page, page_json
 from placer.report.plain import shown
 from placer.report.sweep import names, resize_names, resize_rows, sweep_rows
 from placer.trace import told
@@ -71,6 +73,16 @@ def sweep_report(study: Study, advice: Advice) -> str:
         resize_names=resize_names(study.model.sized),
         resizes=resize_rows(advice, study.model.sized),
         data={"curves": curves},
+        plotly=_plotly(),
+    )
+
+
+def page_report(page: Page | None) -> str:
+    """The page of a control loop. None: one that asks the controller which served it."""
+    return _template("fleet.html.j2").render(
+        data=None if page is None else json.loads(page_json(page)),
+        title="control loop" if page is None else page.title,
+        script=files("placer.report").joinpath("fleet.js").read_text(encoding="utf-8"),
         plotly=_plotly(),
     )
 
@@ -134,6 +146,7 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {}  # in the order that it is given in
     return environment.get_template(name)
 
 

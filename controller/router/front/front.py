@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,6 @@ from controller.router.pool.watching import Watch
 from controller.router.wire.arriving import Connection
 from controller.server.security import Listening, SecurityError
 from controller.server.tokens import Tokens
-from placer.files.fresh import Fresh
 
 TICK_S = 0.25
 BACKLOG = 4096
@@ -40,7 +38,7 @@ class Front:
         tokens = Tokens(listening.tokens) if listening.tokens else None
         self.service = Service(desk, tokens)
         self._named, self._discovery = named or {}, discovery
-        self._tls = _tls(listening)
+        self._tls = listening.tls()
 
     async def run(self, stop: asyncio.Event, started: Any = None) -> None:
         """Until ``stop``, and what is under way then. started: called with the port"""
@@ -117,24 +115,3 @@ class Front:
         for exchange in list(desk.active):
             exchange.give_up("this front was shut down")
         await desk.clock.sleep(TICK_S / 5)
-
-
-def _tls(listening: Listening) -> Fresh[ssl.SSLContext] | None:
-    """Certificates are read again when they change. Raises PlacerError."""
-    if listening.certificate is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.set_alpn_protocols(["http/1.1"])
-    if listening.client_ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-
-    def read() -> ssl.SSLContext:
-        listening.credentials.read()
-        assert listening.certificate is not None
-        context.load_cert_chain(listening.certificate, listening.key)
-        if listening.client_ca is not None:
-            context.load_verify_locations(listening.client_ca)
-        return context
-
-    paths = [listening.certificate, listening.key, listening.client_ca]
-    return Fresh([path for path in paths if path], read, log)
