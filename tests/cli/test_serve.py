@@ -130,7 +130,7 @@ def test_without_its_libraries_it_says_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     line = refused(serving)
-    assert "placer serve needs ray: pip install 'grpcio-health-checking>=" in line
+    assert "placer serve needs ray: pip install aiohttp 'grpcio-health-checking>=" in line
     assert " prometheus-client " in line
     assert "moe-placer" not in line  # which no index has
 

@@ -19,7 +19,10 @@ with closing(sqlite3.connect(f"file:{golden_ledger.PATH}?mode=ro&immutable=1", u
     ROWS: list[tuple[str, str]] = _file.execute("SELECT kind, body FROM records").fetchall()
 ROOT = Path(controller.__file__).parent
 # A router's bodies are of requests, and it knows no ledger.
-SOURCES = sorted(path for path in ROOT.rglob("*.py") if "router" not in path.parts)
+# But for what knows operations by the API alone.
+SOURCES = sorted(
+    path for path in ROOT.rglob("*.py") if not {"router", "kube", "page"} & set(path.parts)
+)
 
 LATER = {"capacity", "ids", "policy", "rank_loads", "reading"}
 
