@@ -81,6 +81,8 @@ class Ledger:
         except BaseException:
             self._let_go()
             raise
+        if reads_only:
+            return
         try:
             with suppress(LedgerFull), self._writing():  # reading goes on without room to write
                 pass
