@@ -64,14 +64,6 @@ def of_trace(trace: Trace, moments: int, every_s: float) -> Routing:
     return Routing(found, every_s if moments > 1 else 0.0)
 
 
-def skew_of(routing: Routing) -> float:
-    """The standard deviation of loads' logarithms that a trace has, over its layers: what ``drawn``
-    is given to be like it."""
-    mean = routing.shares.mean(axis=0)
-    logs = np.log(np.maximum(mean, mean[mean > 0].min()))
-    return float((logs - logs.mean(axis=1, keepdims=True)).std(axis=1).mean())
-
-
 def limited(weights: FloatArray, top_k: int) -> FloatArray:
     """Shares of the tokens in proportion to weights, top_k in a layer, and of each expert no more
     than all: what is over goes to the others."""
