@@ -31,6 +31,7 @@ class LoopCollector(Collector):
             (): len(self.loop.told())
         })  # fmt: skip
         pools = list(self.loop.fleet.pools.values())
+        totals = self.loop.arbiter.totals
         for name, what, values in (
             ("balancedness_ratio", "Mean rank load over the largest, mean of layers, now.",
              {(pool.name,): self._balancedness(pool) for pool in pools}),
@@ -53,7 +54,7 @@ class LoopCollector(Collector):
             ("agent_lag_seconds", "Since the quietest worker was seen.",
              {(pool.name,): self._lag_s(pool) for pool in pools}),
             ("longest_pause_seconds", "Of the last operation.",
-             {(pool.name,): self.loop.arbiter.longest_pause_s.get(pool.name) for pool in pools}),
+             {(pool.name,): totals.longest_pause_s.get(pool.name) for pool in pools}),
         ):  # fmt: skip
             yield _gauge(f"placer_{name}", what, values, ["pool"])
         homed = {
@@ -75,12 +76,11 @@ class LoopCollector(Collector):
             shares = {key: getattr(one, field) for key, one in homed.items()}
             yield _gauge(f"placer_{name}", what, shares, ["pool", "by"])
         lost = {(pool.name,): pool.missed for pool in pools}
-        arbiter = self.loop.arbiter
         yield _counter("placer_dropped_deltas", "Pushes that never came.", lost, ["pool"])
         yield _counter("placer_decisions", "By outcome.", self.loop.counted, ["pool", "outcome"])
-        yield _counter("placer_operations", "By how they ended.", arbiter.ended, ["pool", "phase"])
-        yield _counter("placer_copied_bytes", "Weights copied.", arbiter.copied_bytes, ["pool"])
-        yield _counter("placer_moved_slots", "Slots given another expert.", arbiter.moved, ["pool"])
+        yield _counter("placer_operations", "By how they ended.", totals.ended, ["pool", "phase"])
+        yield _counter("placer_copied_bytes", "Weights copied.", totals.copied_bytes, ["pool"])
+        yield _counter("placer_moved_slots", "Slots given another expert.", totals.moved, ["pool"])
         if self.detail:
             yield self._rank_loads(pools)
 

@@ -23,9 +23,10 @@ from placer.problem import Problem
 from placer.topology import Topology
 from placer.worker import Worker
 from simulations.arrivals import Arrivals
-from simulations.kernels import BEGAN, GRID, Speeds
+from simulations.kernels import BEGAN, GRID
 from simulations.routing import Routing
 from simulations.serving import Serving
+from simulations.state import Speeds
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from placer.topology import Topology
 from simulations.arrival_files import read_arrivals
 from simulations.arrivals import Arrivals, diurnal
 from simulations.fleet import Incident, World
-from simulations.kernels import Speeds
 from simulations.modelled import Hardware, PoolModel
 from simulations.routing import Routing, drawn, of_trace
+from simulations.state import Speeds
 
 LIMIT = 2**20
 EFFICIENCY = 0.5  # of peak arithmetic in what is no expert, as the score has it for experts

@@ -8,7 +8,8 @@ import numpy as np
 from controller.samples import GAP_BOUNDS, TTFT_BOUNDS, Histogram, Sample
 from simulations import kernels
 from simulations.arrivals import Arrivals
-from simulations.kernels import GRID, NOBODY, SEATS, Speeds, State
+from simulations.kernels import GRID, NOBODY, SEATS
+from simulations.state import Speeds, State
 
 
 class Serving:

@@ -3,7 +3,6 @@ at a time, over all pools."""
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +14,7 @@ from controller.changes.operations import Apply, Change, Operation, Phase, Rollb
 from controller.changes.plans import Kept, Plans, PlanState
 from controller.changes.queue import Queue
 from controller.changes.runner import Runner
+from controller.changes.totals import Totals
 from controller.config import Config, told_in_settings
 from controller.fleet.observed import observed_placements, refuse_lost, same_experts
 from controller.fleet.pools import Group, Pool, kinds
@@ -48,11 +48,7 @@ class Arbiter:
         self.queue = Queue(ledger, self.plans)
         self.history, self.runner = History(ledger), Runner(ledger, engines, config)
         self.kinds = kinds_of_changes(self.plans, self.history, self.runner)
-        # Of operations that ended, by pool.
-        self.ended: Counter[tuple[str, ...]] = Counter()
-        self.copied_bytes: Counter[tuple[str, ...]] = Counter()
-        self.moved: Counter[tuple[str, ...]] = Counter()
-        self.longest_pause_s: dict[str, float] = {}
+        self.totals = Totals()
         self._task: asyncio.Task[None] | None = None
         self._begun = asyncio.Lock()  # between looking whether somebody is at work, and being it
 
@@ -289,15 +285,8 @@ class Arbiter:
             raise
         operation = ended.value
         log.info("placer: %s %s %s", operation.id, operation.phase, operation.why)
-        self._count(operation)
+        self.totals.count(operation)
         kind.close(operation)
-
-    def _count(self, operation: Operation) -> None:
-        pool = operation.pool
-        self.ended[pool, operation.phase] += 1
-        self.copied_bytes[pool,] += operation.copied_bytes
-        self.moved[pool,] += operation.moved
-        self.longest_pause_s[pool] = operation.longest_pause_s
 
     def _close(self, operation: Operation) -> None:
         self.kinds[type(operation.change)].close(operation)

@@ -5,7 +5,6 @@ on the disk when ``put`` returns. Its holder writes; others may look with ``sqli
 """
 
 import json
-import logging
 import os
 import sqlite3
 import threading
@@ -34,6 +33,7 @@ from controller.ledger.records import (
     read_row,
     row_of,
 )
+from controller.ledger.unread import Unread
 
 __all__ = [
     "Conflict", "Fenced", "InUse", "Ledger", "LedgerError", "LedgerFull", "LeftOut", "Record",
@@ -42,7 +42,6 @@ __all__ = [
 
 LATEST_ONLY = ("snapshot", "ids", "capacity")
 EARLIER = 20_000  # versions of a kind that later ones followed, at most, that are kept
-log = logging.getLogger("placer.controller")
 
 
 class Ledger:
@@ -68,7 +67,7 @@ class Ledger:
         self._name = "the ledger in memory" if path is None else str(path)
         self._latest_only = tuple(latest_only)
         self._forms = forms
-        self._left_out: dict[int, LeftOut] = {}
+        self._unread = Unread(self._name)
         self._guard = threading.Lock()
         self._holding: Holding | None = None
         self._claim = None if path is None or reads_only else Claim(path)
@@ -133,17 +132,15 @@ class Ledger:
 
     def left_out(self) -> list[LeftOut]:
         """Things whose newest version is there and could not be read when it was asked for."""
-        found = dict(self._left_out)
+        found = self._unread.all
         if not found:
             return []
-        where = f"number IN (SELECT value FROM json_each(?)) AND {sql.NEWEST} ORDER BY number"
-        rows = self._read(f"SELECT number FROM records AS r WHERE {where}", json.dumps(list(found)))
-        return [found[number] for (number,) in rows]
+        return [found[number] for (number,) in self._read(sql.STILL, json.dumps(list(found)))]
 
     def leave_out(self, record: Record[Any], error: Exception) -> Unreadable:
         """For whoever needs it and finds that it is not as it should be. Returns what to raise."""
         told = (record.kind, record.id, record.version, record.pool, record.number)
-        return self._leave_out(LeftOut(*told, fault(error)))
+        return self._unread.add(LeftOut(*told, fault(error)))
 
     def newest(
         self,
@@ -267,16 +264,7 @@ class Ledger:
         except Exception as error:  # whatever it holds, it keeps no controller from starting
             kind, id, pool = (str(told[name]) for name in ("kind", "id", "pool"))
             where = (told["version"], pool, told["number"])
-            raise self._leave_out(LeftOut(kind, id, *where, fault(error))) from error
-
-    def _leave_out(self, record: LeftOut) -> Unreadable:
-        what = f"{record.kind} {record.id}"
-        if self._left_out.setdefault(record.number, record) is record:
-            log.warning("placer: %s of %s is left out: it %s", what, self._name, record.why)
-        return Unreadable(
-            f"{self._name}: {what} {record.why} (version {record.version}): do without it, or put"
-            " a backup of the ledger in its place"
-        )
+            raise self._unread.add(LeftOut(kind, id, *where, fault(error))) from error
 
     def _read(self, query: str, *values: Any) -> list[Any]:
         with self._reading(query, values) as rows:

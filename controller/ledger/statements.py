@@ -2,6 +2,10 @@
 
 READ = "kind, id, version, at_s, reason, body, pool, final, number"
 NEWEST = "version = (SELECT max(version) FROM records WHERE kind = r.kind AND id = r.id)"
+STILL = f"""
+SELECT number FROM records AS r
+WHERE number IN (SELECT value FROM json_each(?)) AND {NEWEST} ORDER BY number
+"""
 LAST_FIRST = "ORDER BY number DESC"
 # Of what there is: the newest version of each thing, but of decisions that of each pool.
 STATE = """

@@ -26,6 +26,7 @@ class Request:
     name:  of whoever sent it, for what is sampled of it
     rank:  that it is for; -1 for any, as it is for any once there is no such rank
     error: why it ended early; empty if it did not
+    generated: the tokens that there are
     longest_gap_s: between two of its tokens
     sums:  by token, of the hidden state that it was chosen from, to the last bit: what went before
            was computed alike, also where all tokens are the same
@@ -44,7 +45,7 @@ class Request:
         self.error = ""
         self.longest_gap_s = 0.0
         self.sums: list[int] = []
-        self._generated: list[int] = []
+        self.generated: list[int] = []
         self._came_s = clock.monotonic()  # it, and then its last token
         self._news = threading.Condition()
         self._tell: Callable[[], object] | None = None
@@ -52,11 +53,11 @@ class Request:
     def __iter__(self) -> Iterator[int]:
         for at in count():
             with self._news:
-                while len(self._generated) == at:
+                while len(self.generated) == at:
                     if self.done:
                         return
                     self._news.wait()
-            yield self._generated[at]
+            yield self.generated[at]
 
     def tokens(self) -> list[int]:
         """All of them; waits for the last."""
@@ -68,29 +69,24 @@ class Request:
             self._tell = tell
 
     @property
-    def generated(self) -> list[int]:
-        """The tokens that there are."""
-        return self._generated
-
-    @property
     def done(self) -> bool:
-        return bool(self.error) or len(self._generated) == self.max_tokens
+        return bool(self.error) or len(self.generated) == self.max_tokens
 
     @property
     def so_far(self) -> tuple[int, ...]:
         """Prompt and tokens."""
-        return self.prompt + tuple(self._generated)
+        return self.prompt + tuple(self.generated)
 
     def add(self, token: int, checksum: int) -> float:
         """Seconds since the request, or since its last token."""
         now_s = self._clock.monotonic()
         with self._news:
             took_s = now_s - self._came_s
-            if self._generated:
+            if self.generated:
                 self.longest_gap_s = max(self.longest_gap_s, took_s)
             self._came_s = now_s
             self.sums.append(checksum)
-            self._generated.append(token)
+            self.generated.append(token)
             self._notify()
         return took_s
 

@@ -158,8 +158,8 @@ async def test_a_pool_of_64_ranks_and_58_layers_has_few_series() -> None:
     for outcome in ("hold", "infeasible", "wait", "propose", "act"):
         world.loop.counted[POOL, outcome] += 1
     for phase in ("succeeded", "rolled back", "halted"):
-        world.arbiter.ended[POOL, phase] += 1
-    world.arbiter.copied_bytes[POOL,] = world.arbiter.moved[POOL,] = 1
+        world.arbiter.totals.ended[POOL, phase] += 1
+    world.arbiter.totals.copied_bytes[POOL,] = world.arbiter.totals.moved[POOL,] = 1
     assert world.loop.conditions == {}
     assert len(scrape(world)) <= 26
     assert len(scrape(world, detail=True)) > 64 * 58

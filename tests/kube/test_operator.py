@@ -58,8 +58,10 @@ class World:
         return int(found["spec"]["replicas"])
 
     def events(self) -> list[str]:
+        """Their reasons, as they came: their times are whole seconds."""
         found = self.cluster.get("events", "-n", self.namespace)["items"]
-        return [one["reason"] for one in sorted(found, key=lambda one: one["lastTimestamp"])]
+        found.sort(key=lambda one: int(one["metadata"]["resourceVersion"]))
+        return [one["reason"] for one in found]
 
     def settled(self) -> int:
         """Writes so far, once there was none for a second."""

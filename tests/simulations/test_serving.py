@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from simulations.arrivals import Arrivals
-from simulations.kernels import BEGAN, ENDED, GRID, Speeds
+from simulations.kernels import BEGAN, ENDED, GRID
 from simulations.serving import Serving
+from simulations.state import Speeds
 
 STEP = Speeds(1.0, 0.0, 0.0, 0.0, token_budget=4, kv_tokens=100, switch_s=0.5)
 

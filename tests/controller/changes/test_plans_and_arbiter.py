@@ -57,7 +57,10 @@ async def test_the_life_of_a_plan() -> None:
         ("applied", "op-1 succeeded"),
     ]
     assert world.stand_at(GOAL)
-    assert (world.arbiter.ended, world.arbiter.moved) == ({(POOL, "succeeded"): 1}, {(POOL,): 8})
+    assert (world.arbiter.totals.ended, world.arbiter.totals.moved) == (
+        {(POOL, "succeeded"): 1},
+        {(POOL,): 8},
+    )
 
 
 def test_a_plan_is_kept_with_its_file() -> None:
@@ -232,7 +235,7 @@ async def test_an_operation_that_fails_takes_its_plan_back() -> None:
     await world.arbiter.settle()
     why = "e0: committing, round 1 of 2: not today"
     assert reasons(world, "plan-1")[-1] == ("rolled back", why)
-    assert (world.stand_at(HOME), world.arbiter.ended) == (True, {(POOL, "rolled back"): 1})
+    assert (world.stand_at(HOME), world.arbiter.totals.ended) == (True, {(POOL, "rolled back"): 1})
 
 
 @in_virtual_time

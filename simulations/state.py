@@ -1,0 +1,76 @@
+"""What the kernels of an engine work on: what hardware does, and how its ranks stand."""
+
+from typing import NamedTuple
+
+from placer.arrays import FloatArray, IntArray
+
+
+class Speeds(NamedTuple):
+    """What a rank's hardware does with a model, but for the experts.
+
+    overhead_s:    of a step: launches, sampling, the scheduler
+    dense_read_s:  reading what is no expert; dense_token_s: a token's arithmetic there
+    kv_token_s:    reading a token of context
+    token_budget:  of a rank's step; kv_tokens: that a rank has room for
+    switch_s:      that a change of width holds a step up
+    """
+
+    overhead_s: float
+    dense_read_s: float
+    dense_token_s: float
+    kv_token_s: float
+    token_budget: int = 8192
+    kv_tokens: int = 400_000
+    switch_s: float = 0.1
+
+
+class State(NamedTuple):
+    """Arrays that the kernels change. R: ranks of all engines, as many of each as the widest has.
+
+    [requests] at_s prompt output left first_s last_s; following: in its rank's queue; rank: of R
+    [engines]  end_s: of the step that runs (busy) or ran last; ranks, wanted: now, and from the
+               next step on; closed: takes no requests; pause_s: that the next takes longer; slow:
+               factor of its steps; steps, busy_s: so far; prefilled, decoded: tokens; finished,
+               prompts: requests, and the tokens of their prompts; table, [engines, GRID]: seconds
+               of a step's experts; ttft, gaps: histograms
+    [R]        seated: requests that run, begun: and those whose prompt the step completes; kv:
+               tokens that they keep or will; context: that they have; head, tail: of the queue;
+               progress: tokens of the head that are computed; queued; running, [R, SEATS]
+    events: what came of requests, as many as told[0] says
+    """
+
+    at_s: FloatArray
+    prompt: IntArray
+    output: IntArray
+    left: IntArray
+    first_s: FloatArray
+    last_s: FloatArray
+    following: IntArray
+    rank: IntArray
+    end_s: FloatArray
+    busy: IntArray
+    ranks: IntArray
+    wanted: IntArray
+    closed: IntArray
+    pause_s: FloatArray
+    slow: FloatArray
+    table: FloatArray
+    steps: IntArray
+    busy_s: FloatArray
+    prefilled: IntArray
+    decoded: IntArray
+    finished: IntArray
+    prompts: IntArray
+    seated: IntArray
+    begun: IntArray
+    kv: IntArray
+    context: IntArray
+    head: IntArray
+    tail: IntArray
+    progress: IntArray
+    queued: IntArray
+    running: IntArray
+    ttft: FloatArray
+    gaps: FloatArray
+    events: IntArray
+    told: IntArray
