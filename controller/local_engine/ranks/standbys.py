@@ -10,6 +10,7 @@ from controller.local_engine.ranks.messages import Detach, Pace, Setup
 from placer.memory.process import GoneError, Process
 
 MODULE = "controller.local_engine.ranks.rank"
+REFILL_S = 1.0  # later: a process that starts takes processors from ranks that begin to serve
 
 
 class Standbys:
@@ -22,6 +23,7 @@ class Standbys:
         self._ready: deque[Process] = deque()
         self._numbers = count(1)
         self._filling: threading.Thread | None = None
+        self._closed = threading.Event()
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -43,9 +45,9 @@ class Standbys:
         self._keep_only(wanted)  # some may have been given meanwhile
 
     def fill_meanwhile(self) -> None:
-        """The same, on a thread of its own."""
+        """The same, on a thread of its own, REFILL_S later."""
         if self._filling is None or not self._filling.is_alive():
-            self._filling = threading.Thread(target=self.fill, name="standbys", daemon=True)
+            self._filling = threading.Thread(target=self._refill, name="standbys", daemon=True)
             self._filling.start()
 
     def take(self) -> Process:
@@ -69,11 +71,16 @@ class Standbys:
         self._keep_only(self._keep)
 
     def close(self) -> None:
+        self._closed.set()
         if self._filling is not None:
             self._filling.join()
         for one in self._ready:
             one.end(grace_s=5.0)
         self._ready.clear()
+
+    def _refill(self) -> None:
+        if not self._closed.wait(REFILL_S):
+            self.fill()
 
     def _keep_only(self, count: int) -> None:
         with suppress(IndexError):  # another thread took them
