@@ -30,6 +30,7 @@ from controller.changes.operations import Operation, Scale
 from controller.changes.runner import Runner
 from controller.config import Config, PoolPolicy
 from controller.elastic.hmm import Report
+from controller.engines.in_memory import MemoryPlanner
 from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
@@ -242,7 +243,8 @@ async def _change(pipe: Connection, path: Path, after: Placement | None) -> None
     engines, clock = Piped(pipe), SystemClock()
     with closing(Ledger(path, FORMS)) as records:
         ledger = WatchedLedger(records, clock)
-        runner = Runner(ledger, engines, Config(PoolPolicy(topology.preset("h100"))))
+        config = Config(PoolPolicy(topology.preset("h100")))
+        runner = Runner(ledger, engines, config, MemoryPlanner(clock))
         record = next(iter(ledger.open("operation")), None)
         if record is not None:
             record = await runner.run(record, is_restart=True)

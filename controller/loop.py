@@ -9,6 +9,7 @@ from typing import Any
 
 from controller.changes.arbiter import Arbiter
 from controller.changes.operations import Operation
+from controller.changes.runner import Runner
 from controller.config import Config
 from controller.fleet import snapshots
 from controller.fleet.acknowledgements import Acknowledgements
@@ -62,7 +63,8 @@ class Loop:
         self.config, self.ledger, self.fleet = config, ledger, fleet
         self.engines, self.planner = engines, planner
         self.traces = SampledRequests(lambda pool: config.of(pool).traces, ledger.clock)
-        self.arbiter = Arbiter(config, ledger, fleet, engines)
+        runner = Runner(ledger, engines, config, planner)
+        self.arbiter = Arbiter(config, ledger, fleet, engines, runner)
         self.reported = ReportedCapacity(ledger, fleet)
         gpus = capacity if capacity is not None else self.reported
         self.loads = Loads(config, fleet, self.arbiter, planner, metrics, gpus)

@@ -10,6 +10,8 @@ from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from placer.resize.price import Price
+from placer.schedule import Budget, Schedule
+from placer.topology import Topology
 from placer.trace import Trace
 
 
@@ -52,6 +54,16 @@ class Planner(Protocol):
         self, problem: Problem, current: Placement, optimizer: str
     ) -> Price | Infeasible:
         """The cheapest way from ``current`` to the problem's width."""
+
+    async def scheduled(
+        self,
+        before: Placement,
+        after: Placement,
+        expert_bytes: int,
+        topology: Topology,
+        budget: Budget,
+    ) -> Schedule:
+        """See ``placer.schedule``. It waits for no solve: what was approved goes on."""
 
 
 class Metrics(Protocol):

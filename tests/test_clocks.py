@@ -19,6 +19,7 @@ REAL = {
     "controller/ledger/file.py": "SQLite's, for its file's lock",
     "controller/local_engine/local_engine.py": "how often processes are looked after",
     "controller/local_engine/recovery.py": "the same, of memory processes",
+    "controller/local_engine/ranks/standbys.py": "how long after a switch they are replaced",
     "controller/local_engine/ranks/rank.py": "how long a step of a paced device lasts",
     "placer/agent/grpc_sink.py": "gRPC's deadline of a call",
     "placer/agent/streams.py": "the same of a call in a stream",

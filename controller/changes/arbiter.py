@@ -41,12 +41,12 @@ class Arbiter:
     """Takes proposals in, keeps the plans, and begins one change at a time."""
 
     def __init__(
-        self, config: Config, ledger: WatchedLedger, fleet: Fleet, engines: Engines
+        self, config: Config, ledger: WatchedLedger, fleet: Fleet, engines: Engines, runner: Runner
     ) -> None:
         self.config, self.ledger, self.fleet, self.engines = config, ledger, fleet, engines
         self.plans = Plans(ledger)
         self.queue = Queue(ledger, self.plans)
-        self.history, self.runner = History(ledger), Runner(ledger, engines, config)
+        self.history, self.runner = History(ledger), runner
         self.kinds = kinds_of_changes(self.plans, self.history, self.runner)
         self.totals = Totals()
         self._task: asyncio.Task[None] | None = None

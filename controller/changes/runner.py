@@ -24,9 +24,9 @@ from controller.migration.commands import (
     Transfer,
 )
 from controller.migration.machine import Attempt, Event, State
-from controller.ports import EngineLostError, Engines
+from controller.ports import EngineLostError, Engines, Planner
 from placer.errors import PlacerError
-from placer.schedule import Budget, Schedule, schedule
+from placer.schedule import Budget, Schedule
 
 DEADLINE_S = 60.0  # of a command
 ITSELF_S = 300.0  # an engine that moves by itself does at its next rebalancing step
@@ -48,8 +48,10 @@ ABORT = form_of(Abort)
 class Runner:
     """Carries one operation out at a time; who begins which is the loop's to say."""
 
-    def __init__(self, ledger: WatchedLedger, engines: Engines, config: Config) -> None:
-        self.ledger, self.engines, self.config = ledger, engines, config
+    def __init__(
+        self, ledger: WatchedLedger, engines: Engines, config: Config, planner: Planner
+    ) -> None:
+        self.ledger, self.engines, self.config, self.planner = ledger, engines, config, planner
         self._abort = self._abort_key = ""
         self._last: tuple[tuple[Any, ...], Schedule] | None = None  # between what, and the way
 
@@ -123,7 +125,8 @@ class Runner:
         hardware = policy.hardware(before.gpus)
         key = before.digest, goal.digest, size, hardware, budget
         if self._last is None or self._last[0] != key:  # engines of a pool mostly stand alike
-            self._last = key, schedule(before, goal, size, hardware, budget)
+            found = await self.planner.scheduled(before, goal, size, hardware, budget)
+            self._last = key, found
         _, found = self._last
         if found.reason:
             raise PlacerError(found.reason)

@@ -26,7 +26,8 @@ from placer.placement import EMPTY, Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from placer.resize.price import Price
-from placer.schedule import Transfer
+from placer.schedule import Budget, Schedule, Transfer, schedule
+from placer.topology import Topology
 
 
 class MemoryPlanner:
@@ -48,6 +49,16 @@ class MemoryPlanner:
         found = resized(problem, current, optimizer)
         await self.clock.sleep(self.solve_s)
         return found
+
+    async def scheduled(
+        self,
+        before: Placement,
+        after: Placement,
+        expert_bytes: int,
+        topology: Topology,
+        budget: Budget,
+    ) -> Schedule:
+        return schedule(before, after, expert_bytes, topology, budget)
 
 
 class MemoryEngine:

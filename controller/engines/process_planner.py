@@ -17,6 +17,8 @@ from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from placer.resize.price import Price
+from placer.schedule import Budget, Schedule, schedule
+from placer.topology import Topology
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would have the controller's locks and files
 DIES_S = 1.0  # between the end of its pipe and its own
@@ -28,12 +30,13 @@ class PlannerError(PlacerError):
 
 class ProcessPlanner:
     """As many pools are planned side by side as there are ``workers``: by default one fewer than
-    processors, which is the controller's. One that is not waited for any more is ended."""
+    processors, which is the controller's. One that is not waited for any more is ended. What is to
+    be carried out is scheduled beside them."""
 
     def __init__(self, workers: int | None = None) -> None:
         count = workers or max(1, (os.cpu_count() or 1) - 1)
         self._room = asyncio.Semaphore(count)
-        self._beside = ThreadPoolExecutor(count, "planner")
+        self._beside = ThreadPoolExecutor(count + 1, "planner")
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
 
@@ -41,33 +44,47 @@ class ProcessPlanner:
         self, problem: Problem, optimizer: str, unseen: Unseen | None = None
     ) -> Plan | Hold | Infeasible:
         """Raises PlannerError if the process dies."""
-        found: Plan | Hold | Infeasible = await self._ask(answer, problem, optimizer, unseen)
+        async with self._room:
+            found: Plan | Hold | Infeasible = await self._ask(answer, problem, optimizer, unseen)
         return found
 
     async def resized(
         self, problem: Problem, current: Placement, optimizer: str
     ) -> Price | Infeasible:
         """Raises PlannerError if the process dies."""
-        found: Price | Infeasible = await self._ask(resized, problem, current, optimizer)
+        async with self._room:
+            found: Price | Infeasible = await self._ask(resized, problem, current, optimizer)
+        return found
+
+    async def scheduled(
+        self,
+        before: Placement,
+        after: Placement,
+        expert_bytes: int,
+        topology: Topology,
+        budget: Budget,
+    ) -> Schedule:
+        """Raises PlannerError if the process dies."""
+        told = before, after, expert_bytes, topology, budget
+        found: Schedule = await self._ask(schedule, *told)
         return found
 
     async def _ask(self, what: Callable[..., Any], *of: Any) -> Any:
         running = asyncio.get_running_loop()
-        async with self._room:
-            worker = self._idle.pop() if self._idle else _Worker()
-            self._all.add(worker)
-            try:
-                found = await running.run_in_executor(self._beside, worker.ask, what, *of)
-            except (EOFError, OSError) as error:
-                code = self._end(worker, DIES_S)
-                how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                raise PlannerError(
-                    f"the process that planned died ({how}): is there enough memory?"
-                ) from error
-            except BaseException:
-                self._end(worker)
-                raise
-            self._idle.append(worker)
+        worker = self._idle.pop() if self._idle else _Worker()
+        self._all.add(worker)
+        try:
+            found = await running.run_in_executor(self._beside, worker.ask, what, *of)
+        except (EOFError, OSError) as error:
+            code = self._end(worker, DIES_S)
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise PlannerError(
+                f"the process that planned died ({how}): is there enough memory?"
+            ) from error
+        except BaseException:
+            self._end(worker)
+            raise
+        self._idle.append(worker)
         if isinstance(found, str):
             raise RuntimeError(f"a planner failed:\n{found}")
         if isinstance(found, PlacerError):

@@ -16,6 +16,8 @@ from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from placer.resize.price import Price
+from placer.schedule import Budget, Schedule, schedule
+from placer.topology import Topology
 
 NAMESPACE = "placer"
 PATIENCE_S = 10.0  # for an actor to say how it stands
@@ -37,6 +39,18 @@ class RayPlanner:
         self, problem: Problem, current: Placement, optimizer: str
     ) -> Price | Infeasible:
         found: Price | Infeasible = await self._ask(resized, problem, current, optimizer)
+        return found
+
+    async def scheduled(
+        self,
+        before: Placement,
+        after: Placement,
+        expert_bytes: int,
+        topology: Topology,
+        budget: Budget,
+    ) -> Schedule:
+        told = before, after, expert_bytes, topology, budget
+        found: Schedule = await self._ask(schedule, *told)
         return found
 
     async def _ask(self, what: Callable[..., Any], *of: Any) -> Any:

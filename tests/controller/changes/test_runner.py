@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from controller.changes import runner
 from controller.changes.operations import Apply, Operation, Phase
 from controller.changes.runner import RETRY_S, TRIES, Runner
-from controller.engines.in_memory import MemoryEngine
+from controller.engines.in_memory import MemoryEngine, MemoryPlanner
 from controller.ledger.ledger import LedgerFull, Record
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import Command, Discard, Done, Outcome, Refused, Stage
@@ -66,7 +66,7 @@ class Story:
     def start(self) -> None:
         """Another controller, that knows what was written down."""
         self.ledger = WatchedLedger(self.disk, self.clock)
-        self.runner = Runner(self.ledger, self.engines, self.config)
+        self.runner = Runner(self.ledger, self.engines, self.config, MemoryPlanner(self.clock))
 
     @property
     def record(self) -> Record[Any]:
@@ -206,7 +206,7 @@ async def test_an_abort_is_kept_for_the_next_controller() -> None:
     story = Story()
     old = story.runner
     old.abort(story.record, "ann wants it back", "key-7")
-    story.runner = Runner(old.ledger, old.engines, old.config)  # the old one is killed
+    story.runner = Runner(old.ledger, old.engines, old.config, old.planner)  # the old one is killed
     ended = await story.run(is_restart=True)
     assert (ended.phase, ended.why) == ("rolled back", "ann wants it back")
     assert ended.back_key == "key-7"

@@ -18,8 +18,10 @@ from placer.errors import PlacerError
 from placer.parallel import connect, disconnect
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
+from placer.schedule import Budget, schedule
 from tests.builders import a_model, by_hand, loads
 from tests.controller.tiny_pool import (
+    GOAL,
     HOME,
     POOL,
     SKEWED,
@@ -70,6 +72,25 @@ async def test_the_answer_is_the_same_wherever_it_is_made(kind: str) -> None:
     assert {one.placement.digest for one in found} == {expected.placement.digest}
     assert {one.reason for one in found} == {expected.reason}
     assert isinstance(held, Hold | Infeasible)
+
+
+@every
+@asynchronous
+async def test_the_way_to_a_placement_is_the_same_wherever_it_is_found(kind: str) -> None:
+    told = HOME, GOAL, 100, by_hand(), Budget(100)
+    async with planning(kind) as planner:
+        found = await planner.scheduled(*told)
+    expected = schedule(*told)
+    assert found.rounds == expected.rounds
+    assert found.after.digest == GOAL.digest
+
+
+@asynchronous
+async def test_what_was_approved_waits_for_no_solve() -> None:
+    with closing(ProcessPlanner(1)) as planner:
+        async with planner._room:  # somebody else's solve
+            found = await planner.scheduled(HOME, GOAL, 100, by_hand(), Budget(100))
+    assert found.rounds
 
 
 @every
