@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from controller.changes.arbiter import BusyError
 from controller.fleet.workers import FleetError, UnknownError
@@ -52,7 +53,7 @@ def answering(
         try:
             return await method(self, _readable(request))
         except Exception as error:
-            await _abort(context, method.__name__, error, self.refusals)
+            await _abort(context, method.__name__, error, self.refusals, _size(request))
 
     return answered
 
@@ -68,7 +69,7 @@ def streaming(
             async for response in method(self, _readable(request)):
                 yield response
         except Exception as error:
-            await _abort(context, method.__name__, error, self.refusals)
+            await _abort(context, method.__name__, error, self.refusals, _size(request))
 
     return streamed
 
@@ -80,12 +81,19 @@ def _readable(request: Any) -> Any:
     return request
 
 
-async def _abort(context: Any, name: str, error: Exception, refusals: Spacing) -> None:
+def _size(request: Any) -> int:
+    """Bytes; 0 of a stream."""
+    if isinstance(request, RequestError):
+        return request.size
+    return request.ByteSize() if isinstance(request, Message) else 0
+
+
+async def _abort(context: Any, name: str, error: Exception, refusals: Spacing, size: int) -> None:
     if isinstance(error, grpc.aio.BaseError):  # the client is gone
         raise error
     if isinstance(error, PlacerError):
         if (code := code_of(error)) is grpc.StatusCode.INVALID_ARGUMENT:
-            await refusals.turn(context.peer())
+            await refusals.turn(context.peer(), size)
         told = " ".join(str(error).split()).encode(errors="replace")[:MOST]
         await context.abort(code, told.decode(errors="ignore"))
     log.error("placer: %s failed", name, exc_info=error)

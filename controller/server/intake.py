@@ -34,7 +34,9 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 
 
 class RequestError(PlacerError):
-    """A request that is larger than its method's can be, or none at all."""
+    """A request that is larger than its method's can be, or none at all. size: its bytes"""
+
+    size = 0
 
 
 class Intake(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -54,6 +56,7 @@ class Intake(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             try:
                 return _read(handler.request_deserializer, data, method)
             except RequestError as error:
+                error.size = len(data)
                 return error
 
         return handler._replace(request_deserializer=read)

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 from placer.clock import Clock
 
 SPACING_S = 0.05  # between two answers to one address
+BYTES_PER_S = 20e6  # of requests in vain from one address
 SLOWEST_S = 3.0  # of an answer: agents wait 5 s, and are to hear what is wrong
 PERIOD_S = 60.0  # between two lines in the log
 ADDRESSES = 1000  # that are told apart
@@ -17,23 +18,25 @@ log = logging.getLogger("placer.controller")
 
 
 class Spacing:
-    """Answers to an address, with SPACING_S between them however fast it asks."""
+    """Answers to an address, with SPACING_S between them however fast it asks, and longer after
+    what was large."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._free_s: dict[str, float] = {}  # when the next answer to an address is due
 
-    async def turn(self, peer: str) -> None:
-        """Until the answer to this one is due. peer: as gRPC says it, ``ipv4:10.0.0.7:40120``"""
-        await self._clock.sleep(self.delay_s(address_of(peer), self._clock.monotonic()))
+    async def turn(self, peer: str, size: int = 0) -> None:
+        """Until the answer to this one is due. peer: as gRPC says it, ``ipv4:10.0.0.7:40120``;
+        size: bytes of the request"""
+        await self._clock.sleep(self.delay_s(address_of(peer), self._clock.monotonic(), size))
 
-    def delay_s(self, address: str, now_s: float) -> float:
+    def delay_s(self, address: str, now_s: float, size: int = 0) -> float:
         """How long the next answer waits: for those before it, but no longer than SLOWEST_S."""
         if len(self._free_s) >= ADDRESSES and address not in self._free_s:
             self._free_s = {one: due_s for one, due_s in self._free_s.items() if due_s > now_s}
             address = address if len(self._free_s) < ADDRESSES else "others"
         due_s = min(max(now_s, self._free_s.get(address, now_s)), now_s + SLOWEST_S)
-        self._free_s[address] = due_s + SPACING_S
+        self._free_s[address] = due_s + SPACING_S + size / BYTES_PER_S
         return due_s - now_s
 
 

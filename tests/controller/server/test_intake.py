@@ -238,6 +238,27 @@ async def test_the_controller_answers_while_its_history_is_read(
         assert [record.kind for record in (await asked).records] == ["acknowledgement"]
 
 
+@asynchronous
+async def test_reading_the_ledger_takes_a_fifth_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with a_world() as world:
+        clock, begun_s = world.loop.ledger.clock, list[float]()
+        newest = world.loop.ledger.records.newest_of_each
+
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            begun_s.append(clock.monotonic())
+            while clock.monotonic() < begun_s[-1] + 0.05:
+                pass
+            return newest(*args, **kwargs)
+
+        monkeypatch.setattr(world.loop.ledger.records, "newest_of_each", slow)
+        for _ in range(3):
+            await world.ledger.History(HistoryRequest())
+        assert begun_s[1] - begun_s[0] >= 0.25
+        assert begun_s[2] - begun_s[1] >= 0.25
+
+
 @pytest.mark.parametrize("more", [b"0," * 20_000, b"0" * 500_000])
 @asynchronous
 async def test_a_plan_file_says_no_more_than_a_plan_of_the_pool(more: bytes) -> None:

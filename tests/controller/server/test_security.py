@@ -231,6 +231,12 @@ def test_who_shows_no_known_token_waits_for_those_before_from_there() -> None:
     assert them.delay_s("10.0.0.7", 101.0) == 0.0  # who asks now and then is not slowed
 
 
+def test_after_a_large_request_in_vain_the_next_waits_for_its_bytes() -> None:
+    them = Spacing(SystemClock())
+    assert them.delay_s("10.0.0.7", 100.0, 10_000_000) == 0.0
+    assert them.delay_s("10.0.0.7", 100.0) == pytest.approx(0.55)
+
+
 def test_nobody_waits_longer_than_an_agent_does_for_its_answer() -> None:
     them = Spacing(SystemClock())
     delays = [them.delay_s("10.0.0.7", 100.0) for _ in range(3_000)]
