@@ -11,7 +11,7 @@ where ``experts_s`` is what placer's own score says of the placement that is ser
 that comes, by the tokens of a step. A request starts where its whole KV fits. Its first token comes
 with the last of its prompt.
 
-Steps that prefill nothing have the same tokens, and read a token of context more for each. So
+Steps in which no prompt ends have the same tokens, and read one of context more for each request. So
 
     seconds of j such steps = each_s * j + more_s * j * (j - 1) / 2
 
@@ -67,6 +67,8 @@ def _finish(s: Any, engine: int, widest: int, every: int) -> None:
         decoded = many * s.seated[at]
         s.decoded[engine] += decoded
         s.gaps[engine, gap] += decoded
+        s.progress[at] += (many - 1) * s.chunk[at]
+        s.prefilled[engine] += (many - 1) * s.chunk[at]
         s.context[at] += decoded + s.begun[at] - s.seated[at]
         for seat in range(s.seated[at], s.begun[at]):
             one = s.running[at, seat]
@@ -113,12 +115,13 @@ def _experts_s(table: Any, tokens: float) -> float:
 
 @compiled
 def _begin(s: Any, engine: int, widest: int, speeds: Any, most: int, until: float) -> bool:
-    """The next steps, if there is work; those after the first begin before ``until``."""
+    """The next steps, if there is work; those after the first end by ``until``."""
     overhead_s, dense_read_s, dense_token_s, kv_token_s, budget, room_kv, _ = speeds
     total, slowest, many = 0, 0.0, most
     for at in range(engine * widest, engine * widest + s.ranks[engine]):
         decodes = s.seated[at]
         room, tokens, begun = budget - decodes, decodes, decodes
+        s.chunk[at] = 0
         while room > 0 and s.head[at] != NOBODY and begun < SEATS:
             one = s.head[at]
             if s.progress[at] == 0:
@@ -131,9 +134,11 @@ def _begin(s: Any, engine: int, widest: int, speeds: Any, most: int, until: floa
             room -= part
             tokens += part
             s.prefilled[engine] += part
-            many = 1
             if s.progress[at] < s.prompt[one]:
+                s.chunk[at] = part
+                many = min(many, 1 + (s.prompt[one] - s.progress[at] - 1) // part)
                 break
+            many = 1
             s.progress[at] = 0
             s.head[at] = s.following[one]
             s.queued[at] -= 1
@@ -151,17 +156,18 @@ def _begin(s: Any, engine: int, widest: int, speeds: Any, most: int, until: floa
     even_s = overhead_s + _experts_s(s.table[engine], total / s.ranks[engine])
     slow, pause_s = s.slow[engine], s.pause_s[engine]
     each_s, more_s = (even_s + slowest) * slow + pause_s, 0.0
-    ahead = max(int((until - s.end_s[engine]) / each_s), 0)
-    many = 1 if pause_s > 0 else min(many, ahead + 1)
+    left_s = until - s.end_s[engine]
+    many = 1 if pause_s > 0 else min(many, max(int(left_s / each_s), 1))
     if many > 1:
         slowest = 0.0
         for at in range(engine * widest, engine * widest + s.ranks[engine]):
-            tokens = s.seated[at]
+            tokens = s.seated[at] + s.chunk[at]
             took_s = max(dense_read_s, tokens * dense_token_s) + s.context[at] * kv_token_s
-            middle_s = took_s + (many - 1) / 2 * tokens * kv_token_s
-            if tokens > 0 and middle_s > slowest:
-                slowest = middle_s
-                each_s, more_s = (even_s + took_s) * slow, tokens * kv_token_s * slow
+            grows_s = s.seated[at] * kv_token_s
+            if tokens > 0 and took_s + (many - 1) / 2 * grows_s > slowest:
+                slowest = took_s + (many - 1) / 2 * grows_s
+                each_s, more_s = (even_s + took_s) * slow, grows_s * slow
+        many = min(many, max(int(left_s / (each_s + (many - 1) / 2 * more_s)), 1))
     s.begun_s[engine], s.each_s[engine], s.more_s[engine] = s.end_s[engine], each_s, more_s
     s.many[engine], s.pause_s[engine], s.busy[engine] = many, 0.0, 1
     s.end_s[engine] += _seconds(s, engine, many)

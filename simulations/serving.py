@@ -51,7 +51,7 @@ class Serving:
             **some("ranks wanted", engines, value=ranks),
             **some("busy many closed steps prefilled decoded finished prompts", engines),
             **some("table", engines, GRID, kind=float),
-            **some("seated begun kv context progress queued", places),
+            **some("seated begun kv context progress chunk queued", places),
             **some("head tail", places, value=NOBODY),
             **some("due", places, value=NEVER),
             **some("running", places, SEATS),
