@@ -111,7 +111,7 @@ class Control:
         self.clock, self.model, topology = clock, model, hardware("h100")
         policy = PoolPolicy(
             topology, mode="automatic", optimizer="eplb", phase="decode", confirmations=1,
-            max_moved=1.0, scratch_slots=16,
+            max_moved=1.0, scratch_slots=16, dispatch="dedup",
         )  # fmt: skip
         config = Config(policy, every_s=LOOK_S)
         nodes = topology.resized(RANKS).nodes

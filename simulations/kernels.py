@@ -11,7 +11,7 @@ where ``experts_s`` is what placer's own score says of the placement that is ser
 that comes, by the tokens of a step. A request starts where its whole KV fits. Its first token comes
 with the last of its prompt.
 
-Steps in which no prompt ends have the same tokens, and read one of context more for each request. So
+Steps in which no prompt ends have the same tokens, and one of context more for each request. So
 
     seconds of j such steps = each_s * j + more_s * j * (j - 1) / 2
 

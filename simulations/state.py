@@ -38,8 +38,8 @@ class State(NamedTuple):
     [R]        seated: requests that run, begun: and those whose prompt the step completes; due:
                the step that brings the first of their last tokens, or an earlier one; kv:
                tokens that they keep or will; context: that they have; head, tail: of the queue;
-               progress: tokens of the head that are computed, and chunk: that
-               each of the steps that run computes, if none completes it; queued; running, [R, SEATS]
+               progress: tokens of the head that are computed, and chunk: that each of the steps
+               that run computes, if none completes it; queued; running, [R, SEATS]
     events: what came of requests, as many as told[0] says
     """
 
