@@ -10,7 +10,7 @@ from controller.config import Config
 from controller.ledger.ledger import Record
 from controller.loads import Loads
 
-LOOK_S = 1.0  # how often it is looked whether GPUs have come that a change of width waits for
+LOOK_S = 1.0  # how often it is looked whether GPUs have come, and what was at work has ended
 
 
 class Turns:
@@ -31,10 +31,9 @@ class Turns:
         """Until cancelled."""
         while True:
             await self.arbiter.ledger.clock.sleep(LOOK_S)
-            await self._attempt("turns", self.look(with_plans=False))
+            await self._attempt("turns", self.look())
 
-    async def look(self, with_plans: bool = True) -> None:
-        """with_plans: else they are left to the loop's next look, and so is who came after them"""
+    async def look(self) -> None:
         async with self._turn:
             waiting = [(_name(record), record) for record in self.arbiter.queue.waiting]
             names = {name for name, _ in waiting}
@@ -45,8 +44,6 @@ class Turns:
                 is_plan = not isinstance(record.value, Operation)
                 if self.arbiter.running is not None or (is_plan and self._is_closed(record.pool)):
                     continue
-                if is_plan and not with_plans:
-                    break
                 await self._attempt(name, self._begin(record))
             await self._attempt("capacity", self.loads.settle())
 

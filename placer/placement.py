@@ -143,7 +143,8 @@ class Placement:
     @property
     def lost(self) -> list[tuple[int, int]]:
         """(layer, expert) of those that no slot holds."""
-        return [(layer, expert) for layer, expert in np.argwhere(self.replicas == 0).tolist()]
+        is_held = self.held_in(1)[:, :, 0]
+        return [(layer, expert) for layer, expert in np.argwhere(~is_held).tolist()]
 
     @property
     def digest(self) -> str:

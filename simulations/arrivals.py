@@ -1,5 +1,6 @@
 """Requests that come: when, and with how many tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -48,13 +49,21 @@ def poisson(per_s: float, seconds: float, prompt: int, output: int, seed: int) -
 
 
 def diurnal(
-    per_s: float, seconds: float, swing: float, bursts: float, prompt: int, output: int, seed: int
+    per_s: float,
+    seconds: float,
+    swing: float,
+    bursts: float,
+    prompt: int,
+    output: int,
+    longest: int,
+    seed: int | Sequence[int],
 ) -> Arrivals:
     """A day's rise and fall, with bursts, of requests whose lengths are log-normal.
 
     per_s: in the mean; swing: of the rate around it, as a share, with its top at 15:00
     bursts: a day; each doubles the rate for ten minutes
     prompt, output: tokens in the mean; their logarithms deviate by 1
+    longest: tokens of a prompt and its answer, beyond which prompts are cut
     """
     rng = np.random.default_rng(seed)
     moments = np.arange(0, seconds, 60.0)
@@ -67,6 +76,7 @@ def diurnal(
 
     def lengths(mean: int) -> IntArray:
         drawn = rng.lognormal(np.log(mean) - 0.5, 1.0, len(at_s))
-        return np.clip(drawn.astype(np.int64), 1, 16 * mean)
+        return np.clip(drawn, 1, 16 * mean).astype(np.int32)
 
-    return Arrivals(at_s, lengths(prompt), lengths(output))
+    prompts, outputs = lengths(prompt), np.minimum(lengths(output), longest - 1)
+    return Arrivals(at_s, np.minimum(prompts, longest - outputs), outputs)

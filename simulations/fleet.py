@@ -2,26 +2,36 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from controller.config import Config
-from controller.engines.in_memory import MemoryEngine, MemoryEngines, MemoryPlanner
+from controller.engines.in_memory import MemoryEngines, MemoryPlanner
 from controller.engines.memory_capacity import MemoryCapacity
 from controller.fleet.workers import Fleet
 from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
-from controller.migration.commands import Command, Copy, Outcome, Switch, Transfer, Verify
+from controller.migration.commands import (
+    Command,
+    Copy,
+    Done,
+    Outcome,
+    Switch,
+    Transfer,
+    Verify,
+)
 from controller.ports import EngineLostError
 from controller.samples import Sample
+from placer.model import ModelShape
+from placer.placement import Placement
+from placer.topology import Link
 from placer.virtual_clock import VirtualClock
 from simulations.modelled import PoolModel
 
-SLICE_S = 1.0  # what controllers change is felt at the next of these
-PUSH_S = 10.0
+PUSH_S = 10.0  # agents push so often
 CONTENTION = 1.05  # steps take so much longer while experts move
 SOLVE_S = 2.0  # virtual seconds of a plan
 MINUTE_S = 60.0
@@ -30,8 +40,11 @@ BEGINS = 1_800_000_000.0  # unix seconds: a Friday of 2027, 08:00 UTC
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """From ``at_s`` on an engine takes no requests for ``lasts_s``. kind: "crash", with all that it
-    had, or "drain", after what it has"""
+    """From ``at_s`` on an engine takes no requests for ``lasts_s``.
+
+    kind: "crash": it is lost with all that it had, and starts anew; "upgrade": it ends what it has,
+        and starts anew; "drain": it ends what it has, and goes on
+    """
 
     at_s: float
     pool: str
@@ -63,11 +76,20 @@ class ModelledEngines(MemoryEngines):
         model = self.pools[pool]
         at = list(model.engines).index(engine)
         if isinstance(command, Copy | Transfer):
+            model.advance(self.clock.monotonic())
             model.serving.state.slow[at] = CONTENTION
-            await self.clock.sleep(self._seconds(model, model.engines[engine], command))
+            shape, link = model.hardware.model, model.hardware.topology.local
+            if isinstance(command, Copy):
+                await self.clock.sleep(copy_s(command, shape, link))
+            else:
+                await self.clock.sleep(_transfer_s(model.engines[engine].placement, shape, link))
+            model.advance(self.clock.monotonic())
             model.serving.state.slow[at] = 1.0
         outcome = await super().carry_out(pool, engine, command)
+        if isinstance(command, Switch) and isinstance(outcome, Done):
+            outcome = replace(outcome, pause_s=model.hardware.speeds.switch_s)
         if isinstance(command, Switch | Verify):  # in between, steps are as they were
+            model.advance(self.clock.monotonic())
             model.changed()
             model.register(self.fleet, engine)
         return outcome
@@ -75,21 +97,23 @@ class ModelledEngines(MemoryEngines):
     async def sample(self, pool: str, engine: str) -> Sample:
         model = self.pools[pool]
         at = list(model.engines).index(engine)
-        if model.serving.state.closed[at]:
+        if model.engines[engine].is_gone:
             raise EngineLostError(f"{engine} of {pool} does not answer")
+        model.advance(self.clock.monotonic())
         return model.serving.samples(at)
 
-    def _seconds(self, model: PoolModel, engine: MemoryEngine, command: Copy | Transfer) -> float:
-        """The fullest rank's bytes, across its link."""
-        shape, link = model.hardware.model, model.hardware.topology.local
-        if isinstance(command, Copy):
-            ranks = [one.gpu for one in command.round.copies if one.gpu != one.source]
-            most = max(np.bincount(ranks)) if ranks else 0
-            size = int(most) * shape.expert_bytes
-        else:
-            slots = engine.placement.slots_per_gpu * shape.layers
-            size = slots * shape.expert_bytes + shape.other_bytes
-        return size / link.bytes_per_s
+
+def copy_s(command: Copy, model: ModelShape, link: Link) -> float:
+    """The fullest rank's bytes, across its link."""
+    ranks = [one.gpu for one in command.round.copies if one.gpu != one.source]
+    most = max(np.bincount(ranks)) if ranks else 0
+    return int(most) * model.expert_bytes / link.bytes_per_s
+
+
+def _transfer_s(placement: Placement, model: ModelShape, link: Link) -> float:
+    """All of a rank's, across its link."""
+    slots = placement.slots_per_gpu * model.layers
+    return (slots * model.expert_bytes + model.other_bytes) / link.bytes_per_s
 
 
 class World:
@@ -108,7 +132,7 @@ class World:
         self.clock, self.begins = VirtualClock(BEGINS, seed), BEGINS
         self.series = {name: Series() for name in pools}
         self.ledger = Ledger(None, FORMS)
-        self._capacity = capacity
+        self.incidents, self._capacity = incidents, capacity
         self._due = sorted(
             (moment, order, one, begins)
             for order, one in enumerate(incidents)
@@ -131,30 +155,37 @@ class World:
                 config, ledger, fleet, engines, planner(self.clock, SOLVE_S), engines, capacity
             )
             tasks.append(asyncio.create_task(loop.run()))
-        for step in range(1, int(seconds / SLICE_S) + 1):
-            now_s = step * SLICE_S
+        self._happen(0.0)
+        for now_s in self._moments(seconds):
             await self.clock.sleep(now_s - self.clock.monotonic())
-            self._happen(now_s)
             for model in self.pools.values():
                 model.advance(now_s)
-                if fleet is not None and step % int(PUSH_S / SLICE_S) == 0:
+                if fleet is not None and now_s % PUSH_S == 0:
                     model.push(fleet, now_s)
-            if step % int(MINUTE_S / SLICE_S) == 0:
+            self._happen(now_s)
+            if now_s % MINUTE_S == 0:
                 self._write(now_s)
                 passed(MINUTE_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _moments(self, seconds: float) -> Sequence[float]:
+        """At which agents push, or something happens."""
+        pushes = (PUSH_S * count for count in range(1, int(seconds / PUSH_S) + 1))
+        return sorted({*pushes, *(at_s for at_s, *_ in self._due if 0 < at_s < seconds), seconds})
+
     def _happen(self, now_s: float) -> None:
         while self._due and self._due[0][0] <= now_s:
             _, _, incident, begins = self._due.pop(0)
             model = self.pools[incident.pool]
             at = list(model.engines).index(incident.engine)
-            if begins:
-                model.close(at, is_lost=incident.kind == "crash")
+            if not begins:
+                (model.open if incident.kind == "drain" else model.start)(at)
+            elif incident.kind == "crash":
+                model.lose(at)
             else:
-                model.open(at)
+                model.close(at)
 
     def _write(self, now_s: float) -> None:
         for name, model in self.pools.items():

@@ -1,4 +1,5 @@
-"""The engines of one pool, request by request: continuous and chunked batching, step after step.
+"""The engines of one pool, request by request: continuous and chunked batching, step after step, or
+in one formula all steps until a request comes to the engine or leaves it.
 
 The ranks of an engine step together. In a step each rank decodes a token of every request that
 runs there and prefills prompts, first come first served, up to its token budget; it takes
@@ -9,6 +10,12 @@ runs there and prefills prompts, first come first served, up to its token budget
 where ``experts_s`` is what placer's own score says of the placement that is served and the traffic
 that comes, by the tokens of a step. A request starts where its whole KV fits. Its first token comes
 with the last of its prompt.
+
+Steps in which no prompt ends have the same tokens, and one of context more for each request. So
+
+    seconds of j such steps = each_s * j + more_s * j * (j - 1) / 2
+
+of the rank that is the slowest in the middle; that another one is before or after is left out.
 
 What is left out: preemption, and that the tokens of one step are routed otherwise than the mean.
 """
@@ -24,6 +31,7 @@ GRID = 15  # seconds of a step's experts are told for 1, 2, 4, ... tokens a GPU
 SEATS = 512  # requests that run on a rank, at most
 BEGAN, ENDED = 0, 1
 NOBODY = -1
+NEVER = 2**62  # a step that does not come
 BOUNDS = np.array(TTFT_BOUNDS), np.array(GAP_BOUNDS)
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -49,33 +57,50 @@ def _tell(s: Any, kind: int, one: int) -> None:
 
 @compiled
 def _finish(s: Any, engine: int, widest: int, every: int) -> None:
-    """The step that ran: everybody has a token more."""
-    end = s.end_s[engine]
+    """The steps that ran: everybody has as many tokens more."""
+    end, many = s.end_s[engine], s.many[engine]
+    took_s, now = end - s.begun_s[engine], s.steps[engine] + many
+    gap = np.searchsorted(BOUNDS[1], took_s / many)
+    s.steps[engine] = now
+    s.busy_s[engine] += took_s
     for at in range(engine * widest, engine * widest + s.ranks[engine]):
-        kept = 0
-        for seat in range(s.begun[at]):
+        decoded = many * s.seated[at]
+        s.decoded[engine] += decoded
+        s.gaps[engine, gap] += decoded
+        s.progress[at] += (many - 1) * s.chunk[at]
+        s.prefilled[engine] += (many - 1) * s.chunk[at]
+        s.context[at] += decoded + s.begun[at] - s.seated[at]
+        for seat in range(s.seated[at], s.begun[at]):
             one = s.running[at, seat]
-            if seat >= s.seated[at]:
-                s.first_s[one] = end
-                s.ttft[engine, np.searchsorted(BOUNDS[0], end - s.at_s[one])] += 1
-                if one % every == 0:
-                    _tell(s, BEGAN, one)
-            else:
-                s.gaps[engine, np.searchsorted(BOUNDS[1], end - s.last_s[one])] += 1
-            s.last_s[one] = end
-            s.left[one] -= 1
-            s.context[at] += 1
-            if s.left[one] == 0:
-                s.kv[at] -= s.prompt[one] + s.output[one]
-                s.context[at] -= s.prompt[one] + s.output[one]
-                s.finished[engine] += 1
-                s.prompts[engine] += s.prompt[one]
-                if one % every == 0:
-                    _tell(s, ENDED, one)
-            else:
-                s.running[at, kept] = one
-                kept += 1
-        s.seated[at] = s.begun[at] = kept
+            s.first_s[one], s.ends[one] = end, now + s.output[one] - 1
+            s.due[at] = min(s.due[at], s.ends[one])
+            s.ttft[engine, np.searchsorted(BOUNDS[0], end - s.at_s[one])] += 1
+            if one % every == 0:
+                _tell(s, BEGAN, one)
+        if s.due[at] <= now:
+            _leave(s, engine, at, every)
+        s.seated[at] = s.begun[at]
+
+
+@compiled
+def _leave(s: Any, engine: int, at: int, every: int) -> None:
+    """Requests whose last token has come."""
+    kept, s.due[at] = 0, NEVER
+    for seat in range(s.begun[at]):
+        one = s.running[at, seat]
+        if s.ends[one] > s.steps[engine]:
+            s.due[at] = min(s.due[at], s.ends[one])
+            s.running[at, kept] = one
+            kept += 1
+            continue
+        s.last_s[one] = s.end_s[engine]
+        s.kv[at] -= s.prompt[one] + s.output[one]
+        s.context[at] -= s.prompt[one] + s.output[one]
+        s.finished[engine] += 1
+        s.prompts[engine] += s.prompt[one]
+        if one % every == 0:
+            _tell(s, ENDED, one)
+    s.begun[at] = kept
 
 
 @compiled
@@ -89,13 +114,14 @@ def _experts_s(table: Any, tokens: float) -> float:
 
 
 @compiled
-def _begin(s: Any, engine: int, widest: int, speeds: Any) -> bool:
-    """The next step, if there is work."""
+def _begin(s: Any, engine: int, widest: int, speeds: Any, most: int, until: float) -> bool:
+    """The next steps, if there is work; those after the first end by ``until``."""
     overhead_s, dense_read_s, dense_token_s, kv_token_s, budget, room_kv, _ = speeds
-    total, slowest = 0, 0.0
+    total, slowest, many = 0, 0.0, most
     for at in range(engine * widest, engine * widest + s.ranks[engine]):
         decodes = s.seated[at]
         room, tokens, begun = budget - decodes, decodes, decodes
+        s.chunk[at] = 0
         while room > 0 and s.head[at] != NOBODY and begun < SEATS:
             one = s.head[at]
             if s.progress[at] == 0:
@@ -109,7 +135,10 @@ def _begin(s: Any, engine: int, widest: int, speeds: Any) -> bool:
             tokens += part
             s.prefilled[engine] += part
             if s.progress[at] < s.prompt[one]:
+                s.chunk[at] = part
+                many = min(many, 1 + (s.prompt[one] - s.progress[at] - 1) // part)
                 break
+            many = 1
             s.progress[at] = 0
             s.head[at] = s.following[one]
             s.queued[at] -= 1
@@ -117,20 +146,48 @@ def _begin(s: Any, engine: int, widest: int, speeds: Any) -> bool:
             begun += 1
             s.context[at] += s.prompt[one]
         s.begun[at] = begun
-        s.decoded[engine] += decodes
+        many = min(many, s.due[at] - s.steps[engine])
         if tokens > 0:
             took_s = max(dense_read_s, tokens * dense_token_s) + s.context[at] * kv_token_s
             slowest = max(slowest, took_s)
         total += tokens
     if total == 0:
         return False
-    experts_s = _experts_s(s.table[engine], total / s.ranks[engine])
-    took_s = (overhead_s + slowest + experts_s) * s.slow[engine] + s.pause_s[engine]
-    s.pause_s[engine], s.busy[engine] = 0.0, 1
-    s.steps[engine] += 1
-    s.busy_s[engine] += took_s
-    s.end_s[engine] += took_s
+    even_s = overhead_s + _experts_s(s.table[engine], total / s.ranks[engine])
+    slow, pause_s = s.slow[engine], s.pause_s[engine]
+    each_s, more_s = (even_s + slowest) * slow + pause_s, 0.0
+    left_s = until - s.end_s[engine]
+    many = 1 if pause_s > 0 else min(many, max(int(left_s / each_s), 1))
+    if many > 1:
+        slowest = 0.0
+        for at in range(engine * widest, engine * widest + s.ranks[engine]):
+            tokens = s.seated[at] + s.chunk[at]
+            took_s = max(dense_read_s, tokens * dense_token_s) + s.context[at] * kv_token_s
+            grows_s = s.seated[at] * kv_token_s
+            if tokens > 0 and took_s + (many - 1) / 2 * grows_s > slowest:
+                slowest = took_s + (many - 1) / 2 * grows_s
+                each_s, more_s = (even_s + took_s) * slow, grows_s * slow
+        many = min(many, max(int(left_s / (each_s + (many - 1) / 2 * more_s)), 1))
+    s.begun_s[engine], s.each_s[engine], s.more_s[engine] = s.end_s[engine], each_s, more_s
+    s.many[engine], s.pause_s[engine], s.busy[engine] = many, 0.0, 1
+    s.end_s[engine] += _seconds(s, engine, many)
     return True
+
+
+@compiled
+def _seconds(s: Any, engine: int, many: int) -> float:
+    """Of the first so many of the steps that run."""
+    return s.each_s[engine] * many + s.more_s[engine] * (many * (many - 1) / 2)
+
+
+@compiled
+def _cut(s: Any, engine: int, now: float) -> None:
+    """After the step that runs now there will be something else to do."""
+    took_s = now - s.begun_s[engine]
+    many = min(s.many[engine], int(took_s / s.each_s[engine]) + 1)
+    while many > 1 and _seconds(s, engine, many - 1) >= took_s:
+        many -= 1
+    s.many[engine], s.end_s[engine] = many, s.begun_s[engine] + _seconds(s, engine, many)
 
 
 @compiled
@@ -143,9 +200,10 @@ def _emptiest(s: Any, first: int, ranks: int) -> int:
 
 
 @compiled
-def _move(s: Any, one: int, at: int, to: int) -> None:
+def _move(s: Any, engine: int, one: int, at: int, to: int) -> None:
     """A request that runs goes on elsewhere, with its KV."""
-    needs, has = s.prompt[one] + s.output[one], s.prompt[one] + s.output[one] - s.left[one]
+    needs = s.prompt[one] + s.output[one]
+    has = needs - (s.ends[one] - s.steps[engine])
     s.kv[at] -= needs
     s.context[at] -= has
     s.kv[to] += needs
@@ -153,6 +211,7 @@ def _move(s: Any, one: int, at: int, to: int) -> None:
     s.running[to, s.seated[to]] = one
     s.seated[to] += 1
     s.begun[to] = s.seated[to]
+    s.due[to] = min(s.due[to], s.ends[one])
     s.rank[one] = to
 
 
@@ -163,7 +222,7 @@ def _resize(s: Any, engine: int, widest: int) -> None:
     s.ranks[engine] = after
     for at in range(first + after, first + before):
         for seat in range(s.seated[at]):
-            _move(s, s.running[at, seat], at, _emptiest(s, first, after))
+            _move(s, engine, s.running[at, seat], at, _emptiest(s, first, after))
         if s.progress[at] > 0:  # half a prompt is computed again
             s.kv[at] -= s.prompt[s.head[at]] + s.output[s.head[at]]
         one = s.head[at]
@@ -172,7 +231,7 @@ def _resize(s: Any, engine: int, widest: int) -> None:
             _queue(s, one, _emptiest(s, first, after))
             one = following
         s.seated[at] = s.begun[at] = s.queued[at] = s.progress[at] = 0
-        s.head[at] = NOBODY
+        s.head[at], s.due[at] = NOBODY, NEVER
     for to in range(first + before, first + after):
         while True:
             fullest = first
@@ -183,12 +242,14 @@ def _resize(s: Any, engine: int, widest: int) -> None:
                 break
             s.seated[fullest] -= 1
             s.begun[fullest] = s.seated[fullest]
-            _move(s, s.running[fullest, s.seated[fullest]], fullest, to)
+            _move(s, engine, s.running[fullest, s.seated[fullest]], fullest, to)
 
 
 @compiled
-def advance(s: Any, until: float, widest: int, speeds: Any, every: int) -> None:
-    """All steps that end until then. every: what comes of one of so many requests is told"""
+def advance(s: Any, until: float, limit: float, widest: int, speeds: Any, every: int) -> None:
+    """All steps that end until then. every: what comes of one of so many requests is told; if not
+    of all, steps are computed together, up to ``limit``, before which nobody changes anything"""
+    most = 1 if every == 1 else NEVER
     for engine in range(len(s.end_s)):
         while s.end_s[engine] <= until:
             if s.busy[engine]:
@@ -197,7 +258,7 @@ def advance(s: Any, until: float, widest: int, speeds: Any, every: int) -> None:
             if s.wanted[engine] != s.ranks[engine]:
                 _resize(s, engine, widest)
                 s.pause_s[engine] += speeds[6]
-            if not _begin(s, engine, widest, speeds):
+            if not _begin(s, engine, widest, speeds, most, limit):
                 break
 
 
@@ -205,27 +266,35 @@ def advance(s: Any, until: float, widest: int, speeds: Any, every: int) -> None:
 def arrive(s: Any, one: int, engine: int, at: int, now: float) -> None:
     if not s.busy[engine]:
         s.end_s[engine] = max(s.end_s[engine], now)
+    elif s.many[engine] > 1:
+        _cut(s, engine, now)
     _queue(s, one, at)
+
+
+@compiled
+def place(s: Any, one: int, now: float, widest: int) -> None:
+    """To the rank with the fewest, of engines that take requests."""
+    best, fewest = 0, np.inf
+    for engine in range(len(s.end_s)):
+        if s.closed[engine]:
+            continue
+        for at in range(engine * widest, engine * widest + s.wanted[engine]):
+            load = s.begun[at] + s.queued[at]
+            if load < fewest:
+                best, fewest = at, load
+    arrive(s, one, best // widest, best, now)
 
 
 @compiled
 def serve_many(
     s: Any, first: int, last: int, until: float, every: int, widest: int, speeds: Any
 ) -> int:
-    """Requests one after another, each to the rank with the fewest; stops at one of every
-    ``every`` that somebody else is to place, and returns it."""
+    """Requests one after another; stops at one of every ``every`` that somebody else is to place,
+    and returns it."""
     for one in range(first, last):
-        advance(s, s.at_s[one], widest, speeds, every)
+        advance(s, s.at_s[one], until, widest, speeds, every)
         if one % every == 0:
             return one
-        best, fewest = 0, np.inf
-        for engine in range(len(s.end_s)):
-            if s.closed[engine]:
-                continue
-            for at in range(engine * widest, engine * widest + s.wanted[engine]):
-                load = s.begun[at] + s.queued[at]
-                if load < fewest:
-                    best, fewest = at, load
-        arrive(s, one, best // widest, best, s.at_s[one])
-    advance(s, until, widest, speeds, every)
+        place(s, one, s.at_s[one], widest)
+    advance(s, until, until, widest, speeds, every)
     return last

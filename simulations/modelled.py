@@ -1,5 +1,6 @@
 """A pool of modelled engines: what the shipped controller and scheduler see and change of it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,6 +10,7 @@ from controller.engines.in_memory import MemoryEngine
 from controller.fleet.pools import Registration, WorkerId
 from controller.fleet.windows import Delta
 from controller.fleet.workers import Fleet
+from controller.migration.commands import Discard
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Decision, Request
 from controller.router.scheduling.scheduler import Scheduler
@@ -18,7 +20,7 @@ from placer.cost.requests import Costs, costs_of
 from placer.model import ModelShape
 from placer.objective import Objective
 from placer.pace import Pace
-from placer.placement import Placement
+from placer.placement import Placement, linear
 from placer.problem import Problem
 from placer.topology import Topology
 from placer.worker import Worker
@@ -27,6 +29,8 @@ from simulations.kernels import BEGAN, GRID
 from simulations.routing import Routing
 from simulations.serving import Serving
 from simulations.state import Speeds
+
+FORGETS = 2**62  # an epoch after all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +45,14 @@ class Hardware:
 
 @dataclass(eq=False)
 class _Tables:
-    """Seconds of a step's experts by placement and moment; kept, since engines share them."""
+    """Seconds of a step's experts and balancedness, by placement and moment; kept, since engines
+    share them."""
 
     hardware: Hardware
     routing: Routing
-    known: dict[tuple[str, int], FloatArray] = field(default_factory=dict)
-    balances: dict[tuple[str, int], float] = field(default_factory=dict)
+    known: dict[tuple[str, int], tuple[FloatArray, float]] = field(default_factory=dict)
 
-    def of(self, placement: Placement, moment: int) -> FloatArray:
+    def of(self, placement: Placement, moment: int) -> tuple[FloatArray, float]:
         key = placement.digest, moment
         if key not in self.known:
             problem = self.problem(placement, moment)
@@ -57,8 +61,7 @@ class _Tables:
                 objective = replace(problem.objective, tokens_per_gpu=2**power)
                 found = score(replace(problem, objective=objective), placement, only_timed=True)
                 seconds.append(found.step_s)
-            self.known[key] = np.array(seconds)
-            self.balances[key] = found.balancedness
+            self.known[key] = np.array(seconds), found.balancedness
         return self.known[key]
 
     def problem(self, placement: Placement, moment: int) -> Problem:
@@ -73,7 +76,10 @@ class _Tables:
 
 
 class PoolModel:
-    """engines: their maps, by name, which migrations change; arrivals: of requests, in order"""
+    """engines: their maps, by name, which migrations change; arrivals: of requests, in order
+
+    balancedness: mean over engines, of the traffic of now; gpu_s: of ranks that engines had
+    """
 
     def __init__(
         self,
@@ -87,6 +93,7 @@ class PoolModel:
     ) -> None:
         """every: one of so many requests is placed by the shipped scheduler; 1: all of them"""
         self.name, self.engines, self.arrivals = name, engines, arrivals
+        self._named = list(engines.values())
         self.hardware, self.routing = hardware, routing
         ranks = next(iter(engines.values())).placement.gpus
         self.serving = Serving(arrivals, len(engines), ranks, widest, hardware.speeds, every)
@@ -104,25 +111,45 @@ class PoolModel:
     def changed(self) -> None:
         """Maps, widths, who takes requests, or what the traffic is."""
         state = self.serving.state
-        standing = []
+        standing, balances = [], []
         for at, (name, engine) in enumerate(self.engines.items()):
             ranks = engine.placement.gpus
             state.wanted[at] = ranks
-            state.table[at] = self.tables.of(engine.placement, self.moment)
+            state.table[at], balance = self.tables.of(engine.placement, self.moment)
+            balances.append(balance)
             if not state.closed[at]:
                 standing.append(Engine(name, ranks, self.hardware.speeds.kv_tokens, table=None))
+        self.balancedness = float(np.mean(balances))
         problem = self.tables.problem(engine.placement, self.moment)
         self.scheduler.see(standing, costs=costs_of(problem))
 
-    def close(self, engine: int, is_lost: bool) -> None:
-        """It takes no requests; if it is lost, those that it had begin again elsewhere."""
+    def close(self, engine: int) -> None:
+        """It takes no requests, and goes on with those that it has."""
         self.serving.state.closed[engine] = 1
-        if is_lost:
-            self._again += self.serving.again(engine)
         self.changed()
 
+    def lose(self, engine: int) -> None:
+        """It answers no more, and the requests that it had begin again elsewhere."""
+        self._named[engine].is_gone = True
+        self._again += self.serving.again(engine)
+        self.close(engine)
+
+    def start(self, engine: int) -> None:
+        """A new process, as wide as most others are, with experts where engines begin."""
+        one = self._named[engine]
+        self._again += self.serving.again(engine)
+        others = [other.placement for other in self._named if other is not one]
+        ranks, _ = Counter(other.gpus for other in others or [one.placement]).most_common(1)[0]
+        like = next(other for other in (*others, one.placement) if other.gpus == ranks)
+        one.carry_out(Discard(FORGETS))
+        one.placement = linear(like.layers, like.slots, like.experts, like.gpus, like.nodes)
+        one.is_gone = False
+        self.open(engine)
+
     def open(self, engine: int) -> None:
-        self.serving.state.closed[engine] = 0
+        """It takes requests again."""
+        state = self.serving.state
+        state.closed[engine], state.end_s[engine] = 0, max(state.end_s[engine], self._now_s)
         self.changed()
 
     def advance(self, now_s: float) -> None:
@@ -134,7 +161,10 @@ class PoolModel:
         if self._again and self.scheduler.pool.places:
             again, self._again = self._again, []
             for one in again:
-                self._send(one, self._now_s)
+                if one % self.serving.every == 0:
+                    self._send(one, self._now_s)
+                else:
+                    self.serving.place(one, self._now_s)
         last = int(np.searchsorted(self.arrivals.at_s, now_s))
         while self._next < last and self.scheduler.pool.places:
             self._next, events = self.serving.serve_many(self._next, last, now_s)
@@ -151,7 +181,9 @@ class PoolModel:
         state, model = self.serving.state, self.hardware.model
         shares = self.routing.shares[self.moment]
         window_s, self._pushed_s = max(now_s - self._pushed_s, 1e-3), now_s
-        for at, name in enumerate(self.engines):
+        for at, (name, engine) in enumerate(self.engines.items()):
+            if engine.is_gone:
+                continue
             id = self.register(fleet, name)
             now = (
                 int(state.prefilled[at]), int(state.decoded[at]), int(state.steps[at]),
@@ -166,12 +198,6 @@ class PoolModel:
             ]
             pace = Pace(now[2] - then[2], min(now[3] - then[3], window_s), window_s)
             fleet.push(id, self._pushes, deltas, {"decode": pace})
-
-    @property
-    def balancedness(self) -> float:
-        """Mean over engines, of today's traffic."""
-        keys = [(one.placement.digest, self.moment) for one in self.engines.values()]
-        return float(np.mean([self.tables.balances[key] for key in keys]))
 
     def register(self, fleet: Fleet, engine: str) -> WorkerId:
         """As what it is now."""

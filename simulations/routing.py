@@ -1,5 +1,6 @@
 """Which experts tokens use as time goes on: drawn, or as a recorded trace has it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,12 @@ class Routing:
 
 
 def drawn(
-    model: ModelShape, skew: float, own: float, domains: int, turn_s: float, seed: int
+    model: ModelShape,
+    skew: float,
+    own: float,
+    domains: int,
+    turn_s: float,
+    seed: int | Sequence[int],
 ) -> Routing:
     """Loads whose logarithms are normal.
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import numpy as np
+from pydantic import ValidationError
 
 from controller.config import Config, PoolPolicy, PoolSpec
 from controller.engines.in_memory import MemoryEngine
@@ -25,102 +26,12 @@ from simulations.fleet import Incident, World
 from simulations.modelled import Hardware, PoolModel
 from simulations.routing import Routing, drawn, of_trace
 from simulations.state import Speeds
+from simulations.written import Drawn, DrawnRouting, HardwareSpeeds, Pool, Spec
 
 LIMIT = 2**20
 EFFICIENCY = 0.5  # of peak arithmetic in what is no expert, as the score has it for experts
+FAILURES = 1  # lots of their own
 FILLED = 0.9  # of a GPU's memory, as vLLM takes it
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class _Drawn(_Strict):
-    """Of simulations.arrivals.diurnal."""
-
-    per_s: float = Field(gt=0, le=1e6)
-    swing: float = Field(default=0.0, ge=0, le=1)
-    bursts: float = Field(default=0.0, ge=0)
-    prompt: int = Field(default=1000, ge=1)
-    output: int = Field(default=200, ge=1)
-
-
-class _Recorded(_Strict):
-    """times: each request comes so often; holes: hours without one are meant"""
-
-    trace: Path
-    times: int = Field(default=1, ge=1)
-    holes: bool = False
-
-
-class _DrawnRouting(_Strict):
-    """Of simulations.routing.drawn."""
-
-    skew: float = Field(default=1.0, ge=0, le=5)
-    own: float = Field(default=0.5, ge=0, le=1)
-    domains: int = Field(default=1, ge=1, le=64)
-    turn_s: float = Field(default=0.0, ge=0)
-
-
-class _RecordedRouting(_Strict):
-    routing: Path
-    parts: int = Field(default=1, ge=1)
-    every_s: float = Field(default=600.0, gt=0)
-
-
-class _Speeds(_Strict):
-    """What of simulations.kernels.Speeds is not taken from the hardware."""
-
-    overhead_s: float = Field(default=0.004, ge=0)
-    dense_read_s: float | None = Field(default=None, ge=0)
-    dense_token_s: float | None = Field(default=None, ge=0)
-    kv_token_bytes: int = Field(default=70_000, ge=1)
-    kv_tokens: int | None = Field(default=None, ge=1)
-    token_budget: int = Field(default=2048, ge=1)
-    switch_s: float = Field(default=0.1, ge=0)
-
-
-class _Slo(_Strict):
-    ttft_s: float = Field(default=2.0, gt=0)
-    tpot_s: float = Field(default=0.1, gt=0)
-
-
-class _Pool(_Strict):
-    model: str
-    topology: str = "h100"
-    engines: int = Field(default=1, ge=1, le=4096)
-    ranks: int = Field(ge=1)
-    widest: int | None = Field(default=None, ge=1)
-    slots: int | None = Field(default=None, ge=1)
-    context: int = Field(default=131_072, ge=2)
-    speeds: _Speeds = _Speeds()
-    arrivals: _Drawn | _Recorded
-    routing: _DrawnRouting | _RecordedRouting = _DrawnRouting()
-    slo: _Slo = _Slo()
-    policy: PoolSpec = PoolSpec()
-
-
-class _Incident(_Strict):
-    at_s: float = Field(ge=0)
-    pool: str
-    engine: int = Field(ge=0)
-    lasts_s: float = Field(gt=0)
-    kind: Literal["crash", "drain"] = "crash"
-
-
-class _Capacity(_Strict):
-    gpus: int | None = Field(default=None, ge=1)
-    comes_s: float = Field(default=60.0, ge=0)
-
-
-class _Spec(_Strict):
-    seconds: float = Field(gt=0, le=3e6)
-    scheduled: int = Field(default=1, ge=1)
-    every_s: float = Field(default=30.0, gt=0)
-    pools: dict[str, _Pool] = Field(min_length=1)
-    controllers: dict[str, PoolSpec | None] = Field(min_length=1)
-    incidents: list[_Incident] = []
-    capacity: _Capacity = _Capacity()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +49,19 @@ class Scenario:
     def __init__(self, path: Path) -> None:
         """Raises FileError, which names the field."""
         try:
-            self._spec = _Spec.model_validate(of_yaml(read_text(path, LIMIT), str(path)) or {})
+            self._spec = Spec.model_validate(of_yaml(read_text(path, LIMIT), str(path)) or {})
         except ValidationError as error:
             raise FileError(f"{path}: {first_fault(error)}: see docs/simulations.md") from error
         self.path = path
+        pools: dict[str, Pool] = {}
+        for name, pool in self._spec.pools.items():
+            for number in range(pool.times):
+                pools[f"{name}-{number}" if pool.times > 1 else name] = pool
+        self._lots = {name: number for number, name in enumerate(pools)}
+        self._spec = self._spec.model_copy(update={"pools": pools})
         for incident in self._spec.incidents:
-            pool = self._spec.pools.get(incident.pool)
-            if pool is None or incident.engine >= pool.engines:
+            where = self._spec.pools.get(incident.pool)
+            if where is None or incident.engine >= where.engines:
                 raise FileError(
                     f"{path}: incidents: there is no engine {incident.engine} of {incident.pool}: "
                     "name one that there is, from 0"
@@ -154,9 +71,10 @@ class Scenario:
     def controllers(self) -> Sequence[str]:
         return list(self._spec.controllers)
 
-    def part(self, seconds: float, scheduled: int) -> "Scenario":
-        """Its beginning, in another form."""
+    def part(self, seconds: float, scheduled: int = 0) -> "Scenario":
+        """Its beginning. scheduled: in another form, unless 0"""
         found = copy(self)
+        scheduled = scheduled or self.scheduled
         changes = {"seconds": min(seconds, self.seconds), "scheduled": scheduled}
         found._spec = self._spec.model_copy(update=changes)
         return found
@@ -185,6 +103,8 @@ class Scenario:
             Incident(one.at_s, one.pool, f"engine-{one.engine}", one.lasts_s, one.kind)
             for one in spec.incidents
         ]
+        for name, pool in spec.pools.items():
+            incidents += self._upgrades(name, pool) + self._failures(name, pool, seed)
         gpus = spec.capacity.gpus or sum(
             pool.engines * (pool.widest or pool.ranks) for pool in spec.pools.values()
         )
@@ -200,7 +120,7 @@ class Scenario:
         except PlacerError as error:
             raise FileError(f"{self.path}: pools: {name}: {error}") from error
 
-    def _made(self, name: str, spec: _Pool, seed: int) -> PoolModel:
+    def _made(self, name: str, spec: Pool, seed: int) -> PoolModel:
         shape, node = read_model(spec.model), read_topology(spec.topology)
         topology = node.resized(spec.ranks)
         slots = spec.slots or -(-shape.experts // spec.ranks) * spec.ranks
@@ -211,22 +131,23 @@ class Scenario:
             f"engine-{at}": MemoryEngine(start, shape.expert_bytes) for at in range(spec.engines)
         }
         widest = max(spec.widest or spec.ranks, spec.ranks)
-        arrivals, routing = self._arrivals(spec, seed), self._routing(spec, shape, seed)
+        lots = [seed, self._lots[name]]
+        arrivals, routing = self._arrivals(spec, lots), self._routing(spec, shape, lots)
         scheduled = self._spec.scheduled
         return PoolModel(name, hardware, routing, arrivals, engines, widest, scheduled)
 
-    def _arrivals(self, spec: _Pool, seed: int) -> Arrivals:
+    def _arrivals(self, spec: Pool, seed: Sequence[int]) -> Arrivals:
         told, seconds = spec.arrivals, self._spec.seconds
-        if isinstance(told, _Drawn):
-            found = diurnal(seconds=seconds, seed=seed, **told.model_dump())
+        if isinstance(told, Drawn):
+            found = diurnal(seconds=seconds, longest=spec.context, seed=seed, **told.model_dump())
         else:
             path = self.path.parent / told.trace
             found = read_arrivals(path, spec.context, told.holes).times(told.times)
         return found.between(0.0, seconds)
 
-    def _routing(self, spec: _Pool, shape: ModelShape, seed: int) -> Routing:
+    def _routing(self, spec: Pool, shape: ModelShape, seed: Sequence[int]) -> Routing:
         told = spec.routing
-        if isinstance(told, _DrawnRouting):
+        if isinstance(told, DrawnRouting):
             return drawn(shape, seed=seed, **told.model_dump())
         trace = read_trace(self.path.parent / told.routing, shape)
         if (trace.layers, trace.top_k) != (shape.layers, shape.top_k):
@@ -235,6 +156,29 @@ class Scenario:
                 f"{spec.model} of {shape.layers}, top-{shape.top_k}: give the model's own"
             )
         return of_trace(trace, told.parts, told.every_s)
+
+    def _upgrades(self, name: str, pool: Pool) -> list[Incident]:
+        if (told := pool.upgrades) is None:
+            return []
+        return [
+            Incident(
+                begin_s + engine * told.lasts_s, name, f"engine-{engine}", told.lasts_s, "upgrade"
+            )
+            for begin_s in np.arange(told.every_s / 2, self.seconds, told.every_s).tolist()
+            for engine in range(pool.engines)
+        ]
+
+    def _failures(self, name: str, pool: Pool, seed: int) -> list[Incident]:
+        if (told := pool.failures) is None:
+            return []
+        rng = np.random.default_rng([seed, self._lots[name], FAILURES])
+        count = rng.poisson(told.per_day * self.seconds / 86_400)
+        moments = np.sort(rng.random(count) * self.seconds).round()
+        which = rng.integers(pool.engines, size=count)
+        return [
+            Incident(at_s, name, f"engine-{engine}", told.lasts_s)
+            for at_s, engine in zip(moments.tolist(), which.tolist(), strict=True)
+        ]
 
     def _policy(self, pool: str, of_all: PoolSpec | None) -> PoolPolicy:
         spec = self._spec.pools[pool]
@@ -255,7 +199,7 @@ class Scenario:
         return Config(next(iter(pools.values())), pools, self._spec.every_s)
 
 
-def _speeds(spec: _Speeds, shape: ModelShape, node: Topology, slots: int) -> Speeds:
+def _speeds(spec: HardwareSpeeds, shape: ModelShape, node: Topology, slots: int) -> Speeds:
     """Where the scenario says nothing, of hardware and model."""
     gpu, weights = node.gpu, slots * shape.layers * shape.expert_bytes + shape.other_bytes
     read_s, token_s, kv_tokens = spec.dense_read_s, spec.dense_token_s, spec.kv_tokens

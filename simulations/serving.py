@@ -8,12 +8,13 @@ import numpy as np
 from controller.samples import GAP_BOUNDS, TTFT_BOUNDS, Histogram, Sample
 from simulations import kernels
 from simulations.arrivals import Arrivals
-from simulations.kernels import GRID, NOBODY, SEATS
+from simulations.kernels import GRID, NEVER, NOBODY, SEATS
 from simulations.state import Speeds, State
 
 
 class Serving:
-    """The engines of one pool. widest: ranks that one may have; tables: see State
+    """The engines of one pool. widest: ranks that one may have; cut: requests that had begun to
+    answer when their engine was lost
 
     Time goes on when ``advance`` is called, and is then the same for all.
     """
@@ -28,8 +29,9 @@ class Serving:
         every: int = 1,
     ) -> None:
         """every: one of so many requests is placed by who asks, and heard of; the others go to the
-        rank with the fewest requests."""
+        rank with the fewest requests, and steps in which none comes or leaves are one formula."""
         self.speeds, self.widest, self.every = speeds, widest, every
+        self.cut = 0
         requests, places = len(arrivals), engines * widest
 
         def some(names: str, *shape: int, value: float = 0, kind: type = np.int64) -> Any:
@@ -37,18 +39,21 @@ class Serving:
 
         self.state = State(
             at_s=arrivals.at_s,
-            prompt=arrivals.prompt.astype(np.int64),
-            output=arrivals.output.astype(np.int64),
-            left=arrivals.output.astype(np.int64),
+            prompt=arrivals.prompt.astype(
+                np.int32, copy=False
+            ),  # four bytes: there may be 50 million
+            output=arrivals.output.astype(np.int32, copy=False),
+            **some("ends", requests, kind=np.int32),
             **some("first_s last_s", requests, value=np.inf, kind=float),
-            **some("following rank", requests, value=NOBODY),
-            **some("end_s pause_s busy_s", engines, kind=float),
+            **some("following rank", requests, value=NOBODY, kind=np.int32),
+            **some("begun_s end_s each_s more_s pause_s busy_s", engines, kind=float),
             **some("slow", engines, value=1, kind=float),
             **some("ranks wanted", engines, value=ranks),
-            **some("busy closed steps prefilled decoded finished prompts", engines),
+            **some("busy many closed steps prefilled decoded finished prompts", engines),
             **some("table", engines, GRID, kind=float),
-            **some("seated begun kv context progress queued", places),
+            **some("seated begun kv context progress chunk queued", places),
             **some("head tail", places, value=NOBODY),
+            **some("due", places, value=NEVER),
             **some("running", places, SEATS),
             **some("ttft", engines, len(TTFT_BOUNDS) + 1, kind=float),
             **some("gaps", engines, len(GAP_BOUNDS) + 1, kind=float),
@@ -58,12 +63,16 @@ class Serving:
 
     def advance(self, until: float) -> Sequence[Sequence[int]]:
         """What came of requests until then: BEGAN or ENDED, and which."""
-        kernels.advance(self.state, until, self.widest, self.speeds, self.every)
+        kernels.advance(self.state, until, until, self.widest, self.speeds, self.every)
         return self._events()
 
     def arrive(self, request: int, engine: int, rank: int, now_s: float) -> None:
         """Now, until when time has gone on."""
         kernels.arrive(self.state, request, engine, engine * self.widest + rank, now_s)
+
+    def place(self, request: int, now_s: float) -> None:
+        """Where the fewest are, of the engines that take requests."""
+        kernels.place(self.state, request, now_s, self.widest)
 
     def serve_many(
         self, first: int, last: int, until: float
@@ -88,8 +97,9 @@ class Serving:
         here = slice(first, first + self.widest)
         for array in (s.seated, s.begun, s.kv, s.context, s.progress, s.queued):
             array[here] = 0
-        s.head[here], s.busy[engine] = NOBODY, 0
-        s.left[lost], s.first_s[lost], s.last_s[lost] = s.output[lost], np.inf, np.inf
+        s.head[here], s.due[here], s.busy[engine] = NOBODY, NEVER, 0
+        self.cut += int(np.isfinite(s.first_s[lost]).sum())
+        s.first_s[lost] = np.inf
         return sorted(lost)
 
     def samples(self, engine: int) -> Sample:

@@ -27,27 +27,35 @@ class Speeds(NamedTuple):
 class State(NamedTuple):
     """Arrays that the kernels change. R: ranks of all engines, as many of each as the widest has.
 
-    [requests] at_s prompt output left first_s last_s; following: in its rank's queue; rank: of R
-    [engines]  end_s: of the step that runs (busy) or ran last; ranks, wanted: now, and from the
-               next step on; closed: takes no requests; pause_s: that the next takes longer; slow:
-               factor of its steps; steps, busy_s: so far; prefilled, decoded: tokens; finished,
+    [requests] at_s prompt output; first_s, last_s: of its tokens, inf until it has them; ends: the
+               engine's step that brings the last; following: in its rank's queue; rank: of R
+    [engines]  begun_s, end_s: of the steps that run (busy) or ran last; many, each_s, more_s: how
+               many these are, and their formula; ranks, wanted: now, and from the next step on;
+               closed: takes no requests; pause_s: that the next takes longer; slow: factor of its
+               steps; steps, busy_s: so far; prefilled, decoded: tokens; finished,
                prompts: requests, and the tokens of their prompts; table, [engines, GRID]: seconds
                of a step's experts; ttft, gaps: histograms
-    [R]        seated: requests that run, begun: and those whose prompt the step completes; kv:
+    [R]        seated: requests that run, begun: and those whose prompt the step completes; due:
+               the step that brings the first of their last tokens, or an earlier one; kv:
                tokens that they keep or will; context: that they have; head, tail: of the queue;
-               progress: tokens of the head that are computed; queued; running, [R, SEATS]
+               progress: tokens of the head that are computed, and chunk: that each of the steps
+               that run computes, if none completes it; queued; running, [R, SEATS]
     events: what came of requests, as many as told[0] says
     """
 
     at_s: FloatArray
     prompt: IntArray
     output: IntArray
-    left: IntArray
+    ends: IntArray
     first_s: FloatArray
     last_s: FloatArray
     following: IntArray
     rank: IntArray
+    begun_s: FloatArray
     end_s: FloatArray
+    many: IntArray
+    each_s: FloatArray
+    more_s: FloatArray
     busy: IntArray
     ranks: IntArray
     wanted: IntArray
@@ -63,11 +71,13 @@ class State(NamedTuple):
     prompts: IntArray
     seated: IntArray
     begun: IntArray
+    due: IntArray
     kv: IntArray
     context: IntArray
     head: IntArray
     tail: IntArray
     progress: IntArray
+    chunk: IntArray
     queued: IntArray
     running: IntArray
     ttft: FloatArray

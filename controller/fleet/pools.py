@@ -9,6 +9,8 @@ from placer.pace import Pace, merged
 from placer.profile import Profile, merge
 from placer.worker import GONE_S, NOWHERE, Pod, Worker
 
+NOBODY = ("", "")  # as engine and worker
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerId:
@@ -161,7 +163,8 @@ class Group:
 @dataclass(slots=True)
 class Pool:
     """Engines of one model. slots, windows: by ranks of the engines; windows then by phase;
-    missed_before: pushes of workers that are gone, so that their sum never falls"""
+    missed_before: pushes of workers that are gone, so that their sum never falls; teller: engine
+    and worker of which affinity is asked"""
 
     name: str
     model: ModelShape
@@ -169,6 +172,7 @@ class Pool:
     slots: dict[int, int] = field(default_factory=dict)
     windows: dict[int, dict[str, Window]] = field(default_factory=dict)
     missed_before: int = 0
+    teller: tuple[str, str] = NOBODY
 
     @property
     def missed(self) -> int:

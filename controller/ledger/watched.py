@@ -53,6 +53,7 @@ class WatchedLedger:
         # What has not ended yet, by kind, pool and id. To find it the ledger reads all that has:
         # once, when it is asked for first.
         self._open: dict[str, dict[str, dict[str, Record[Any]]]] = {}
+        self._numbered: set[str] = set()  # kinds whose ids were looked through
 
     def write(
         self,
@@ -120,15 +121,18 @@ class WatchedLedger:
     def next_id(self, kind: str, prefix: str) -> str:
         """``prefix-1``, ``prefix-2``, ...: each once, also when all that had one are forgotten."""
         given = self.records.version("ids", kind)
-        last = given
+        record = None
         with suppress(Unreadable):
-            if (record := self.records.get("ids", kind)) is not None:
-                last = record.value.last
-        # Of a ledger that was without this count, or of one in which it cannot be read.
-        numbers = (_number(id, prefix) for id in self.records.ids(kind))
-        last = max(last, *numbers, 0) + 1
+            record = self.records.get("ids", kind)
+        if record is not None and kind in self._numbered:
+            last = record.value.last
+        else:  # a ledger that was without this count, or in which it cannot be read
+            told = given if record is None else record.value.last
+            last = max(told, *(_number(id, prefix) for id in self.records.ids(kind)), 0)
+        last += 1
         now_s = self.clock.now()
         self.records.put(Record("ids", kind, given + 1, now_s, "", Ids(last)))
+        self._numbered.add(kind)
         return f"{prefix}-{last}"
 
     async def watch(

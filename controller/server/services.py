@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from controller.changes.plans import Kept
 from controller.engines.vllm_engines import VllmEngines
-from controller.fleet.pools import Pool, WorkerId
+from controller.fleet.pools import NOBODY, Member, Pool, WorkerId
 from controller.fleet.token_tables import TokenTables
 from controller.fleet.traces import Reading, Request
 from controller.fleet.workers import FleetError
@@ -102,14 +102,19 @@ class Profiles(ProfileServiceServicer):
 
     def _wants_affinity(self, id: WorkerId) -> bool:
         """From one worker of a pool, where tokens travel by its placement: it is large. What others
-        send of it is left out."""
+        send of it is left out. It is the same one as long as it is heard, so that not every push
+        looks through all."""
         if not self.config.of(id.pool).asks_for_affinity:
             return False
-        recording = (
-            key for key, member in self.fleet.pool(id.pool).members.items()
-            if member.registration.worker.records
-        )  # fmt: skip
-        return (id.engine, id.worker) == min(recording, default=None)
+        pool = self.fleet.pool(id.pool)
+        chosen = pool.members.get(pool.teller)
+        if chosen is None or not self._records(chosen):
+            recording = (key for key, member in pool.members.items() if self._records(member))
+            pool.teller = min(recording, default=NOBODY)
+        return (id.engine, id.worker) == pool.teller
+
+    def _records(self, member: Member) -> bool:
+        return member.registration.worker.records and self.fleet.is_heard(member)
 
 
 class Placements(PlacementServiceServicer):

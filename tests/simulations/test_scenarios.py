@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
+from controller.fleet.observed import same_experts
 from placer.errors import FileError
 from placer.model import preset
 from simulations.arrival_files import read_arrivals
 from simulations.arrivals import diurnal
-from simulations.outcome import form_errors, simulate
+from simulations.outcome import compare, form_errors, simulate
 from simulations.routing import drawn, limited, of_trace
 from simulations.scenario import Scenario
 from tests.builders import a_trace
@@ -64,11 +65,46 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_an_engine_that_is_lost_costs_time_and_no_request(tmp_path: Path) -> None:
     crash = {"at_s": 60, "pool": "chat", "engine": 0, "lasts_s": 60}
-    path = written(tmp_path, incidents=[crash], controllers={"none": None})
+    pools = {"chat": {**POOL, "arrivals": {"per_s": 30, "prompt": 400, "output": 60}}}
+    plain = {"pools": pools, "controllers": {"none": None}, "seconds": 120}
+    whole = simulate(Scenario(written(tmp_path, **plain)), "none", seed=1).pools["chat"]
+    path = written(tmp_path, incidents=[crash], **plain)
     found = simulate(Scenario(path), "none", seed=1).pools["chat"]
-    whole = simulate(Scenario(written(tmp_path)), "none", seed=1).pools["chat"]
     assert found.finished >= whole.finished - 5
     assert found.ttft_s["p99"] > whole.ttft_s["p99"]
+    assert found.cut > whole.cut == 0
+
+
+def test_an_upgraded_engine_begins_where_engines_begin(tmp_path: Path) -> None:
+    """And a controller brings it to the others. Nobody's answer is cut."""
+    upgrade = {"at_s": 150, "pool": "chat", "engine": 0, "lasts_s": 30, "kind": "upgrade"}
+    path = written(tmp_path, incidents=[upgrade])
+    world = Scenario(path).world("eplb", 1)
+    world.run(300, lambda seconds: None)
+    pool = world.pools["chat"]
+    first, second = (engine.placement for engine in pool.engines.values())
+    assert same_experts(first, second)
+    assert pool.serving.cut == 0
+    assert len(world.ledger.newest("operation", 10, "chat")) >= 2
+    world.ledger.close()
+
+
+def test_pools_like_another_have_lots_of_their_own(tmp_path: Path) -> None:
+    pool = {**POOL, "times": 3, "failures": {"per_day": 500, "lasts_s": 30}}
+    path = written(tmp_path, pools={"chat": pool}, seconds=60)
+    found = simulate(Scenario(path), "none", 1).pools
+    assert list(found) == ["chat-0", "chat-1", "chat-2"]
+    assert len({one.ttft_s["p99"] for one in found.values()}) == 3
+    again, other = (Scenario(path).world("none", seed).incidents for seed in (1, 2))
+    assert again == Scenario(path).world("none", 1).incidents != other
+
+
+def test_engines_are_upgraded_one_after_another(tmp_path: Path) -> None:
+    pool = {**POOL, "upgrades": {"every_s": 200, "lasts_s": 20}}
+    found = Scenario(written(tmp_path, pools={"chat": pool})).world("none", 0).incidents
+    assert [(one.at_s, one.engine) for one in found] == [
+        (100, "engine-0"), (120, "engine-1"),
+    ]  # fmt: skip
 
 
 def test_a_size_follows_its_load(tmp_path: Path) -> None:
@@ -145,11 +181,12 @@ def test_traces_are_known_by_their_first_line(tmp_path: Path) -> None:
 
 
 def test_a_day_has_its_mean_and_its_top_in_the_afternoon() -> None:
-    day = diurnal(1.0, 86_400, swing=0.5, bursts=0, prompt=100, output=50, seed=0)
+    day = diurnal(1.0, 86_400, 0.5, bursts=0, prompt=100, output=50, longest=900, seed=0)
     assert len(day) == pytest.approx(86_400, rel=0.02)
     by_hour, _ = np.histogram(day.at_s, bins=24, range=(0, 86_400))
     assert 13 <= by_hour.argmax() <= 17
     assert day.prompt.mean() == pytest.approx(100, rel=0.05)
+    assert (day.prompt + day.output).max() == 900
 
 
 def test_shares_are_of_tokens_that_use_top_k_experts_each() -> None:
@@ -172,8 +209,12 @@ def test_a_recorded_trace_is_had_part_by_part() -> None:
 def test_every_scenario_runs_in_a_small_size(path: Path, tmp_path: Path) -> None:
     told = yaml.safe_load(path.read_text())
     small = tmp_path / path.name
-    small.write_text(yaml.safe_dump({**told, "seconds": 60}))
+    pools = {name: {**pool, "times": min(pool.get("times", 1), 2), "engines": 2}
+             for name, pool in told["pools"].items()}  # fmt: skip
+    changes = {"seconds": 60, "pools": pools, "incidents": []}
+    small.write_text(yaml.safe_dump({**told, **changes}))
     scenario = Scenario(small)
-    for name in scenario.controllers:
-        for pool in simulate(scenario, name, 0).pools.values():
-            assert pool.finished > 0
+    found = compare(scenario, seed=0)
+    assert list(found) == list(scenario.controllers)
+    for one in found.values():
+        assert all(pool.finished > 0 for pool in one.pools.values())

@@ -104,7 +104,7 @@ def test_requests_go_on_through_a_change_of_width(ranks: int) -> None:
     here.advance(1.0)
     here.state.wanted[0] = ranks
     here.advance(100.0)
-    assert here.state.left.tolist() == [0, 0, 0]
+    assert np.isfinite(here.state.last_s).all()
     assert here.state.last_s[:2].tolist() == [9.5, 9.5]  # half a second longer
     assert here.state.kv.tolist() == here.state.context.tolist() == [0, 0, 0]
     assert here.state.finished[0] == 3
@@ -116,6 +116,7 @@ def test_what_an_engine_had_begins_again_elsewhere() -> None:
         here.arrive(one, 0, 0, 0.0)
     here.advance(2.0)
     assert here.again(0) == [0, 1]
+    assert here.cut == 1  # the other had not begun to answer
     for one in (0, 1):
         here.arrive(one, 1, 0, 2.0)
     here.advance(100.0)
@@ -135,6 +136,42 @@ def test_without_a_scheduler_each_goes_where_the_fewest_are() -> None:
     assert asked == [0, 3, 6]
     ranks, counts = np.unique(here.state.rank, return_counts=True)
     assert (ranks.tolist(), counts.tolist()) == ([0, 1, 2, 3], [3, 2, 2, 2])
+
+
+@pytest.mark.parametrize("kv_token_s", [0.0, 1e-4])
+def test_many_steps_in_one_formula_are_what_they_are_one_by_one(kv_token_s: float) -> None:
+    """On a rank each, none is slower before the middle and another after."""
+    speeds = Speeds(0.01, 0.0, 1e-3, kv_token_s, token_budget=16, kv_tokens=400, switch_s=0.5)
+    rng = np.random.default_rng(3)
+    at_s = np.sort(rng.random(60) * 20)
+    come = Arrivals(at_s, rng.integers(1, 40, 60), rng.integers(1, 60, 60))
+    one_by_one, together = (Serving(come, 2, 1, 1, speeds, every) for every in (1, 100))
+    for request in range(60):
+        one_by_one.advance(float(at_s[request]))
+        one_by_one.place(request, float(at_s[request]))
+    one_by_one.advance(100.0)
+    together.place(0, float(at_s[0]))
+    for until in (7.3, 7.4, 100.0):
+        last = int(np.searchsorted(at_s, until))
+        at = int((together.state.rank >= 0).sum())
+        together.serve_many(at, last, until)
+    for name in ("first_s", "last_s", "steps", "busy_s", "decoded", "prefilled", "finished"):
+        these, those = (getattr(here.state, name) for here in (one_by_one, together))
+        np.testing.assert_allclose(these, those, rtol=1e-9, err_msg=name)
+    assert together.state.finished.sum() == 60
+    assert together.state.gaps.sum() == one_by_one.state.gaps.sum()  # each of the mean step
+
+
+def test_what_is_changed_is_felt_at_the_next_step() -> None:
+    """Also if many steps were to be computed together."""
+    here = Serving(coming((0.0, 1, 50), (0.5, 1, 3)), 1, 1, 1, STEP, every=9)
+    here.place(0, 0.0)
+    here.advance(4.5)
+    here.state.slow[0] = 2.0
+    here.place(1, 4.5)
+    here.advance(100.0)
+    assert here.state.first_s.tolist() == [1.0, 7.0]  # 5 steps of a second, one of two
+    assert here.state.last_s.tolist() == [5.0 + 45 * 2, 11.0]
 
 
 def test_metrics_are_an_engine_s_own() -> None:

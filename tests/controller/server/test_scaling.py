@@ -206,16 +206,19 @@ async def test_what_waits_is_told_in_its_order_over_all_and_survives_its_control
 
 
 @asynchronous
-async def test_between_two_looks_a_width_changes_but_overtakes_no_plan() -> None:
+async def test_between_two_looks_a_plan_begins_and_a_width_after_it() -> None:
+    """One after another, as they came, and as soon as what was at work has ended."""
     async with a_world() as world:
         await hear(world)
         plan = await world.proposed()
         await world.placement.Approve(placement_pb2.ApproveRequest(plan_id=plan.id))
         await scale(world, 4, wait=True)
-        await world.loop.turns.look(with_plans=False)
-        assert world.loop.arbiter.running is None
-        await world.placement.Reject(placement_pb2.RejectRequest(plan_id=plan.id))
-        await world.loop.turns.look(with_plans=False)
+        await world.loop.turns.look()
+        running = world.loop.arbiter.running
+        assert running is not None
+        assert running.value.plan_id == plan.id
+        await world.loop.arbiter.settle()
+        await world.loop.turns.look()
         await world.loop.arbiter.settle()
         assert widths(world) == [4, 4]
 
