@@ -164,9 +164,10 @@ class Node:
 
     async def _end(self, uid: str) -> None:
         if uid in self.pods:
-            _, task = self.pods.pop(uid)
+            _, task = self.pods[uid]
             task.cancel()
             await asyncio.wait([task])  # that this one is cancelled meanwhile is not to be missed
+            del self.pods[uid]
 
     async def _tell(self, kind: Kind, found: Object, status: dict[str, Any]) -> None:
         before = found.get("status") or {}
