@@ -8,7 +8,7 @@ VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 TRACES := $(wildcard examples/tiny_moe/traces/*.npz)
 
-.PHONY: demo test test-kube test-vllm check lint setup proto bench lock clean
+.PHONY: demo test test-kube test-node test-vllm check lint setup proto bench lock clean
 
 demo: setup
 	@mkdir -p demo
@@ -19,11 +19,15 @@ demo: setup
 	@echo "Open demo/report.html in a browser for the plan that was made offline."
 
 test: setup
-	$(BIN)/pytest -m "not kube"
+	$(BIN)/pytest -m "not kube and not node"
 
 # On a real Kubernetes API server: tests/kube/cluster.py says which.
 test-kube: setup
 	$(BIN)/pytest -m kube tests/kube
+
+# The whole loop: what the charts install runs, by podman from the images and as processes.
+test-node: setup
+	$(BIN)/pytest -m node -n 0 -s tests/kube
 
 # On a real vLLM, in an environment of its own, whose Numba would overwrite the other's kernels.
 test-vllm $(VLLM_READY): export NUMBA_CACHE_DIR := $(CURDIR)/$(VLLM_VENV)/kernels
@@ -32,7 +36,7 @@ test-vllm: $(VLLM_READY)
 	else $(VLLM_VENV)/bin/python -m bench agent && $(VLLM_VENV)/bin/pytest -n 0 -s -W ignore tests/vllm; fi
 
 check: lint
-	$(BIN)/pytest -m "not slow and not kube"
+	$(BIN)/pytest -m "not slow and not kube and not node"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,9 +1,8 @@
 """The operator on a real API server: counts and times of what it must reach.
 
-    PARTS=crowd,kills,pair,install,absence KILLS=200 ROUNDS=5 python -m bench kubernetes
+    PARTS=crowd,kills,compaction,pair,install,absence KILLS=200 ROUNDS=5 python -m bench kubernetes
 
-The controller is one of nothing
-(tests/kube/stand_in.py), so that times are the operator's and the server's.
+The controller is one of nothing, so that times are the operator's and the server's.
 """
 
 import asyncio
@@ -24,12 +23,13 @@ from rich.table import Table
 from bench.timing import console
 from controller.kube.cluster.api import Api
 from controller.kube.objects import FLEETS
+from tests.kube import compaction as forgetting
 from tests.kube import worlds
 from tests.kube.cluster import NONE, ROOT, Cluster, found
 from tests.kube.faults import FAULTS
 from tests.kube.kills import killed
 from tests.kube.operators import Running, become, condition, operating, until
-from tests.kube.proxy import Proxy, between, kubeconfig
+from tests.kube.proxy import Asked, Proxy, between, kubeconfig
 from tests.kube.stand_in import StandIn, serving
 
 FLEET_COUNT, CHANGES = int(os.environ.get("FLEETS", "200")), int(os.environ.get("CHANGES", "200"))
@@ -188,6 +188,39 @@ def kills(cluster: Cluster, folder: Path) -> Iterator[tuple[str, str, str]]:
         yield f"  {where}", str(count), "-"
 
 
+def compaction(cluster: Cluster, folder: Path) -> Iterator[tuple[str, str, str]]:
+    """410s of the server's own, where its processes are ours to stop."""
+    if not forgetting.is_possible(cluster):
+        yield "settled after etcd forgot", "skipped: the server is not the rig's", "-"
+        return
+    with crowd_of(cluster, folder, "compaction", 3) as few, few.start() as running:
+        until(lambda: running.is_active, "it is active")
+        worlds.on(cluster.kubeconfig, lambda api: worlds.make(api, few.namespace, few.names))
+        until(lambda: few.are_ready, "all are ready")
+        few.settled()
+        asked: list[Asked] = []
+        running.process.send_signal(signal.SIGSTOP)
+        guarded = partial(worlds.on, cluster.kubeconfig, lambda api: _guarded(api, few))
+        forgetting.compacted(cluster, guarded)
+        few.proxy.before = asked.append
+        begun = time.monotonic()
+        running.process.send_signal(signal.SIGCONT)
+        until(lambda: not any(map(_lags, few.fleets())), "all are settled")
+        took_s = time.monotonic() - begun
+    lists = {one.path for one in asked if one.method == "GET" and not one.is_watch}
+    told = f"{took_s:.2f} s, {len(lists)} kinds listed anew"
+    yield "settled after the server restarted and etcd forgot", told, "below 3 s"
+
+
+async def _guarded(api: Api, few: Crowd) -> None:
+    for name in few.names:
+        await api.patch(FLEETS, few.namespace, name, {"spec": {"guard": 0.75}})
+
+
+def _lags(fleet: Any) -> bool:
+    return bool(fleet["status"]["observedGeneration"] != fleet["metadata"]["generation"])
+
+
 def pair(cluster: Cluster, folder: Path) -> Iterator[tuple[str, str, str]]:
     for name in ("SIGKILL", "SIGSTOP", "SIGTERM"):
         times = []
@@ -258,4 +291,7 @@ def _cpu_s(running: Running) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-PARTS = {"crowd": crowd, "kills": kills, "pair": pair, "install": install, "absence": absence}
+PARTS = {
+    "crowd": crowd, "kills": kills, "compaction": compaction, "pair": pair, "install": install,
+    "absence": absence,
+}  # fmt: skip

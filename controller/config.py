@@ -75,6 +75,7 @@ class PoolPolicy:
     scratch_slots:    experts that a rank can hold beside its slots
     hours:            when changes may begin; empty: always
     traces:           requests that are sampled, to judge plans on and for who may read them
+    control:          share of requests that fronts send by load alone; None: as each is told
     autoscale:        how its size follows its load; None: it does not
     """
 
@@ -98,6 +99,7 @@ class PoolPolicy:
     scratch_slots: int = 2
     hours: tuple[Hours, ...] = ()
     traces: Traces = Traces()
+    control: float | None = None
     autoscale: Autoscale | None = None
 
     def hardware(self, ranks: int) -> Topology:
@@ -205,6 +207,7 @@ class PoolSpec(BaseModel):
     scratch_slots: int | None = Field(default=None, ge=0)
     hours: list[str] | None = None
     traces: _TracesSpec | None = None
+    control: float | None = Field(default=None, ge=0, le=1)
     autoscale: AutoscaleSpec | None = None
 
     def on(self, policy: PoolPolicy) -> PoolPolicy:

@@ -268,6 +268,7 @@ class Arbiter:
             )
             first = Record("operation", id, 1, now_s, reason, operation, pool.name, final=False)
             if waiting is not None:
+                operation = replace(operation, other_keys=waiting.value.other_keys)
                 first = waiting.next(now_s, reason, value=operation)
             record: Record[Operation] = self.ledger.put(first, *beside)
             self._task = asyncio.create_task(self._run(record))

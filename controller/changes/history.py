@@ -26,7 +26,7 @@ class History:
     def known(self, key: str) -> Record[Operation] | None:
         """The operation that was begun, or told to go back, with this idempotency key."""
         for record in self.ledger.records.newest("operation") if key else ():
-            if key in (record.value.key, record.value.back_key):
+            if key in record.value.keys:
                 return record
         return None
 

@@ -91,6 +91,7 @@ class Operation:
     """The envelope of a change: what all kinds have.
 
     key:    the caller's; the same again is the same operation
+    other_keys: of those who asked for the same before, while it waited for its turn
     back_key: of whoever told it to go back
     rollback_targets: each engine's before, to go back to; engines are changed in this order
     at, state, round, rounds: the engine, the machine's state, and its round
@@ -126,6 +127,12 @@ class Operation:
     left_out: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     bytes: Mapping[str, int] = field(default_factory=dict)
+    other_keys: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """By which it is known."""
+        return (self.key, self.back_key, *self.other_keys)
 
     @property
     def kind(self) -> str:

@@ -20,7 +20,7 @@ class Queue:
     def waiting(self) -> list[Record[Any]]:
         """Who came first is first."""
         plans = (one for one in self.ledger.open("plan") if one.value.state is PlanState.APPROVED)
-        return sorted([*plans, *self._operations()], key=lambda record: record.number)
+        return sorted([*plans, *self._operations()], key=_came)
 
     def place(self, id: str) -> int:
         """1 is next; 0 for what does not wait."""
@@ -32,10 +32,15 @@ class Queue:
         return next((one for one in self._operations() if one.pool == pool), None)
 
     def put(self, pool: str, change: Scale, key: str, reason: str) -> Record[Operation]:
-        """Have it wait, in the place of the one that did."""
+        """Have it wait, in the place of the one that did. The same again is known by its key,
+        too."""
         known = self.of(pool)
         if known is not None and known.value.change == change:
-            return known
+            if key in ("", *known.value.keys):
+                return known
+            keys = known.value.other_keys
+            again = replace(known.value, key=key, other_keys=(known.value.key, *keys))
+            return self.ledger.follow(known, reason, value=again, final=False)
         id, now_s = self.ledger.next_id("operation", "op"), self.ledger.clock.now()
         if known is not None:
             self.withdraw(known, f"{id} takes its place")
@@ -50,3 +55,9 @@ class Queue:
     def _operations(self) -> list[Record[Operation]]:
         found = self.ledger.open("operation")
         return [one for one in found if one.value.phase is Phase.WAITING]
+
+
+def _came(record: Record[Any]) -> tuple[float, int]:
+    """When it began to wait, whatever was written down of it since."""
+    came_s = record.value.begun_s if isinstance(record.value, Operation) else record.at_s
+    return came_s, record.number

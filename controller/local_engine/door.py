@@ -61,15 +61,7 @@ class Door:
 
     async def _run(self, host: str, port: int, bound: "Future[int]") -> None:
         app = web.Application(client_max_size=2**24)
-        app.add_routes(
-            [
-                web.post("/v1/completions", self._complete),
-                web.get("/v1/models", self._models),
-                web.get("/metrics", self._metrics),
-                web.get("/version", self._version),
-                web.get("/health", self._health),
-            ]
-        )
+        app.add_routes(self._routes())
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         try:
             await runner.setup()
@@ -81,6 +73,15 @@ class Door:
         else:
             await self._over.wait()
         await runner.cleanup()
+
+    def _routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/v1/completions", self._complete),
+            web.get("/v1/models", self._models),
+            web.get("/metrics", self._metrics),
+            web.get("/version", self._version),
+            web.get("/health", self._health),
+        ]
 
     async def _models(self, _: web.Request) -> web.Response:
         told = {"id": MODEL, "object": "model", "max_model_len": self._engine.context}

@@ -133,6 +133,7 @@ class FleetState(FleetServiceServicer):
         message = fleet_pb2.Pool(
             name=pool.name, model=pool.model.name, mode=settings.mode, window_s=settings.window_s,
             engines=told, widths=[self._width(group) for group in groups],
+            experts=pool.model.experts, control=settings.control,
         )  # fmt: skip
         if groups:  # of the most engines, as those know who have not heard of widths
             first = message.widths[0]

@@ -307,6 +307,8 @@ class Pool(_message.Message):
     STOCK_FIELD_NUMBER: _builtins.int
     RELEASABLE_PODS_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    CONTROL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     mode: _builtins.str
@@ -332,6 +334,12 @@ class Pool(_message.Message):
     was measured.
     """
     busy: _builtins.float
+    experts: _builtins.int
+    """Logical experts a layer of its model; slots beyond them are redundant."""
+    control: _builtins.float
+    """Share of requests that fronts send by load alone, to tell what tables win; not set: as each of
+    them is told.
+    """
     @_builtins.property
     def engines(self) -> _containers.RepeatedCompositeFieldContainer[Global___Engine]: ...
     @_builtins.property
@@ -384,12 +392,16 @@ class Pool(_message.Message):
         stock: Global___Stock | None = ...,
         releasable_pods: _abc.Iterable[_builtins.str] | None = ...,
         waiting: Global___Operation | None = ...,
+        experts: _builtins.int = ...,
+        control: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["homing", b"homing", "operation", b"operation", "stock", b"stock", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_control", b"_control", "control", b"control", "homing", b"homing", "operation", b"operation", "stock", b"stock", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_plan", b"applied_plan", "applied_s", b"applied_s", "balancedness", b"balancedness", "busy", b"busy", "decided_s", b"decided_s", "engines", b"engines", "homing", b"homing", "mode", b"mode", "model", b"model", "name", b"name", "operation", b"operation", "outcome", b"outcome", "proposed_plan", b"proposed_plan", "ranks", b"ranks", "reason", b"reason", "releasable_pods", b"releasable_pods", "slots", b"slots", "step_s", b"step_s", "stock", b"stock", "tokens", b"tokens", "waiting", b"waiting", "widths", b"widths", "window_s", b"window_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_control", b"_control", "applied_plan", b"applied_plan", "applied_s", b"applied_s", "balancedness", b"balancedness", "busy", b"busy", "control", b"control", "decided_s", b"decided_s", "engines", b"engines", "experts", b"experts", "homing", b"homing", "mode", b"mode", "model", b"model", "name", b"name", "operation", b"operation", "outcome", b"outcome", "proposed_plan", b"proposed_plan", "ranks", b"ranks", "reason", b"reason", "releasable_pods", b"releasable_pods", "slots", b"slots", "step_s", b"step_s", "stock", b"stock", "tokens", b"tokens", "waiting", b"waiting", "widths", b"widths", "window_s", b"window_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__control: _TypeAlias = _typing.Literal["control"]  # noqa: Y015
+    _WhichOneofArgType__control: _TypeAlias = _typing.Literal["_control", b"_control"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__control) -> _WhichOneofReturnType__control | None: ...
 
 Global___Pool: _TypeAlias = Pool  # noqa: Y015
 

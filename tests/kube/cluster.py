@@ -30,7 +30,9 @@ NONE = (
     f" etcd and kube-apiserver, or put the rig at {RIG}"
 )
 # ServiceAccounts that tests speak as; a server without a controller manager knows them by tokens.
-ACCOUNTS = ("placer-system/placer-operator", "people/alice", "people/bob")
+ACCOUNTS = (
+    "placer-system/placer-operator", "moe/placer-operator", "people/alice", "people/bob",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ class ChartError(Exception):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
-            item.add_marker(pytest.mark.kube)
+            is_loop = item.path.name == "test_node.py"
+            item.add_marker(pytest.mark.node if is_loop else pytest.mark.kube)
             item.add_marker(pytest.mark.xdist_group("kube"))
 
 

@@ -26,6 +26,7 @@ FRONT = {"name": "chat", "kind": "front", "pool": "moe.chat", "keysSecret": "key
 PICKER = FRONT | {"name": "picks", "kind": "picker"}
 SMALL = {"requests": {"cpu": "2"}}
 PEER = [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
+PAGE = {"controller": {"page": {"enabled": True}}}
 ELSEWHERE = {"enabled": False, "address": "other:7077"}
 Template = Callable[..., Objects]
 
@@ -85,6 +86,10 @@ CASES: dict[str, tuple[Any, Callable[[Objects], Any], Any]] = {
     "controller.address": ({"controller": ELSEWHERE},
         lambda o: option(o, OPERATOR, "--controller"), ["other:7077"]),
     "controller.config": ({"controller": {"config": {"every_s": 5}}}, settings, {"every_s": 5}),
+    "controller.page.enabled": (PAGE,
+        lambda o: (option(o, CONTROLLER, "--page"),
+                   [each["port"] for each in one(o, "Service", CONTROLLER)["spec"]["ports"]]),
+        (["0.0.0.0:7078"], [7077, 9090, 7078])),
     "controller.storage.size": ({"controller": {"storage": {"size": "5Gi"}}},
         lambda o: claim(o)["resources"]["requests"], {"storage": "5Gi"}),
     "controller.storage.className": ({"controller": {"storage": {"className": "fast"}}},
@@ -159,6 +164,9 @@ CASES: dict[str, tuple[Any, Callable[[Objects], Any], Any]] = {
         lambda o: (ingress("controller", 1)(o), ingress("operator", 0)(o)), (PEER, PEER)),
     "networkPolicy.clientsFrom": (routed() | {"networkPolicy": {"clientsFrom": PEER}},
         ingress("chat", 0), PEER),
+    "networkPolicy.pageFrom": (PAGE | {"networkPolicy": {"pageFrom": PEER}},
+        lambda o: PEER in [each.get("from") for each in
+            one(o, "NetworkPolicy", CONTROLLER)["spec"]["ingress"]], True),
     "metrics.serviceMonitor.enabled": (metrics("serviceMonitor") | {"routers": [FRONT, PICKER]},
         lambda o: names(o, "ServiceMonitor"), {CONTROLLER, "placer-chat", "placer-picks"}),
     "metrics.serviceMonitor.interval": (metrics("serviceMonitor", interval="5s"),

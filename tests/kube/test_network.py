@@ -125,6 +125,15 @@ def test_fleets_elsewhere_reach_the_controller_if_it_looks_after_them(template: 
     assert reaches(template({"clusterWide": True}), STRANGER, CONTROLLER, 7077)
 
 
+def test_the_page_is_for_the_own_namespace_and_for_nobody_where_there_is_none(
+    template: Template, policies: Objects
+) -> None:
+    objects = template({"controller": {"page": {"enabled": True}}})
+    assert reaches(objects, ENGINE, CONTROLLER, 7078)
+    assert not reaches(objects, STRANGER, CONTROLLER, 7078)
+    assert not reaches(policies, ENGINE, CONTROLLER, 7078)
+
+
 def test_a_controller_in_ray_and_its_nodes_reach_each_other(template: Template) -> None:
     objects = template({"controller": {"ray": {"address": "ray-head-svc.ray:6379"}}})
     for port in (6379, 10002):

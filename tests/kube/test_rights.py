@@ -120,14 +120,11 @@ def test_rights_are_the_clusters_only_if_it_is_said(template: Template) -> None:
 
 
 WORKERS = {"groupName": "gpus", "replicas": 4, "template": {"spec": {"nodeName": "a"}}}
-LEADERS = {"replicas": 1, "leaderWorkerTemplate": {"size": 4, "workerTemplate": {"spec": {}}}}
 PODS = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
 STATEFUL = {"replicas": 1, "serviceName": "s", "selector": {"matchLabels": {"a": "b"}}}
 STATEFUL |= {"template": PODS}
 WORKLOADS = {
     "statefulsets.apps": ("apps/v1", "StatefulSet", STATEFUL),
-    "leaderworkersets.leaderworkerset.x-k8s.io": (
-        "leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", LEADERS),
     "rayclusters.ray.io": (
         "ray.io/v1", "RayCluster", {"headGroupSpec": {"a": 1}, "workerGroupSpecs": [WORKERS]}),
 }  # fmt: skip
@@ -187,8 +184,6 @@ def test_of_a_workload_the_operator_changes_replicas_alone(
             ("/spec/workerGroupSpecs/-", WORKERS | {"groupName": "mine"}),
             ("/spec/headGroupSpec/template", {}),
         ]
-    elif workload.startswith("leader"):
-        inside = [("/spec/leaderWorkerTemplate/size", 8)]
     assert patch(replicas, 2) == ""
     for path, value in [
         *inside,

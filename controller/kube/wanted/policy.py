@@ -47,8 +47,11 @@ def policy_of(world: World) -> tuple[dict[str, Any], Allowed]:
     limit = Allowed(strictest.bytes_per_minute, strictest.why, min(edges, default=None))
     wanted["bytes_per_minute"] = limit.bytes_per_minute
     wanted["autoscale"] = _autoscale(spec)
-    if (spec.get("preScheduling") or {}).get("enabled"):
+    scheduling = spec.get("preScheduling") or {}
+    if scheduling.get("enabled"):
         wanted["traces"] = {"requests": SAMPLED, "token_ids": True}
+        if "controlPercent" in scheduling:
+            wanted["control"] = scheduling["controlPercent"] / 100
     return {key: value for key, value in wanted.items() if value is not None}, limit
 
 

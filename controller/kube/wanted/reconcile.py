@@ -173,7 +173,22 @@ def _ready(world: World) -> Condition:
                 "one of the two"
             ),
         )
-    return True, "Serving", f"the controller looks after pool {fleet.pool}"
+    return True, "Serving", f"the controller looks after pool {fleet.pool}{_redundant(world)}"
+
+
+def _redundant(world: World) -> str:
+    """That engines have another redundancy than the fleet should, if they have."""
+    pool, wanted = world.seen.pool, world.fleet.spec.get("redundancy")
+    if wanted is None or not pool.experts:
+        return ""
+    others = {one.slots - pool.experts for one in pool.engines if one.slots} - {wanted}
+    if not others:
+        return ""
+    told = " and ".join(map(str, sorted(others)))
+    return (
+        f"; engines have {told} redundant slots a layer, and spec.redundancy is {wanted}: start "
+        "them with that num_redundant_experts, or correct it"
+    )
 
 
 def _reconciling(operation: dict[str, Any], found: width.Width, closed: str) -> Condition:

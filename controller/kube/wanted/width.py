@@ -181,8 +181,10 @@ class _Widening:
             found.stalled = "OperationHalted", f"{known.id} {word.lower()}: {known.reason}: {again}"
 
     def _raise(self, found: Width) -> None:
-        """Pods for a wish that is new."""
+        """Pods for a wish that is new, where placer may change how many there are."""
         if self.group is None or self.world.workload is None or not self.wish:
+            return
+        if not found.live["possible"]:
             return
         replicas = self.group["replicas"]
         if replicas >= self.needed:

@@ -71,6 +71,7 @@ class Desk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._plan = ""  # that tables are known of
         self._maps: Mapping[str, str] = {}
+        self._control: float | None = None  # its share, as the pool has it
         self._controls = 0.0  # requests that the control group is due
 
     def head(self, headers: Headers) -> bytes:
@@ -112,8 +113,12 @@ class Desk:
         self._bytes += size
         return self._bytes <= self.limits.bodies_bytes
 
-    def know(self, maps: Mapping[str, str], known: Known | None) -> None:
-        """maps: digests of those that engines serve, by name; known: new tables of one of them"""
+    def know(
+        self, maps: Mapping[str, str], known: Known | None, control: float | None = None
+    ) -> None:
+        """maps: digests of those that engines serve, by name; known: new tables of one of them;
+        control: share of requests that go by load alone, None: as the limits say"""
+        self._control = control
         if maps == self._maps and (known is None or not (known.plan or self._plan)):
             return
         self._maps = maps
@@ -127,7 +132,7 @@ class Desk:
         """How the next request's rank is to be chosen: by tables, but for a control group."""
         if not self._plan:
             return Mark.NONE
-        self._controls += self.limits.control
+        self._controls += self.limits.control if self._control is None else self._control
         if self._controls < 1:
             return Mark.TABLES
         self._controls -= 1

@@ -33,23 +33,25 @@ class Discovery:
     async def run(
         self,
         name: Callable[[Mapping[str, Named]], None],
-        know: Callable[[Mapping[str, str], Known | None], None],
+        know: Callable[[Mapping[str, str], Known | None, float | None], None],
     ) -> None:
-        """name: told of addresses; know: of the engines' maps, by digest, and of new tables of one
-        of them, if there are"""
+        """name: told of addresses; know: of the engines' maps, by digest, of new tables of one of
+        them, if there are, and of the control group's share, if the pool has one of its own"""
         running = asyncio.get_running_loop()
         while True:
             try:
-                named, maps = await running.run_in_executor(self._beside, self.ask)
+                named, maps, control = await running.run_in_executor(self._beside, self.ask)
                 name(named)
                 self._tell("")
-                know(maps, await running.run_in_executor(self._beside, self._learn, maps))
+                known = await running.run_in_executor(self._beside, self._learn, maps)
+                know(maps, known, control)
             except PlacerError as error:
                 self._tell(str(error))
             await self._clock.sleep(EVERY_S)
 
-    def ask(self) -> tuple[dict[str, Named], dict[str, str]]:
-        """Engines by address, and the digests of their maps by name. Raises PlacerError."""
+    def ask(self) -> tuple[dict[str, Named], dict[str, str], float | None]:
+        """Engines by address, the digests of their maps by name, and the control group's share, if
+        the pool has one. Raises PlacerError."""
         if self._channels.get() is not self._channel:
             self._connect()
         request = fleet_pb2.StatusRequest(pool=self._pool)
@@ -68,7 +70,8 @@ class Discovery:
             raise PlacerError(
                 f"no engine of {self._pool} says where it answers: set PLACER_API where they start"
             )
-        return found, {one.name: one.digest for one in engines}
+        shares = [pool.control for pool in status.pools if pool.HasField("control")]
+        return found, {one.name: one.digest for one in engines}, next(iter(shares), None)
 
     def close(self) -> None:
         self._beside.shutdown(wait=False, cancel_futures=True)

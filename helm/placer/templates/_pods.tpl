@@ -25,10 +25,10 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* Kernels are compiled into a folder that may be written to. */}}
+{{/* Where placer's image puts the kernels that it brings, and others are compiled into: it may be written to. */}}
 {{- define "placer.environment" -}}
 - {name: HOME, value: /tmp}
-- {name: NUMBA_CACHE_DIR, value: {{ . }}}
+- {name: NUMBA_CACHE_DIR, value: /tmp/numba}
 {{- end }}
 
 {{- define "placer.tlsVolume" -}}

@@ -34,6 +34,41 @@ def test_first_the_controller_is_told_what_is_wanted_and_what_there_is() -> None
     assert ready == ["uid-0", "uid-1"]
 
 
+@pytest.mark.parametrize(
+    ("scheduling", "expected"),
+    [({"enabled": True, "controlPercent": 20}, 0.2), ({"enabled": True}, None),
+     ({"enabled": False, "controlPercent": 20}, None)],
+)  # fmt: skip
+def test_the_control_groups_share_is_for_fronts_where_there_are_tables(
+    scheduling: Any, expected: float | None
+) -> None:
+    of = world(fleet(preScheduling=scheduling))
+    [policy] = [one.request.policy for one in reconcile(of).calls if one.method == "PutPolicy"]
+    assert json.loads(policy).get("control") == expected
+
+
+@pytest.mark.parametrize(
+    ("redundancy", "slots", "told"),
+    [
+        (4, 20, ""),
+        (None, 20, ""),
+        (0, 20, "; engines have 4 redundant slots a layer, and spec.redundancy is 0: start them "
+            "with that num_redundant_experts, or correct it"),
+        (4, 16, "; engines have 0 redundant slots a layer, and spec.redundancy is 4: start them "
+            "with that num_redundant_experts, or correct it"),
+    ],
+)  # fmt: skip
+def test_engines_with_another_redundancy_are_told(
+    redundancy: int | None, slots: int, told: str
+) -> None:
+    of = fleet() if redundancy is None else fleet(redundancy=redundancy)
+    seen = pool(experts=16)
+    seen.engines[0].slots = slots
+    status, reason, message = condition(wanted(of, pool=seen))
+    assert (status, reason) == ("True", "Serving")
+    assert message == f"the controller looks after pool moe.chat{told}"
+
+
 def test_then_nothing_is_wanted_any_more() -> None:
     found = wanted()
     assert not any([found.calls, found.patch, found.plans, found.statuses, found.obsolete])

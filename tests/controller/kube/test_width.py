@@ -210,6 +210,23 @@ def test_a_leader_worker_set_says_what_would_make_it_possible() -> None:
     assert "serve it as a StatefulSet" in found.status["liveWidth"]["remedy"]
 
 
+@pytest.mark.parametrize(
+    ("reference", "of"),
+    [
+        ({"kind": "LeaderWorkerSet", "name": "chat"}, workload(kind="LeaderWorkerSet")),
+        (RAY["reference"], workload(
+            kind="RayCluster", autoscales=True,
+            groups=[{"name": "ranks", "replicas": 2, "gpus": 0, "most": None}])),
+    ],
+    ids=["LeaderWorkerSet", "RayCluster that scales itself"],
+)  # fmt: skip
+def test_replicas_that_are_not_placers_to_change_stay_also_before_engines_come(
+    reference: Any, of: Any
+) -> None:
+    found = wanted(wide(4, workload={"reference": reference}), workload=of, pool=None)
+    assert found.patch is None
+
+
 def test_a_selectors_pods_are_counted_and_not_made() -> None:
     labels = {"matchLabels": {"app": "chat"}}
     found = wanted(wide(3, workload={"selector": labels}), workload=None)

@@ -9,7 +9,7 @@ import pytest
 
 from placer.channel import Settings, open_aio_channel
 from placer.topology import preset
-from placer.v1 import policy_pb2
+from placer.v1 import fleet_pb2, policy_pb2
 from placer.v1.policy_pb2_grpc import PolicyServiceStub
 from tests.controller.server.tiny_server import POLICY, Setting, World, a_world, refusal
 from tests.controller.server.tiny_service import AGENT, OPERATOR, TOKENS, write
@@ -59,6 +59,18 @@ async def test_a_window_that_is_put_is_that_of_the_traffic_already_counted() -> 
         await world.loop.tick()
         windows = world.loop.fleet.pool("tiny").windows
         assert {one.span_s for by_phase in windows.values() for one in by_phase.values()} == {60.0}
+
+
+@asynchronous
+async def test_fronts_hear_the_share_of_the_control_group_that_is_put() -> None:
+    async with a_world() as world:
+        await world.traffic()
+        asked = fleet_pb2.StatusRequest(pool="tiny")
+        assert not (await world.fleet.Status(asked)).pools[0].HasField("control")
+        await put(world, "control: 0")
+        [pool] = (await world.fleet.Status(asked)).pools
+        assert pool.HasField("control")
+        assert (pool.control, pool.experts) == (0.0, 4)
 
 
 @asynchronous

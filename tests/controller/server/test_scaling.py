@@ -111,6 +111,28 @@ async def test_up_gpus_come_first_and_then_the_engines() -> None:
 
 
 @asynchronous
+async def test_two_who_ask_for_the_same_while_it_waits_are_both_known_afterwards() -> None:
+    async with a_world() as world:
+        await hear(world)
+        await report(world, uids(2))
+        one, other = [
+            await scale(world, 4, wait=True, idempotency_key=key) for key in ("one", "other")
+        ]
+        assert (other.id, other.idempotency_key, other.queue) == (one.id, "other", 1)
+        await report(world, uids(4))
+        await turn(world)
+        await hear(world)
+        await scale(world, 2)
+        await world.loop.arbiter.settle()
+        await hear(world)
+        for key in ("one", "other"):
+            again = await scale(world, 4, wait=True, idempotency_key=key)
+            assert (again.id, again.phase) == (one.id, SUCCEEDED)
+        await turn(world)
+        assert widths(world) == [2, 2]
+
+
+@asynchronous
 async def test_down_the_engines_first_and_pods_that_are_left_may_go() -> None:
     async with a_world() as world:
         await hear(world)

@@ -56,3 +56,16 @@ async def test_a_share_of_requests_goes_by_load_and_all_say_how() -> None:
     assert all(id.startswith("client's own-") for id in ids[1:])
     known = [request.tokens is not None for request in here.scheduler.requests]
     assert known == [True, *2 * [True, True, True, False]]
+
+
+@run
+async def test_the_pools_own_share_comes_before_the_fronts() -> None:
+    one = Engine()
+    async with engines(one), fronted(one, limits=Limits(control=0.25)) as here:
+        desk = here.front.desk
+        desk.know({"engine-1": MAP}, KNOWN, 0.5)
+        assert [desk.mark() for _ in range(4)] == 2 * [Mark.TABLES, Mark.LOAD]
+        desk.know({"engine-1": MAP}, None, 0.0)
+        assert [desk.mark() for _ in range(4)] == 4 * [Mark.TABLES]
+        desk.know({"engine-1": MAP}, None)  # the policy says nothing of it any more
+        assert [desk.mark() for _ in range(4)] == [*3 * [Mark.TABLES], Mark.LOAD]

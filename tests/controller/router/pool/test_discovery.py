@@ -53,13 +53,23 @@ def test_doors_are_what_workers_registered(
         engine("silent"),
     )
     answering(discovery, monkeypatch, told)
-    named, maps = discovery.ask()
+    named, maps, control = discovery.ask()
+    assert control is None
     assert maps == {"blue": "", "green": "", "silent": ""}
     assert named == {
         "http://a:8000": Named("blue", (0, 1)),
         "http://b:8000": Named("green", (0,)),
         "http://c:8000": Named("green", (1,)),
     }
+
+
+def test_the_share_of_the_control_group_is_the_pools(
+    discovery: Discovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = status(engine("blue", ("http://a:8000", [0])))
+    told.pools[0].control = 0.0
+    answering(discovery, monkeypatch, told)
+    assert discovery.ask()[2] == 0.0
 
 
 def test_engines_that_say_no_address_are_told_how_to(
@@ -123,7 +133,7 @@ async def test_a_front_finds_its_engines_through_a_real_controller_and_outlives_
         async with a_world() as world:
             await world.register(api=one.url)
             found = Discovery(world.address, "tiny", SystemClock())
-            told, _ = await asyncio.get_running_loop().run_in_executor(None, found.ask)
+            told, *_ = await asyncio.get_running_loop().run_in_executor(None, found.ask)
             assert told == {one.url: Named("engine-1", (0,))}
             found.close()
             discovery = Discovery(world.address, "tiny", SystemClock())
