@@ -247,7 +247,7 @@ class Arbiter:
             if why := refused or kind.refusal(pool, change):
                 if waiting is not None:
                     return self.queue.withdraw(waiting, why)
-                now_s, id = self.ledger.clock.now(), self._next_id()
+                now_s, id = self.ledger.clock.now(), self.ledger.next_id("operation", "op")
                 no = Operation(id, key, pool.name, change, size, now_s,
                                phase=Phase.REFUSED, why=why)  # fmt: skip
                 return self.ledger.write("operation", id, reason, no, pool=pool.name)
@@ -261,7 +261,7 @@ class Arbiter:
             targets = {} if group is None else await self._rollback_targets(group)
             beside = kind.begin(change, pool, targets, reason)
             now_s = self.ledger.clock.now()
-            id = self._next_id() if waiting is None else waiting.id
+            id = waiting.id if waiting else self.ledger.next_id("operation", "op")
             epoch = max(int(now_s * 1000), self._newest_epoch(pool) + 1)
             operation = Operation(
                 id, key, pool.name, change, size, now_s, targets, epoch=epoch, width=width
@@ -273,9 +273,6 @@ class Arbiter:
             record: Record[Operation] = self.ledger.put(first, *beside)
             self._task = asyncio.create_task(self._run(record))
             return record
-
-    def _next_id(self) -> str:
-        return self.ledger.next_id("operation", "op")
 
     async def _run(self, record: Record[Operation], is_restart: bool = False) -> None:
         kind = self.kinds[type(record.value.change)]
