@@ -1,6 +1,6 @@
 """A paper's figures beside ours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,8 +35,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Of one setting. about: model, hardware and traffic, in a sentence"""
+    """Of one setting. about: model, hardware and traffic, in a sentence; curves: ours, if there are
+    any, to be drawn"""
 
     title: str
     about: str
     rows: Sequence[Row]
+    curves: "Curves | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """across, up: what the axes are of; lines: by name, both coordinates of each point"""
+
+    across: str
+    up: str
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]

@@ -1,0 +1,93 @@
+"""Scenarios as parts of the page: each of their controllers on the same requests."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from placer.report.page import BALANCE, GPUS, IN_TIME
+from simulations.outcome import COLUMNS, Told, cells, error_notes, form_errors, simulate
+from simulations.results.pictures import Figure, lines
+from simulations.results.section import Section
+from simulations.scenario import Scenario
+
+FOLDER = Path(__file__).parents[1] / "scenarios"
+SHOWN = {IN_TIME: "in time", BALANCE: "balance", GPUS: "GPUs"}
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Of a scenario, its first seconds, under one controller."""
+
+    path: Path
+    controller: str
+    seconds: float
+    seed: int = 0
+
+    @property
+    def scenario(self) -> Scenario:
+        whole = Scenario(self.path)
+        return whole.part(self.seconds, whole.scheduled)
+
+
+def runs(seconds: float) -> list[Run]:
+    """All that there are, at most so long."""
+    return [
+        Run(path, controller, seconds)
+        for path in sorted(FOLDER.glob("*.yaml"))
+        for controller in Scenario(path).controllers
+    ]
+
+
+def ran(run: Run) -> Told:
+    return simulate(run.scenario, run.controller, run.seed)
+
+
+def of_scenario(found: Mapping[Run, Told]) -> Section:
+    """found: of all controllers of one scenario"""
+    first = next(iter(found))
+    scenario, name = first.scenario, first.path.stem
+    rows = [
+        (*cells(pool, run.controller, outcome), "predicted")
+        for run, told in found.items()
+        for pool, outcome in told.pools.items()
+    ]
+    notes = []
+    if scenario.scheduled > 1:
+        errors = form_errors(scenario, first.controller, first.seed)
+        notes = [f"{one[0].upper()}{one[1:]}." for one in error_notes(scenario.scheduled, errors)]
+    if scenario.seconds < Scenario(first.path).seconds:
+        notes.append(f"The first {scenario.seconds / HOUR_S:,.0f} hours of it.")
+    return Section(
+        f"Scenario: {name}",
+        _about(first.path),
+        f"placer simulate simulations/scenarios/{first.path.name} --seed {first.seed}",
+        "predicted",
+        (*COLUMNS, "how"),
+        rows,
+        _figure(name, found),
+        notes,
+    )
+
+
+def _about(path: Path) -> str:
+    """What its first lines say."""
+    told = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        told.append(line.lstrip("# "))
+    return " ".join(told)
+
+
+def _figure(name: str, found: Mapping[Run, Told]) -> Figure:
+    plots: dict[str, dict[str, Any]] = {}
+    for metric, what in SHOWN.items():
+        plots[what] = {}
+        for run, told in found.items():
+            for pool, of_pool in told.run.lines.items():
+                whom = run.controller if len(told.pools) == 1 else f"{pool}, {run.controller}"
+                line = of_pool[metric]
+                plots[what][whom] = [at_s / HOUR_S for at_s in line.at_s], line.values
+    return lines(name, plots, "hours")
