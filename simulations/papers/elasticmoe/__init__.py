@@ -56,9 +56,9 @@ WHY_WINDOW = (
 )
 RATES = tuple(range(8, 34, 2))  # requests a second
 ABOUT_SLO = (
-    "A pool that the paper's rule takes from 4 to 6 ranks, for five minutes at one rate: prompts of "
-    "2,000 tokens, answers of 625, objectives of 1 s and 1 s; a change takes the ladder's seconds. "
-    "Ranks are H100s with Qwen3-30B-A3B (simulations/pool.py)."
+    "A pool that the paper's rule takes from 4 to 6 ranks, for five minutes at one rate: prompts "
+    "of 2,000 tokens, answers of 625, objectives of 1 s and 1 s; a change takes the ladder's "
+    "seconds. Ranks are H100s with Qwen3-30B-A3B (simulations/pool.py)."
 )
 WHY_RATE = "Other accelerators and another model; what counts is the distance to a restart."
 WHY_TWO = "The engine model has no two copies that share devices."

@@ -48,7 +48,7 @@ def change(way: Way, before: int, after: int, warmed: bool = True) -> Resize:
     old, first = tuple(range(before)), 0 if way.zero_copy else before
     gone = frozenset[int]() if way.zero_copy else frozenset(old)
     devices = Devices(hardware, old, tuple(range(first, first + after)), dead=gone)
-    speeds = Speeds(attach_s=warm_up_s()) if warmed else Speeds()
+    speeds = Speeds(attach_s=warm_up_s() if warmed else 0.0)
     capacity = NODE.gpu.hbm_bytes
     engine = Engine(SHAPE.expert_bytes, SHAPE.other_bytes, capacity, KV_ROOM, speeds=speeds)
     found = resize(placed(before), placed(after), devices, engine)
