@@ -16,10 +16,10 @@ def of_paper(name: str, seeds: int, data: Path | None) -> Sequence[Section]:
     command = f"python -m simulations.papers {name} --seeds {seeds}"
     if data is not None:
         command += " --data DATA"
-    return [_of_table(table, command) for table in tables(name, seeds, data)]
+    return [of_table(table, command) for table in tables(name, seeds, data)]
 
 
-def _of_table(table: Table, command: str) -> Section:
+def of_table(table: Table, command: str) -> Section:
     rows = [(row.what, *row.told, row.how, row.why) for row in table.rows]
     how = ", ".join(sorted({row.how for row in table.rows}))
     return Section(table.title, table.about, command, how, COLUMNS, rows, _figure(table))
