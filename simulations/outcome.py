@@ -15,8 +15,6 @@ from simulations.page import run_of
 from simulations.scenario import Scenario, Slo
 
 COMPARED_S = 300.0
-COLUMNS = ("pool", "controller", "requests", "in time", "TTFT p50/p99", "TPOT p50/p99", "GPU h",
-           "balance", "changes", "moved")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,30 +119,6 @@ def told(scenario: Scenario, world: World, controller: str) -> Told:
     figures = {name: _figures(one) for name, one in pools.items()}
     run = run_of(controller, world, in_time, figures)
     return Told(pools, series, sorted(story), run)
-
-
-def cells(pool: str, controller: str, one: Outcome) -> Sequence[str]:
-    """In words, by COLUMNS."""
-    return (
-        pool, controller, f"{one.finished:,} of {one.requests:,}", f"{one.attainment:.2%}",
-        _both(one.ttft_s), _both(one.tpot_s), f"{one.gpu_hours:,.1f}", f"{one.balancedness:.3f}",
-        f"{sum(one.operations.values())}", f"{one.moved_bytes / 1e9:,.1f} GB",
-    )  # fmt: skip
-
-
-def _both(seconds: Mapping[str, float]) -> str:
-    if not seconds:
-        return "-"
-    return f"{seconds['p50'] * 1e3:,.0f}/{seconds['p99'] * 1e3:,.0f} ms"
-
-
-def error_notes(scheduled: int, errors: Mapping[str, float]) -> Sequence[str]:
-    """What ``form_errors`` found, in sentences."""
-    told = ", ".join(f"{what} {error:.1%}" for what, error in errors.items())
-    return (
-        f"one of {scheduled} requests went where the scheduler said, the others by load",
-        f"in the first minutes that is off the form that schedules all by: {told}",
-    )
 
 
 def _figures(one: Outcome) -> Mapping[str, str]:

@@ -1,6 +1,7 @@
 """placer simulate: the shipped control loop on a modelled fleet, in virtual time."""
 
 import json as json_
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ def simulate(
     try:
         from placer.report.html import page_report
         from placer.report.page import Page
-        from simulations.outcome import COLUMNS, cells, error_notes, form_errors
+        from simulations.outcome import form_errors
         from simulations.outcome import simulate as simulated
         from simulations.scenario import Scenario
     except ImportError as error:
@@ -53,16 +54,30 @@ def simulate(
         told = {name: _told(one) for name, one in found.items()}
         out.print_json(json_.dumps({"scenario": scenario.name, "seed": seed, "found": told}))
         return
-    table = Table(*COLUMNS)
+    table = Table("pool", "controller", "requests", "in time", "TTFT p50/p99", "TPOT p50/p99",
+                  "GPU h", "balance", "changes", "moved")  # fmt: skip
     for name, one in found.items():
         for pool, of in one.pools.items():
-            table.add_row(*cells(pool, name, of))
+            table.add_row(
+                pool, name, f"{of.finished:,} of {of.requests:,}", f"{of.attainment:.2%}",
+                _both(of.ttft_s), _both(of.tpot_s), f"{of.gpu_hours:,.1f}",
+                f"{of.balancedness:.3f}", f"{sum(of.operations.values())}",
+                f"{of.moved_bytes / 1e9:,.1f} GB",
+            )  # fmt: skip
     out.print(table)
     if read.scheduled > 1:
-        for sentence in error_notes(read.scheduled, form_errors(read, names[0], seed)):
-            note(sentence)
+        errors = form_errors(read, names[0], seed)
+        told_ = ", ".join(f"{what} {error:.1%}" for what, error in errors.items())
+        note(f"one of {read.scheduled} requests went where the scheduler said, the others by load")
+        note(f"in the first minutes that is off the form that schedules all by: {told_}")
 
 
 def _told(one: Any) -> dict[str, Any]:
     pools = {name: asdict(of) for name, of in one.pools.items()}
     return {"pools": pools, "series": one.series, "story": one.story}
+
+
+def _both(seconds: Mapping[str, float]) -> str:
+    if not seconds:
+        return "-"
+    return f"{seconds['p50'] * 1e3:,.0f}/{seconds['p99'] * 1e3:,.0f} ms"

@@ -1,12 +1,12 @@
 """Scenarios as parts of the page: each of their controllers on the same requests."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from placer.report.page import BALANCE, GPUS, IN_TIME
-from simulations.outcome import COLUMNS, Told, cells, error_notes, form_errors, simulate
+from simulations.outcome import Told, form_errors, simulate
 from simulations.results.pictures import Figure, lines
 from simulations.results.section import Section
 from simulations.scenario import Scenario
@@ -48,15 +48,14 @@ def of_scenario(found: Mapping[Run, Told]) -> Section:
     """found: of all controllers of one scenario"""
     first = next(iter(found))
     scenario, name = first.scenario, first.path.stem
-    rows = [
-        (*cells(pool, run.controller, outcome), "predicted")
-        for run, told in found.items()
-        for pool, outcome in told.pools.items()
-    ]
     notes = []
     if scenario.scheduled > 1:
         errors = form_errors(scenario, first.controller, first.seed)
-        notes = [f"{one[0].upper()}{one[1:]}." for one in error_notes(scenario.scheduled, errors)]
+        told = ", ".join(f"{what} {error:.1%}" for what, error in errors.items())
+        notes = [
+            f"One of {scenario.scheduled} requests went where the scheduler said, the others by "
+            f"load; in the first minutes that is off the form that schedules all by: {told}."
+        ]
     if scenario.seconds < Scenario(first.path).seconds:
         notes.append(f"The first {scenario.seconds / HOUR_S:,.0f} hours of it.")
     return Section(
@@ -64,11 +63,21 @@ def of_scenario(found: Mapping[Run, Told]) -> Section:
         _about(first.path),
         f"placer simulate simulations/scenarios/{first.path.name} --seed {first.seed}",
         "predicted",
-        (*COLUMNS, "how"),
-        rows,
+        ("", *(run.controller for run in found), "how"),
+        list(_rows(found.values())),
         _figure(name, found),
         notes,
     )
+
+
+def _rows(found: Collection[Told]) -> Iterator[Sequence[str]]:
+    """Each figure of each pool, under one controller after another."""
+    of_pools = next(iter(found)).run.figures
+    for pool, figures in of_pools.items():
+        for label in figures:
+            what = label if len(of_pools) == 1 else f"{pool}: {label}"
+            each = [told.run.figures[pool].get(label, "-") for told in found]
+            yield what, *each, "predicted"
 
 
 def _about(path: Path) -> str:

@@ -108,7 +108,8 @@ def test_a_scenario_is_told_by_controller_as_placer_simulate_does(tmp_path: Path
     every = [scenarios.Run(path, name, 60.0) for name in ("none", "eplb")]
     section = scenarios.of_scenario({run: scenarios.ran(run) for run in every})
     assert section.about == "Two engines of four."
-    assert [row[1] for row in section.rows] == ["none", "eplb"]
+    assert section.columns == ("", "none", "eplb", "how")
+    assert [row[0] for row in section.rows][:2] == ["requests answered", "requests in time"]
     assert {row[-1] for row in section.rows} == {"predicted"}
     assert any("scheduler" in note for note in section.notes)
     assert any("first" in note for note in section.notes)
