@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from placer.cli.console import note, out, progress, writable
 from placer.files.atomic import write_text
-from placer.parallel import cores
+from placer.parallel import Map, cores
 from simulations.papers import PAPERS
 from simulations.papers.__main__ import Data
 from simulations.results.faults import of_stories
@@ -35,11 +36,12 @@ def main(
     """Make all results, and write them down: papers' tables, scenarios, stories of faults."""
     begun_s = time.monotonic()
     seconds, stories, seeds = FULL if full else SMALL
-    parts = {
-        "What papers published": _papers(seeds, data),
-        "Scenarios": _scenarios(seconds),
-        "Faults": _stories(stories),
-    }
+    with cores() as over:
+        parts = {
+            "What papers published": _papers(over, seeds, data),
+            "Scenarios": _scenarios(over, seconds),
+            "Faults": _stories(over, stories),
+        }
     figures = [one.figure for part in parts.values() for one in part if one.figure is not None]
     pictures = drawn(figures)
     if pictures is None:
@@ -53,19 +55,18 @@ def main(
     out.print(f"{target}: made in {time.monotonic() - begun_s:,.0f} s")
 
 
-def _papers(seeds: int, data: Path | None) -> Sequence[Section]:
+def _papers(over: Map, seeds: int, data: Path | None) -> Sequence[Section]:
     found: list[Section] = []
     with progress("papers", total=len(PAPERS)) as bar:
-        for name in PAPERS:
-            found += of_paper(name, seeds, data)
+        for sections in over(partial(of_paper, seeds=seeds, data=data), PAPERS):
+            found += sections
             bar.advance(bar.task_ids[0])
     return found
 
 
-def _scenarios(seconds: float) -> Sequence[Section]:
-    every = runs(seconds)
-    with progress("scenarios", total=len(every)) as bar, cores() as over:
-        found = {}
+def _scenarios(over: Map, seconds: float) -> Sequence[Section]:
+    every, found = runs(seconds), {}
+    with progress("scenarios", total=len(every)) as bar:
         for run, told in zip(every, over(ran, every), strict=True):
             found[run] = told
             bar.advance(bar.task_ids[0])
@@ -73,10 +74,10 @@ def _scenarios(seconds: float) -> Sequence[Section]:
     return [of_scenario({run: found[run] for run in every if run.path == path}) for path in paths]
 
 
-def _stories(count: int) -> Sequence[Section]:
+def _stories(over: Map, count: int) -> Sequence[Section]:
     parts = [range(first, min(first + AT_A_TIME, count)) for first in range(0, count, AT_A_TIME)]
     batches = []
-    with progress("stories", total=count) as bar, cores() as over:
+    with progress("stories", total=count) as bar:
         for batch in over(tell_all, parts):
             batches.append(batch)
             bar.advance(bar.task_ids[0], batch.stories)
