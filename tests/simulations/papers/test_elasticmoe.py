@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from simulations.papers import elasticmoe
+from simulations.papers.elasticmoe import costs
 from simulations.papers.elasticmoe.serving import Change, throughputs
 from simulations.papers.elasticmoe.slo import in_time
 from simulations.papers.elasticmoe.ways import ALL_OF_IT, RESTART, SHAPE, Way, change, seconds
@@ -34,9 +34,9 @@ def test_each_rung_of_the_ladder_is_slower_than_the_one_above() -> None:
 
 
 def test_the_ladder_is_the_papers_where_it_was_fitted_and_says_so() -> None:
-    table = elasticmoe.ladder()
+    table = costs.ladder()
     fitted = [row for row in table.rows if row.how == "calibrated"]
-    assert [row.what for row in fitted] == list(elasticmoe.FITTED)
+    assert [row.what for row in fitted] == list(costs.FITTED)
     for row in fitted:
         assert row.ours == pytest.approx(row.published[0])
     nothing = of(table, "without its IPC allocator, up")
@@ -46,8 +46,8 @@ def test_the_ladder_is_the_papers_where_it_was_fitted_and_says_so() -> None:
 
 def test_an_elastic_change_peaks_far_under_two_instances_at_once() -> None:
     """3 and 4 devices are 7, where it has 4: 43% less, but for the pages of both widths."""
-    table = elasticmoe.baselines()
-    assert -0.43 < ours(table, "peak memory under that of two at once") < -0.35
+    table = costs.baselines()
+    assert -0.43 < ours(table, "peak memory under two at once") < -0.35
 
 
 def test_requests_go_on_through_an_elastic_change_and_not_through_a_restart() -> None:
