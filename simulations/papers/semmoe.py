@@ -67,4 +67,4 @@ def steps(world: World, seeds: int) -> Iterator[Row]:
     """Seconds of the MoE layers, joint with the least loaded over joint with homes by tables."""
     some = list(compared(world, GPUS, "joint+homes", seeds, False))
     faster = float(np.mean([plain.step_s / ours.step_s for plain, ours, _ in some])) - 1
-    yield Row("throughput within the SLO", SPEED_UP, faster, "predicted", why=WHY_STEP)
+    yield Row("throughput, published within an SLO", SPEED_UP, faster, "predicted", why=WHY_STEP)
