@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 from placer.report.page import BALANCE, GPUS, IN_TIME
 from simulations.outcome import Told, form_errors, simulate
@@ -14,6 +14,13 @@ from simulations.scenario import Scenario
 FOLDER = Path(__file__).parents[1] / "scenarios"
 SHOWN = {IN_TIME: "in time", BALANCE: "balance", GPUS: "GPUs"}
 HOUR_S = 3600.0
+FEW = 4  # pools that are told of one by one
+MEANS = (
+    ("requests in time", "{:.2%}", "attainment"),
+    ("GPU hours", "{:,.1f}", "gpu_hours"),
+    ("balancedness", "{:.3f}", "balancedness"),
+    ("decisions written", "{:,.0f}", "decisions"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +78,23 @@ def of_scenario(found: Mapping[Run, Told]) -> Section:
 
 
 def _rows(found: Collection[Told]) -> Iterator[Sequence[str]]:
-    """Each figure of each pool, under one controller after another."""
+    """Each figure of each pool, under one controller after another; of many pools their means."""
     of_pools = next(iter(found)).run.figures
+    if len(of_pools) > FEW:
+        for what, form, of in MEANS:
+            each = [[getattr(one, of) for one in told.pools.values()] for told in found]
+            told_ = [f"{form.format(fmean(some))} ({_ends(form, some)})" for some in each]
+            yield f"{what}, mean of {len(of_pools)} pools", *told_, "predicted"
+        return
     for pool, figures in of_pools.items():
         for label in figures:
             what = label if len(of_pools) == 1 else f"{pool}: {label}"
-            each = [told.run.figures[pool].get(label, "-") for told in found]
-            yield what, *each, "predicted"
+            texts = [told.run.figures[pool].get(label, "-") for told in found]
+            yield what, *texts, "predicted"
+
+
+def _ends(form: str, values: Sequence[float]) -> str:
+    return f"{form.format(min(values))} to {form.format(max(values))}"
 
 
 def _about(path: Path) -> str:
@@ -91,12 +108,15 @@ def _about(path: Path) -> str:
 
 
 def _figure(name: str, found: Mapping[Run, Told]) -> Figure:
-    plots: dict[str, dict[str, Any]] = {}
-    for metric, what in SHOWN.items():
-        plots[what] = {}
-        for run, told in found.items():
-            for pool, of_pool in told.run.lines.items():
-                whom = run.controller if len(told.pools) == 1 else f"{pool}, {run.controller}"
-                line = of_pool[metric]
-                plots[what][whom] = [at_s / HOUR_S for at_s in line.at_s], line.values
-    return lines(name, plots, "hours")
+    """Of the first pool, if there are several."""
+    first = next(iter(found.values()))
+    pool = next(iter(first.pools))
+    plots = {
+        what: {
+            run.controller: ([at_s / HOUR_S for at_s in line.at_s], line.values)
+            for run, told in found.items()
+            if (line := told.run.lines[pool][metric])
+        }
+        for metric, what in SHOWN.items()
+    }
+    return lines(name if len(first.pools) == 1 else f"{name}, {pool}", plots, "hours")

@@ -16,7 +16,7 @@ from simulations.results.pictures import bars, drawn, lines
 from simulations.results.section import Section, markdown
 from simulations.stories.batches import tell_all
 from tests.browser import needs_chromium
-from tests.simulations.test_scenarios import TINY
+from tests.simulations.test_scenarios import POOL, TINY
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results.md"
@@ -114,6 +114,15 @@ def test_a_scenario_is_told_by_controller_as_placer_simulate_does(tmp_path: Path
     assert any("scheduler" in note for note in section.notes)
     assert any("first" in note for note in section.notes)
     assert section.figure is not None
+
+
+def test_many_pools_are_told_by_their_means(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "pools": {f"p{at}": POOL for at in range(5)}}))
+    run = scenarios.Run(path, "none", 60.0)
+    section = scenarios.of_scenario({run: scenarios.ran(run)})
+    assert [row[0] for row in section.rows][1] == "GPU hours, mean of 5 pools"
+    assert section.rows[1][1] == "0.1 (0.1 to 0.1)"  # 8 ranks for a minute each
 
 
 def test_stories_are_added_up() -> None:
