@@ -38,6 +38,7 @@ def tables(seeds: int, data: Path | None = None) -> Sequence[Table]:
 
 
 def table(nodes: int, seeds: int) -> Table:
+    many = "s" * (nodes > 1)
     profiles = [hot(seed) for seed in range(seeds)]
     before = [profile.load.reshape(len(profile.load), GPUS, -1).sum(axis=2) for profile in profiles]
     share = np.mean([(one.max(axis=1) / one.sum(axis=1)).mean() for one in before])
@@ -51,9 +52,9 @@ def table(nodes: int, seeds: int) -> Table:
             why = WHY[name] if abs(ours - published) > FAR else ""
             rows.append(Row(f"{sizes}: {name}", (published,), ours, "predicted", why=why))
     return Table(
-        f"MoETuner, {nodes} node{'s' * (nodes > 1)}",
-        f"Mixtral-8x7B, 32 layers x 8 experts, top-2, on {GPUS} H100s in {nodes} node(s), drawn so "
-        "that the linear placement has one hot GPU a layer; what layers wait for (the busiest "
+        f"MoETuner, {nodes} node{many}",
+        f"Mixtral-8x7B, 32 layers x 8 experts, top-2, on {GPUS} H100s in {nodes} node{many}, drawn "
+        "so that the linear placement has one hot GPU a layer; what layers wait for (the busiest "
         "GPU's tokens, the busiest pair's all-to-all) against the linear placement's, in the worst "
         "layer (tail) and in the mean of layers (average).",
         rows,

@@ -9,7 +9,7 @@ from simulations.results.pictures import Figure, bars, lines
 from simulations.results.section import Section
 
 COLUMNS = ("figure", "published", "ours", "how", "why they differ")
-FEWEST = 3  # bars that are worth a picture
+FEWEST = 2  # bars that are worth a picture
 
 
 def of_paper(name: str, seeds: int, data: Path | None) -> Sequence[Section]:

@@ -14,7 +14,7 @@ from typing import Any
 Figure = Mapping[str, Any]
 
 COLOURS = ("#8a8f98", "#2a6fdb", "#d98324", "#3a9d6a", "#a65fb8")
-WIDTH, HEIGHT = 860, 340
+WIDTH = 860
 PATIENCE_S = 120.0
 _PAGE = """<!doctype html><meta charset="utf-8"><script>{plotly}</script><body><script>
 const figures = {figures};
@@ -32,12 +32,13 @@ def bars(
     """Groups of bars. values: by what they are of, as many as names; form: of str.format"""
     data = [
         {
-            "type": "bar", "name": of, "x": list(names), "y": list(some),
+            "type": "bar", "orientation": "h", "name": of, "y": list(names), "x": list(some),
             "marker": {"color": colour}, "text": [form.format(one) for one in some],
         }
         for (of, some), colour in zip(values.items(), COLOURS, strict=False)
     ]  # fmt: skip
-    return {"data": data, "layout": _layout(title, HEIGHT, barmode="group", bargap=0.3)}
+    axes = {"yaxis": {"autorange": "reversed", "automargin": True}}
+    return {"data": data, "layout": _layout(title, 120 + 44 * len(names), bargap=0.3, **axes)}
 
 
 def lines(
@@ -68,7 +69,8 @@ def _layout(title: str, height: int, **more: Any) -> dict[str, Any]:
         "title": {"text": title, "font": {"size": 15}}, "height": height,
         "template": {"layout": {"font": {"family": "sans-serif", "size": 12}}},
         "paper_bgcolor": "white", "plot_bgcolor": "white",
-        "margin": {"l": 70, "r": 20, "t": 50, "b": 60}, "legend": {"orientation": "h", "y": 1.08},
+        "margin": {"l": 70, "r": 20, "t": 80, "b": 50},
+        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "traceorder": "normal"},
         **more,
     }  # fmt: skip
 

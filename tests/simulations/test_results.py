@@ -95,7 +95,7 @@ def test_curves_are_drawn_and_else_what_has_both_figures_in_one_form() -> None:
     rows.append(Row("share", (0.1,), 0.1, "predicted"))
     figure = papers.of_table(Table("T", "About.", rows), "x").figure
     assert figure is not None
-    assert [list(one["x"]) for one in figure["data"]] == [["0", "1", "2"]] * 2
+    assert [list(one["y"]) for one in figure["data"]] == [["0", "1", "2"]] * 2
     curves = Curves("rate", "in time", {"ours": ([1, 2], [0.9, 0.8])})
     figure = papers.of_table(Table("T", "About.", rows, curves), "x").figure
     assert figure is not None
