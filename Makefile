@@ -50,7 +50,7 @@ proto: setup
 bench: setup
 	$(BIN)/python -m bench
 
-# docs/results.md: two days a scenario and 500 stories, or all of it.
+# docs/results.md: eight hours a scenario and 500 stories, or all of it.
 simulations: setup
 	$(BIN)/python -m simulations.results
 

@@ -21,6 +21,9 @@ def simulate(
     controller: Annotated[
         list[str] | None, typer.Option(help="Only these of the scenario's.", show_default=False)
     ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="Only the beginning.", show_default=False)
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Where a page to look at goes.", callback=writable)
     ] = None,
@@ -40,6 +43,8 @@ def simulate(
         raise MissingError("placer simulate", "controller", error.name) from error
 
     read = Scenario(scenario)
+    if seconds is not None:
+        read = read.part(seconds, read.scheduled)
     found = {}
     names = controller or list(read.controllers)
     read.check(names)

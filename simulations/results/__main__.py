@@ -17,12 +17,12 @@ from simulations.results.faults import of_stories
 from simulations.results.page import written
 from simulations.results.papers import of_paper
 from simulations.results.pictures import drawn
-from simulations.results.scenarios import of_scenario, ran, runs
+from simulations.results.scenarios import HOUR_S, of_scenario, ran, runs
 from simulations.results.section import Section
 from simulations.stories.batches import tell_all
 
-DAY_S, AT_A_TIME = 86_400.0, 20
-SMALL, FULL = (2 * DAY_S, 500, 3), (1e9, 10_000, 10)  # seconds a scenario, stories, seeds a paper
+AT_A_TIME = 20
+SMALL, FULL = (8 * HOUR_S, 500, 3), (1e9, 10_000, 10)  # seconds a scenario, stories, seeds a paper
 
 
 def main(

@@ -13,7 +13,7 @@ from simulations.scenario import Scenario
 
 FOLDER = Path(__file__).parents[1] / "scenarios"
 SHOWN = {IN_TIME: "in time", BALANCE: "balance", GPUS: "GPUs"}
-HOUR_S = 3600.0
+HOUR_S, MINUTE_S = 3600.0, 60.0
 FEW = 4  # pools that are told of one by one
 MEANS = (
     ("requests in time", "{:.2%}", "attainment"),
@@ -55,6 +55,7 @@ def of_scenario(found: Mapping[Run, Told]) -> Section:
     """found: of all controllers of one scenario"""
     first = next(iter(found))
     scenario, name = first.scenario, first.path.stem
+    command = f"placer simulate simulations/scenarios/{first.path.name} --seed {first.seed}"
     notes = []
     if scenario.scheduled > 1:
         errors = form_errors(scenario, first.controller, first.seed)
@@ -64,11 +65,12 @@ def of_scenario(found: Mapping[Run, Told]) -> Section:
             f"load; in the first minutes that is off the form that schedules all by: {told}."
         ]
     if scenario.seconds < Scenario(first.path).seconds:
-        notes.append(f"The first {scenario.seconds / HOUR_S:,.0f} hours of it.")
+        notes.append(f"The first {scenario.seconds / MINUTE_S:,.0f} minutes of it.")
+        command += f" --seconds {scenario.seconds:.0f}"
     return Section(
         f"Scenario: {name}",
         _about(first.path),
-        f"placer simulate simulations/scenarios/{first.path.name} --seed {first.seed}",
+        command,
         "predicted",
         ("", *(run.controller for run in found), "how"),
         list(_rows(found.values())),

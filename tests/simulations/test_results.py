@@ -112,7 +112,8 @@ def test_a_scenario_is_told_by_controller_as_placer_simulate_does(tmp_path: Path
     assert [row[0] for row in section.rows][:2] == ["requests answered", "requests in time"]
     assert {row[-1] for row in section.rows} == {"predicted"}
     assert any("scheduler" in note for note in section.notes)
-    assert any("first" in note for note in section.notes)
+    assert section.notes[-1] == "The first 1 minutes of it."
+    assert section.command.endswith("tiny.yaml --seed 0 --seconds 60")
     assert section.figure is not None
 
 
