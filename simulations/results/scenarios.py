@@ -72,7 +72,7 @@ def of_scenario(found: Mapping[Run, Told]) -> Section:
         _about(first.path),
         command,
         "predicted",
-        ("", *(run.controller for run in found), "how"),
+        ("figure", *(run.controller for run in found), "how"),
         list(_rows(found.values())),
         _figure(name, found),
         notes,

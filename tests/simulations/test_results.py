@@ -51,7 +51,7 @@ def check_exists(command: str) -> None:
 @pytest.mark.parametrize("text", sections(PAGE.read_text()), ids=lambda one: one.splitlines()[0])
 def test_every_figure_of_the_page_names_its_command_and_how_it_was_made(text: str) -> None:
     check_exists(command_of(text))
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    rows = [line.strip().strip("|").strip().split(" | ") for line in text.splitlines() if line.startswith("|")]
     at = rows[0].index("how")
     for row in rows[2:]:
         assert row[at] in WAYS
@@ -108,7 +108,7 @@ def test_a_scenario_is_told_by_controller_as_placer_simulate_does(tmp_path: Path
     every = [scenarios.Run(path, name, 60.0) for name in ("none", "eplb")]
     section = scenarios.of_scenario({run: scenarios.ran(run) for run in every})
     assert section.about == "Two engines of four."
-    assert section.columns == ("", "none", "eplb", "how")
+    assert section.columns == ("figure", "none", "eplb", "how")
     assert [row[0] for row in section.rows][:2] == ["requests answered", "requests in time"]
     assert {row[-1] for row in section.rows} == {"predicted"}
     assert any("scheduler" in note for note in section.notes)
