@@ -9,10 +9,9 @@ import yaml
 
 from simulations.papers import PAPERS
 from simulations.papers.table import Curves, Row, Table
-from simulations.results import papers, scenarios
+from simulations.results import papers, pictures, scenarios
 from simulations.results.faults import of_stories
 from simulations.results.page import written
-from simulations.results.pictures import bars, drawn, lines
 from simulations.results.section import Section, markdown
 from simulations.stories.batches import tell_all
 from tests.browser import needs_chromium
@@ -51,7 +50,8 @@ def check_exists(command: str) -> None:
 @pytest.mark.parametrize("text", sections(PAGE.read_text()), ids=lambda one: one.splitlines()[0])
 def test_every_figure_of_the_page_names_its_command_and_how_it_was_made(text: str) -> None:
     check_exists(command_of(text))
-    rows = [line.strip().strip("|").strip().split(" | ") for line in text.splitlines() if line.startswith("|")]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
     at = rows[0].index("how")
     for row in rows[2:]:
         assert row[at] in WAYS
@@ -137,7 +137,12 @@ def test_stories_are_added_up() -> None:
 @needs_chromium
 def test_plotly_draws_in_a_real_chromium() -> None:
     line = {"in time": {"none": ([0, 1], [1, 0])}, "GPUs": {"none": ([0, 1], [8, 8])}}
-    found = drawn([bars("Bars", ["a<b"], {"ours": [0.5]}, "{:.0%}"), lines("Lines", line, "hours")])
+    found = pictures.drawn(
+        [
+            pictures.bars("Bars", ["a<b"], {"ours": [0.5]}, "{:.0%}"),
+            pictures.lines("Lines", line, "hours"),
+        ]
+    )
     assert found is not None
     first, second = found
     assert first.startswith("<svg")
