@@ -137,12 +137,8 @@ def test_stories_are_added_up() -> None:
 @needs_chromium
 def test_plotly_draws_in_a_real_chromium() -> None:
     line = {"in time": {"none": ([0, 1], [1, 0])}, "GPUs": {"none": ([0, 1], [8, 8])}}
-    found = pictures.drawn(
-        [
-            pictures.bars("Bars", ["a<b"], {"ours": [0.5]}, "{:.0%}"),
-            pictures.lines("Lines", line, "hours"),
-        ]
-    )
+    bars = pictures.bars("Bars", ["a<b"], {"ours": [0.5]}, "{:.0%}")
+    found = pictures.drawn([bars, pictures.lines("Lines", line, "hours")])
     assert found is not None
     first, second = found
     assert first.startswith("<svg")
