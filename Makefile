@@ -8,7 +8,7 @@ VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 TRACES := $(wildcard examples/tiny_moe/traces/*.npz)
 
-.PHONY: demo test test-kube test-node test-vllm check lint setup proto bench lock clean
+.PHONY: demo test test-kube test-node test-vllm check lint setup proto bench simulations simulations-full lock clean
 
 demo: setup
 	@mkdir -p demo
@@ -53,6 +53,13 @@ proto: setup
 
 bench: setup
 	$(BIN)/python -m bench
+
+# docs/results.md: eight hours a scenario and 500 stories, or all of it.
+simulations: setup
+	$(BIN)/python -m simulations.results
+
+simulations-full: setup
+	$(BIN)/python -m simulations.results --full
 
 setup: $(READY)
 

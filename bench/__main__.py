@@ -13,7 +13,6 @@ BENCHMARKS = (
     "profile",
     "optimizers",
     "sizes",
-    "moetuner",
     "replan",
     "schedule",
     "agent",

@@ -6,22 +6,25 @@ from collections.abc import Sequence
 import numpy as np
 from rich.table import Table
 
+from bench.matrix import DATA
 from bench.prescheduling import speed
-from bench.prescheduling.engines import SCHEDULES, decoded
-from bench.prescheduling.local_rate import HOMES, best_found, cases, rates
-from bench.prescheduling.step import compared
-from bench.prescheduling.worlds import SPLITS, World, worlds
 from bench.timing import console
 from controller.router.scheduling.decide import SCHEDULERS
+from simulations.streams.engines import SCHEDULES, decoded
+from simulations.streams.local_rate import HOMES, best_found, cases, rates
+from simulations.streams.step import compared
+from simulations.streams.worlds import SPLITS, World, worlds
 
-GPUS = (4, 8)
+GPUS, RECORDINGS = (4, 8), 3
 PLANS = os.environ.get("PLANS", f"joint,{HOMES},cocluster").split(",")
 PARTS = os.environ.get("PARTS", "rates,step,engines,speed").split(",")
 
 
 def run() -> None:
     """All tables, or some: PARTS=rates,step,engines,speed; with some plans: PLANS=joint,..."""
-    known = list(worlds())
+    known = list(worlds(DATA))
+    if len(known) < RECORDINGS:
+        console.print(f"left out: recordings that are not in {DATA} (PLACER_TEST_DATA names it)")
     if "speed" in PARTS:
         console.print(_speed())
     for world in known:

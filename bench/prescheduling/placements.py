@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from rich.table import Table
 
-from bench.prescheduling.worlds import SPLITS, Requests, World, worlds
+from bench.matrix import DATA
 from bench.timing import console
 from placer.arrays import IntArray
 from placer.cost import score, traffic
@@ -24,6 +24,7 @@ from placer.plan import Solution
 from placer.planner import solve
 from placer.problem import Problem
 from placer.tables import device_tables, local_activation_rate, token_table
+from simulations.streams.worlds import SPLITS, Requests, World, worlds
 
 GPUS = (4, 8)
 NAMES = ("joint", "joint, scheduled", "joint, homes", "cocluster", "eldr")
@@ -38,7 +39,7 @@ class Figures:
 
 
 def run() -> None:
-    for world in worlds():
+    for world in worlds(DATA):
         for gpus in GPUS:
             for redundant in (0, -(-world.shape.experts // 4 // gpus) * gpus):
                 console.print(_table(world, gpus, redundant))

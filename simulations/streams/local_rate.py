@@ -5,15 +5,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from bench.prescheduling.centroids import centroids, on_ranks
-from bench.prescheduling.chosen import (
-    drawn,
-    foreseen,
-    imbalance,
-    local_activations,
-    streamed,
-)
-from bench.prescheduling.worlds import Requests, World, table_of
 from controller.router.scheduling.decide import SCHEDULERS
 from controller.router.scheduling.lookup import Lookup, local
 from controller.router.scheduling.pool import Engine
@@ -27,6 +18,15 @@ from placer.plan import Solution
 from placer.planner import solve
 from placer.problem import Problem
 from placer.tables import TokenTable
+from simulations.streams.centroids import centroids, on_ranks
+from simulations.streams.chosen import (
+    drawn,
+    foreseen,
+    imbalance,
+    local_activations,
+    streamed,
+)
+from simulations.streams.worlds import Requests, World, table_of
 
 STREAM, WINDOW = 3000, 8  # requests; of a window, a rank
 HOMES = "joint+homes"  # joint of a profile that knows clusters of requests

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.prescheduling.chosen import drawn, foreseen, streamed
-from bench.prescheduling.local_rate import STREAM, WINDOW, Case, cases
-from bench.prescheduling.worlds import World
 from controller.router.scheduling.lookup import local
 from placer.arrays import IntArray
 from placer.cost import score, traffic
 from placer.cost.homes import chosen
+from simulations.streams.chosen import drawn, foreseen, streamed
+from simulations.streams.local_rate import STREAM, WINDOW, Case, cases
+from simulations.streams.worlds import World
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.prescheduling.worlds import Requests
 from controller.router.scheduling.request import Decision, Request
 from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import FloatArray, IntArray
 from placer.placement import Placement
 from placer.tables import TokenTable
+from simulations.streams.worlds import Requests
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from bench.matrix import DATA, TINY
-from bench.timing import console
 from placer import model, topology
 from placer.arrays import BoolArray, IntArray
 from placer.files.routing import read_trace
@@ -18,6 +17,7 @@ from placer.tables import TokenTable, token_identity, token_table
 from placer.trace import Trace, concatenate
 
 SPLITS = 5
+TINY = Path(__file__).parents[2] / "examples" / "tiny_moe" / "traces"
 SHAPE = ModelShape("tiny_moe", 6, 16, 2, 128, 64)
 
 
@@ -72,18 +72,20 @@ class World:
         )
 
 
-def worlds() -> Iterator[World]:
-    tiny = concatenate([read_trace(path, SHAPE) for path in sorted(TINY.glob("*.npz"))])
-    yield World("example model", SHAPE, _prefilled(tiny), False)
+def worlds(data: Path | None) -> Iterator[World]:
+    """The example model's, and those whose recordings are in the folder ``data``."""
+    if paths := sorted(TINY.glob("*.npz")):
+        tiny = concatenate([read_trace(path, SHAPE) for path in paths])
+        yield World("example model", SHAPE, _prefilled(tiny), False)
+    if data is None:
+        return
     lite = model.preset("deepseek-v2-lite")
-    if paths := sorted((DATA / "deepseek-v2-lite-routing").glob("*.npz")):
+    if paths := sorted((data / "deepseek-v2-lite-routing").glob("*.npz")):
         both = concatenate([read_trace(path, lite) for path in paths])
         _, numbered = np.unique(token_identity(both), return_inverse=True)
         both = replace(both, token_ids=numbered.astype(np.int64))
         yield World("DSV2-Lite (upper bound: keyed on layer 0)", lite, _prefilled(both), False)
-    oss, folder = model.preset("gpt-oss-20b"), DATA / "gpt-oss-20b-decode"
-    if not paths or not folder.exists():
-        console.print(f"left out: recordings that are not in {DATA} (PLACER_TEST_DATA names it)")
+    oss, folder = model.preset("gpt-oss-20b"), data / "gpt-oss-20b-decode"
     names = [name for name in ("stem", "humanities") if (folder / f"{name}.prompts.npz").exists()]
     if names:
         served = concatenate([read_trace(folder / f"{name}.npz", oss) for name in names])

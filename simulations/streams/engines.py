@@ -1,13 +1,11 @@
 """Four engines of a pool that decode, each of which holds all experts: how many distinct experts an
-engine reads a layer and step."""
+engine reads a layer and step, and what a token takes for it: the experts that its engine's steps
+read, what is no expert, and OVERHEAD_S."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from bench.prescheduling.centroids import centroids
-from bench.prescheduling.chosen import asked, drawn
-from bench.prescheduling.worlds import Requests, World, table_of
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Decision
@@ -16,8 +14,12 @@ from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import BoolArray
 from placer.cost.requests import costs_of
 from placer.tables.factors import factors
+from simulations.streams.centroids import centroids
+from simulations.streams.chosen import asked, drawn
+from simulations.streams.worlds import Requests, World, table_of
 
 ENGINES, RUNNING, STREAM, WARM_UP = 4, 16, 1500, 300
+OVERHEAD_S = 0.004  # of a step: launches, sampling, the scheduler
 # Of ELDR also bands so wide that its engines get about as many tokens.
 SCHEDULES = (
     ("least_loaded", 0.0),
@@ -31,27 +33,32 @@ SCHEDULES = (
 
 @dataclass
 class _Run:
-    """at: the sequence; token: the next that it decodes"""
+    """at: the sequence; token: the next that it decodes; took_s: so far"""
 
     at: int
     token: int
     decision: Decision
+    took_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Decoded:
     """distinct: experts an engine, layer and step; tokens: of the engine with most over the mean;
-    batch: the largest batch over the mean, mean over steps"""
+    batch: the largest batch over the mean, mean over steps; tpot_s: median of requests"""
 
     distinct: float
     tokens: float
     batch: float
+    tpot_s: float
 
 
 def decoded(world: World, name: str, band: float, seed: int) -> Decoded:
     """Steps with ``RUNNING`` requests an engine in the mean: when one ends, the next comes."""
     fit, judged = world.halves(seed)
     scheduler = _scheduler(world, fit, name, band, seed)
+    hardware, read_s = world.problem(fit.served, 1).topology.gpu, scheduler.prices.costs.read_s
+    same_s = OVERHEAD_S + world.shape.other_bytes / hardware.hbm_bytes_per_s
+    tpot_s = []
     trace = judged.served
     starts = np.cumsum(trace.seq_lens) - trace.seq_lens
     order = iter(drawn(STREAM, trace.sequences, seed).tolist())
@@ -72,17 +79,19 @@ def decoded(world: World, name: str, band: float, seed: int) -> Decoded:
         used: BoolArray = np.zeros((ENGINES, trace.layers, trace.experts), dtype=np.bool_)
         used[engine[:, None, None], np.arange(trace.layers)[:, None], routed] = True
         distinct.append(used.sum() / (ENGINES * trace.layers))
+        step_s = same_s + used.sum(axis=(1, 2)) * read_s
         size = np.bincount(engine, minlength=ENGINES)
         batches.append(size.max() / RUNNING)
         tokens += size
         kept = []
-        for run in live:
+        for run, at in zip(live, engine.tolist(), strict=True):
             if run.token == 0:
                 scheduler.began(run.decision)
-            run.token += 1
+            run.token, run.took_s = run.token + 1, run.took_s + step_s[at]
             scheduler.generated(run.decision, 1)
             if run.token == trace.seq_lens[run.at]:
                 scheduler.ended(run.decision)
+                tpot_s.append(run.took_s / run.token)
             else:
                 kept.append(run)
         live = kept
@@ -91,6 +100,7 @@ def decoded(world: World, name: str, band: float, seed: int) -> Decoded:
         float(np.mean(distinct[settled])),
         float(tokens.max() / tokens.mean()),
         float(np.mean(batches[settled])),
+        float(np.median(tpot_s)),
     )
 
 
