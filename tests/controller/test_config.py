@@ -10,6 +10,7 @@ from placer.errors import PlacerError, TopologyError
 from placer.topology import preset
 
 KEYS: dict[str, tuple[str, Any]] = {
+    "control": ("0.2", 0.2),
     "mode": ("automatic", "automatic"),
     "nodes": ("2", 2),
     "optimizer": ("eplb", "eplb"),
