@@ -15,7 +15,7 @@ from controller.ledger.ledger import Conflict, LedgerError, LedgerFull, TooOld, 
 from controller.ports import EngineLostError
 from controller.server.callers import ForbiddenError
 from controller.server.intake import RequestError
-from controller.server.strangers import Spacing
+from controller.server.strangers import Spacing, address_of
 from placer.errors import PlacerError
 
 CODES: list[tuple[type[PlacerError], grpc.StatusCode]] = [
@@ -53,7 +53,7 @@ def answering(
         try:
             return await method(self, _readable(request))
         except Exception as error:
-            await _abort(context, method.__name__, error, self.refusals, _size(request))
+            await _abort(context, method.__name__, error, self.refusals, _size(request, error))
 
     return answered
 
@@ -69,7 +69,7 @@ def streaming(
             async for response in method(self, _readable(request)):
                 yield response
         except Exception as error:
-            await _abort(context, method.__name__, error, self.refusals, _size(request))
+            await _abort(context, method.__name__, error, self.refusals, _size(request, error))
 
     return streamed
 
@@ -81,10 +81,10 @@ def _readable(request: Any) -> Any:
     return request
 
 
-def _size(request: Any) -> int:
-    """Bytes; 0 of a stream."""
-    if isinstance(request, RequestError):
-        return request.size
+def _size(request: Any, error: Exception) -> int:
+    """Bytes of what is refused; of a stream, only where it was too much to read."""
+    if isinstance(error, RequestError):
+        return error.size
     return request.ByteSize() if isinstance(request, Message) else 0
 
 
@@ -93,7 +93,7 @@ async def _abort(context: Any, name: str, error: Exception, refusals: Spacing, s
         raise error
     if isinstance(error, PlacerError):
         if (code := code_of(error)) is grpc.StatusCode.INVALID_ARGUMENT:
-            await refusals.turn(context.peer(), size)
+            await refusals.turn(address_of(context.peer()), size)
         told = " ".join(str(error).split()).encode(errors="replace")[:MOST]
         await context.abort(code, told.decode(errors="ignore"))
     log.error("placer: %s failed", name, exc_info=error)

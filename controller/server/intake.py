@@ -38,6 +38,10 @@ class RequestError(PlacerError):
 
     size = 0
 
+    def of(self, data: bytes) -> "RequestError":
+        self.size = len(data)
+        return self
+
 
 class Intake(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Has requests read here. Methods get one that cannot be read as the RequestError that says
@@ -56,8 +60,7 @@ class Intake(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             try:
                 return _read(handler.request_deserializer, data, method)
             except RequestError as error:
-                error.size = len(data)
-                return error
+                return error.of(data)
 
         return handler._replace(request_deserializer=read)
 
@@ -67,9 +70,11 @@ def read_push(data: bytes) -> Any:
     try:
         _check_parts(memoryview(data))
         push = profile_pb2.PushRequest.FromString(data)
+        _check_texts(push.id)
     except (DecodeError, IndexError) as error:
-        raise _unreadable(PUSH) from error
-    _check_texts(push.id)
+        raise _unreadable(PUSH).of(data) from error
+    except RequestError as error:
+        raise error.of(data)
     return push
 
 

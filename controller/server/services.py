@@ -45,6 +45,7 @@ class Profiles(ProfileServiceServicer):
         self.fleet, self.config, self.traces = loop.fleet, loop.config, loop.traces
         self.ledger = loop.ledger
         self._beside = ThreadPoolExecutor(1, "push")
+        self._spacing = Spacing(loop.ledger.clock)  # of large pushes, by worker
 
     @streaming
     async def Push(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -52,6 +53,9 @@ class Profiles(ProfileServiceServicer):
             is_large = len(data) > LIGHT
             push = await self._read(is_large, wire.push, data)
             CALLER.get().check(push.id.pool, push.id.engine, push.id.worker)
+            if is_large:
+                id = push.id
+                await self._spacing.turn(f"{id.pool}/{id.engine}/{id.worker}", len(data))
             said = self.fleet.member(push.id).registration
             refused, wants_affinity = push.refused, self._wants_affinity(push.id)
             if not refused:

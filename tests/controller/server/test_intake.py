@@ -8,6 +8,7 @@ import grpc.aio
 import pytest
 
 from controller.server import intake, wire
+from controller.server.strangers import Spacing
 from placer.errors import ModelError
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2
 from placer.v1.fleet_pb2 import ExplainRequest, HistoryRequest, StatusRequest
@@ -92,6 +93,28 @@ async def test_a_large_push_is_read_beside_the_loop_and_counted_all_the_same(
 
     assert len(threads) == 2
     assert threading.main_thread() not in threads
+
+
+@asynchronous
+async def test_large_pushes_of_a_worker_and_those_in_vain_take_turns_by_their_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turns = []
+
+    def delay_s(_: Spacing, of: str, now_s: float, size: int = 0) -> float:
+        turns.append((of, size))
+        return 0.0
+
+    monkeypatch.setattr(Spacing, "delay_s", delay_s)
+    large, vain = a_push(2, [a_count(), a_count(phase=2)]), COUNTS * 1000
+    monkeypatch.setattr("controller.server.services.LIGHT", a_push(1).ByteSize())
+
+    async with a_world() as world:
+        await world.register()
+        await world.pushed(a_push(1), large)
+        await refusal(raw_push(world, vain))
+
+    assert turns == [("tiny/engine-1/worker-0", large.ByteSize()), ("127.0.0.1", len(vain))]
 
 
 @asynchronous

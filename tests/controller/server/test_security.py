@@ -234,7 +234,14 @@ def test_who_shows_no_known_token_waits_for_those_before_from_there() -> None:
 def test_after_a_large_request_in_vain_the_next_waits_for_its_bytes() -> None:
     them = Spacing(SystemClock())
     assert them.delay_s("10.0.0.7", 100.0, 10_000_000) == 0.0
-    assert them.delay_s("10.0.0.7", 100.0) == pytest.approx(0.55)
+    assert them.delay_s("10.0.0.7", 100.0) == pytest.approx(1.05)
+
+
+def test_a_large_request_waits_as_long_as_its_own_bytes_take() -> None:
+    them = Spacing(SystemClock())
+    assert them.delay_s("10.0.0.7", 100.0, 100_000_000) == 0.0
+    assert them.delay_s("10.0.0.7", 100.0, 70_000_000) == 7.0  # of 10.05
+    assert them.delay_s("10.0.0.7", 100.0) == SLOWEST_S  # an agent's, from the same host
 
 
 def test_nobody_waits_longer_than_an_agent_does_for_its_answer() -> None:
