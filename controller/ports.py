@@ -1,7 +1,7 @@
 """What the loop acts through. Adapters are in engines/; each passes the same contract tests."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from controller.migration.commands import Command, Outcome
 from controller.samples import Sample
@@ -26,6 +26,16 @@ class Unseen:
 
     told: str
     trace: Trace | None = None
+
+
+class Relocation(NamedTuple):
+    """From which map to which experts are moved, and with what: as ``placer.schedule`` takes it."""
+
+    before: Placement
+    after: Placement
+    expert_bytes: int
+    topology: Topology
+    budget: Budget
 
 
 class Engines(Protocol):
@@ -55,14 +65,7 @@ class Planner(Protocol):
     ) -> Price | Infeasible:
         """The cheapest way from ``current`` to the problem's width."""
 
-    async def scheduled(
-        self,
-        before: Placement,
-        after: Placement,
-        expert_bytes: int,
-        topology: Topology,
-        budget: Budget,
-    ) -> Schedule:
+    async def scheduled(self, relocation: Relocation) -> Schedule:
         """See ``placer.schedule``. It waits for no solve: what was approved goes on."""
 
 

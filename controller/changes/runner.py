@@ -24,7 +24,7 @@ from controller.migration.commands import (
     Transfer,
 )
 from controller.migration.machine import Attempt, Event, State
-from controller.ports import EngineLostError, Engines, Planner
+from controller.ports import EngineLostError, Engines, Planner, Relocation
 from placer.errors import PlacerError
 from placer.schedule import Budget, Schedule
 
@@ -125,7 +125,7 @@ class Runner:
         hardware = policy.hardware(before.gpus)
         key = before.digest, goal.digest, size, hardware, budget
         if self._last is None or self._last[0] != key:  # engines of a pool mostly stand alike
-            found = await self.planner.scheduled(before, goal, size, hardware, budget)
+            found = await self.planner.scheduled(Relocation(before, goal, size, hardware, budget))
             self._last = key, found
         _, found = self._last
         if found.reason:

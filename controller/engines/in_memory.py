@@ -17,7 +17,7 @@ from controller.migration.commands import (
     Switch,
     Verify,
 )
-from controller.ports import EngineLostError, Unseen
+from controller.ports import EngineLostError, Relocation, Unseen
 from controller.samples import Sample
 from placer.checks import violations
 from placer.clock import Clock
@@ -26,8 +26,7 @@ from placer.placement import EMPTY, Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from placer.resize.price import Price
-from placer.schedule import Budget, Schedule, Transfer, schedule
-from placer.topology import Topology
+from placer.schedule import Schedule, Transfer, schedule
 
 
 class MemoryPlanner:
@@ -50,15 +49,8 @@ class MemoryPlanner:
         await self.clock.sleep(self.solve_s)
         return found
 
-    async def scheduled(
-        self,
-        before: Placement,
-        after: Placement,
-        expert_bytes: int,
-        topology: Topology,
-        budget: Budget,
-    ) -> Schedule:
-        return schedule(before, after, expert_bytes, topology, budget)
+    async def scheduled(self, relocation: Relocation) -> Schedule:
+        return schedule(*relocation)
 
 
 class MemoryEngine:

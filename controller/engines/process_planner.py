@@ -11,14 +11,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from controller.engines.planning import answer, resized
-from controller.ports import Unseen
+from controller.ports import Relocation, Unseen
 from placer.errors import PlacerError
 from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from placer.resize.price import Price
-from placer.schedule import Budget, Schedule, schedule
-from placer.topology import Topology
+from placer.schedule import Schedule, schedule
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would have the controller's locks and files
 DIES_S = 1.0  # between the end of its pipe and its own
@@ -56,17 +55,9 @@ class ProcessPlanner:
             found: Price | Infeasible = await self._ask(resized, problem, current, optimizer)
         return found
 
-    async def scheduled(
-        self,
-        before: Placement,
-        after: Placement,
-        expert_bytes: int,
-        topology: Topology,
-        budget: Budget,
-    ) -> Schedule:
+    async def scheduled(self, relocation: Relocation) -> Schedule:
         """Raises PlannerError if the process dies."""
-        told = before, after, expert_bytes, topology, budget
-        found: Schedule = await self._ask(schedule, *told)
+        found: Schedule = await self._ask(schedule, *relocation)
         return found
 
     async def _ask(self, what: Callable[..., Any], *of: Any) -> Any:

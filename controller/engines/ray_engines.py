@@ -9,15 +9,14 @@ from ray.exceptions import RayActorError, RayError
 from controller.engines.planning import answer, resized
 from controller.fleet.workers import Fleet, FleetError
 from controller.migration.commands import Command, Lost, Outcome
-from controller.ports import EngineLostError, Unseen
+from controller.ports import EngineLostError, Relocation, Unseen
 from controller.samples import Sample
 from placer.errors import PlacerError
 from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from placer.resize.price import Price
-from placer.schedule import Budget, Schedule, schedule
-from placer.topology import Topology
+from placer.schedule import Schedule, schedule
 
 NAMESPACE = "placer"
 PATIENCE_S = 10.0  # for an actor to say how it stands
@@ -41,16 +40,8 @@ class RayPlanner:
         found: Price | Infeasible = await self._ask(resized, problem, current, optimizer)
         return found
 
-    async def scheduled(
-        self,
-        before: Placement,
-        after: Placement,
-        expert_bytes: int,
-        topology: Topology,
-        budget: Budget,
-    ) -> Schedule:
-        told = before, after, expert_bytes, topology, budget
-        found: Schedule = await self._ask(schedule, *told)
+    async def scheduled(self, relocation: Relocation) -> Schedule:
+        found: Schedule = await self._ask(schedule, *relocation)
         return found
 
     async def _ask(self, what: Callable[..., Any], *of: Any) -> Any:

@@ -74,7 +74,7 @@ def read_push(data: bytes) -> Any:
     except (DecodeError, IndexError) as error:
         raise _unreadable(PUSH).of(data) from error
     except RequestError as error:
-        raise error.of(data)
+        raise error.of(data) from None
     return push
 
 

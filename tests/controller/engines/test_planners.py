@@ -13,6 +13,7 @@ import pytest
 from controller.engines.in_memory import MemoryPlanner
 from controller.engines.planning import answer
 from controller.engines.process_planner import PlannerError, ProcessPlanner
+from controller.ports import Relocation
 from placer.clock import SystemClock
 from placer.errors import PlacerError
 from placer.parallel import connect, disconnect
@@ -30,6 +31,8 @@ from tests.controller.tiny_pool import (
     decided,
     in_virtual_time,
 )
+
+RELOCATION = Relocation(HOME, GOAL, 100, by_hand(), Budget(100))
 
 
 def a_problem(**changes: Any) -> Problem:
@@ -77,10 +80,9 @@ async def test_the_answer_is_the_same_wherever_it_is_made(kind: str) -> None:
 @every
 @asynchronous
 async def test_the_way_to_a_placement_is_the_same_wherever_it_is_found(kind: str) -> None:
-    told = HOME, GOAL, 100, by_hand(), Budget(100)
     async with planning(kind) as planner:
-        found = await planner.scheduled(*told)
-    expected = schedule(*told)
+        found = await planner.scheduled(RELOCATION)
+    expected = schedule(*RELOCATION)
     assert found.rounds == expected.rounds
     assert found.after.digest == GOAL.digest
 
@@ -89,7 +91,7 @@ async def test_the_way_to_a_placement_is_the_same_wherever_it_is_found(kind: str
 async def test_what_was_approved_waits_for_no_solve() -> None:
     with closing(ProcessPlanner(1)) as planner:
         async with planner._room:  # somebody else's solve
-            found = await planner.scheduled(HOME, GOAL, 100, by_hand(), Budget(100))
+            found = await planner.scheduled(RELOCATION)
     assert found.rounds
 
 
