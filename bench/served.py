@@ -91,7 +91,7 @@ async def _obey(pipe: Connection, before: Placement, found: Controller) -> None:
                 pipe.send(_resident_mb())
             case ("counted", _):
                 group = found.loop.fleet.pool(POOL).group(RANKS)
-                profile = group.profile("mixed", time.time()) if group else None
+                profile = group.profile("mixed", time.monotonic()) if group else None
                 assert profile is not None
                 pipe.send((int(profile.tokens), int(profile.load.sum())))
             case ("end", _):
