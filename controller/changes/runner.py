@@ -5,6 +5,7 @@ open, has the engine forget what was half done, and goes on from what stands. If
 and those that were changed before it go back.
 """
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,8 @@ ITSELF_S = 300.0  # an engine that moves by itself does at its next rebalancing 
 TRANSFER_S = 1800.0  # and starts processes for more ranks, which load the model
 TRIES = 12  # of going back
 RETRY_S = 5.0
+
+log = logging.getLogger("placer.controller")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +128,23 @@ class Runner:
         hardware = policy.hardware(before.gpus)
         key = before.digest, goal.digest, size, hardware, budget
         if self._last is None or self._last[0] != key:  # engines of a pool mostly stand alike
-            found = await self.planner.scheduled(Relocation(before, goal, size, hardware, budget))
+            found = await self._scheduled(Relocation(before, goal, size, hardware, budget))
             self._last = key, found
         _, found = self._last
         if found.reason:
             raise PlacerError(found.reason)
         return Attempt(operation.epoch, before, found.after, found.rounds)
+
+    async def _scheduled(self, relocation: Relocation) -> Schedule:
+        """Raises PlacerError for a bug, too: trying again would meet it again, for ever."""
+        try:
+            return await self.planner.scheduled(relocation)
+        except PlacerError:
+            raise
+        except Exception as error:
+            way = f"from {relocation.before.digest} to {relocation.after.digest}"
+            log.exception("placer: no rounds %s: please report it with both maps", way)
+            raise PlacerError(f"no rounds were found {way}: a bug, {error!r}") from error
 
     async def _ask(self, operation: Operation, attempt: Attempt | None) -> Outcome | None:
         """Have the engine carry the state's command out; None if it does not answer in time."""

@@ -13,7 +13,9 @@ from controller.ledger.ledger import LedgerFull, Record
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import Command, Discard, Done, Outcome, Refused, Stage
 from controller.migration.machine import State
+from controller.ports import Relocation
 from placer.placement import Placement
+from placer.schedule import Schedule
 from tests.controller.tiny_pool import (
     BEGIN_S,
     BYTES,
@@ -281,6 +283,24 @@ async def test_a_way_that_the_budget_does_not_allow_is_refused() -> None:
     assert (ended.phase, story.stand_at(HOME, HOME)) == ("rolled back", True)
     assert "scratch_slots is 0" in ended.why
     assert story.engines.names == ["e0 Discard", "e0 Stage", "e0 Agree", "e0 Verify"]
+
+
+class Broken(MemoryPlanner):
+    """Cannot find a way to anything but what stands."""
+
+    async def scheduled(self, relocation: Relocation) -> Schedule:
+        if relocation.before.digest != relocation.after.digest:
+            raise ValueError("zip() argument 2 is longer")
+        return await super().scheduled(relocation)
+
+
+@in_virtual_time
+async def test_a_way_that_a_bug_keeps_from_being_found_is_refused_and_not_tried_for_ever() -> None:
+    story = Story()
+    story.runner.planner = Broken(story.clock)
+    ended = await story.run()
+    assert (ended.phase, story.stand_at(HOME, HOME)) == ("rolled back", True)
+    assert f"no rounds were found from {HOME.digest} to {GOAL.digest}: a bug" in ended.why
 
 
 class ByItself(Moody):
