@@ -7,7 +7,7 @@ balancedness of a layer is mean W over max W: 1 is even, 1/GPUs is everything on
 import numpy as np
 
 from placer.arrays import FloatArray
-from placer.placement import Placement
+from placer.placement import EMPTY, Placement
 
 
 def rank_load(load: FloatArray, placement: Placement) -> FloatArray:
@@ -15,10 +15,21 @@ def rank_load(load: FloatArray, placement: Placement) -> FloatArray:
 
     load: [layers, experts] tokens
     """
-    copies = placement.copies
-    share = load / np.maximum(copies.sum(axis=2), 1)
-    per_gpu: FloatArray = np.einsum("le,leg->lg", share, copies)
+    by_slot = slot_load(load, placement).reshape(placement.layers, placement.gpus, -1)
+    per_gpu: FloatArray = by_slot.sum(axis=2)
     return per_gpu
+
+
+def slot_load(load: FloatArray, placement: Placement) -> FloatArray:
+    """[layers, slots] tokens of each slot when replicas share evenly; 0 of an empty one.
+
+    load: [layers, experts] tokens
+    """
+    table = placement.physical_to_logical
+    share = load / np.maximum(placement.replicas, 1)
+    found: FloatArray = np.take_along_axis(share, np.maximum(table, 0), axis=1)
+    found[table == EMPTY] = 0.0
+    return found
 
 
 def by_layer(rank_load: FloatArray) -> FloatArray:

@@ -7,7 +7,8 @@ at all. An expert with a mean of n tokens a step gets one with probability 1 - e
 import numpy as np
 
 from placer.arrays import FloatArray
-from placer.placement import EMPTY, Placement
+from placer.cost.balance import slot_load
+from placer.placement import Placement
 from placer.problem import Problem
 
 
@@ -39,12 +40,7 @@ def by_gpu(
     problem: Problem, placement: Placement, served: FloatArray, load: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """[layers, gpus] seconds of arithmetic and of reading weights, which go on at the same time."""
-    table = placement.physical_to_logical
-    share = load / np.maximum(placement.replicas, 1)
-    tokens_of_slot = np.where(
-        table == EMPTY, 0.0, np.take_along_axis(share, np.maximum(table, 0), axis=1)
-    )
-    active = -np.expm1(-tokens_of_slot)
+    active = -np.expm1(-slot_load(load, placement))
     read = active.reshape(placement.layers, placement.gpus, -1).sum(axis=2)
     return served * activation_seconds(problem), read * reading_seconds(problem)
 
