@@ -97,6 +97,7 @@ def _changes() -> Iterator[Change]:
     for seed in range(2):
         rng = np.random.default_rng(seed)
         loads = rng.lognormal(0, 1, (2, shape.layers, shape.experts))
+        loads *= shape.top_k / loads.sum(axis=2, keepdims=True)  # of a token
         for name, groups in (("anywhere", 1), ("groups stay together", shape.groups)):
             before, after = (_eplb(load, replace(shape, groups=groups), machine) for load in loads)
             yield Change(f"random {seed}, {name}", shape, machine, before, after)
