@@ -232,7 +232,7 @@ class _ConfigSpec(Spec):
     every_s: float = Field(default=30.0, gt=0)
     retention_days: float = Field(default=30.0, gt=0)
     default: PoolSpec = PoolSpec()
-    pools: dict[str, PoolSpec] = {}
+    pools: dict[str, PoolSpec] = Field(default={})
 
 
 def read_config(path: Path | None) -> Config:

@@ -232,7 +232,7 @@ class Loads:
             if rested_s is None:
                 rested_s = ledger.age_s(record)
             if record.value.phase is Phase.SUCCEEDED:
-                resize_s = max(record.at_s - record.value.begun_s, 0.0)
+                resize_s = sum(record.value.seconds.values())
                 break
             failures += 1
         return rested_s, resize_s, failures
