@@ -23,7 +23,7 @@ LATELY = 20  # operations that are looked through for changes of size
 
 
 class Loads:
-    """Of all pools whose size follows their load. metrics, capacity: None if nobody keeps them"""
+    """The loads of pools whose size follows them. metrics, capacity: None if nobody keeps them"""
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """What docs/ARCHITECTURE.md and CONTRIBUTING.md say of the sources holds."""
 
+import ast
 import re
 from collections import Counter
 from pathlib import Path
@@ -44,3 +45,14 @@ def test_rooms_are_small() -> None:
     found = modules("controller", "placer/agent")
     sizes = Counter(str(path.parent) for path in found if path.stem != "__init__")
     assert {folder: size for folder, size in sizes.items() if size > 12} == {}
+
+
+def test_a_class_says_what_it_is() -> None:
+    """And not whose: "Of one worker"."""
+    assert not [
+        f"{path} {node.name}"
+        for path in modules(*PRODUCT, "simulations")
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(node, ast.ClassDef)
+        and re.match("(Of|By|In|On|At|Whose|Those of) ", ast.get_docstring(node) or "")
+    ]

@@ -11,7 +11,7 @@ from controller.ledger.watched import WatchedLedger
 
 
 class Queue:
-    """Of one controller, as the ledger has it."""
+    """Plans and changes of width that wait, as the ledger has them."""
 
     def __init__(self, ledger: WatchedLedger, plans: Plans) -> None:
         self.ledger, self.plans = ledger, plans

@@ -37,7 +37,7 @@ RETRY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """That an operation should go back. key: of whoever wants it"""
+    """A wish that an operation goes back. key: of whoever wants it"""
 
     key: str
 
