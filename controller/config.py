@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from controller.size_settings import Autoscale, AutoscaleSpec
+from controller.size_settings import Autoscale, AutoscaleSpec, Spec
 from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text
 from placer.files.documents import of_yaml
@@ -228,13 +228,11 @@ class PoolSpec(BaseModel):
         return replace(policy, **given)
 
 
-class _ConfigSpec(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
+class _ConfigSpec(Spec):
     every_s: float = Field(default=30.0, gt=0)
     retention_days: float = Field(default=30.0, gt=0)
     default: PoolSpec = PoolSpec()
-    pools: dict[str, PoolSpec] = {}
+    pools: dict[str, PoolSpec] = Field(default={})
 
 
 def read_config(path: Path | None) -> Config:

@@ -23,7 +23,7 @@ LATELY = 20  # operations that are looked through for changes of size
 
 
 class Loads:
-    """Of all pools whose size follows their load. metrics, capacity: None if nobody keeps them"""
+    """The loads of pools whose size follows them. metrics, capacity: None if nobody keeps them"""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class Loads:
             if rested_s is None:
                 rested_s = ledger.age_s(record)
             if record.value.phase is Phase.SUCCEEDED:
-                resize_s = max(record.at_s - record.value.begun_s, 0.0)
+                resize_s = sum(record.value.seconds.values())
                 break
             failures += 1
         return rested_s, resize_s, failures

@@ -40,7 +40,7 @@ FORM = form_of(Kept, _check)
 
 
 class PoolPolicies:
-    """Those of all pools. config: always as it is in force now"""
+    """Policies of all pools. config: always as it is in force now"""
 
     def __init__(self, config: Config, ledger: WatchedLedger) -> None:
         """What cannot be read, or is not valid any more, leaves the file's in force."""

@@ -1,9 +1,9 @@
 """How a pool's size follows its load: what an operator may set; docs/autoscaling.md explains it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from placer.errors import FileError
 
@@ -47,9 +47,20 @@ class Autoscale:
     requests: float = 8.0
 
 
-class AutoscaleSpec(BaseModel):
+class Spec(BaseModel):
+    """Settings as they are written. What is null is as if it were not there."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, told: Any) -> Any:
+        if not isinstance(told, dict):
+            return told
+        return {key: value for key, value in told.items() if value is not None}
+
+
+class AutoscaleSpec(Spec):
     policy: AutoscalePolicy = "quantile"
     ttft_s: float = Field(default=2.0, gt=0)
     tpot_s: float = Field(default=0.1, gt=0)

@@ -14,7 +14,7 @@ LOOK_S = 1.0  # how often it is looked whether GPUs have come, and what was at w
 
 
 class Turns:
-    """Of all pools. attempt: does what it is given; what goes wrong is a condition of that name"""
+    """Begins what waits. attempt: does something; what goes wrong is a condition of that name"""
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ class Readings(Protocol):
 
 
 class Clock(Readings, Protocol):
-    """Of an event loop."""
+    """The clock of an event loop."""
 
     async def sleep(self, seconds: float) -> None:
         """For 0 seconds: let others go first."""
@@ -39,7 +39,7 @@ class Clock(Readings, Protocol):
 
 
 class ThreadClock(Readings, Protocol):
-    """Of threads."""
+    """The clock of threads."""
 
     def wait(self, event: Event, seconds: float) -> bool:
         """For the event, but no longer; whether it came."""

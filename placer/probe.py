@@ -77,7 +77,7 @@ def _distrust(error: ssl.SSLCertVerificationError, host: str, port: str, setting
         return f"its certificate is not for {host!r}{_names(host, port, settings)}"
     if error.verify_code in NOT_NOW:
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        return f"{error.verify_message} ({now}): renew its certificate, or put this clock right"
+        return f"its {error.verify_message}, at {now} here: renew it, or put this clock right"
     whom = f"PLACER_TLS_CA ({settings.ca})" if settings.ca else "any public authority"
     return f"its certificate is not signed by {whom} ({error.verify_message}): set PLACER_TLS_CA"
 

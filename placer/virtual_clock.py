@@ -91,7 +91,7 @@ class VirtualClock(Lots):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Whose timers go by a virtual clock: all of asyncio's waiting does."""
+    """An event loop whose timers go by a virtual clock: all of asyncio's waiting does."""
 
     def __init__(self, clock: VirtualClock) -> None:
         self.clock = clock

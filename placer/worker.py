@@ -55,9 +55,9 @@ NOWHERE = Pod()
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose worker it is, to a controller.
+    """A worker's names and addresses, to a controller.
 
-    pool:   engines that serve the same model at the same width, and share a plan
+    pool:   engines that serve the same model; those of one width share a plan
     engine: the expert-parallel group of workers that it belongs to
     actor:  the Ray actor that carries out migrations; without one the engine moves by itself
     api:    the API server that changes the engine's width, if somebody said

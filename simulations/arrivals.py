@@ -11,7 +11,7 @@ from placer.arrays import FloatArray, IntArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrivals:
-    """In the order in which they come.
+    """Requests in the order in which they come.
 
     at_s:   [requests] seconds since the beginning
     prompt, output: [requests] tokens, 1 or more

@@ -84,7 +84,7 @@ class Planner(MemoryPlanner):
 
 
 class Engines(MemoryEngines):
-    """Whose copies take their time."""
+    """Engines whose copies take their time."""
 
     def __init__(
         self,

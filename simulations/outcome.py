@@ -19,7 +19,7 @@ COMPARED_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of a pool. Quantiles are of requests that got their first token, and of those that got all.
+    """What came of a pool. Quantiles are of requests that got their first token, or that got all.
 
     attainment: share of the requests that kept to both objectives; those without an answer did not
     cut:        that had begun to answer when their engine was lost, and began again

@@ -13,7 +13,7 @@ class _Strict(BaseModel):
 
 
 class Drawn(_Strict):
-    """Of simulations.arrivals.diurnal."""
+    """What simulations.arrivals.diurnal is given."""
 
     per_s: float = Field(gt=0, le=1e6)
     swing: float = Field(default=0.0, ge=0, le=1)
@@ -31,7 +31,7 @@ class Recorded(_Strict):
 
 
 class DrawnRouting(_Strict):
-    """Of simulations.routing.drawn."""
+    """What simulations.routing.drawn is given."""
 
     skew: float = Field(default=1.0, ge=0, le=5)
     own: float = Field(default=0.5, ge=0, le=1)
@@ -63,7 +63,7 @@ class Objectives(_Strict):
 
 
 class Failures(_Strict):
-    """Of engines, each with all that it has. per_day: in the mean, of the whole pool"""
+    """Failures of engines, each with all that it has. per_day: in the mean, of the whole pool"""
 
     per_day: float = Field(gt=0, le=1e4)
     lasts_s: float = Field(default=900.0, gt=0)

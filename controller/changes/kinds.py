@@ -61,7 +61,7 @@ class _Migrating:
 
 
 class Applying(_Migrating):
-    """Of an approved plan."""
+    """Brings engines to an approved plan's placement."""
 
     def width(self, change: Apply) -> int:
         if kept := self.plans.get(change.plan_id).value.width:

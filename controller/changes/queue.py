@@ -11,16 +11,21 @@ from controller.ledger.watched import WatchedLedger
 
 
 class Queue:
-    """Of one controller, as the ledger has it."""
+    """Plans and changes of width that wait, as the ledger has them."""
 
     def __init__(self, ledger: WatchedLedger, plans: Plans) -> None:
         self.ledger, self.plans = ledger, plans
+        self._came: dict[str, int] = {}  # numbers of the operations' first records
 
     @property
     def waiting(self) -> list[Record[Any]]:
-        """Who came first is first."""
+        """Who came first is first, whatever was written down of it since, and whatever wall clocks
+        said."""
         plans = (one for one in self.ledger.open("plan") if one.value.state is PlanState.APPROVED)
-        return sorted([*plans, *self._operations()], key=_came)
+        operations = self._operations()
+        self._came = {one.id: self._came.get(one.id) or self._first(one) for one in operations}
+        found = [*plans, *operations]
+        return sorted(found, key=lambda one: self._came.get(one.id, one.number))
 
     def place(self, id: str) -> int:
         """1 is next; 0 for what does not wait."""
@@ -56,8 +61,5 @@ class Queue:
         found = self.ledger.open("operation")
         return [one for one in found if one.value.phase is Phase.WAITING]
 
-
-def _came(record: Record[Any]) -> tuple[float, int]:
-    """When it began to wait, whatever was written down of it since."""
-    came_s = record.value.begun_s if isinstance(record.value, Operation) else record.at_s
-    return came_s, record.number
+    def _first(self, record: Record[Operation]) -> int:
+        return self.ledger.records.versions("operation", record.id)[0].number

@@ -40,7 +40,7 @@ log = logging.getLogger("placer.controller")
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """That an operation should go back. key: of whoever wants it"""
+    """A wish that an operation goes back. key: of whoever wants it"""
 
     key: str
 

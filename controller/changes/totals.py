@@ -6,8 +6,8 @@ from controller.changes.operations import Operation
 
 
 class Totals:
-    """Of operations that ended, by pool: how many by phase, bytes copied, slots moved, and the
-    longest pause of the last one."""
+    """Sums over operations that ended, by pool: how many by phase, bytes copied, slots moved; and
+    the longest pause of the last one."""
 
     def __init__(self) -> None:
         self.ended: Counter[tuple[str, ...]] = Counter()

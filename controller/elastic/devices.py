@@ -30,7 +30,7 @@ class LostDeviceError(PlacerError):
 
 
 class Devices:
-    """By number. Any thread may ask; a process answers one of them at a time.
+    """Memory processes, by device. Any thread may ask; a process answers one of them at a time.
 
     spares: how many that are not used are kept ready
     """

@@ -32,7 +32,7 @@ class FleetEngines:
 
 
 class FleetMetrics:
-    """Of engines that registered with an actor's name by it, of others from their addresses."""
+    """Metrics of engines that registered an actor's name by it, of others by their addresses."""
 
     def __init__(self, fleet: Fleet, by_actor: Metrics, by_address: Metrics) -> None:
         self.fleet, self.by_actor, self.by_address = fleet, by_actor, by_address

@@ -124,7 +124,7 @@ class MemoryEngine:
 
 
 class MemoryEngines:
-    """By pool and name. samples: what they say of their load"""
+    """Engines by pool and name. samples: what they say of their load"""
 
     def __init__(self, engines: dict[tuple[str, str], MemoryEngine]) -> None:
         self.engines = engines

@@ -65,10 +65,10 @@ class EngineActor:
         )
         self._door = Door(self.engine)
         identity = Identity(serving.pool, serving.engine, serving.actor, api=self._door.url)
-        clock, standing = SystemClock(), Standing(serving, self.engine)
-        worker = standing.worker
+        clock, applier = SystemClock(), EngineApplier(serving, self.engine)
+        worker = applier.worker
         sink = GrpcSink(serving.address, worker, identity, self.engine.shape, clock)
-        self._reporter = Reporter(worker, sink, Recorder(self.engine, clock), standing, clock)
+        self._reporter = Reporter(worker, sink, EngineSource(self.engine, clock), applier, clock)
         self._reporter.start()
 
     def generate(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], float]:
@@ -97,8 +97,8 @@ class EngineActor:
         self.engine.close()
 
 
-class Standing:
-    """What the engine is now, for its registration; changes come to it through the actor."""
+class EngineApplier:
+    """Tells what the engine is now; changes come to it through the actor."""
 
     epoch = 0
 
@@ -138,8 +138,8 @@ class Standing:
         return ""
 
 
-class Recorder:
-    """What a reporter takes from, every few seconds."""
+class EngineSource:
+    """Gives a reporter what was recorded, every few seconds."""
 
     def __init__(self, engine: LocalEngine, clock: Readings) -> None:
         self._engine, self._clock, self._due_s = engine, clock, 0.0

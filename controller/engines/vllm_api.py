@@ -51,7 +51,7 @@ class Answer(NamedTuple):
         return _line(self.text) or f"answer {self.status}"
 
 
-class Standing(NamedTuple):
+class Progress(NamedTuple):
     """How far a change is. epoch: of the last one, empty if it has none; target: data-parallel
     ranks that it is to have, 0 if that is not told"""
 
@@ -77,17 +77,17 @@ class VllmApi:
         body = {"new_data_parallel_size": ranks}
         return await self._ask("POST", f"{self.address}/scale_elastic_ep", body, SCALE_S)
 
-    async def standing(self) -> Standing:
+    async def progress(self) -> Progress:
         """0.33 answers 503 also if its store does, while requests are let in: that is no phase."""
         answer = await self._look("POST", "/is_scaling_elastic_ep")
         if answer.status == TURNED_AWAY and not await self.serves():
-            return Standing(Phase.COMMITTING)
+            return Progress(Phase.COMMITTING)
         try:
             told = json.loads(answer.text)
             phase = told.get("phase") or ("committing" if told["is_scaling_elastic_ep"] else "idle")
             epoch, error = str(told.get("epoch") or ""), _line(str(told.get("error") or ""))
             target = int(told.get("requested_data_parallel_size") or 0)
-            return Standing(Phase(phase), epoch, target, error)
+            return Progress(Phase(phase), epoch, target, error)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UnreachableError(
                 f"{self.address}/is_scaling_elastic_ep answers {answer.status}, {answer.told}: is "

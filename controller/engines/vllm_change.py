@@ -12,7 +12,7 @@ from controller.engines.vllm_api import (
     TURNED_AWAY,
     Answer,
     Phase,
-    Standing,
+    Progress,
     UnreachableError,
     VllmApi,
 )
@@ -44,11 +44,11 @@ class VllmChange:
 
     async def check(self) -> Outcome:
         """Whether it may begin."""
-        standing = await self._apis[0].standing()
-        if standing.phase in AT_WORK:
-            return self._taken(standing)
-        self._was = standing.epoch
-        return Done() if await self._serves() else self._lost(standing.error)
+        progress = await self._apis[0].progress()
+        if progress.phase in AT_WORK:
+            return self._taken(progress)
+        self._was = progress.epoch
+        return Done() if await self._serves() else self._lost(progress.error)
 
     def begin(self) -> None:
         """Once more is no harm."""
@@ -64,10 +64,10 @@ class VllmChange:
     async def prepared(self) -> Outcome:
         """Until the ranks commit; all serve until then."""
         while not self.is_done:
-            standing = await self._standing()
-            if (failure := await self._failure(standing)) is not None:
+            progress = await self._progress()
+            if (failure := await self._failure(progress)) is not None:
                 return failure
-            if standing is not None and standing.phase is Phase.COMMITTING:
+            if progress is not None and progress.phase is Phase.COMMITTING:
                 break
             await self._clock.sleep(LOOK_EVERY_S)
         return Done()
@@ -75,7 +75,7 @@ class VllmChange:
     async def completed(self) -> Outcome:
         """Until the new ranks serve."""
         while not self.is_done:
-            if (failure := await self._failure(await self._standing())) is not None:
+            if (failure := await self._failure(await self._progress())) is not None:
                 return failure
             await self._clock.sleep(LOOK_EVERY_S)
         return Done(pause_s=self._away_s or self._pause_s)
@@ -83,8 +83,8 @@ class VllmChange:
     async def over(self) -> Outcome:
         """Until nothing is at work on these ranks, however it ended: vLLM stops for nobody."""
         while True:
-            standing = await self._standing()
-            at_work = standing is None or standing.phase in AT_WORK
+            progress = await self._progress()
+            at_work = progress is None or progress.phase in AT_WORK
             if not at_work and all(one.done() for one in self._posts[: self._staying]):
                 break
             if self._away_s > COMMIT_S:
@@ -120,11 +120,11 @@ class VllmChange:
                 pass
             await self._clock.sleep(LOOK_EVERY_S)
 
-    async def _standing(self) -> Standing | None:
+    async def _progress(self) -> Progress | None:
         """None if there is no answer now. Raises UnreachableError if there was none for long."""
         now_s = self._clock.monotonic()
         try:
-            found = await self._apis[0].standing()
+            found = await self._apis[0].progress()
         except UnreachableError:
             if self._silent_since_s is None:
                 self._silent_since_s = now_s
@@ -139,13 +139,13 @@ class VllmChange:
             self._away_since_s = now_s
         return found
 
-    async def _failure(self, standing: Standing | None) -> Outcome | None:
+    async def _failure(self, progress: Progress | None) -> Outcome | None:
         wrong = [one for one in self._answers if one is not None and one.status != OK]
-        if standing is not None and standing.epoch != self._was:
-            if standing.target not in (0, self._target):
-                return self._taken(standing)
-            if standing.phase is Phase.FAILED:
-                return await self._failed(standing.error)
+        if progress is not None and progress.epoch != self._was:
+            if progress.target not in (0, self._target):
+                return self._taken(progress)
+            if progress.phase is Phase.FAILED:
+                return await self._failed(progress.error)
         if wrong:
             return await self._failed(wrong[0].told)
         if self._away_s > COMMIT_S and not self.is_done:
@@ -167,9 +167,9 @@ class VllmChange:
     async def _serves(self) -> bool:
         return all([await api.serves() for api in self._apis[: self._staying]])
 
-    def _taken(self, standing: Standing) -> Refused:
-        to = f" to {standing.target} data-parallel ranks" if standing.target else ""
-        of = f" by vLLM's operation {standing.epoch}" if standing.epoch else ""
+    def _taken(self, progress: Progress) -> Refused:
+        to = f" to {progress.target} data-parallel ranks" if progress.target else ""
+        of = f" by vLLM's operation {progress.epoch}" if progress.epoch else ""
         return Refused(f"{self._engine} is being resized already{to}{of}: wait for that")
 
     def _lost(self, why: str) -> Lost:

@@ -23,7 +23,7 @@ FORM = form_of(Acknowledgement)
 
 
 class Acknowledgements:
-    """Those of all workers, as the ledger has them."""
+    """What all workers acknowledged, as the ledger has it."""
 
     def __init__(self, ledger: WatchedLedger) -> None:
         self.ledger = ledger

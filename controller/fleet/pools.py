@@ -86,7 +86,7 @@ def kinds(members: Iterable[Member]) -> list[Member]:
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """Of an engine. slots: a layer, on all its ranks"""
+    """An engine's width. slots: a layer, on all its ranks"""
 
     ranks: int
     slots: int

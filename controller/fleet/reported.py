@@ -16,7 +16,7 @@ KIND = "capacity"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Of a pool. desired: GPUs that were asked for; allocated: that its pods have or will have;
+    """A pool's GPUs. desired: that were asked for; allocated: that its pods have or will have;
     pods: those that are ready, by uid, and the GPUs of each"""
 
     desired: int = 0

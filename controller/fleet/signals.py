@@ -17,7 +17,7 @@ NEWEST = 0.1  # weight of the newest full speed in their mean
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Of all engines of a pool: a sample whose counters are sums since the beginning.
+    """A sample of all engines of a pool, whose counters are sums since the beginning.
 
     at_s: by the monotonic clock; ranks: that served; arrived: requests
     """
@@ -91,7 +91,7 @@ class Signals:
 
 
 class SignalWindow:
-    """Of one pool. window_s: how far back readings are kept
+    """A pool's readings. window_s: how far back they are kept
 
     full_rate: prompt tokens a second that a rank computes at full speed: the most that it has
         shown, and less as soon as it computes less while requests wait

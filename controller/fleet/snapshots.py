@@ -24,7 +24,7 @@ from placer.pace import Pace
 
 @dataclass(frozen=True, slots=True)
 class Half:
-    """Of a window: what was counted since ``begun_s``; its load is an array of the record's blob,
+    """A part of a window, counted since ``begun_s``; its load is an array of the record's blob,
     in the order of halves. ranks: of the engines that served it, 0 if 0.1.0 wrote it"""
 
     phase: str

@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """That somebody read sampled requests. requests: by phase; token_ids: whether with those"""
+    """A reading of sampled requests. requests: by phase; token_ids: whether with those"""
 
     who: str = ""
     requests: Mapping[str, int] = field(default_factory=dict)
@@ -78,7 +78,7 @@ Ring = deque[tuple[float, Request]]  # when each came; oldest first
 
 
 class SampledRequests:
-    """Those of all pools. The newest are kept, as many as ``settings`` say of a pool."""
+    """Sampled requests of all pools. The newest are kept, as many as ``settings`` say of a pool."""
 
     def __init__(self, settings: Callable[[str], Traces], clock: Clock) -> None:
         self._settings, self._clock = settings, clock

@@ -12,7 +12,7 @@ from controller.kube.caches import KINDS, Caches
 from controller.kube.cluster.api import Api, ApiError
 from controller.kube.cluster.informer import Name
 from controller.kube.cluster.lease import Lease
-from controller.kube.cluster.recorder import Recorder
+from controller.kube.cluster.recorder import EventRecorder
 from controller.kube.objects import FLEETS, PLANS, Event, Kind, Object
 from controller.kube.view import View
 from controller.kube.wanted import news, plans, policy, selectors
@@ -35,10 +35,16 @@ class AgainError(PlacerError):
 
 class Acting:
     def __init__(
-        self, api: Api, caches: Caches, view: View, lease: Lease, recorder: Recorder, clock: Clock
+        self,
+        api: Api,
+        caches: Caches,
+        view: View,
+        lease: Lease,
+        events: EventRecorder,
+        clock: Clock,
     ) -> None:
         self._api, self._caches, self._view = api, caches, view
-        self._lease, self._recorder, self._clock = lease, recorder, clock
+        self._lease, self._events, self._clock = lease, events, clock
 
     async def look(self, name: Name) -> float | None:
         """Seconds until this fleet should be looked at again; None: when something changes. Raises
@@ -158,7 +164,7 @@ class Acting:
 
     async def _tell(self, fleet: Fleet, event: Event) -> None:
         self._writes("event")
-        await self._recorder.record(fleet.object, event)
+        await self._events.record(fleet.object, event)
 
     def _writes(self, what: str) -> None:
         self._lease.check()

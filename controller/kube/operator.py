@@ -14,7 +14,7 @@ from controller.kube.caches import Caches
 from controller.kube.cluster.api import Api, ApiError
 from controller.kube.cluster.informer import Name, name_of
 from controller.kube.cluster.lease import Lease, LeaseLostError
-from controller.kube.cluster.recorder import Recorder
+from controller.kube.cluster.recorder import EventRecorder
 from controller.kube.cluster.work_queue import WorkQueue
 from controller.kube.objects import FLEETS
 from controller.kube.probes import Probes
@@ -60,7 +60,7 @@ class Operator:
         holder = os.environ.get("PLACER_POD_NAME") or f"{platform.node()}-{clock.new_id()[:8]}"
         self._lease = Lease(api, options.lease_namespace, options.lease, holder, clock)
         self._acting = Acting(
-            api, self._caches, self._view, self._lease, Recorder(api, clock), clock
+            api, self._caches, self._view, self._lease, EventRecorder(api, clock), clock
         )
         self._probes = Probes(options.metrics, self._unready) if options.metrics else None
         WAITING.set_function(lambda: len(self._queue))

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import sqlite3
+import stat
 import struct
 from contextlib import closing, suppress
 from pathlib import Path
@@ -79,6 +80,8 @@ class Claim:
             raise LedgerError(f"{what}: {error.strerror}: {remedy}") from error
         self._files.append(found)
         _claimed.add(found)
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise LedgerError(f"{what}: it is no regular file: {remedy}")
         return found
 
     def _lock(self, found: int) -> bool:

@@ -26,7 +26,7 @@ class _StreamOptions(BaseModel):
 
 
 class _Asked(BaseModel):
-    """Of /v1/completions. What else vLLM knows is ignored: this engine is greedy."""
+    """A request to /v1/completions. What else vLLM knows is ignored: this engine is greedy."""
 
     prompt: list[int] | str = Field(min_length=1)
     max_tokens: int = 16

@@ -6,7 +6,7 @@ from controller.samples import GAP_BOUNDS, TTFT_BOUNDS, Histogram, Sample
 
 
 class Meter:
-    """Of an engine, since it began."""
+    """How long an engine's tokens took, since it began."""
 
     def __init__(self) -> None:
         self._ttft = [0.0] * (len(TTFT_BOUNDS) + 1)

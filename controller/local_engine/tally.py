@@ -16,7 +16,7 @@ from placer.clock import Readings
 
 
 class Tally:
-    """Of an engine. One thread counts, any takes."""
+    """What an engine's routers chose. One thread counts, any takes."""
 
     def __init__(self, sizes: Sizes, clock: Readings) -> None:
         self._sizes, self._clock = sizes, clock

@@ -30,7 +30,7 @@ NOT_YET = "nothing was seen yet"
 
 
 class Live:
-    """Of all pools what `placer status` tells, and of one pool all the rest."""
+    """The page of a loop that runs: of all pools what `placer status` tells, of one the rest."""
 
     def __init__(self, loop: Loop, option: str) -> None:
         """option: that commands need to find the controller"""

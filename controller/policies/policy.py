@@ -28,7 +28,7 @@ class Past:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Size:
-    """Of a pool whose engines are alike. slots: a layer, on all ranks of an engine"""
+    """The size of a pool whose engines are alike. slots: a layer, on all ranks of an engine"""
 
     ranks: int
     engines: int = 1
@@ -106,7 +106,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Of a rule for sizes, before limits, stabilisation and cool-down: GPUs for the pool, and why
+    """What a rule wants, before limits, stabilisation and cool-down: GPUs for the pool, and why
     with numbers. instead: of more GPUs, what does as well and costs none"""
 
     gpus: int

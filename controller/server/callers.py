@@ -27,7 +27,7 @@ class ForbiddenError(PlacerError):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Whose an agent's token is; empty: any."""
+    """The names that an agent's token is for; empty: any."""
 
     pool: str = ""
     engine: str = ""

@@ -15,10 +15,11 @@ from controller.fleet.pools import Group, Member, Pool, Registration, width_of
 from controller.fleet.workers import NAME, FleetError
 from controller.ledger.ledger import Ledger, Record
 from controller.loop import Loop
-from controller.server import explain, pods, sampled, wire
+from controller.server import explain
 from controller.server.answers import answering
 from controller.server.callers import CALLER
 from controller.server.intake import RequestError
+from controller.server.messages import pods, sampled, wire
 from controller.server.strangers import Spacing
 from placer.v1 import fleet_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceServicer, LedgerServiceServicer

@@ -44,7 +44,7 @@ class RequestError(PlacerError):
 
 
 class Intake(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Has requests read here. Methods get one that cannot be read as the RequestError that says
+    """Reads requests. Methods get one that cannot be read as the RequestError that says
     why: of what is raised while reading gRPC would say UNKNOWN. Pushes come as they are."""
 
     async def intercept_service(

@@ -5,8 +5,8 @@ from typing import Any
 
 from controller.ledger.ledger import Record
 from controller.pool_policies import Kept, PoolPolicies
-from controller.server import wire
 from controller.server.answers import answering
+from controller.server.messages import wire
 from controller.server.strangers import Spacing
 from placer.v1 import policy_pb2
 from placer.v1.policy_pb2_grpc import PolicyServiceServicer

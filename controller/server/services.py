@@ -14,10 +14,10 @@ from controller.fleet.traces import Reading, Request
 from controller.fleet.workers import FleetError
 from controller.ledger.ledger import Record
 from controller.loop import Loop
-from controller.server import pods, sampled, wire
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
 from controller.server.intake import LIGHT
+from controller.server.messages import pods, sampled, wire
 from controller.server.strangers import Spacing
 from placer.cost.requests import costs_of
 from placer.errors import PlacementError, RoutingError

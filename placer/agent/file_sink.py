@@ -23,7 +23,7 @@ TRACES_KEPT = 64
 
 
 class FileSink:
-    """Of one worker. Files are replaced whole: a reader never sees half of one."""
+    """A worker's directory. Files are replaced whole: a reader never sees half of one."""
 
     def __init__(self, directory: Path, worker: Worker, model: ModelShape | None) -> None:
         self.directory, self.model = directory, model

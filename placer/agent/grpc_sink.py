@@ -42,8 +42,8 @@ log = logging.getLogger("vllm.placer")
 
 
 class GrpcSink:
-    """Of one worker. Affinity and traces are large, and traces tell what users wrote: they go when
-    the controller asks for them, by the answers to pushes and to reports."""
+    """A worker's controller. Affinity and traces are large, and traces tell what users wrote: they
+    go when the controller asks for them, by the answers to pushes and to reports."""
 
     def __init__(
         self,

@@ -81,7 +81,7 @@ class Applier(Protocol):
 
 
 class Reporter:
-    """Of one worker. ``tick`` runs on the engine's thread. trouble: what never goes away"""
+    """A worker's reporter. ``tick`` runs on the engine's thread. trouble: what never goes away"""
 
     def __init__(
         self,

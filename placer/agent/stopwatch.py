@@ -20,7 +20,7 @@ class _Step(NamedTuple):
 
 
 class Stopwatch:
-    """Of one worker. It reads no clock; a step is counted when the next one has begun."""
+    """Sums up a worker's steps. It reads no clock; one is counted when the next has begun."""
 
     def __init__(self) -> None:
         self._last: _Step | None = None

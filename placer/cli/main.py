@@ -1,5 +1,6 @@
 """placer: the command line."""
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -98,6 +99,8 @@ def _missing(verb: str, error: ModuleNotFoundError) -> str:
     return str(extras.MissingError(f"placer {verb}", extra, library))
 
 
+# Handshakes that fail are told in our words, once, and not by gRPC besides.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 # Who names a verb pays for that one's libraries alone, in time and in memory.
 _asked = sys.argv[1] if sys.argv[1:] and sys.argv[1] in VERBS else ""
 for _verb, _module in VERBS.items():

@@ -109,9 +109,9 @@ def expected(profile: Profile, placement: Placement, homes: FloatArray) -> Traff
         use, pairs = owned[gpu] / share[gpu], kinds.pairs(homes[:, gpu]) / share[gpu]
         for places, flow, there in levels:
             home = gpu * places // gpus
-            served_there, company = _from(there, home)
+            served_there, colocated = _from(there, home)
             mean = (use[:, None] @ served_there)[:, 0]
-            both = ((pairs @ company) * company).sum(axis=1) / 2
+            both = ((pairs @ colocated) * colocated).sum(axis=1) / 2
             flow[:, gpu] = visit_chance(mean, both, profile.top_k) * tokens * share[gpu]
         at_home = held[:, :, gpu]
         away = owned[gpu] * ~at_home
@@ -194,6 +194,6 @@ def _from(held: BoolArray, home: int) -> tuple[FloatArray, FloatArray]:
     """
     replicas = np.maximum(held.sum(axis=2, keepdims=True), 1)
     missing = ~held[:, :, home, None] & held
-    served, company = missing / replicas, missing * 4 / (replicas + 3)
-    served[:, :, home] = company[:, :, home] = held[:, :, home]
-    return served, company
+    served, colocated = missing / replicas, missing * 4 / (replicas + 3)
+    served[:, :, home] = colocated[:, :, home] = held[:, :, home]
+    return served, colocated

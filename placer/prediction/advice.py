@@ -36,7 +36,7 @@ Verdict = Literal["worth_it", "not_worth_it", "not_known"]
 
 @dataclass(frozen=True, slots=True)
 class Halves:
-    """Of one split, seconds a step: of the MoE layers as they are, and what each way saves."""
+    """Seconds a step in one split: of the MoE layers as they are, and what each way saves."""
 
     step_s: float
     scheduled_s: float

@@ -16,7 +16,7 @@ NONE = -1
 
 
 class Kind(IntEnum):
-    """In the order in which they are done; until FREE, whatever serves goes on being there.
+    """What becomes of a page, in the order in which it is done; until FREE, whatever serves stays.
 
     LOAD:  read from the checkpoint, since no device holds it or since that is faster
     COPY:  from another device's memory

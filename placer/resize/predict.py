@@ -17,7 +17,7 @@ from placer.schedule.copies import LOCAL, NETWORK
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Of the steps of a resize, which follow each other, each the busiest device's.
+    """Seconds of a resize's steps, which follow each other, each the busiest device's.
 
     disk:     what is read from the checkpoint
     transfer: copies of experts and dense weights, beside serving

@@ -18,7 +18,7 @@ from placer.topology import Topology
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Of the cheapest target (target.py).
+    """What the cheapest target (target.py) costs.
 
     kept, remapped, copied, loaded: slots of all layers, by what becomes of them
     peak_bytes: weights of the fullest device at the switch

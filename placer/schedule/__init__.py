@@ -63,7 +63,7 @@ def schedule(
         )
         return Schedule((), before, pending=len(copies), reason=reason)
     made, stands = found
-    makespan_s = fsum(turn.seconds for turn in made)
+    makespan_s = fsum(round.seconds for round in made)
     return Schedule(tuple(made), stands, makespan_s, lower_bound_s(copies, before.gpus, limits))
 
 

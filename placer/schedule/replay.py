@@ -18,8 +18,8 @@ def faults(
     """
     replay = _Replay(before, expert_bytes, budget)
     found = []
-    for number, turn in enumerate(schedule.rounds):
-        found += [f"round {number}: {fault}" for fault in replay.play(turn)]
+    for number, round in enumerate(schedule.rounds):
+        found += [f"round {number}: {fault}" for fault in replay.play(round)]
     if replay.arriving:
         found.append(f"{len(replay.arriving)} copies are never committed")
     if replay.table != schedule.after.physical_to_logical.tolist():
@@ -46,24 +46,24 @@ class _Replay:
         self.arriving: list[Transfer] = []
         self.in_scratch: set[Transfer] = set()
 
-    def play(self, turn: Round) -> list[str]:
-        for layer, slot in turn.drops:
+    def play(self, round: Round) -> list[str]:
+        for layer, slot in round.drops:
             self.table[layer][slot] = EMPTY
-        found = self._lost({layer for layer, _ in turn.drops})
-        for copy in turn.copies:
+        found = self._lost({layer for layer, _ in round.drops})
+        for copy in round.copies:
             found += self._wrong_ends(copy)
             self.arriving.append(copy)
             if self.table[copy.layer][copy.slot] != EMPTY:
                 self.in_scratch.add(copy)
-        found += self._over_budget(turn)
-        for copy in turn.commits:
+        found += self._over_budget(round)
+        for copy in round.commits:
             if copy not in self.arriving:
                 found.append(f"{copy} is committed but not there")
                 continue
             self.arriving.remove(copy)
             self.in_scratch.discard(copy)
             self.table[copy.layer][copy.slot] = copy.expert
-        return found + self._lost({copy.layer for copy in turn.commits})
+        return found + self._lost({copy.layer for copy in round.commits})
 
     def _lost(self, layers: set[int]) -> list[str]:
         return [
@@ -84,10 +84,10 @@ class _Replay:
             found.append(f"{copy} goes where another copy is going")
         return found
 
-    def _over_budget(self, turn: Round) -> list[str]:
+    def _over_budget(self, round: Round) -> list[str]:
         node = self.before.node_of_gpu.tolist()
         used: Counter[str] = Counter()
-        for copy in turn.copies:
+        for copy in round.copies:
             if copy.source == copy.gpu:
                 continue
             far = node[copy.source] != node[copy.gpu]

@@ -72,4 +72,4 @@ class Schedule:
 
     @property
     def copies(self) -> int:
-        return sum(len(turn.copies) for turn in self.rounds)
+        return sum(len(round.copies) for round in self.rounds)

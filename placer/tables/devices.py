@@ -72,7 +72,7 @@ class DeviceTables:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chains:
-    """On which GPUs tokens' experts were, after those of the two layers before.
+    """Counts of the GPUs where tokens' experts were, after those of the two layers before.
 
     parts: [layers, gpus, gpus, gpus] of activations, in 1 / ``PARTS``; none in the first two
         layers; None where there are too many GPUs for memory to hold them

@@ -35,8 +35,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Of one setting. about: model, hardware and traffic, in a sentence; curves: ours, if there are
-    any, to be drawn"""
+    """Figures of a setting. about: model, hardware and traffic, in a sentence; curves: ours, to
+    be drawn, if there are any"""
 
     title: str
     about: str

@@ -26,7 +26,7 @@ MEANS = (
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Of a scenario, its first seconds, under one controller."""
+    """A scenario's first seconds, under one controller."""
 
     path: Path
     controller: str

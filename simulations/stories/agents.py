@@ -24,7 +24,7 @@ TOKENS = 10_000  # that an engine counts in between
 
 
 class Agents:
-    """Of all engines.
+    """The agents of all engines.
 
     lots:    of each pool's traffic; None: there is none
     doubled: pools whose pushes come twice, the second time late, and again at once

@@ -40,7 +40,7 @@ class Call:
 
 
 class Services:
-    """Of one life of a controller."""
+    """What operators call, in one life of a controller."""
 
     def __init__(self, loop: Loop) -> None:
         spacing = Spacing(loop.ledger.clock)

@@ -176,7 +176,7 @@ class Watch:
 
 
 class Disk(Ledger):
-    """In memory; there may be no room on it."""
+    """A ledger in memory; there may be no room for it."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__(None, FORMS)

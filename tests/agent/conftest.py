@@ -1,4 +1,4 @@
-"""A controller, and a worker's way to it."""
+"""A controller, and a worker's way to it; a worker whose clock is moved by hand."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,7 @@ import pytest
 from placer.agent import streams
 from placer.agent.grpc_sink import GrpcSink
 from tests.agent.controllers import Controller, a_sink, serve
+from tests.agent.tiny_reporter import Clock, World
 
 
 @pytest.fixture
@@ -34,3 +35,13 @@ def sink(address: str) -> Iterator[GrpcSink]:
     with_it = a_sink(address, 3)
     yield with_it
     with_it.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def world(clock: Clock) -> World:
+    return World(clock)

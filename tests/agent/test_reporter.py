@@ -1,139 +1,20 @@
-"""A worker whose recorder, sink and policy are stand-ins, and whose clock is moved by hand.
-
-The reporter's thread repeats ``_round`` and sleeps in between. Tests call ``_round`` themselves:
-the same work without the sleep, so that they say when. The thread itself runs in tests/vllm.
-"""
+"""What leaves a worker, when, and what becomes of it if it cannot."""
 
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from placer.agent.recording import Recording
 from placer.agent.reporter import EVERY_S, PATIENCE_S, POLL_S, QUEUE, Reporter
-from placer.agent.sampling import ALL, Sampling
-from placer.clock import SystemClock
-from placer.errors import FileError, PlacerError
-from placer.plan import Plan
+from placer.agent.sampling import ALL
+from placer.errors import FileError
 from placer.worker import Status
-from tests.agent.workers import a_plan, a_recording, a_worker
+from tests.agent.tiny_reporter import Clock, Sink, World
+from tests.agent.workers import a_recording, a_worker
 
 GENEROUS_S = 60.0  # a thread that has not come back by then never will
-
-
-class Clock(SystemClock):
-    """Its time is what a test says."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_s = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-
-class Counting:
-    """Every time it is asked it has seen one token more than the time before."""
-
-    def __init__(self) -> None:
-        self.taken: list[Recording] = []
-        self.idle: Recording | None = None
-        self.asked: list[Sampling | None] = []
-
-    def sample(self, how: Sampling | None) -> None:
-        self.asked.append(how)
-
-    def take(self) -> Recording:
-        self.taken.append(a_recording(prefill=[[[0]]] * (len(self.taken) + 1)))
-        return self.taken[-1]
-
-    def take_idle(self) -> Recording | None:
-        idle, self.idle = self.idle, None
-        return idle
-
-
-class Applying:
-    def __init__(self) -> None:
-        self.worker, self.changes = a_worker(), 1
-        self.epoch, self.digest, self.said, self.reason = 0, "", "", ""
-        self.offered: list[int] = []
-
-    def offer(self, epoch: int, plan: Plan) -> str:
-        self.offered.append(epoch)
-        return self.reason
-
-    def trouble(self) -> str:
-        return self.said
-
-
-class Sink:
-    """Keeps what it is given, unless ``broken`` says what to raise."""
-
-    def __init__(self) -> None:
-        self.pushed: list[tuple[int, Recording]] = []
-        self.statuses: list[Status] = []
-        self.asked: list[int] = []
-        self.tried: list[int] = []  # sequence numbers, of pushes that failed too
-        self.found: tuple[int, Plan | PlacerError] | None = None
-        self.broken: Exception | None = None
-        self.done: list[str] = []
-        self.sampling: Sampling | None = None
-
-    def push(self, sequence: int, recording: Recording) -> None:
-        self.tried.append(sequence)
-        self._work("push")
-        self.pushed.append((sequence, recording))
-
-    def plan(self, after: int) -> tuple[int, Plan | PlacerError] | None:
-        self.asked.append(after)
-        self._work("plan")
-        return self.found if self.found and self.found[0] > after else None
-
-    def report(self, status: Status) -> None:
-        self._work("report")
-        self.statuses.append(status)
-
-    def _work(self, what: str) -> None:
-        if self.broken is not None:
-            raise self.broken
-        self.done.append(what)
-
-
-class World:
-    """A reporter and all that it meets."""
-
-    def __init__(self, clock: Clock, sink: Sink | None = None) -> None:
-        self.clock, self.sink = clock, sink or Sink()
-        self.recorder, self.applying = Counting(), Applying()
-        self.reporter = Reporter(
-            a_worker(), self.sink, cast(Any, self.recorder), cast(Any, self.applying), clock
-        )
-
-    def tick(self, times: int = 1) -> None:
-        """Steps of the engine, each when it is time to take what was recorded."""
-        for _ in range(times):
-            self.clock.now_s += EVERY_S
-            self.reporter.tick()
-
-    def round(self) -> None:
-        self.reporter._round()
-
-    @property
-    def said(self) -> Status:
-        """What was reported last."""
-        return self.sink.statuses[-1]
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def world(clock: Clock) -> World:
-    return World(clock)
 
 
 def test_what_was_recorded_is_taken_when_it_is_time_and_not_after_every_step(world: World) -> None:
@@ -284,95 +165,6 @@ def test_trouble_that_stays_the_same_is_logged_once(
     assert said == [
         f"placer: {text}; serving goes on, will try again"
         for text in ("the disk is full", "the disk is gone")
-    ]
-
-
-def test_every_plan_is_offered_once(world: World) -> None:
-    for epoch in (3, 3, 5):
-        world.sink.found = (epoch, a_plan())
-        world.round()
-    assert world.applying.offered == [3, 5]
-    assert world.sink.asked == [0, 3, 3]
-    assert world.said.refused == ""
-
-
-def test_a_refused_plan_is_reported_with_its_epoch_and_the_reason(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
-    world.sink.found = (3, a_plan())
-    world.applying.reason = "it is for 4 ranks"
-    world.round()
-    world.round()
-    assert (world.said.refused_epoch, world.said.refused) == (3, "it is for 4 ranks")
-    assert "plan 3 is refused, the map stays: it is for 4 ranks" in caplog.text
-
-
-def test_a_plan_that_cannot_be_read_is_refused_without_being_offered(world: World) -> None:
-    world.sink.found = (4, FileError("000004.json is not JSON"))
-    world.round()
-    world.round()
-    assert (world.said.refused_epoch, world.said.refused) == (4, "000004.json is not JSON")
-    assert world.applying.offered == []
-
-
-def test_what_is_reported_as_applied_is_what_the_policy_read_back(world: World) -> None:
-    world.sink.found = (3, a_plan())
-    world.round()
-    assert (world.said.epoch, world.said.digest) == (0, "")  # taken up, and not there yet
-    world.applying.epoch, world.applying.digest = 3, "sha256:ab"
-    world.round()
-    assert (world.said.epoch, world.said.digest) == (3, "sha256:ab")
-
-
-def test_after_a_change_of_width_a_worker_registers_anew_and_the_newest_plan_is_offered_again(
-    world: World,
-) -> None:
-    world.sink.found = (3, a_plan())
-    world.tick()
-    world.round()
-    world.applying.epoch, world.applying.digest = 3, "sha256:ab"
-    world.round()
-    wider = a_worker(slots=8, ep_size=4)
-    world.applying.epoch, world.applying.digest = 0, ""
-    world.applying.worker, world.applying.changes = wider, 2
-    world.applying.reason = "it is for 2 ranks"
-    world.round()
-    world.round()
-    assert world.applying.offered == [3, 3]
-    assert world.said == Status(wider, refused_epoch=3, refused="it is for 2 ranks", tokens=1)
-
-
-def test_a_plan_that_came_too_early_for_a_new_width_is_not_refused_for_ever(world: World) -> None:
-    world.sink.found, world.applying.reason = (3, a_plan()), "the engine has 2 ranks"
-    world.round()
-    world.round()
-    assert world.said.refused_epoch == 3
-    world.applying.reason, world.applying.changes = "", 2
-    world.round()
-    assert world.applying.offered == [3, 3]
-    assert world.said.refused_epoch == 0
-
-
-def test_a_rearrangement_that_stalls_is_reported_until_it_ends(world: World) -> None:
-    world.applying.said = "a rebalance has not finished"
-    world.round()
-    assert world.said.trouble == "a rebalance has not finished"
-    world.applying.said = ""
-    world.round()
-    assert world.said.trouble == ""
-
-
-def test_what_never_goes_away_is_told_where_nothing_worse_is(clock: Clock) -> None:
-    sink, applying = Sink(), Applying()
-    reporter = Reporter(
-        a_worker(), sink, None, cast(Any, applying), clock, "its experts are not seen"
-    )
-    for applying.said in ("", "a rebalance has not finished", ""):
-        reporter._round()
-    assert [status.trouble for status in sink.statuses] == [
-        "its experts are not seen",
-        "a rebalance has not finished",
-        "its experts are not seen",
     ]
 
 

@@ -117,6 +117,17 @@ def test_null_takes_a_default_back(read: Any, key: str) -> None:
     assert read(f"default: {{{key}: }}") == read_config(None)
 
 
+@pytest.mark.parametrize("key", sorted({*Autoscale.__slots__} - {"least", "most"}))
+def test_null_takes_a_default_back_of_how_a_size_follows_its_load_too(read: Any, key: str) -> None:
+    config = read(f"pools: {{chat: {{autoscale: {{{key}: null, ranks: null}}}}}}")
+    assert config.of("chat").autoscale == Autoscale()
+
+
+@pytest.mark.parametrize("key", ["every_s", "retention_days", "default", "pools"])
+def test_a_key_without_a_value_is_as_if_it_were_not_there(read: Any, key: str) -> None:
+    assert read(f"{key}:") == read_config(None)
+
+
 def test_what_is_optimized_for_follows_from_the_settings(read: Any) -> None:
     objective = read(
         "default: {phase: decode, dispatch: dedup, survive_node: true, horizon_s: 9, max_moved: 0}"

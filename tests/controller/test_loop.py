@@ -7,7 +7,7 @@ from controller.config import Config, Hours
 from controller.engines.in_memory import MemoryEngine
 from controller.fleet.pools import WorkerId
 from controller.loop import AGAIN_S
-from controller.server.wire import outcome
+from controller.server.messages.wire import outcome
 from placer.plan import Hold, Infeasible, Plan
 from tests.controller.tiny_pool import (
     BYTES,

@@ -5,8 +5,14 @@ from typing import Any
 
 import pytest
 
+from controller.changes.operations import Scale
 from controller.fleet.workers import FORGOTTEN_S
+from controller.migration.commands import Command, Outcome, Transfer
+from controller.samples import Sample
+from controller.size_settings import Autoscale
+from placer.plan import Plan
 from placer.worker import GONE_S
+from tests.controller.changes.test_scaling import Elastic
 from tests.controller.tiny_pool import (
     BYTES,
     GOAL,
@@ -174,3 +180,45 @@ async def test_agents_hear_of_plans_though_the_clock_is_put_back() -> None:
         await world.arbiter.settle()
         epochs.append(world.disk.newest("operation")[0].value.epoch)
     assert epochs == sorted(set(epochs))
+
+
+@jumps
+@in_virtual_time
+async def test_who_waits_longest_for_its_turn_is_next(jump_s: Sequence[float]) -> None:
+    """Other keys and what is written down of it meanwhile are no reason to wait anew."""
+    world = a_world()
+    change = Scale(4, 2)
+    for pool, seconds in ((POOL, jump_s[0]), ("code", jump_s[1]), ("math", 0.0)):
+        world.arbiter.queue.put(pool, change, pool, "more users")
+        world.clock.jump(seconds)
+    plan = world.arbiter.propose(POOL, Plan(GOAL), "", "an operator's plan")
+    world.arbiter.plans.approve(plan.id, plan.version, "go")
+    world.arbiter.queue.put(POOL, change, "again", "more users")
+    assert [one.id for one in world.arbiter.queue.waiting] == ["op-1", "op-2", "op-3", "plan-1"]
+    world.start()
+    assert world.arbiter.queue.place("op-1") == 1
+
+
+@jumps
+@in_virtual_time
+async def test_a_change_of_size_takes_as_long_as_its_steps(jump_s: Sequence[float]) -> None:
+    """Of which one lasts 20 s."""
+    world = Elastic([HOME], begin_s=2 * YEAR_S, autoscale=Autoscale(least=1, most=8))
+    carry_out = world.engines.carry_out
+
+    async def slowly(pool: str, engine: str, command: Command) -> Outcome:
+        if isinstance(command, Transfer):
+            world.clock.jump(jump_s[0])
+            await world.clock.sleep(20.0)
+        return await carry_out(pool, engine, command)
+
+    world.engines.carry_out = slowly  # type: ignore[method-assign]
+    world.engines.samples[POOL, "e0"] = Sample()
+    await world.scale(4)
+    await world.arbiter.settle()
+    world.hear()
+    pool = world.fleet.pool(POOL)
+    await world.loop.loads.read(pool)
+    scaling = world.loop.loads.scaling(only(pool), 1.0)
+    assert scaling is not None
+    assert (scaling.size.ranks, scaling.resize_s) == (4, 20.0)

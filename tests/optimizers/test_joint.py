@@ -117,13 +117,13 @@ def test_what_an_exchange_costs_is_the_difference_that_it_makes(
         cost = weigh(layer, rules, state, (x, y, f))
         accept(layer, rules, state, (x, y, f))
         after = settle(layer, rules, state.slots.copy())
-        if rules.by_rule:  # what replicas lose where their company goes is left out until then
+        if rules.by_rule:  # what replicas lose where others leave them is left out until then
             refresh(layer, rules, state)
         else:
             difference = seconds_of(layer, after) - seconds_of(layer, before)
             assert cost == pytest.approx(difference, abs=1e-10)
         by_rule = ("ahead", "shares", "pull") if rules.by_rule else ()
-        for name in ("replicas", "held", "company", "danger", "sums", *by_rule):
+        for name in ("replicas", "held", "colocated", "danger", "sums", *by_rule):
             assert getattr(state, name) == pytest.approx(getattr(after, name), abs=1e-10), name
         assert state.step == pytest.approx(after.step, abs=1e-10)
     assert state.sums[PAIRS].min() >= -1e-9

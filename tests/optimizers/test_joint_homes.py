@@ -150,7 +150,7 @@ def test_what_an_exchange_costs_is_the_difference_that_it_makes(
         cost = weigh(layer, rules, state, (x, y, f))
         accept(layer, rules, state, (x, y, f))
         after = settle(layer, rules, state.slots.copy())
-        assert state.company == pytest.approx(after.company, abs=1e-12)
+        assert state.colocated == pytest.approx(after.colocated, abs=1e-12)
         if not rules.by_rule:
             difference = seconds_of(layer, after) - seconds_of(layer, before)
             assert cost == pytest.approx(difference, abs=1e-12)

@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm installs it")
 
-from controller.engines.vllm_api import Phase, Standing, VllmApi, ask
+from controller.engines.vllm_api import Phase, Progress, VllmApi, ask
 from controller.engines.vllm_change import VllmChange
 from controller.migration.commands import Done, Lost, Outcome, Refused
 from placer.clock import SystemClock
@@ -44,7 +44,7 @@ class Story(NamedTuple):
     kind: Kind
     outcomes: dict[str, Outcome]
     rows: dict[str, Row]
-    retired: Standing | None
+    retired: Progress | None
 
 
 class Servers:
@@ -168,7 +168,7 @@ async def shrinks(servers: Servers, story: Story) -> Story:
     outcomes["shrunk"] = await change.completed()
     if servers.kind.external:
         assert not await servers.apis[1].serves()
-        retired = await servers.apis[1].standing()
+        retired = await servers.apis[1].progress()
         servers.apis.pop()
     assert await servers.apis[0].serves()
     change.end()

@@ -44,7 +44,7 @@ class ClusterError(PlacerError):
 
 
 class Api:
-    """By kubeconfig, or as a pod of the cluster. Who it is, is read again when the server says that
+    """Kubernetes' API server, by kubeconfig or as a pod. Who we are is read again when it says that
     it does not know us: tokens and certificates are replaced while this runs."""
 
     def __init__(self, client: ApiClient) -> None:

@@ -14,7 +14,7 @@ COMPONENT = "placer-operator"
 MOST = 1000  # characters of a message
 
 
-class Recorder:
+class EventRecorder:
     """The same about the same object is one event, whose last time moves on; also after a
     restart."""
 

@@ -11,7 +11,7 @@ from placer.arrays import IntArray
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Of a device that stands for a faster or slower one: seconds that a step takes at least, and
+    """The pace of a device that stands for another one: seconds that a step takes at least, and
     more for each of the rank's own tokens."""
 
     step_s: float
@@ -92,8 +92,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stepped:
-    """Of the pieces that sample, in order: next_tokens, and sums of what they were chosen from.
-    experts: [tokens, layers, top_k]"""
+    """What a step brought. next_tokens, and sums of what they were chosen from: of the pieces that
+    sample, in order; experts: [tokens, layers, top_k]"""
 
     next_tokens: list[int]
     sums: list[int]

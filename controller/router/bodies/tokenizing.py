@@ -39,7 +39,7 @@ class Tokenizing(Protocol):
 
 
 class LocalTokenizer:
-    """By a model's tokenizer.json, on a thread of its own. scored: tokens, at most"""
+    """Tokenizes by a model's tokenizer.json, on a thread of its own. scored: tokens, at most"""
 
     def __init__(self, path: Path, scored: int) -> None:
         """Raises FileError or MissingError."""
@@ -103,7 +103,7 @@ class LocalTokenizer:
 
 
 class EngineTokenizer:
-    """By the /tokenize of whichever engine is there."""
+    """Asks the /tokenize of whichever engine is there."""
 
     def __init__(self, doors: Doors, key: Headers, scored: int) -> None:
         self._doors, self._key, self._scored = doors, key, scored

@@ -25,7 +25,7 @@ MOST_IDS = 2**24  # of a vocabulary
 
 
 class Tables(NamedTuple):
-    """Of integers, whose sums are the same in any order, and so by any kernel.
+    """Tables of integers, whose sums are the same in any order, and so by any kernel.
 
     row:    [ids] the row of each vocabulary id; others have the last one
     values: [rows, columns] of each map its ranks, in 1 / ``WHOLE``; then the factors

@@ -35,7 +35,7 @@ class Taker(Protocol):
 
 
 class Owner(Protocol):
-    """Whose connections they are. open: all that there are"""
+    """Who has connections to engines. open: all that there are"""
 
     address: Address
     open: set[Any]

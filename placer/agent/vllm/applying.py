@@ -74,8 +74,8 @@ class _Candidate:
 
 
 class Applying:
-    """Of one rank. The engine's threads call ``rebalance_experts``, ``rearranging``, ``look`` and
-    ``verify``; another one ``offer`` and ``trouble``.
+    """A rank's policy. The engine's threads call ``rebalance_experts``, ``rearranging``, ``look``
+    and ``verify``; another one ``offer`` and ``trouble``.
 
     epoch, digest: of the plan that was applied last
     changes: how often the group or its shape was another one, the first time included

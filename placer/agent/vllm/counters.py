@@ -38,7 +38,7 @@ def quick(tensor: torch.Tensor) -> Any:
 
 
 class Counters:
-    """Of one worker, on ``device``."""
+    """What a worker's routers chose, counted on ``device``."""
 
     def __init__(
         self, layers: int, experts: int, top_k: int, max_tokens: int, device: torch.device

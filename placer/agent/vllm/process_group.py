@@ -9,7 +9,7 @@ from placer.agent.vllm.applying import Vote
 
 
 class GroupRanks:
-    """Of a group whose collectives run on the host."""
+    """The ranks of a group whose collectives run on the host."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group, self.rank, self.size = group, group.rank(), group.size()

@@ -51,7 +51,7 @@ class Batch(NamedTuple):
 
 
 class StepRecorder:
-    """Of one worker. ``observe`` runs on the engine's thread, ``take_idle`` on another.
+    """Records a worker's steps. ``observe`` runs on the engine's thread, ``take_idle`` on another.
 
     A step costs the engine a few copies; all else is done for some thousand tokens at once.
     """

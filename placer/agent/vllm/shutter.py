@@ -10,7 +10,7 @@ OPEN_S, EVERY_S = 1.0, 10.0
 
 
 class Shutter:
-    """Of one worker. Closed while CUDA graphs are captured, it sees no step that replays one."""
+    """Opens for some steps. Closed while graphs are captured, it sees no step that replays one."""
 
     def __init__(self, layers: Sequence[ExpertLayer], captures: Sequence[Capture]) -> None:
         self._layers, self._captures = layers, captures

@@ -37,7 +37,7 @@ class Store(Protocol):
 
 
 class Verdict:
-    """Of one group of ``size`` ranks and one shape, on one rank. ``stands`` once it was "yes".
+    """What a group of ``size`` ranks and one shape says, on one rank. ``stands`` once it was "yes".
     name: that nobody had before"""
 
     def __init__(self, store: Store, rank: int, size: int, worker: Worker, name: str) -> None:

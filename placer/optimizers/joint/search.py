@@ -27,7 +27,7 @@ TINY = 1e-300  # instead of nothing to divide by
 TIES = 1e-3  # weight of the deviations where the peak counts, which many exchanges leave alike
 STAGES = 64  # of annealing, after each of which the shares of all replicas are reckoned again
 # Rows of State.change: by how much an exchange changes the weights of the two experts.
-COMPANY_E, COMPANY_F, SHARE_E, SHARE_F, SINGLE_E, SINGLE_F = range(6)
+COLOCATED_E, COLOCATED_F, SHARE_E, SHARE_F, SINGLE_E, SINGLE_F = range(6)
 
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -98,7 +98,7 @@ class Rules(NamedTuple):
                 was recorded
     share:      [2, R] on GPUs and on nodes: share of the tokens elsewhere that each of r replicas
                 serves
-    company:    [2, R] the chance that one of r replicas serves a token that visits from elsewhere
+    colocated:  [2, R] the chance that one of r replicas serves a token that visits from elsewhere
     """
 
     nodes: int
@@ -117,7 +117,7 @@ class Rules(NamedTuple):
     two_nodes: bool
     hedged: bool
     share: FloatArray
-    company: FloatArray
+    colocated: FloatArray
 
 
 class Schedule(NamedTuple):
@@ -140,7 +140,7 @@ class State(NamedTuple):
     replicas: [2, E] GPUs and nodes that hold each expert
     held:     [P, E] slots of each place that hold each expert
     where:    [E, R] the GPUs that hold each expert, in no order
-    company:  [P, E] mean number of the place's experts that a token uses together with the expert
+    colocated: [P, E] mean number of the place's experts that a token uses together with the expert
     ahead:    [G, E] the same, of those that choose their replica before the expert does
     shares:   [E, G] share of each expert's tokens that each GPU serves
     follow:   [E, G] seconds of arithmetic that each GPU gains of an expert's replicas elsewhere, a
@@ -157,7 +157,7 @@ class State(NamedTuple):
     touched:  [P + 1] the places that the exchange weighed last would change, and how many (last)
     marked:   [P] whether they are among them
     weighed:  [8, P] their sums, and
-    change:   [6, P] the change of the two experts' weights (COMPANY_E, ...)
+    change:   [6, P] the change of the two experts' weights (COLOCATED_E, ...)
     holders:  [R] GPUs of an expert after the exchange, and
     fresh:    [3, R] their shares, chances of a visit, and by how much shares grow with ``ahead``
     step:     [1] seconds of the layer's step as things stand
@@ -167,7 +167,7 @@ class State(NamedTuple):
     replicas: IntArray
     held: IntArray
     where: IntArray
-    company: FloatArray
+    colocated: FloatArray
     ahead: FloatArray
     shares: FloatArray
     follow: FloatArray
@@ -318,8 +318,8 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
                 continue
             e_was, e_is = int(has_e > 0), int(has_e - into > 0)
             f_was, f_is = int(has_f > 0), int(has_f + into > 0)
-            company_e = e_is * rules.company[level, e1] - e_was * rules.company[level, e0]
-            company_f = f_is * rules.company[level, f1] - f_was * rules.company[level, f0]
+            colocated_e = e_is * rules.colocated[level, e1] - e_was * rules.colocated[level, e0]
+            colocated_f = f_is * rules.colocated[level, f1] - f_was * rules.colocated[level, f0]
             mean, pairs, chance = 0.0, 0.0, 0.0
             if len(layer.pairs):
                 mean_e = e_is * rules.share[level, e1] - e_was * rules.share[level, e0]
@@ -329,13 +329,13 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
                     use_e, use_f = layer.visitors[k, e], layer.visitors[k, f]
                     near = layer.visiting[k, e, f]
                 mean = state.sums[MEAN, k] + use_e * mean_e + use_f * mean_f
-                pairs = state.sums[PAIRS, k] + company_e * state.company[k, e]
-                pairs += company_f * (state.company[k, f] + company_e * near)
+                pairs = state.sums[PAIRS, k] + colocated_e * state.colocated[k, e]
+                pairs += colocated_f * (state.colocated[k, f] + colocated_e * near)
                 chance = visit_chance(mean, pairs, rules.top_k)
             state.touched[count] = k
             count += 1
-            state.change[COMPANY_E, k] = company_e
-            state.change[COMPANY_F, k] = company_f
+            state.change[COLOCATED_E, k] = colocated_e
+            state.change[COLOCATED_F, k] = colocated_f
             state.weighed[MEAN, k] = mean
             state.weighed[PAIRS, k] = pairs
             state.weighed[CHANCE, k] = chance
@@ -553,15 +553,15 @@ def accept(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> None
         level = 0 if k < gpus else 1
         for row in range(OWNED + 1 if level == 0 else OF_NODES):
             state.sums[row, k] = state.weighed[row, k]
-        by_e, by_f = state.change[COMPANY_E, k], state.change[COMPANY_F, k]
+        by_e, by_f = state.change[COLOCATED_E, k], state.change[COLOCATED_F, k]
         if len(layer.visitors):
             mine = layer.visiting[k]
             for other in range(len(mine)):
-                state.company[k, other] += by_e * mine[e, other] + by_f * mine[f, other]
+                state.colocated[k, other] += by_e * mine[e, other] + by_f * mine[f, other]
         else:
             for other in range(len(layer.pairs)):
                 more = by_e * layer.pairs[e, other] + by_f * layer.pairs[f, other]
-                state.company[k, other] += more
+                state.colocated[k, other] += more
         if level == 1:
             continue
         by_e, by_f = state.change[SHARE_E, k], state.change[SHARE_F, k]
@@ -697,7 +697,7 @@ def settle(layer: Layer, rules: Rules, slots: IntArray, sharp: bool = False) -> 
                 replicas[0, e] += 1
         if places > gpus:
             replicas[1, e] = (held[gpus:, e] > 0).sum()
-    company, danger = np.zeros((places, experts)), np.zeros((gpus, experts))
+    colocated, danger = np.zeros((places, experts)), np.zeros((gpus, experts))
     ahead = np.zeros((gpus, experts))
     sums = np.zeros((OWNED + 1, places))
     for k in range(places):
@@ -707,10 +707,10 @@ def settle(layer: Layer, rules: Rules, slots: IntArray, sharp: bool = False) -> 
                 r = replicas[level, e]
                 if len(layer.visitors):
                     sums[MEAN, k] += layer.visitors[k, e] * rules.share[level, r]
-                    company[k] += rules.company[level, r] * layer.visiting[k, e]
+                    colocated[k] += rules.colocated[level, r] * layer.visiting[k, e]
                 elif len(layer.pairs):
                     sums[MEAN, k] += layer.use[e] * rules.share[level, r]
-                    company[k] += rules.company[level, r] * layer.pairs[e]
+                    colocated[k] += rules.colocated[level, r] * layer.pairs[e]
                 if level == 0:
                     sums[READING, k] += layer.reading[e, r]
                     sums[VARIANCE, k] += layer.risk[e] / r**2
@@ -724,7 +724,7 @@ def settle(layer: Layer, rules: Rules, slots: IntArray, sharp: bool = False) -> 
         for e in range(experts):
             if held[k, e] > 0:
                 r = replicas[level, e]
-                sums[PAIRS, k] += rules.company[level, r] * company[k, e] / 2
+                sums[PAIRS, k] += rules.colocated[level, r] * colocated[k, e] / 2
                 if level == 0:
                     sums[VARIANCE, k] += danger[k, e] / r
         if len(layer.pairs):
@@ -734,7 +734,7 @@ def settle(layer: Layer, rules: Rules, slots: IntArray, sharp: bool = False) -> 
         replicas=replicas,
         held=held,
         where=where,
-        company=company,
+        colocated=colocated,
         ahead=ahead,
         shares=np.zeros((experts, gpus)),
         follow=np.zeros((experts, gpus)),
@@ -851,8 +851,8 @@ def furthest(view: Outlook, off: FloatArray, settled: BoolArray, price: float) -
 def tighten(layer: Layer, rules: Rules, state: State) -> Steps:
     """Exchanges of the GPU that is furthest from the mean, the best first, as long as they save.
 
-    Annealing finds company, this finds balance, in few moves. ``state`` is changed; what was done
-    is returned, with what it saved.
+    Annealing finds co-location, this finds balance, in few moves. ``state`` is changed; what was
+    done is returned, with what it saved.
     """
     gpus, experts = layer.standing.shape[1], layer.use.shape[0]
     size = state.slots.shape[0] // gpus

@@ -36,7 +36,7 @@ def rules(problem: Problem, layers: list[Layer] | None = None) -> Rules:
         node_latency_s = 2 * topology.network.latency_s * (nodes > 1)
     most = np.arange(most_replicas(problem) + 2)
     by_level = [away(most, places, objective.dispatch) for places in (gpus, nodes)]
-    share, company = (np.stack(tables) for tables in zip(*by_level, strict=True))
+    share, colocated = (np.stack(tables) for tables in zip(*by_level, strict=True))
     return Rules(
         nodes=nodes,
         top_k=problem.model.top_k,
@@ -54,7 +54,7 @@ def rules(problem: Problem, layers: list[Layer] | None = None) -> Rules:
         two_nodes=objective.survive_node,
         hedged=problem.profile.unknown is not None,
         share=share,
-        company=company,
+        colocated=colocated,
     )
 
 

@@ -83,7 +83,7 @@ def throughputs(change: Change, longest_s: float, seed: int) -> tuple[float, flo
 
 
 class _Moments:
-    """Of virtual time, which only goes on."""
+    """Moments of virtual time, which only goes on."""
 
     def __init__(self, pool: PoolModel) -> None:
         self._pool, self._now_s = pool, 0.0

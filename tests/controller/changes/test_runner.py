@@ -131,7 +131,7 @@ async def test_an_engine_that_is_there_already_is_verified_and_left_alone() -> N
 
 
 @in_virtual_time
-async def test_epochs_grow_from_leg_to_leg_even_if_the_clock_does_not() -> None:
+async def test_epochs_grow_from_attempt_to_attempt_even_if_the_clock_does_not() -> None:
     story = Story()
     story.engines.moods = {15: "lost"}
     await story.run()

@@ -14,7 +14,7 @@ from controller.engines.vllm_api import (
     LIMIT,
     Answer,
     Phase,
-    Standing,
+    Progress,
     UnreachableError,
     VllmApi,
     ask,
@@ -61,23 +61,23 @@ async def test_the_target_is_absolute() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "standing"),
+    ("status", "body", "progress"),
     [
-        (503, b"?", Standing(Phase.COMMITTING)),
-        (200, b'{"is_scaling_elastic_ep": false}', Standing(Phase.IDLE)),
-        (200, b'{"is_scaling_elastic_ep": true}', Standing(Phase.COMMITTING)),
+        (503, b"?", Progress(Phase.COMMITTING)),
+        (200, b'{"is_scaling_elastic_ep": false}', Progress(Phase.IDLE)),
+        (200, b'{"is_scaling_elastic_ep": true}', Progress(Phase.COMMITTING)),
         (
             200,
             b'{"is_scaling_elastic_ep": false, "phase": "failed", "epoch": "e1",'
             b' "error": "NCCL\\nerror", "requested_data_parallel_size": 4}',
-            Standing(Phase.FAILED, "e1", 4, "NCCL error"),
+            Progress(Phase.FAILED, "e1", 4, "NCCL error"),
         ),
     ],
 )
 @asynchronous
-async def test_how_far_it_is(status: int, body: bytes, standing: Standing) -> None:
+async def test_how_far_it_is(status: int, body: bytes, progress: Progress) -> None:
     with a_server(status, body) as (api, asked):
-        assert await api.standing() == standing
+        assert await api.progress() == progress
         assert asked[0] == "POST /is_scaling_elastic_ep"
 
 
@@ -98,7 +98,7 @@ async def test_other_servers_are_told_from_vllms(status: int, body: bytes) -> No
         a_server(status, body) as (api, _),
         pytest.raises(UnreachableError, match=r"is it vLLM 0\.32 or 0\.33\?$") as said,
     ):
-        await api.standing()
+        await api.progress()
     assert len(str(said.value)) < 500
 
 
@@ -142,7 +142,7 @@ async def test_503_of_a_server_that_lets_requests_in_is_no_phase() -> None:
         return Answer(200 if url.endswith("/version") else 503, "{}")
 
     with pytest.raises(UnreachableError, match="is_scaling_elastic_ep answers 503"):
-        await VllmApi("http://host", SystemClock(), store_is_silent).standing()
+        await VllmApi("http://host", SystemClock(), store_is_silent).progress()
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,12 @@ def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "theirs").read_text() == "precious"
 
 
+def test_a_lock_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ledger.db.lock")
+    with pytest.raises(LedgerError, match=r"cannot write .*db.lock: it is no regular file: "):
+        Ledger(tmp_path / "ledger.db")
+
+
 COUNTS = """
 import sys
 from pathlib import Path

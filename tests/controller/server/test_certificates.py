@@ -1,7 +1,9 @@
 """What is wrong with certificates is said: by whoever has the files, and by whoever is refused."""
 
 import asyncio
+import os
 import ssl
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -180,10 +182,10 @@ async def test_a_client_that_is_refused_finds_out_why(authority: Authority, tmp_
         " a name"
     )
     assert (await fault(a_server(signed(authority, LATE)), trusting)).startswith(
-        "certificate has expired ("
+        "its certificate has expired, at "
     )
     assert (await fault(a_server(signed(authority, EARLY)), trusting)).startswith(
-        "certificate is not yet valid ("
+        "its certificate is not yet valid, at "
     )
     stranger = Authority(tmp_path, "stranger")
     assert await fault(a_server(signed(authority)), Settings(ca=stranger.ca)) == (
@@ -196,6 +198,18 @@ async def test_a_client_that_is_refused_finds_out_why(authority: Authority, tmp_
     assert await fault(Listening("127.0.0.1:0"), trusting) == (
         "it has no TLS: unset PLACER_TLS_CA and PLACER_TLS_CERT, or start it with TLS"
     )
+
+
+@asynchronous
+async def test_the_command_line_says_it_on_one_line(authority: Authority) -> None:
+    async with serving(a_server(signed(authority, LATE))) as address:
+        ended = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "placer.cli.main", "status", "--to", address,
+            env={**os.environ, "PLACER_TLS_CA": str(authority.ca)}, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, told = await ended.communicate()
+    (line,) = told.decode().splitlines()
+    assert line.startswith(f"error: the controller at {address} answers, but its certificate has")
 
 
 @asynchronous

@@ -7,7 +7,8 @@ import grpc
 import grpc.aio
 import pytest
 
-from controller.server import intake, wire
+from controller.server import intake
+from controller.server.messages import wire
 from controller.server.strangers import Spacing
 from placer.errors import ModelError
 from placer.v1 import fleet_pb2, placement_pb2, profile_pb2

@@ -47,7 +47,7 @@ def understood(place: Path, content: bytes) -> Tables:
 async def test_they_are_made_of_sampled_requests_for_what_stands(
     tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("controller.server.sampled.PART", 100)  # in many answers
+    monkeypatch.setattr("controller.server.messages.sampled.PART", 100)  # in many answers
     async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
         await world.register()
         await world.pushed(a_sampled_push())

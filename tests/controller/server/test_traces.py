@@ -11,8 +11,8 @@ import pytest
 
 from controller.config import Traces
 from controller.ledger.ledger import LedgerFull
-from controller.server import sampled
-from controller.server.sampled import sampling
+from controller.server.messages import sampled
+from controller.server.messages.sampled import sampling
 from placer.agent.grpc_sink import GrpcSink
 from placer.agent.sampling import Sampling
 from placer.channel import Settings, open_aio_channel

@@ -51,7 +51,7 @@ class Named:
 
 
 class Writer:
-    """Of an empty file."""
+    """Fills an empty file."""
 
     def __init__(self, descriptor: int, header: Header) -> None:
         self._descriptor, self._header, self._end = descriptor, header, HEADER_ROOM

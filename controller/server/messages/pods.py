@@ -9,7 +9,7 @@ from controller.fleet.pools import Member, Pool
 from controller.fleet.workers import Fleet
 from controller.ledger.ledger import Record
 from controller.loop import Loop
-from controller.server import wire
+from controller.server.messages import wire
 from placer.v1 import fleet_pb2, placement_pb2
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from controller.config import Traces
 from controller.fleet.traces import Request, trace_of
 from controller.fleet.windows import Delta
-from controller.server.wire import PHASES
+from controller.server.messages.wire import PHASES
 from placer import messages
 from placer.errors import RoutingError
 from placer.marks import Mark
