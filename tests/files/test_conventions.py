@@ -204,6 +204,59 @@ def test_one_ranks_counters_are_recognised(tmp_path: Path) -> None:
         read_profile(profile(tmp_path, load=load, meta=meta))
 
 
+def test_one_ranks_counters_are_recognised_where_each_layer_has_other_experts(
+    tmp_path: Path,
+) -> None:
+    load = np.zeros((4, 64))
+    for layer in range(4):
+        load[layer, 12 * layer : 12 * layer + 12] = 500 + 100 * layer
+    with pytest.raises(RoutingError, match="only 12 of 64 experts have any load of a layer"):
+        read_profile(profile(tmp_path, load=load), a_model(layers=4, experts=64, top_k=2))
+
+
+# Three tokens of top-2: experts 0 and 1 twice, 0 and 2 once.
+PAIRS = np.array([[[0, 2, 1], [2, 0, 0], [1, 0, 0]]])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({"coactivation": 2 * PAIRS}, "expert 0 of layer 0 has more pairs in coactivation than"),
+        ({"coactivation": np.triu(PAIRS)}, "coactivation is not symmetric"),
+        ({"coactivation": PAIRS + np.eye(3)}, "coactivation has a diagonal"),
+        ({"transitions": np.full((1, 3, 3), 0.4)}, "transitions count 3.6 tokens .* but there are"),
+    ],
+)
+def test_pairs_must_be_of_the_tokens_that_the_loads_are_of(
+    tmp_path: Path, pairs: dict[str, Any], message: str
+) -> None:
+    load = np.array([[3, 2, 1]] * (2 if "transitions" in pairs else 1))
+    meta = np.array('{"top_k": 2, "tokens": 3}')
+    with pytest.raises(RoutingError, match=message):
+        read_profile(profile(tmp_path, load=load, meta=meta, **pairs))
+
+
+def test_pairs_that_fit_the_loads_are_kept(tmp_path: Path) -> None:
+    meta = np.array('{"top_k": 2, "tokens": 3}')
+    path = profile(tmp_path, load=[[3, 2, 1]], coactivation=PAIRS, meta=meta)
+    assert np.array_equal(read_profile(path).coactivation, PAIRS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ('{"top_k": 0, "tokens": 3}', "top_k 0: it must be 1 or more"),
+        ('{"top_k": 1.5, "tokens": 3}', "top_k 1.5: it must be a whole number"),
+        ('{"top_k": 2, "tokens": 0}', "tokens 0: it must be more, or left out"),
+    ],
+)
+def test_a_profile_of_no_tokens_or_experts_is_refused(
+    tmp_path: Path, meta: str, message: str
+) -> None:
+    with pytest.raises(PlacerError, match=message):
+        read_profile(profile(tmp_path, load=LOAD, meta=np.array(meta)))
+
+
 # What SGLang's recorder dumps, as torch.save writes it: a pickle that names functions by module,
 # and the arrays beside it. Written by hand, since torch is not needed to read it.
 PICKLE = (
