@@ -1,6 +1,7 @@
 """Where a sweep runs: on this machine's cores, or on a Ray cluster. The only door to Ray."""
 
 import atexit
+import fcntl
 import ipaddress
 import logging
 import os
@@ -75,6 +76,10 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+    # A thread may wait for long while a kernel computes; Linux's signal, which ends it, does not.
+    end = parent.sentinel
+    fcntl.fcntl(end, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 @contextmanager

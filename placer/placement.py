@@ -7,7 +7,7 @@ import numpy as np
 
 from placer import arrays
 from placer.arrays import BoolArray, IntArray, frozen
-from placer.bounds import MOST_EXPERTS
+from placer.bounds import MOST_EXPERTS, MOST_LAYERS
 from placer.errors import PlacementError
 
 EMPTY = -1
@@ -48,10 +48,11 @@ class Placement:
                 ": it must be integers [layers, slots]"
             )
         cells = table.shape[0] * self.experts * self.gpus
-        if self.experts > MOST_EXPERTS or cells > MOST_CELLS:
+        if len(table) > MOST_LAYERS or self.experts > MOST_EXPERTS or cells > MOST_CELLS:
             raise PlacementError(
-                f"{table.shape[0]} layers x {self.experts} experts on {self.gpus} GPUs are beyond"
-                f" {MOST_EXPERTS} experts, or {MOST_CELLS} in all: is this a placement?"
+                f"{table.shape[0]} layers x {self.experts} experts on {self.gpus} GPUs are beyond "
+                f"{MOST_LAYERS} layers, {MOST_EXPERTS} experts, or {MOST_CELLS} in all: is this a "
+                "placement?"
             )
         if self.gpus < 1 or self.nodes < 1 or self.gpus % self.nodes:
             raise PlacementError(

@@ -209,7 +209,12 @@ def make_plan(
         move_cost=cost,
         bound_s=solution.bound_s,
         whole_step_s=steps.whole_step_s(problem, on_fit.before.step_s),
-        notes=(*told(problem.profile.notes), *solution.notes, *advised(problem)),
+        notes=(
+            *told(problem.profile.notes),
+            *solution.notes,
+            *_beyond(problem, placement, provenance.optimizer),
+            *advised(problem),
+        ),
     )
     return replace(plan, reason=reason_of(plan, cost.moved))
 
@@ -280,6 +285,15 @@ def _too_far(problem: Problem, mended: Problem) -> Infeasible | None:
         f"{'; '.join(faults(problem))}: mending the current plan moves {moved} of {slots} slots"
         f": needs {', or '.join(remedies)}"
     )
+
+
+def _beyond(problem: Problem, placement: Placement, name: str) -> tuple[str, ...]:
+    """The note that an optimizer moved more than may be: not all know that limit."""
+    share = _moved_share(problem.start, placement)
+    if problem.current is None or share <= problem.objective.max_moved:
+        return ()
+    most = problem.objective.max_moved
+    return (f"{name} does not know --max-moved {most:g}: it moves {share:.0%} of the slots",)
 
 
 def _moved_share(before: Placement, after: Placement) -> float:

@@ -16,6 +16,19 @@ from placer.trace import Trace
 ROUNDING = 1e-6  # of a slot
 
 
+def check_model(model: ModelShape, profile: Profile) -> None:
+    """Raises ModelError unless the profile can be of the model."""
+    if (profile.layers, profile.experts, profile.top_k) != (
+        model.layers,
+        model.experts,
+        model.top_k,
+    ):
+        raise ModelError(
+            f"{model.name} has {model.dims} but the input has {profile.layers} layers x "
+            f"{profile.experts} experts, top-{profile.top_k}: give the --model it came from"
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
     """Place ``model``'s experts, used as in ``profile``, in ``slots`` a layer on ``topology``.
@@ -41,16 +54,8 @@ class Problem:
     mended: int = 0
 
     def __post_init__(self) -> None:
-        model, profile = self.model, self.profile
-        if (profile.layers, profile.experts, profile.top_k) != (
-            model.layers,
-            model.experts,
-            model.top_k,
-        ):
-            raise ModelError(
-                f"{model.name} has {model.dims} but the input has {profile.layers} layers x "
-                f"{profile.experts} experts, top-{profile.top_k}: give the --model it came from"
-            )
+        model = self.model
+        check_model(model, self.profile)
         if self.slots < model.experts:
             raise PlacementError(
                 f"{self.slots} slots cannot hold {model.experts} experts"

@@ -166,10 +166,10 @@ def check_load(load: FloatArray | IntArray, tokens: float, top_k: int, sampled: 
         )
 
 
-def one_rank(load: FloatArray | IntArray) -> int | None:
-    """How many experts have load, if that is half of them or fewer, the same ones in all layers,
-    which that many choices do not leave by chance."""
-    used = (load > 0).any(axis=0).sum()
+def one_rank(load: FloatArray | IntArray, alike: bool = True) -> int | None:
+    """How many experts have load, the same in all layers if ``alike``, if that is half of them or
+    fewer, which that many choices do not leave by chance."""
+    used = (load > 0).any(axis=0).sum() if alike else (load > 0).sum(axis=1).max()
     choices = load.sum(axis=1, dtype=np.float64)
     enough = choices[choices > 0].min(initial=np.inf) >= PLENTY * load.shape[1]
     return int(used) if enough and 2 * used <= load.shape[1] else None

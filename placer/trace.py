@@ -94,9 +94,15 @@ class Trace:
             object.__setattr__(self, "gates", np.take_along_axis(self.gates, order, axis=2))
         if not _ascends(ids):
             token, layer, column = np.argwhere(ids[:, :, 1:] == ids[:, :, :-1])[0]
+            is_alike = (ids[token] == ids[token, layer, column]).all()
+            why = (
+                "if it only fills up a batch, leave such tokens out"
+                if is_alike
+                else "the recorder mixed up its columns"
+            )
             raise RoutingError(
                 f"token {token} has expert {ids[token, layer, column]} twice in the top-"
-                f"{self.top_k} of layer {layer}: the recorder mixed up its columns"
+                f"{self.top_k} of layer {layer}{', and no other' if is_alike else ''}: {why}"
             )
         object.__setattr__(self, "expert_ids", ids)
 

@@ -15,11 +15,13 @@ from placer.cost import Score, moves, outlook, score
 from placer.cost.memory import budget_bytes, gpu_bytes
 from placer.errors import PlacementError, PlacerError
 from placer.model import ModelShape
+from placer.names import lookup
 from placer.objective import Dispatch, Effort, Objective
+from placer.optimizers import OPTIMIZERS
 from placer.placement import Placement
 from placer.plan import Infeasible
 from placer.planner import solve
-from placer.problem import Problem
+from placer.problem import Problem, check_model
 from placer.profile import Profile
 from placer.resize.price import Price, price
 from placer.topology import Topology
@@ -48,6 +50,8 @@ class Study:
     ``runs_on``, if that is known.
 
     The best of so many ``cases`` is chosen: the more, the likelier that chance makes one shine.
+
+    Raises PlacerError for what no case could do with.
     """
 
     model: ModelShape
@@ -60,6 +64,10 @@ class Study:
     seed: int = 0
     effort: Effort = Effort()
     cases: int = 1
+
+    def __post_init__(self) -> None:
+        check_model(self.model, self.profile)
+        lookup("optimizer", self.optimizer, OPTIMIZERS, PlacementError)
 
 
 @dataclass(frozen=True, slots=True)

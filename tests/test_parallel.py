@@ -46,15 +46,21 @@ if __name__ == "__main__":
     with cores() as over:
         list(over(time.sleep, [600] * 8))
 """
+# Of Python's lock a worker lets nothing go while it multiplies for minutes.
+BUSY = SLEEPERS.replace("time.sleep, [600]", "math.factorial, [10**8]").replace("time", "math")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are looked up in /proc")
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_their_parent_however_it_ends(end: signal.Signals) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", SLEEPERS], stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize("work", [SLEEPERS, BUSY], ids=["asleep", "busy"])
+def test_workers_end_with_their_parent_however_it_ends(work: str, end: signal.Signals) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", work], stderr=subprocess.DEVNULL)
     # A worker for every core, and Python's own tracker of shared resources.
     wait_until(lambda: len(children_of(parent.pid)) > (os.cpu_count() or 1))
     children = children_of(parent.pid)
+    wait_until(lambda: all(threads_of(child) > 1 for child in children[1:]))
+    if work is BUSY:  # starting takes less
+        wait_until(lambda: all(seconds_of(child) > 3 for child in children[1:]))
     parent.send_signal(end)
     assert parent.wait() == -end
     wait_until(lambda: not any(map(is_alive, children)))
@@ -79,6 +85,12 @@ def test_ctrl_c_is_the_parents_to_hear_and_ends_the_work_at_once(workers: str) -
 
 def threads_of(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def seconds_of(pid: int) -> float:
+    """Of a processor, that it used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) / os.sysconf("SC_CLK_TCK")
 
 
 def children_of(pid: int) -> list[int]:

@@ -69,3 +69,8 @@ def test_an_engine_starts_with_experts_in_order_then_their_replicas() -> None:
 def test_what_is_wrong_is_named(make: object, message: str) -> None:
     with pytest.raises(PlacementError, match=message):
         make()  # type: ignore[operator]
+
+
+def test_no_placement_has_more_layers_than_any_model() -> None:
+    with pytest.raises(PlacementError, match="5000 layers x 2 experts on 1 GPUs are beyond 4096"):
+        Placement(np.zeros((5000, 2), dtype=int), experts=2, gpus=1)

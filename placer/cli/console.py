@@ -4,8 +4,9 @@ What is printed may come from anybody's file: a terminal does nothing but show i
 """
 
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from rich.console import (
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 
+from placer.errors import FileError
 from placer.files.atomic import check_target
 from placer.report.plain import plain, shown
 
@@ -74,6 +76,17 @@ def writable(path: Path | None) -> Path | None:
     if path is not None:
         check_target(path)
     return path
+
+
+def apart(targets: Iterable[Path | None], sources: Iterable[Path]) -> None:
+    """Raises FileError for a target that would take the place of a source or of another target."""
+    taken = {os.path.realpath(source) for source in sources}
+    for path in targets:
+        if path is None or (os.path.exists(path) and not os.path.isfile(path)):
+            continue
+        if (place := os.path.realpath(path)) in taken:
+            raise FileError(f"cannot write {path}: it would be lost: choose another place")
+        taken.add(place)
 
 
 def print_json(value: dict[str, Any]) -> None:

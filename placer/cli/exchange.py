@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from placer.checks import violations
-from placer.cli.console import BAD_INPUT, note, stop, writable
+from placer.cli.console import BAD_INPUT, apart, note, stop, writable
 from placer.errors import FileError, PlacementError
 from placer.files.atomic import read_text, write_text
 from placer.files.plans import LIMIT, placement_of, read_plan, write_plan
@@ -31,6 +31,7 @@ def export_plan(
     model: ModelName = None,
 ) -> None:
     """Write a plan as an engine's own file. A plan that breaks a rule is refused."""
+    apart([out_file], [plan_file])
     plan = read_plan(plan_file)
     shape = read_model(model) if model else plan.model
     if broken := violations(plan.placement, plan.objective, shape, plan.topology):
@@ -56,6 +57,7 @@ def import_plan(
     ] = None,
 ) -> None:
     """Read an engine's placement file into a plan, to check, score or plan from."""
+    apart([out_file], [foreign])
     shape = read_model(model) if model else None
     text = read_text(foreign, LIMIT)
     try:

@@ -9,7 +9,17 @@ import typer
 from rich.filesize import decimal
 
 from placer.cli import inputs
-from placer.cli.console import HOLD, INFEASIBLE, note, out, print_json, progress, stop, writable
+from placer.cli.console import (
+    HOLD,
+    INFEASIBLE,
+    apart,
+    note,
+    out,
+    print_json,
+    progress,
+    stop,
+    writable,
+)
 from placer.files.atomic import write_text
 from placer.files.plans import read_plan, write_plan
 from placer.objective import STEP_TOKENS_PER_GPU, Dispatch, Effort, Objective, Solver
@@ -108,6 +118,7 @@ def plan(
 
     Ends with 0 and a plan, 3 if nothing is to be won, 4 if no placement keeps the limits.
     """
+    apart([out_file, html], traffic_files)
     where = inputs.resolve_topology(topology, gpus, nodes)
     running = read_plan(current).placement if current else None
     traffic = inputs.load_traffic(traffic_files, model, holdout, seed, clustered=homes)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from placer.cli import inputs
-from placer.cli.console import note, writable
+from placer.cli.console import apart, note, writable
 from placer.files.routing import read_header, write_profile
 
 
@@ -27,6 +27,7 @@ def profile(
 ) -> None:
     """Count a recording into a profile: loads, transitions, co-activations. Reads piece by piece,
     so that a recording may be larger than memory."""
+    apart([out_file], trace_files)
     headers = [read_header(path) for path in trace_files]
     shape = inputs.resolve_model(headers, model)
     counted = inputs.read_profiles(headers, shape, clusters)

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from placer.arrays import FloatArray
 from placer.cli import inputs
 from placer.cli.client import controller
-from placer.cli.console import note, progress, writable
+from placer.cli.console import apart, note, progress, writable
 from placer.errors import FileError, ModelError
 from placer.files.atomic import replacing, sha256
 from placer.files.npz import opened
@@ -64,12 +64,16 @@ def tables(
     With --from: fetch the tables that a controller makes of the requests that it keeps of a pool,
     for the plan or what stands. It takes a trace reader's token.
     """
+    apart([out_file], trace_files or [])
     if address is not None and not trace_files:
         _fetch(address, pool, plan_file, out_file)
     elif address is None and trace_files and plan_file is not None:
         _make(trace_files, plan_file, out_file, model, tokenizer, embedding)
     else:
         raise typer.BadParameter("give traces and --plan, or a controller with --from")
+    if not out_file.is_file():  # a pipe or a device, which cannot be read again
+        note(f"wrote the tables to {out_file}")
+        return
     found = read_tables(out_file)
     origin = found.origin
     if origin.keyed_by == BY_SETS:

@@ -9,7 +9,7 @@ import typer
 
 from placer import parallel
 from placer.cli import inputs
-from placer.cli.console import note, out, print_json, progress, writable
+from placer.cli.console import apart, note, out, print_json, progress, writable
 from placer.errors import PlacementError
 from placer.files.atomic import write_text
 from placer.files.plans import read_plan
@@ -72,8 +72,17 @@ def whatif(
     Plans are made on one part of the sequences and judged on the other; from a profile, on itself
     less what chance alone would win. The verdict is on knowing the traffic.
     """
+    apart([html], traffic_files)
     traffic = inputs.load_traffic(traffic_files, model, holdout, seed, only_traces=False)
     running = read_plan(current) if current else None
+    if running is not None and (running.placement.layers, running.placement.experts) != (
+        traffic.model.layers,
+        traffic.model.experts,
+    ):
+        raise PlacementError(
+            f"the current plan has {running.placement.shape} but {traffic.model.name} has "
+            f"{traffic.model.dims}: give the plan that runs it"
+        )
     study = Study(
         model=traffic.model,
         profile=traffic.profile,

@@ -43,6 +43,8 @@ def check_target(path: Path) -> None:
     """Raises FileError if nothing can be written at ``path``, whatever it would be."""
     if os.path.isdir(path):  # "." and the empty name, too
         raise _unwritable(path, "it is a folder")
+    if os.path.islink(os.path.realpath(path)):
+        raise _unwritable(path, "it is a link to itself")
     if not (os.path.exists(path) or os.path.isdir(os.path.dirname(os.path.realpath(path)))):
         raise _unwritable(path, "No such file or directory")
 

@@ -6,7 +6,7 @@ is in no table is refused: where experts stand is never guessed.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,8 @@ NAMES = {
     ),
     "groups": ("n_group", "num_expert_group"),
     "zero_experts": ("zero_expert_num",),
-    "latent": ("moe_latent_size", "routed_expert_hidden_size"),  # what experts see of a token
+    # What experts see of a token.
+    "latent": ("moe_latent_size", "routed_expert_hidden_size", "moe_hidden_size"),
 }
 # The first of these is an expert's.
 SIZES = (
@@ -73,7 +74,8 @@ HOW = re.compile(
     "|softcap|softmax|sigmoid|act$|act_fn|activation|dtype|fp32|kernel|backend|impl|dispatch"
     "|overlap|fusion|gemm|permut|parallel|selection_fn|swiglu|temperature|token_type|balanc|assign"
 )
-WHERE = re.compile("layer|freq|step|every|interval")
+WHERE = re.compile("layer|freq|step|every|interval|^(n|num)_")
+ASIDE = {"quantization_config", "compression_config"}  # quantization.py
 HARMLESS = {
     "dense_intermediate_size",
     "prefix_dense_intermediate_size",
@@ -106,8 +108,8 @@ def read_config(data: Config, name: str) -> Reading:
     Raises ModelError if the model has no experts, or what is said of them is not understood.
     """
     config = _merged(data)
-    unknown = [key for key in sorted(config) if _unknown(key, config[key])]
-    experts = _named(config, "experts")
+    unknown = list(_not_understood(config))
+    experts_key, experts = _named(config, "experts")
     if experts is None and not any(re.search("expert|moe", key) for key in unknown):
         raise ModelError(DENSE)
     if any(config.get(key) is False for key in SWITCHES):
@@ -117,12 +119,12 @@ def read_config(data: Config, name: str) -> Reading:
     if config.get("is_encoder_decoder"):
         raise ModelError(f"is_encoder_decoder: it has layers of two kinds: {REMEDY}")
     total = _total(config)
-    where = moe_layers.found(config, experts, total)
+    where = moe_layers.found(config, experts_key, experts, total)
     if not where:
         raise ModelError(DENSE)
 
     def number(names: str, default: int | None = None) -> int:
-        return _number(names, _named(config, names), where, total, default)
+        return _number(*_named(config, names), where, total, default)
 
     size = next((key for key in SIZES if key in config), SIZES[0])
     hidden, latent = number("hidden"), number("latent", default=0)
@@ -131,7 +133,7 @@ def read_config(data: Config, name: str) -> Reading:
     shape = ModelShape(
         name=name,
         layers=len(where),
-        experts=_number("experts", experts, where, total),
+        experts=number("experts"),
         top_k=number("top_k"),
         hidden=latent or hidden,
         moe_intermediate=_number(size, config.get(size), where, total),
@@ -150,54 +152,81 @@ def _merged(data: Config) -> Config:
     """The language model's keys. A null is as good as a missing key."""
     parts = [data]
     for part in parts:
-        parts += [part[key] for key in PARTS if isinstance(part.get(key), dict)]
+        for key in PARTS:
+            inner = part.get(key)
+            if isinstance(inner, dict):
+                parts.append(inner)
+            elif inner is not None:
+                raise ModelError(f"{key} is {inner!r:.40}: it must hold keys and values")
     return {key: value for part in parts for key, value in part.items() if value is not None}
 
 
+def _not_understood(config: Config) -> Iterator[str]:
+    """Keys about experts or layers that nothing here reads, those inside other parts included."""
+    for key in sorted(config):
+        value = config[key]
+        if _unknown(key, value):
+            yield key
+        if key not in {*PARTS, *ASIDE} and not ELSEWHERE.search(key):
+            yield from (f"{key}.{inner}" for inner in _experts_inside(value))
+
+
 def _unknown(key: str, value: Any) -> bool:
-    if not ABOUT_EXPERTS.search(key) or ELSEWHERE.search(key) or key in UNDERSTOOD | HARMLESS:
+    if ELSEWHERE.search(key) or key in UNDERSTOOD | HARMLESS:
         return False
+    if moe_layers.is_of_experts(value):
+        return True
     says_nothing = value is False or value in ([], {})
-    return not says_nothing and (not HOW.search(key) or bool(WHERE.search(key)))
+    is_meant = ABOUT_EXPERTS.search(key) and not says_nothing
+    return bool(is_meant) and (not HOW.search(key) or bool(WHERE.search(key)))
 
 
-def _named(config: Config, what: str) -> Any:
-    """The value under any of the names of ``what``; None if there is none."""
+def _experts_inside(part: Any) -> Iterator[str]:
+    """What a part, or a list of parts, says of experts."""
+    for inner in part if isinstance(part, list) else [part]:
+        for key, value in inner.items() if isinstance(inner, dict) else ():
+            is_said = bool(value) and not (type(value) is int and value == 1)
+            if is_said and re.search("expert|moe", key) and not ELSEWHERE.search(key):
+                yield key
+            elif isinstance(value, dict | list):
+                yield from (f"{key}.{deeper}" for deeper in _experts_inside(value))
+
+
+def _named(config: Config, what: str) -> tuple[str, Any]:
+    """The key of ``what`` that there is, and its value; all its names and None if there is none."""
     found = {key: config[key] for key in NAMES[what] if key in config}
     values = list(found.values())
     if any(value != values[0] for value in values):
         said = " but ".join(f"{key} is {value!r:.40}" for key, value in found.items())
         raise ModelError(f"{said}: correct one of them")
-    return values[0] if values else None
+    return next(iter(found.items())) if found else (" or ".join(NAMES[what]), None)
 
 
 def _number(
-    what: str, value: Any, where: Sequence[int], total: int, default: int | None = None
+    key: str, value: Any, where: Sequence[int], total: int, default: int | None = None
 ) -> int:
     """A whole number, or what is the same in all layers with experts of a list of them."""
-    names = " or ".join(NAMES.get(what, (what,)))
     if value is None and default is not None:
         return default
     if value is None:
-        raise ModelError(f"no {names}: is it a whole config.json?")
+        raise ModelError(f"no {key}: is it a whole config.json?")
     if isinstance(value, list) and value:
         of_layers = [value[layer] for layer in where] if len(value) >= total else value
         if any(one != of_layers[0] for one in of_layers):
-            raise ModelError(f"{names} differs between layers ({value!r:.60}): {REMEDY}")
+            raise ModelError(f"{key} has several values ({value!r:.60}): {REMEDY}")
         value = of_layers[0]
-    return whole(names, value)
+    return whole(key, value)
 
 
 def _total(config: Config) -> int:
     """The model's layers, with experts or without."""
-    value = _named(config, "hidden_layers")
+    key, value = _named(config, "hidden_layers")
     if value is None:  # Nemotron-H's newest have one mark a layer instead
         marks = [config[key] for key in moe_layers.MARKS if isinstance(config.get(key), list | str)]
         value = len(marks[0]) if marks else None
-    names = " or ".join(NAMES["hidden_layers"])
     if value is None:
-        raise ModelError(f"no {names}: is it a whole config.json?")
-    total = whole(names, value, least=1)
+        raise ModelError(f"no {key}: is it a whole config.json?")
+    total = whole(key, value, least=1)
     if total > MOST_LAYERS:
-        raise ModelError(f"{names} is {total}: it must be {MOST_LAYERS} at most")
+        raise ModelError(f"{key} is {total}: it must be {MOST_LAYERS} at most")
     return total

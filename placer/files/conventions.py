@@ -57,12 +57,15 @@ def routed(
         arrays |= {name: arrays[name][:, rows] for name in _by_expert(arrays)}
         ids = arrays["expert_ids"]
 
-    columns, shared = _columns(model, ids)
-    if len(shared):
-        notes[
-            f"column {_listed(shared)} of {ids.shape[2]} left out: ids from {model.experts} on are"
-            " shared experts', which no router chose"
-        ] = len(ids)
+    columns, others = _columns(model, ids)
+    if len(others):
+        empty = np.isin(ids[:, :, others], _nobody(ids.dtype, model.experts)).all()
+        why = (
+            "no ids of experts, but padding"
+            if empty
+            else f"ids from {model.experts} on are shared experts', which no router chose"
+        )
+        notes[f"column {_listed(others)} of {ids.shape[2]} left out: {why}"] = len(ids)
         arrays |= {name: arrays[name][:, :, columns] for name in _by_expert(arrays)}
         ids = arrays["expert_ids"]
 
@@ -163,17 +166,32 @@ def survey(pieces: Iterable[IntArray]) -> Survey:
         any_expert |= bool(is_expert.any())
     if not any_expert:
         raise RoutingError(f"expert_ids holds no expert's id{padding}: record the routing again")
-    constant, others = low == high, high[low < high]
-    above = constant & (low > others.max(initial=0))
-    shared = above if tokens * layers >= BY_CHANCE else above & False
-    if not len(others):
+    routed = low < high
+    shared = (low == high) & (low > high[routed].max(initial=0))
+    if tokens * layers < BY_CHANCE or not routed.any():
         shared[:] = False
-    experts = int(high[~shared].max()) + 1
+    else:
+        _check_groups(low[routed], high[routed])
+    columns = (low <= high) & ~shared
+    experts = int(high[columns].max()) + 1
     if layers * experts**2 > MOST_PAIRS:
         raise RoutingError(
             f"expert id {experts - 1} in {layers} layers: no such model is known; give --model"
         )
-    return Survey(experts, int((~shared).sum()))
+    return Survey(experts, int(columns.sum()))
+
+
+def _check_groups(low: IntArray, high: IntArray) -> None:
+    """Raises RoutingError if some columns have ids of their own, above those of all others: of
+    shared experts that have replicas, or of groups. low, high: [columns]"""
+    order = np.argsort(low)
+    low, high = low[order], np.maximum.accumulate(high[order])
+    if (apart := np.flatnonzero(low[1:] > high[:-1])).size:
+        at = apart[-1]
+        raise RoutingError(
+            f"columns have ids of their own (up to {high[at]}, and {low[at + 1]} to {high[-1]}): "
+            "shared experts, or groups? give --model, which says how many are routed"
+        )
 
 
 def _integers(ids: npt.NDArray[Any]) -> IntArray:
@@ -181,6 +199,11 @@ def _integers(ids: npt.NDArray[Any]) -> IntArray:
         raise RoutingError(
             f"expert_ids is {ids.dtype}{list(ids.shape)}: it must be integers [tokens, layers, "
             "top_k]; save .astype(np.int32) of it"
+        )
+    if 0 in ids.shape[1:]:
+        raise RoutingError(
+            f"expert_ids is {list(ids.shape)}: without layers or experts it says nothing; record "
+            "the routing again"
         )
     return ids
 
@@ -213,15 +236,15 @@ def _check_constant(model: ModelShape, ids: IntArray, rows: Sequence[int]) -> No
 
 
 def _columns(model: ModelShape, ids: IntArray) -> tuple[IntArray, IntArray]:
-    """The columns that a router chose, and those of shared experts."""
+    """The columns that a router chose, and those of shared experts or of nobody."""
     every = np.arange(ids.shape[2])
     if len(every) <= model.top_k:
         return every, every[:0]
     some = ids[~is_padding(ids, model.experts)]
-    shared = (some >= model.experts).all(axis=(0, 1))
-    if (~shared).sum() != model.top_k:
+    others = ((some < 0) | (some >= model.experts)).all(axis=(0, 1))
+    if (~others).sum() != model.top_k:
         return every, every[:0]
-    return every[~shared], every[shared]
+    return every[~others], every[others]
 
 
 def _lengths(lens: IntArray, kept: BoolArray) -> IntArray:

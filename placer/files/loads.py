@@ -15,6 +15,8 @@ from placer.files.conventions import rows_with_experts, without
 from placer.model import ModelShape
 from placer.profile import ROUNDING, one_rank
 
+SAVED = 1e-3  # what counts may have lost in a small type
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Told:
@@ -23,6 +25,12 @@ class Told:
     top_k: int | None = None
     tokens: float | None = None
     sampled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise RoutingError(f"meta has top_k {self.top_k}: it must be 1 or more, or left out")
+        if self.tokens == 0:
+            raise RoutingError("meta has tokens 0: it must be more, or left out")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +50,32 @@ class Loads:
     def of_layers(self, array: FloatArray) -> FloatArray:
         """The layers with experts, of an array with a row for each row of the loads."""
         return array[self.rows] if len(array) == self.rows_read else array
+
+    def check_pairs(self, coactivation: FloatArray) -> None:
+        """Raises RoutingError unless these pairs of experts [layers, experts, experts] can be of
+        the same tokens."""
+        name = "coactivation"
+        if coactivation.shape != (len(self.load), *self.load.shape[1:] * 2):
+            return  # Profile says so
+        if not np.array_equal(coactivation, coactivation.swapaxes(1, 2)):
+            raise RoutingError(f"{name} is not symmetric: of i and j as many tokens use both")
+        if np.diagonal(coactivation, axis1=1, axis2=2).any():
+            raise RoutingError(f"{name} has a diagonal: an expert and itself are no pair")
+        most = self.load * (self.top_k - 1) * (1 + SAVED)
+        if (beyond := coactivation.sum(axis=2) > most).any():
+            layer, expert = np.argwhere(beyond)[0]
+            raise RoutingError(
+                f"expert {expert} of layer {layer} has more pairs in {name} than its load of "
+                f"{self.load[layer, expert]:.10g} leaves: the counts contradict themselves"
+            )
+
+    def check_transitions(self, transitions: FloatArray) -> None:
+        """The same of [layers - 1, experts, experts]."""
+        if (of := transitions.sum(axis=(1, 2)).max(initial=0)) > self.tokens * (1 + SAVED):
+            raise RoutingError(
+                f"transitions count {of:.10g} tokens between two layers, but there are "
+                f"{self.tokens:.10g}: the counts contradict themselves"
+            )
 
     def between_layers(self, array: FloatArray) -> FloatArray | None:
         """The same of an array with a row for each two; None if others stand between."""
@@ -89,21 +123,34 @@ def understood(load: FloatArray, told: Told, model: ModelShape | None) -> Loads:
     ran = choices[choices > 0]
     even = bool((np.abs(ran / top_k - counted) <= ROUNDING * counted).all())
     fits = told.tokens is not None and abs(counted - told.tokens) <= ROUNDING * told.tokens
-    if (experts := one_rank(load)) is not None:
-        what = f"only {experts} of {load.shape[1]} experts have any load, the same in every layer"
-        if not even or (told.tokens is not None and not fits):
-            raise RoutingError(f"{what}: are these one rank's counters? add up those of all ranks")
-        notes.append(f"{what}: if these are one rank's counters, add up those of all ranks")
+    is_short = not even or (told.tokens is not None and not fits)
+    if (warning := _one_rank(load, is_short, told.sampled)) is not None:
+        notes.append(warning)
     if told.tokens is not None and not told.sampled and not (fits and even):
-        low, high = (one / (told.tokens * top_k) for one in (ran.min(), ran.max()))
+        ends = (f"{one / (told.tokens * top_k):.1%}" for one in (ran.min(), ran.max()))
+        part = " to ".join(dict.fromkeys(ends))
         if fits:
-            notes.append(f"layers hold {low:.1%} to {high:.1%} of tokens x top-{top_k}")
+            notes.append(f"layers hold {part} of tokens x top-{top_k}")
         else:
             notes.append(
-                f"tokens counted from the loads, which are {low:.1%} to {high:.1%} of the file's "
+                f"tokens counted from the loads, which are {part} of the file's "
                 f"{told.tokens:,.10g} x top-{top_k}"
             )
     share = counted / told.tokens if told.sampled and told.tokens else 1.0
     tokens = told.tokens if fits and told.tokens is not None else counted
     sampled = told.sampled or not even
     return Loads(load, rows, read, top_k, tokens, sampled, share, dict.fromkeys(notes, tokens))
+
+
+def _one_rank(load: FloatArray, is_short: bool, sampled: bool) -> str | None:
+    """The note that these may be one rank's counters. Raises RoutingError if they must be: layers
+    hold less than all tokens' choices."""
+    experts, where = one_rank(load), ", the same in every layer"
+    if experts is None and is_short and not sampled:
+        experts, where = one_rank(load, alike=False), " of a layer"
+    if experts is None:
+        return None
+    what = f"only {experts} of {load.shape[1]} experts have any load{where}"
+    if is_short:
+        raise RoutingError(f"{what}: are these one rank's counters? add up those of all ranks")
+    return f"{what}: if these are one rank's counters, add up those of all ranks"

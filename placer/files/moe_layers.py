@@ -59,23 +59,31 @@ DENSE = "mlp_only_layers"
 KEYS = {*MARKS, *INDICES, *RULES, PERIOD, OFFSET, DENSE}
 
 
-def found(config: Config, experts: Any, total: int) -> tuple[int, ...]:
+def found(config: Config, key: str, experts: Any, total: int) -> tuple[int, ...]:
     """The layers, of ``total``, that have experts; none if the model is dense.
 
-    experts: how many there are, in each layer or as a list of all
+    experts: how many there are, in each layer or as a list of all; key: where that stands
     """
     said = {
-        key: layers
-        for key in (*MARKS, *INDICES)
-        if key in config and (layers := _listed(key, config[key], total)) is not None
+        name: layers
+        for name in (*MARKS, *INDICES)
+        if name in config and (layers := _listed(name, config[name], total)) is not None
     }
     if len(set(said.values())) > 1:
         raise ModelError(f"{' and '.join(said)} name other layers: correct one of them")
     layers = next(iter(said.values())) if said else _ruled(config, total)
     if isinstance(experts, list):
         counts = experts if len(experts) >= total else (experts[:1] or [0]) * total
-        return tuple(layer for layer in layers if whole("experts", counts[layer] or 0) > 1)
-    return layers if whole("experts", experts) > 1 else ()
+        return tuple(layer for layer in layers if whole(key, counts[layer] or 0) > 1)
+    return layers if whole(key, experts) > 1 else ()
+
+
+def is_of_experts(value: Any) -> bool:
+    """Whether it is a list that says of layers whether they have experts."""
+    return isinstance(value, list) and any(
+        isinstance(mark, str) and mark in {"moe", "expert", "experts", "sparse", "dense"}
+        for mark in value
+    )
 
 
 def _listed(key: str, value: Any, total: int) -> tuple[int, ...] | None:
@@ -86,7 +94,7 @@ def _listed(key: str, value: Any, total: int) -> tuple[int, ...] | None:
     if not isinstance(value, list | str):
         return None  # moe_layer_freq as a number
     strange = [mark for mark in value if not isinstance(mark, (str, int)) or mark not in marks]
-    if marks is BLOCKS and "moe" not in value:
+    if marks is BLOCKS and not is_of_experts(value):
         return None  # kinds of attention
     if strange:
         raise ModelError(f"{key} has {strange[0]!r:.40}, which is not understood: {REMEDY}")
@@ -115,7 +123,7 @@ def _ruled(config: Config, total: int) -> tuple[int, ...]:
         if key in config:
             value = _rule_value(key, config[key], total)
             layers = [layer for layer in layers if rule(layer, value)]
-    if PERIOD in config:
+    if PERIOD in config or OFFSET in config:
         period, offset = (whole(key, config.get(key)) for key in (PERIOD, OFFSET))
         layers = [layer for layer in layers if layer % max(period, 1) == offset]
     dense = _indices(DENSE, config.get(DENSE, []), total)

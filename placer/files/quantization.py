@@ -63,8 +63,9 @@ def precision(config: Config, layers: Sequence[int], gated: bool = True) -> Prec
     try:
         return _mean(method, METHODS[method](given), layers, gated)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, re.error) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ModelError(
-            f"the settings of quant_method {method!r} are not understood ({error!r:.80}): {REMEDY}"
+            f"the settings of quant_method {method!r} are not understood ({why:.80}): {REMEDY}"
         ) from error
 
 
@@ -125,6 +126,8 @@ def _packed(quantization: Config) -> float:
     bits = quantization.get("bits", quantization.get("w_bit"))
     if bits is None:
         raise KeyError("bits")
+    if type(bits) is not int or bits < 1:
+        raise ValueError(f"bits is {bits!r:.20}")
     if bits >= PLAIN:
         return PLAIN
     zero = 0 if quantization.get("zero_point") is False else bits

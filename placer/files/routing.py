@@ -128,18 +128,16 @@ def read_profile(path: Path, model: ModelShape | None = None) -> Profile:
         meta = _meta(npz, "placer.profile")
         found = understood(_counts(npz, _load(npz) or "load"), _told(npz, meta), model)
         window_s = _number_if_told(npz, meta, "window_s")
-        pairs = {n: _counts(npz, n) for n in ("transitions", "coactivation") if n in npz.names}
+        names = {"transitions", "coactivation"} & npz.names
+        pairs = {name: _counts(npz, name) for name in names}
+        transitions, coactivation = _checked(found, pairs, _is_outdated(npz, meta))
         return Profile(
             load=found.load,
             top_k=found.top_k,
             tokens=found.tokens,
             sequences=int(_number_if_told(npz, meta, "sequences") or 0),
-            transitions=found.between_layers(pairs["transitions"])
-            if "transitions" in pairs and not _is_outdated(npz, meta)
-            else None,
-            coactivation=found.of_layers(pairs["coactivation"])
-            if "coactivation" in pairs
-            else None,
+            transitions=transitions,
+            coactivation=coactivation,
             phase=str(meta.get("phase", "mixed")),
             window_s=None if window_s is None else window_s * found.share,
             spread=_spread(npz, meta, found),
@@ -148,6 +146,21 @@ def read_profile(path: Path, model: ModelShape | None = None) -> Profile:
             clusters=_clusters(npz, found),
             notes=found.notes,
         )
+
+
+def _checked(
+    of: Loads, pairs: Mapping[str, FloatArray], outdated: bool
+) -> tuple[FloatArray | None, FloatArray | None]:
+    """Transitions and coactivation of the layers with experts, if they are there and fit."""
+    transitions = coactivation = None
+    if "transitions" in pairs and not outdated:
+        transitions = of.between_layers(pairs["transitions"])
+    if transitions is not None:
+        of.check_transitions(transitions)
+    if "coactivation" in pairs:
+        coactivation = of.of_layers(pairs["coactivation"])
+        of.check_pairs(coactivation)
+    return transitions, coactivation
 
 
 def write_profile(path: Path, profile: Profile, model: ModelShape | None = None) -> None:
@@ -184,6 +197,8 @@ def _load(npz: Npz) -> str | None:
 
 def _told(npz: Npz, meta: Mapping[str, Any]) -> Told:
     top_k = _number_if_told(npz, meta, "top_k")
+    if top_k is not None and top_k != int(top_k):
+        raise FileError(f"{npz.path}: meta has top_k {top_k}: it must be a whole number")
     tokens = _number_if_told(npz, meta, "tokens")
     return Told(None if top_k is None else int(top_k), tokens, meta.get("sampled") is True)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from placer import model, topology
 from placer.bounds import MOST_LAYERS
@@ -21,8 +21,16 @@ LIMIT = 2**20
 MOST = 1e18  # so that no unit takes it beyond all numbers; Gpu and Link know what is possible
 
 
+def _no_truth(value: Any) -> Any:
+    """pydantic would take ``true`` for 1."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    return value
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+    _numbers = field_validator("*", mode="before")(_no_truth)
 
 
 class LinkSpec(_Strict):
@@ -138,6 +146,9 @@ def shape_of(data: Any) -> ModelShape:
             raise ModelError(
                 f"unknown model key {min(unknown)!r:.60}: use {', '.join(ModelShape.__slots__)}"
             )
+        for key, value in data.items():
+            if isinstance(value, bool) and key != "sized":
+                raise ModelError(f"{key} is {value}: it must be a number")
     return _SHAPE.validate_python(data)
 
 

@@ -2,11 +2,15 @@
 
 ``num_slots``, ``initial_global_assignments`` (layer of the model -> expert of each slot, ranks end
 to end) and ``layer_updates_per_iter``: 0 keeps the placement as it is, as written here. The file
-does not say how many ranks there are.
+does not say how many ranks there are. As in the engine, layers may be numbers or such text, and all
+of it may stand inside the file of its other options.
 """
+
+from typing import Any
 
 import yaml
 
+from placer.bounds import MOST_LAYERS
 from placer.errors import FileError
 from placer.files.documents import of_yaml
 from placer.formats.parsing import Map, other_layers, rows_of
@@ -28,19 +32,36 @@ def dump(placement: Placement, model: ModelShape | None) -> str:
 
 
 def parse(text: str, model: ModelShape | None) -> Map:
-    data = of_yaml(text, "the file")
-    layers = data.get(KEY) if isinstance(data, dict) else None
-    if layers is None and isinstance(data, dict) and "num_slots" in data:
+    data = _balancer(of_yaml(text, "the file"))
+    layers = data.get(KEY)
+    if layers is None and "num_slots" in data:
         raise FileError(
             f"no placement in it ({data['num_slots']!r:.20} num_slots, no {KEY}): TensorRT-LLM"
             " starts from its own; plan without --current"
         )
-    if not isinstance(layers, dict) or not layers or not all(type(n) is int for n in layers):
+    if not isinstance(layers, dict) or not layers or not all(map(_is_layer, layers)):
         raise FileError(f"no {KEY} by layer number in the file: is it the right --format?")
-    numbers = sorted(layers)
+    of_layer = {int(name): row for name, row in layers.items()}
+    if len(of_layer) < len(layers):
+        raise FileError(f"{KEY} has a layer twice: which one counts?")
+    numbers = sorted(of_layer)
     if model is not None and tuple(numbers) != model.moe_layers:
         raise other_layers(numbers, model)
-    rows = rows_of([layers[number] for number in numbers], KEY)
+    rows = rows_of([of_layer[number] for number in numbers], KEY)
     if any(len(row) != data.get("num_slots", len(row)) for row in rows):
         raise FileError(f"num_slots is {data['num_slots']} but a layer has another number of slots")
     return Map(rows)
+
+
+def _balancer(data: Any) -> dict[Any, Any]:
+    """The balancer's own settings, wherever they stand in the file."""
+    for part in ("moe_config", "load_balancer"):
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+    return data if isinstance(data, dict) else {}
+
+
+def _is_layer(name: Any) -> bool:
+    return (type(name) is int and 0 <= name < MOST_LAYERS) or (
+        isinstance(name, str) and name.isascii() and name.isdigit() and len(name) < 5
+    )

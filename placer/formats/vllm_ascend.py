@@ -50,7 +50,7 @@ def parse(text: str, model: ModelShape | None) -> Map:
         file = ExpertMap.model_validate(of_json(text, "the file"))
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
+        where = ".".join(map(str, fault["loc"])) or "the file"
         raise FileError(f"{where}: {fault['msg'].lower()}: is it the right --format?") from error
     layers = file.layer_list
     if file.moe_layer_count not in (None, len(layers)):

@@ -37,6 +37,40 @@ def test_a_plan_goes_through_a_pipe(placer: Placer) -> None:
     assert Path("pipe").is_fifo()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "t.npz", "--gpus", "2", "--out", "t.npz"),
+        ("plan", "t.npz", "--gpus", "2", "--html", "link.npz"),
+        ("plan", "t.npz", "--gpus", "2", "--out", "p", "--html", "p"),
+        ("profile", "t.npz", "--out", "./t.npz"),
+        ("whatif", "t.npz", "--gpus", "2", "--html", "t.npz"),
+        ("import", "t.npz", "--format", "vllm", "--out", "t.npz"),
+        ("export", "t.npz", "--format", "vllm", "--out", "t.npz"),
+        ("tables", "t.npz", "--plan", "none.json", "--out", "t.npz"),
+    ],
+)
+def test_what_is_read_is_never_written_over(placer: Placer, words: tuple[str, ...]) -> None:
+    before = Path("t.npz").read_bytes()
+    Path("link.npz").symlink_to("t.npz")
+    ended = placer(*words)
+    assert (ended.code, "it would be lost: choose another place" in ended.err) == (2, True)
+    assert Path("t.npz").read_bytes() == before
+    assert not Path("p").exists()
+
+
+def test_a_link_to_itself_is_no_place(placer: Placer) -> None:
+    Path("loop").symlink_to("loop")
+    ended = placer(*PLAN, "--out", "loop")
+    assert (ended.code, "it is a link to itself" in ended.err) == (2, True)
+
+
+def test_tables_may_go_to_a_device(placer: Placer) -> None:
+    assert placer(*PLAN, "--out", "p.json").code == 0
+    ended = placer("tables", "t.npz", "--plan", "p.json", "--out", "/dev/null")
+    assert (ended.code, ended.err) == (0, "note: wrote the tables to /dev/null\n")
+
+
 @pytest.mark.parametrize("verb", [("check",), ("show",), ("score", "--trace", "t.npz")])
 def test_a_pipe_is_not_waited_for(placer: Placer, verb: tuple[str, ...]) -> None:
     os.mkfifo("p.json")

@@ -30,6 +30,14 @@ def test_no_more_slots_move_than_max_moved_allows(running: Placer) -> None:
     assert 0 < moved("0.1") <= 0.1 < moved("1") <= 1
 
 
+def test_an_optimizer_that_moves_more_than_it_may_is_told_of(running: Placer) -> None:
+    words = ("--current", "linear.json", "--max-moved", "0.1", "--optimizer")
+    for name, is_told in (("eplb", True), ("joint", False)):
+        ended = running("plan", *HERE, *words, name, "--horizon", "1e9")
+        assert ended.code == 0
+        assert (f"{name} does not know --max-moved 0.1: it moves" in ended.err) == is_told
+
+
 def test_with_max_moved_0_nothing_moves(running: Placer) -> None:
     ended = running("plan", *HERE, "--current", "linear.json", "--max-moved", "0", "--json")
     assert (ended.code, ended.json["status"]) == (3, "hold")

@@ -38,6 +38,27 @@ def test_json_is_one_object_with_every_case_and_the_report_stands_alone(placer: 
     assert curve["step_ms"] == [case["step_ms_after"] for case in ended.json["cases"]]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--optimizer", "joyn"), "unknown optimizer 'joyn': did you mean 'joint'"),
+        (("--model", "mixtral-8x7b"), "mixtral-8x7b has 32 layers x 8 experts, top-2 but the inp"),
+        (
+            ("--current", "other.json"),
+            "but tiny has 2 layers x 8 experts, top-2: give the plan that runs it",
+        ),
+    ],
+)
+def test_what_no_case_could_do_with_is_bad_input(
+    placer: Placer, words: tuple[str, ...], said: str
+) -> None:
+    Path("map").write_text("[[0, 1]]")
+    placer("import", "map", "--format", "vllm", "--gpus", "2", "--out", "other.json")
+    ended = placer("whatif", "t.npz", "--gpus", "2", *words)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.err
+
+
 def test_there_is_a_table_a_width_and_a_verdict_below(placer: Placer) -> None:
     placer("plan", "t.npz", "--gpus", "2", "--out", "p.json")
     args = ("--gpus", "2,4", "--redundant", "0,4", "--dispatch", "dedup", "--current", "p.json")

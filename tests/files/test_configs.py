@@ -218,6 +218,12 @@ def test_zero_experts_have_ids_and_no_weights() -> None:
     assert (shape.experts, shape.zero_experts, shape.moe_intermediate) == (512, 256, 2048)
 
 
+def test_experts_may_see_fewer_values_than_a_token_has() -> None:
+    found = read_config(PLAIN | {"moe_hidden_size": 16}, "mine")
+    assert found.shape.hidden == 16
+    assert found.notes == ("experts see 16 values of a token's 64",)
+
+
 def test_an_expert_without_a_gate_has_two_matrices() -> None:
     gated, other = (
         read_config(PLAIN | {"mlp_hidden_act": act}, "mine").shape for act in ("silu", "relu2")
@@ -299,13 +305,26 @@ def test_the_experts_own_type_outranks_the_method() -> None:
         ({"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 9}, "has no experts"),
         (PLAIN | {"enable_moe_block": False}, "has no experts"),
         (PLAIN | {"num_experts": 1}, "has no experts"),
+        ({"hidden_size": 64, "block_configs": [{"ffn": {"ffn_mult": 2}}]}, "has no experts"),
         (PLAIN | {"experts_only_on_sundays": 3}, "experts_only_on_sundays is not understood"),
         (PLAIN | {"moe_layer_skip": 2}, "moe_layer_skip is not understood"),
         (PLAIN | {"num_local_experts": 16}, "num_local_experts is 16: correct one of them"),
         (PLAIN | {"mlp_layer_types": ["dense", "odd", "sparse", "sparse"]}, "has 'odd'"),
         (PLAIN | {"moe_layer_freq": [1, 0]}, "2 marks for 4 layers"),
         (PLAIN | {"mlp_only_layers": [7]}, "in a model of 4 layers"),
-        (PLAIN | {"moe_intermediate_size": [32, 32, 32, 64]}, "differs between layers"),
+        (PLAIN | {"moe_intermediate_size": [32, 32, 32, 64]}, "has several values"),
+        (PLAIN | {"num_experts": "8"}, "num_experts is '8'"),
+        ({"hidden_size": 64, "decoder": PLAIN}, "decoder.num_experts is not understood"),
+        (
+            {"hidden_size": 64, "block_configs": [{"ffn": {"moe": {"n": 8}}}]},
+            "block_configs is not",
+        ),
+        ({"hidden_size": 64, "num_routing_experts": 8}, "num_routing_experts is not understood"),
+        (PLAIN | {"ffn_types": ["dense", *["moe"] * 3]}, "ffn_types is not understood"),
+        (PLAIN | {"layer_types": ["dense", *["sparse"] * 3]}, "layer_types has 'dense'"),
+        (PLAIN | {"expert_layer_offset": 1}, "expert_layer_period is None"),
+        (PLAIN | {"text_config": [1]}, "text_config is [1]"),
+        (PLAIN | {"quantization_config": {"quant_method": "gptq", "bits": "4"}}, "bits is '4'"),
         (PLAIN | {"num_experts_per_tok": "two"}, "must be a whole number"),
         (PLAIN | {"quantization_config": {"quant_method": "tomorrow"}}, "'tomorrow' is not known"),
         (PLAIN | {"num_experts_per_tok": None}, "no num_experts_per_tok or"),

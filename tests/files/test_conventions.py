@@ -69,6 +69,25 @@ def test_a_shared_experts_column_is_left_out_and_never_planned(tmp_path: Path) -
     assert "column 2 of 3 left out: ids from 16 on are shared" in told(trace.notes)[0]
 
 
+def test_a_column_of_padding_is_left_out(tmp_path: Path) -> None:
+    path = written(tmp_path, np.concatenate([IDS, np.full((200, 2, 1), -1)], axis=2))
+    assert survey_of(path).top_k == 2
+    trace = read_trace(path, MODEL)
+    assert the_same(trace)
+    (said,) = told(trace.notes)
+    assert said == "column 2 of 3 left out: no ids of experts, but padding: 200 tokens"
+
+
+def test_replicas_of_a_shared_expert_are_not_planned_either(tmp_path: Path) -> None:
+    replicas = 16 + np.arange(400).reshape(200, 2, 1) % 4
+    path = written(tmp_path, np.concatenate([IDS, replicas], axis=2))
+    with pytest.raises(
+        RoutingError, match=r"\(up to 14, and 16 to 19\): shared experts, or groups"
+    ):
+        survey_of(path)
+    assert the_same(read_trace(path, MODEL))
+
+
 def test_gates_go_with_their_columns(tmp_path: Path) -> None:
     gates = np.tile([0.7, 0.3, 1.0], (200, 2, 1))
     path = written(tmp_path, np.concatenate([IDS, np.full((200, 2, 1), 16)], axis=2), gates=gates)
@@ -100,6 +119,9 @@ def test_rows_of_the_models_dense_layers_are_left_out(tmp_path: Path) -> None:
         (np.where(np.arange(2) == 1, -1, IDS), "token 0 has 1 of 2 experts in layer 0"),
         (IDS + 5, "is outside 0..15: is this another model's trace, or are these zero experts"),
         (np.where(np.arange(200)[:, None, None] == 9, 2**40, IDS), "is outside 0..15"),
+        (np.where(np.arange(200)[:, None, None] == 9, 0, IDS), "and no other: if it only fills up"),
+        (IDS[:, :0], r"expert_ids is \[200, 0, 2\]: without layers or experts"),
+        (IDS[:, :, :0], r"expert_ids is \[200, 2, 0\]: without layers or experts"),
     ],
 )
 def test_what_cannot_be_told_is_named(tmp_path: Path, ids: Any, message: str) -> None:
@@ -115,6 +137,7 @@ def test_what_cannot_be_told_is_named(tmp_path: Path, ids: Any, message: str) ->
             r"expert_ids holds no expert's id \(id -1 throughout, which is padding\)",
         ),
         (IDS.astype(np.float32), r"expert_ids is float32\[200, 2, 2\]: it must be integers"),
+        (IDS[:, :, :0], r"expert_ids is \[200, 2, 0\]: without layers or experts"),
     ],
 )
 def test_a_trace_that_says_nothing_of_its_model_is_named(
@@ -179,6 +202,59 @@ def test_one_ranks_counters_are_recognised(tmp_path: Path) -> None:
     meta = np.array('{"top_k": 2, "tokens": 20000, "sequences": 1}')
     with pytest.raises(RoutingError, match=r"only 8 of 64 experts have any load, .* one rank's"):
         read_profile(profile(tmp_path, load=load, meta=meta))
+
+
+def test_one_ranks_counters_are_recognised_where_each_layer_has_other_experts(
+    tmp_path: Path,
+) -> None:
+    load = np.zeros((4, 64))
+    for layer in range(4):
+        load[layer, 12 * layer : 12 * layer + 12] = 500 + 100 * layer
+    with pytest.raises(RoutingError, match="only 12 of 64 experts have any load of a layer"):
+        read_profile(profile(tmp_path, load=load), a_model(layers=4, experts=64, top_k=2))
+
+
+# Three tokens of top-2: experts 0 and 1 twice, 0 and 2 once.
+PAIRS = np.array([[[0, 2, 1], [2, 0, 0], [1, 0, 0]]])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({"coactivation": 2 * PAIRS}, "expert 0 of layer 0 has more pairs in coactivation than"),
+        ({"coactivation": np.triu(PAIRS)}, "coactivation is not symmetric"),
+        ({"coactivation": PAIRS + np.eye(3)}, "coactivation has a diagonal"),
+        ({"transitions": np.full((1, 3, 3), 0.4)}, "transitions count 3.6 tokens .* but there are"),
+    ],
+)
+def test_pairs_must_be_of_the_tokens_that_the_loads_are_of(
+    tmp_path: Path, pairs: dict[str, Any], message: str
+) -> None:
+    load = np.array([[3, 2, 1]] * (2 if "transitions" in pairs else 1))
+    meta = np.array('{"top_k": 2, "tokens": 3}')
+    with pytest.raises(RoutingError, match=message):
+        read_profile(profile(tmp_path, load=load, meta=meta, **pairs))
+
+
+def test_pairs_that_fit_the_loads_are_kept(tmp_path: Path) -> None:
+    meta = np.array('{"top_k": 2, "tokens": 3}')
+    path = profile(tmp_path, load=[[3, 2, 1]], coactivation=PAIRS, meta=meta)
+    assert np.array_equal(read_profile(path).coactivation, PAIRS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ('{"top_k": 0, "tokens": 3}', "top_k 0: it must be 1 or more"),
+        ('{"top_k": 1.5, "tokens": 3}', "top_k 1.5: it must be a whole number"),
+        ('{"top_k": 2, "tokens": 0}', "tokens 0: it must be more, or left out"),
+    ],
+)
+def test_a_profile_of_no_tokens_or_experts_is_refused(
+    tmp_path: Path, meta: str, message: str
+) -> None:
+    with pytest.raises(PlacerError, match=message):
+        read_profile(profile(tmp_path, load=LOAD, meta=np.array(meta)))
 
 
 # What SGLang's recorder dumps, as torch.save writes it: a pickle that names functions by module,

@@ -112,6 +112,8 @@ def test_a_hugging_face_config_gives_the_presets_shape(tmp_path: Path, name: str
         (read_topology, "{preset: h1000, gpus: 8}", "did you mean 'h100'"),
         (read_topology, "[1, 2]", "holds a list: it must hold keys and values"),
         (read_topology, "{", "is not YAML"),
+        (read_topology, "{preset: h100, gpus: true}", "gpus: value error, input should be a num"),
+        (read_model, "{layers: 2, weight_bits: true}", "weight_bits is True: it must be a number"),
         (read_model, "{layers: 2}", "experts: field required"),
         (read_model, "{layres: 2}", "unknown model key 'layres'"),
     ],

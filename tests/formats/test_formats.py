@@ -71,6 +71,17 @@ def test_trtllm_may_have_experts_in_every_second_layer() -> None:
     assert parse("trtllm", text, None).rows == ROWS
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"num_slots": 2, "initial_global_assignments": {"1": [0, 1], "3": [1, 0]}}',
+        "moe_config: {load_balancer: {initial_global_assignments: {1: [0, 1], 3: [1, 0]}}}",
+    ],
+)
+def test_trtllm_takes_layers_as_text_and_all_options_in_one_file(text: str) -> None:
+    assert parse("trtllm", text, None).rows == [[0, 1], [1, 0]]
+
+
 @given(
     worlds(),
     st.sampled_from(sorted(FORMATS)),
@@ -150,6 +161,12 @@ ASCEND = dump("vllm-ascend", PLACEMENT, None)
         ("sglang", "[[0]]", "no physical_to_logical_map in the file"),
         ("trtllm", "num_slots: 4", "no placement in it .4 num_slots.*: TensorRT-LLM starts from"),
         ("trtllm", "{initial_global_assignments: {3: [0]}, num_slots: 2}", "num_slots is 2"),
+        (
+            "trtllm",
+            "{initial_global_assignments: {-1: [0]}}",
+            "no initial_global_assignments by la",
+        ),
+        ("trtllm", "{initial_global_assignments: {1: [0], '1': [0]}}", "a (layer|key) .*twice"),
         ("trtllm", "{", "not YAML"),
         ("vllm-ascend", "{}", "layer_list: field required"),
         (
