@@ -12,7 +12,9 @@ from placer.trace import Trace
 from placer.v1 import profile_pb2
 
 
-def array(name: str, data: bytes, shape: tuple[int, ...], kind: str = "<u4") -> IntArray:
+def array(
+    name: str, data: bytes | memoryview, shape: tuple[int, ...], kind: str = "<u4"
+) -> IntArray:
     """Raises RoutingError unless it has as many bytes as that takes."""
     dtype = np.dtype(kind)
     size = math.prod(shape) * dtype.itemsize

@@ -25,10 +25,16 @@ FIELDS = 32  # of a push, and of each part of it: an agent's has up to 9
 SEQUENCES = 2**22  # bytes of a trace's seq_lens, and of its prompt_lens
 LIGHT = 2**20  # bytes of a push that is read between two others; larger ones are read beside them
 
+Pairs = dict[str, memoryview]  # of counts: transitions and co-activations, as they are on the wire
+
 _PARTS = {
-    field.number: field
+    field.number: field.name
     for field in profile_pb2.PushRequest.DESCRIPTOR.fields
     if field.message_type is not None
+}
+_PAIRS = {
+    profile_pb2.Counts.DESCRIPTOR.fields_by_name[name].number: name
+    for name in ("transitions", "coactivation")
 }
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 
@@ -65,17 +71,21 @@ class Intake(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return handler._replace(request_deserializer=read)
 
 
-def read_push(data: bytes) -> Any:
-    """A PushRequest. Raises RequestError for one of more parts than a push has."""
+def read_push(data: bytes) -> tuple[Any, list[Pairs]]:
+    """A PushRequest, and of each of its counts the pairs, which it lacks: these are tens of MB, and
+    nobody else is answered while they are copied. Raises RequestError for one of more parts than a
+    push has."""
     try:
-        _check_parts(memoryview(data))
-        push = profile_pb2.PushRequest.FromString(data)
+        rest, counts = _parts(memoryview(data))
+        push = profile_pb2.PushRequest.FromString(rest)
+        for one, _ in counts:
+            push.counts.add().MergeFromString(one)
         _check_texts(push.id)
     except (DecodeError, IndexError) as error:
         raise _unreadable(PUSH).of(data) from error
     except RequestError as error:
         raise error.of(data) from None
-    return push
+    return push, [pairs for _, pairs in counts]
 
 
 def _read(parse: Callable[[bytes], Any], data: bytes, method: str) -> Any:
@@ -98,21 +108,33 @@ def _check_texts(message: Message) -> None:
             raise RequestError(f"{field.name} has {len(value):,} characters: give {most:,} at most")
 
 
-def _check_parts(push: memoryview) -> None:
-    """Raises RequestError for more fields than anybody means; IndexError if it is cut short."""
-    for part, number in _fields(push, "a push"):
-        if (field := _PARTS.get(number)) is None:
-            continue
-        for inner, of in _fields(part, field.name):
-            if field.name == "trace" and of in (3, 6, 7, 8) and len(inner) > SEQUENCES:
+def _parts(push: memoryview) -> tuple[bytes, list[tuple[bytes, Pairs]]]:
+    """A push without its counts, and these, each without its pairs.
+
+    Raises RequestError for more fields than anybody means; IndexError if it is cut short.
+    """
+    rest, counts = [], []
+    for whole, part, number in _fields(push, "a push"):
+        name, kept, pairs = _PARTS.get(number, ""), [], {}
+        for field, inner, of in _fields(part, name) if name else ():
+            if name == "trace" and of in (3, 6, 7, 8) and len(inner) > SEQUENCES:
                 raise RequestError(f"a trace of {len(inner):,} bytes of lengths: send fewer")
+            if name == "counts" and of in _PAIRS:
+                pairs[_PAIRS[of]] = inner
+            else:
+                kept.append(field)
+        if name == "counts":
+            counts.append((b"".join(kept), pairs))
+        else:
+            rest.append(whole)
+    return b"".join(rest), counts
 
 
-def _fields(message: memoryview, name: str) -> Iterator[tuple[memoryview, int]]:
-    """What stands in each field of a message, as it is on the wire, and its number."""
+def _fields(message: memoryview, name: str) -> Iterator[tuple[memoryview, memoryview, int]]:
+    """Each field of a message as it is on the wire, what stands in it, and its number."""
     at = count = 0
     while at < len(message):
-        count += 1
+        start, count = at, count + 1
         if count > FIELDS:
             raise RequestError(f"{name} with more than {FIELDS} fields: it has 2 phases at most")
         tag, at = _varint(message, at)
@@ -126,7 +148,9 @@ def _fields(message: memoryview, name: str) -> Iterator[tuple[memoryview, int]]:
             at += 4 if kind == _FIXED32 else 8
         else:  # groups, which nobody writes
             raise RequestError(f"{name} with fields of wire type {kind}: is it of these protos?")
-        yield message[begin:at], tag >> 3
+        if at > len(message):
+            raise IndexError("a field of more bytes than there are")
+        yield message[start:at], message[begin:at], tag >> 3
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from controller.fleet.pools import Registration, WorkerId
 from controller.fleet.windows import Delta
 from controller.fleet.workers import NAME
 from controller.ledger.ledger import Record
-from controller.server.intake import RequestError, read_push
+from controller.server.intake import Pairs, RequestError, read_push
 from placer.bounds import MOST_EXPERTS, MOST_LAYERS, MOST_PAIRS, MOST_TOP_K
 from placer.errors import FileError, ModelError, RoutingError
 from placer.files.documents import of_json
@@ -129,13 +129,13 @@ def _shape(text: str, worker: Worker) -> ModelShape | None:
 
 def push(data: bytes) -> Push:
     """Raises RequestError for bytes that are none; one that makes no sense says so itself."""
-    message = read_push(data)
+    message, pairs = read_push(data)
     id, sequence = worker_id(message.id), message.sequence
     try:
         number("sequence", sequence)
         _check_phases("counts", message.counts)
         _check_phases("steps", message.steps)
-        deltas = [_delta(counts) for counts in message.counts]
+        deltas = [_delta(*one) for one in zip(message.counts, pairs, strict=True)]
         for delta in deltas:
             delta.check_pairs()
         trace = message.trace if message.HasField("trace") else None
@@ -167,7 +167,7 @@ def phase(value: int) -> str:
     raise RoutingError(f"phase {value}: it is prefill or decode")
 
 
-def _delta(counts: Any) -> Delta:
+def _delta(counts: Any, pairs: Pairs) -> Delta:
     layers, experts = counts.layers, counts.experts
     for name in ("tokens", "sequences"):
         number(name, getattr(counts, name))
@@ -175,9 +175,9 @@ def _delta(counts: Any) -> Delta:
     if not (sizes and 0 < counts.top_k <= experts):
         raise RoutingError(f"{layers} layers x {experts} experts, top-{counts.top_k}: check them")
     transitions = coactivation = None
-    if counts.transitions and counts.coactivation:
-        transitions = array("transitions", counts.transitions, (layers - 1, experts, experts))
-        coactivation = array("coactivation", counts.coactivation, (layers, experts, experts))
+    if pairs.get("transitions") and pairs.get("coactivation"):
+        transitions = array("transitions", pairs["transitions"], (layers - 1, experts, experts))
+        coactivation = array("coactivation", pairs["coactivation"], (layers, experts, experts))
     return Delta(
         phase=phase(counts.phase),
         top_k=counts.top_k,

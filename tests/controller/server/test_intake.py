@@ -47,6 +47,10 @@ PUSHES = {
     "of a thousand fields of tomorrow": (b"\x78\x01" * 1000, "a push with more than 32 fields"),
     "of groups": (b"\x7b\x7c", "a push with fields of wire type 3"),
     "that is cut short": (a_push().SerializeToString()[:-1], "with bytes that are no request"),
+    "that is cut short between two fields": (
+        a_push().SerializeToString()[: -len(a_count().load) - 2],
+        "with bytes that are no request",
+    ),
     "that ends in a number": (b"\x10\x80", "with bytes that are no request"),
     "of a number without end": (b"\x10" + b"\xff" * 40, "with bytes that are no request"),
     "with a long name": (a_push(worker="w" * 1001).SerializeToString(), "worker has 1,001 charact"),
