@@ -113,7 +113,7 @@ def test_a_placement_as_large_as_none_is_refused_before_its_copies_are_counted()
         PlacementError, match="1 layers x 1000000000000 experts on 2 GPUs are beyond"
     ):
         Placement(slots, 10**12, 2)
-    with pytest.raises(PlacementError, match="are beyond 4096 experts, or 67108864 in all"):
+    with pytest.raises(PlacementError, match="are beyond 4096 layers, 4096 experts, or 67108864"):
         Placement(np.zeros((64, 4096), dtype=np.int32), 4096, 4096)
 
 

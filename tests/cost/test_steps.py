@@ -24,7 +24,7 @@ RUNNING, SWAPPED = a_placement([[0, 1, 2, 3]]), a_placement([[0, 2, 1, 3]])
 
 def a_world(profile: Profile = ALL_ON_ONE, **objective: float) -> Problem:
     """Where a step's MoE layer takes 20 ms, and a minute is the horizon."""
-    wanted = Objective(tokens_per_gpu=TOKENS // 2, **objective)  # type: ignore[arg-type]
+    wanted = Objective(tokens_per_gpu=TOKENS // 2, max_moved=1.0, **objective)  # type: ignore[arg-type]
     problem = a_problem(profile, objective=wanted, current=RUNNING, model=a_model(layers=1))
     return replace(problem, topology=by_hand())
 
