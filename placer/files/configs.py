@@ -184,7 +184,8 @@ def _unknown(key: str, value: Any) -> bool:
 def _experts_inside(part: Any) -> Iterator[str]:
     """What a part, or a list of parts, says of experts."""
     for inner in part if isinstance(part, list) else [part]:
-        for key, value in inner.items() if isinstance(inner, dict) else ():
+        for of, value in inner.items() if isinstance(inner, dict) else ():
+            key = str(of)  # engines hand configs on whose labels are counted, not named
             is_said = bool(value) and not (type(value) is int and value == 1)
             if is_said and re.search("expert|moe", key) and not ELSEWHERE.search(key):
                 yield key

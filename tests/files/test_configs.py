@@ -355,6 +355,11 @@ def test_what_routers_and_training_are_told_is_of_no_matter() -> None:
     assert layers(**more) == [0, 1, 2, 3]
 
 
+def test_an_engines_config_counts_its_labels_and_says_the_same() -> None:
+    """As a Python object's, whose keys need not be words."""
+    assert layers(id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1}) == [0, 1, 2, 3]
+
+
 def test_a_folder_is_its_config(tmp_path: Path) -> None:
     folder = tmp_path / "My-MoE"
     folder.mkdir()
