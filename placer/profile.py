@@ -10,6 +10,7 @@ import numpy as np
 from placer import clusters, spread
 from placer.arrays import FloatArray, IntArray, frozen
 from placer.clusters import Clusters
+from placer.consistency import check_load
 from placer.errors import RoutingError
 from placer.pace import Pace, elapsed, merged
 from placer.spread import FEWEST_BLOCKS, Noise, Spread, sampling_noise
@@ -17,8 +18,6 @@ from placer.trace import PHASES, Trace, added
 
 TOKENS_AT_A_TIME = 16_384  # keeps one layer's columns in the cache
 BLOCK_TOKENS = 64  # shorter sequences are taken together: fewer blocks, the same noise
-ROUNDING = 1e-6  # of counts, as a share
-PLENTY = 4  # choices for each expert of a layer: with as many, half of the experts get some
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,47 +131,6 @@ class Profile:
 @lru_cache(maxsize=2)  # asked for again by all who judge a plan
 def _noise(profile: Profile) -> Noise:
     return sampling_noise(profile.load, profile.tokens, profile.spread)
-
-
-def check_load(load: FloatArray | IntArray, tokens: float, top_k: int, sampled: bool) -> None:
-    """Raises RoutingError unless so many tokens can have left this load [layers, experts]."""
-    choices, most = load.sum(axis=1, dtype=np.float64), tokens * top_k
-    layer, expert = divmod(int(load.argmax()), load.shape[1])
-    if load[layer, expert] > tokens * (1 + ROUNDING):
-        raise RoutingError(
-            f"expert {expert} of layer {layer} has a load of {load[layer, expert]:.10g} from "
-            f"{tokens:.10g} tokens: the counts contradict themselves"
-        )
-    layer = int(choices.argmax())
-    if choices[layer] > most * (1 + ROUNDING):
-        raise RoutingError(
-            f"{tokens:.10g} tokens, top-{top_k}, but layer {layer} counts {choices[layer]:.10g} "
-            "choices: the counts contradict themselves"
-        )
-    short = (choices > 0) & (choices < most * (1 - ROUNDING))
-    if not short.any():
-        return
-    if (experts := one_rank(load)) is not None:
-        raise RoutingError(
-            f"only {experts} of {load.shape[1]} experts have any load, the same in every layer, and"
-            f" layers count {choices.max() / most:.1%} of tokens x top_k at most"
-            ": are these one rank's counters? add up those of all ranks"
-        )
-    if not sampled:
-        layer = int(short.argmax())
-        raise RoutingError(
-            f"{tokens:.10g} tokens, top-{top_k}, but layer {layer} counts {choices[layer]:.10g} "
-            f"choices of {most:.10g}: if counters saw a part of them, say sampled"
-        )
-
-
-def one_rank(load: FloatArray | IntArray, alike: bool = True) -> int | None:
-    """How many experts have load, the same in all layers if ``alike``, if that is half of them or
-    fewer, which that many choices do not leave by chance."""
-    used = (load > 0).any(axis=0).sum() if alike else (load > 0).sum(axis=1).max()
-    choices = load.sum(axis=1, dtype=np.float64)
-    enough = choices[choices > 0].min(initial=np.inf) >= PLENTY * load.shape[1]
-    return int(used) if enough and 2 * used <= load.shape[1] else None
 
 
 def of_trace(trace: Trace, clustered: bool = False) -> Profile:

@@ -7,9 +7,10 @@ from functools import reduce
 import numpy as np
 
 from placer.arrays import IntArray
+from placer.consistency import check_load, check_pairs
 from placer.errors import RoutingError
 from placer.pace import Pace, merged
-from placer.profile import Profile, check_load
+from placer.profile import Profile
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,39 +51,10 @@ class Delta:
         check_load(self.load, self.tokens, self.top_k, sampled=True)
 
     def check_pairs(self) -> None:
-        """Raises RoutingError unless tokens with this load can have these pairs.
-
-        A token adds one pair of its experts to each transition, and beside each of its experts it
-        used top_k - 1 others. Reads all pairs: of a large model tens of MB.
-        """
-        if self.transitions is None or self.coactivation is None:
-            return
-        load, pairs = self.load.astype(np.int64), self.coactivation
-        drawn = self.transitions.sum(axis=(1, 2), dtype=np.int64)[:, None]
-        _refuse_more("transitions", drawn, np.full_like(drawn, self.tokens))
-        _refuse_more("transitions from", self.transitions.sum(axis=2, dtype=np.int64), load[:-1])
-        _refuse_more("transitions to", self.transitions.sum(axis=1, dtype=np.int64), load[1:])
-        beside = pairs.sum(axis=2, dtype=np.int64)
-        _refuse_more("co-activations of", beside, load * (self.top_k - 1))
-        _refuse_more("co-activations of one pair with", pairs.max(axis=2), load)
-        diagonal = np.diagonal(pairs, axis1=1, axis2=2)
-        if diagonal.any() or not all(np.array_equal(layer, layer.T) for layer in pairs):
-            raise RoutingError(
-                "co-activations of an expert with itself, or not the same both ways: the counts "
-                "contradict themselves"
-            )
-
-
-def _refuse_more(what: str, counts: IntArray, most: IntArray) -> None:
-    """counts, most: [layers, experts], or [layers, 1] if of all experts"""
-    beyond = np.argwhere(counts > most)
-    if len(beyond):
-        layer, expert = beyond[0]
-        which = f" expert {expert}" if counts.shape[1] > 1 else ""
-        raise RoutingError(
-            f"{counts[layer, expert]} {what}{which} in layer {layer}, of which there can be "
-            f"{most[layer, expert]}: the counts contradict themselves"
-        )
+        """Raises RoutingError unless tokens with this load can have these pairs."""
+        if self.transitions is not None and self.coactivation is not None:
+            pairs = self.transitions, self.coactivation
+            check_pairs(self.load, self.tokens, self.top_k, *pairs)
 
 
 class _Half:

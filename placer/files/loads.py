@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from placer.arrays import FloatArray
+from placer.consistency import ROUNDING, check_pairs, one_rank
 from placer.errors import RoutingError
 from placer.files.conventions import rows_with_experts, without
 from placer.model import ModelShape
-from placer.profile import ROUNDING, one_rank
 
 SAVED = 1e-3  # what counts may have lost in a small type
 
@@ -51,31 +51,15 @@ class Loads:
         """The layers with experts, of an array with a row for each row of the loads."""
         return array[self.rows] if len(array) == self.rows_read else array
 
-    def check_pairs(self, coactivation: FloatArray) -> None:
-        """Raises RoutingError unless these pairs of experts [layers, experts, experts] can be of
-        the same tokens."""
-        name = "coactivation"
-        if coactivation.shape != (len(self.load), *self.load.shape[1:] * 2):
-            return  # Profile says so
-        if not np.array_equal(coactivation, coactivation.swapaxes(1, 2)):
-            raise RoutingError(f"{name} is not symmetric: of i and j as many tokens use both")
-        if np.diagonal(coactivation, axis1=1, axis2=2).any():
-            raise RoutingError(f"{name} has a diagonal: an expert and itself are no pair")
-        most = self.load * (self.top_k - 1) * (1 + SAVED)
-        if (beyond := coactivation.sum(axis=2) > most).any():
-            layer, expert = np.argwhere(beyond)[0]
-            raise RoutingError(
-                f"expert {expert} of layer {layer} has more pairs in {name} than its load of "
-                f"{self.load[layer, expert]:.10g} leaves: the counts contradict themselves"
-            )
-
-    def check_transitions(self, transitions: FloatArray) -> None:
-        """The same of [layers - 1, experts, experts]."""
-        if (of := transitions.sum(axis=(1, 2)).max(initial=0)) > self.tokens * (1 + SAVED):
-            raise RoutingError(
-                f"transitions count {of:.10g} tokens between two layers, but there are "
-                f"{self.tokens:.10g}: the counts contradict themselves"
-            )
+    def check_pairs(self, transitions: FloatArray | None, coactivation: FloatArray | None) -> None:
+        """Raises RoutingError unless tokens with these loads can have these pairs. Shapes that do
+        not fit are said by Profile."""
+        layers, experts = self.load.shape
+        for pairs, rows in ((transitions, layers - 1), (coactivation, layers)):
+            if pairs is not None and pairs.shape != (rows, experts, experts):
+                return
+        told = self.load, self.tokens, self.top_k, transitions, coactivation
+        check_pairs(*told, lost=SAVED, sampled=self.sampled)
 
     def between_layers(self, array: FloatArray) -> FloatArray | None:
         """The same of an array with a row for each two; None if others stand between."""

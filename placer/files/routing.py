@@ -128,9 +128,12 @@ def read_profile(path: Path, model: ModelShape | None = None) -> Profile:
         meta = _meta(npz, "placer.profile")
         found = understood(_counts(npz, _load(npz) or "load"), _told(npz, meta), model)
         window_s = _number_if_told(npz, meta, "window_s")
-        names = {"transitions", "coactivation"} & npz.names
-        pairs = {name: _counts(npz, name) for name in names}
-        transitions, coactivation = _checked(found, pairs, _is_outdated(npz, meta))
+        transitions = coactivation = None
+        if "transitions" in npz.names and not _is_outdated(npz, meta):
+            transitions = found.between_layers(_counts(npz, "transitions"))
+        if "coactivation" in npz.names:
+            coactivation = found.of_layers(_counts(npz, "coactivation"))
+        found.check_pairs(transitions, coactivation)
         return Profile(
             load=found.load,
             top_k=found.top_k,
@@ -146,21 +149,6 @@ def read_profile(path: Path, model: ModelShape | None = None) -> Profile:
             clusters=_clusters(npz, found),
             notes=found.notes,
         )
-
-
-def _checked(
-    of: Loads, pairs: Mapping[str, FloatArray], outdated: bool
-) -> tuple[FloatArray | None, FloatArray | None]:
-    """Transitions and coactivation of the layers with experts, if they are there and fit."""
-    transitions = coactivation = None
-    if "transitions" in pairs and not outdated:
-        transitions = of.between_layers(pairs["transitions"])
-    if transitions is not None:
-        of.check_transitions(transitions)
-    if "coactivation" in pairs:
-        coactivation = of.of_layers(pairs["coactivation"])
-        of.check_pairs(coactivation)
-    return transitions, coactivation
 
 
 def write_profile(path: Path, profile: Profile, model: ModelShape | None = None) -> None:
