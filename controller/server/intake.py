@@ -44,7 +44,7 @@ class RequestError(PlacerError):
 
     size = 0
 
-    def of(self, data: bytes) -> "RequestError":
+    def sized(self, data: bytes) -> "RequestError":
         self.size = len(data)
         return self
 
@@ -66,7 +66,7 @@ class Intake(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             try:
                 return _read(handler.request_deserializer, data, method)
             except RequestError as error:
-                return error.of(data)
+                return error.sized(data)
 
         return handler._replace(request_deserializer=read)
 
@@ -82,9 +82,9 @@ def read_push(data: bytes) -> tuple[Any, list[Pairs]]:
             push.counts.add().MergeFromString(one)
         _check_texts(push.id)
     except (DecodeError, IndexError) as error:
-        raise _unreadable(PUSH).of(data) from error
+        raise _unreadable(PUSH).sized(data) from error
     except RequestError as error:
-        raise error.of(data) from None
+        raise error.sized(data) from None
     return push, [pairs for _, pairs in counts]
 
 
