@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from tempfile import mkdtemp
@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 TMP = "/tmp"  # whatever TMPDIR says: a socket's whole name may have 107 characters
+FOLDERS = "placer-ray-"  # how the names of folders of a Ray begin
+LOCKED = "locked"  # stands in those that are locked while their process lives
 ENDS_S = 5.0  # in which processes of a Ray that ends stop writing to its folder
 _own = ExitStack()  # what is undone when the Ray that was started here has ended
 _TOKEN = secrets.token_hex(32)  # of every Ray that this process starts: Ray keeps the first
@@ -153,7 +155,10 @@ def _private() -> Iterator[Path]:
     those who show a token that nobody else can read."""
     from ray._private import ray_constants
 
-    folder = Path(mkdtemp(prefix="placer-ray-", dir=TMP))  # mode 0700
+    _remove_orphans()
+    folder = Path(mkdtemp(prefix=FOLDERS, dir=TMP))  # mode 0700
+    lives = _locked(folder)
+    (folder / LOCKED).touch()
     token = folder / "token"
     token.touch(0o600)
     token.write_text(_TOKEN)
@@ -173,6 +178,30 @@ def _private() -> Iterator[Path]:
             if value is not None:
                 os.environ[name] = value
         _remove(folder)
+        if lives is not None:
+            os.close(lives)
+
+
+def _remove_orphans() -> None:
+    """Folders of this user's processes that were killed before they could remove them."""
+    for mark in Path(TMP).glob(f"{FOLDERS}*/{LOCKED}"):
+        with suppress(OSError):  # somebody else does the same
+            folder = mark.parent
+            is_mine = folder.lstat().st_uid == os.getuid()
+            if is_mine and (free := _locked(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(free)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that locks it for as long as this process lives; None if another has it."""
+    found = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(found)
+        return None
+    return found
 
 
 def _check_private(ray: Any) -> None:

@@ -1,6 +1,7 @@
 """Wherever a sweep runs, it comes to the same."""
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -10,12 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
 from placer.errors import PlacerError
 from placer.objective import Objective
-from placer.parallel import cores, ray_cluster
+from placer.parallel import FOLDERS, _private, cores, ray_cluster
 from placer.profile import of_trace
 from placer.trials import Case, Study
 from placer.whatif import Evaluate
@@ -148,6 +150,31 @@ def test_a_ray_that_is_started_here_is_nobody_elses_and_leaves_nothing(
         assert joined.returncode != 0
     assert not folder.exists()
     assert [os.environ.get(name) for name in names] == before
+
+
+@pytest.mark.xdist_group("ray")
+@pytest.mark.slow
+def test_the_folder_of_a_killed_process_goes_when_the_next_one_starts() -> None:
+    need_ray()
+    code = """
+import os, signal
+from placer import parallel
+with parallel._private() as folder:
+    print(folder, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    orphan = Path(killed.stdout.strip())
+    assert orphan.is_dir()
+    older = Path(mkdtemp(prefix=FOLDERS, dir="/tmp"))  # of a release that locked none: may live
+    (older / "token").touch()
+    try:
+        with _private() as lives, _private() as other:
+            assert not orphan.exists()
+            assert all(folder.is_dir() for folder in (lives, other, older))
+    finally:
+        shutil.rmtree(older)
+    assert not lives.exists()
 
 
 @pytest.mark.xdist_group("ray")

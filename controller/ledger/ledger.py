@@ -112,18 +112,18 @@ class Ledger:
 
     def get(self, kind: str, id: str) -> Record[Any] | None:
         """The newest version. Raises Unreadable."""
-        where = "kind = ? AND id = ? ORDER BY version DESC LIMIT 1"
+        where = f"number = ({sql.LAST_OF})"
         rows = self._read(f"SELECT {sql.READ} FROM records WHERE {where}", kind, id)
         return self._record(rows[0]) if rows else None
 
     def version(self, kind: str, id: str) -> int:
         """The newest's number, whether it can be read or not; 0 if there is none."""
-        query = "SELECT ifnull(max(version), 0) FROM records WHERE kind = ? AND id = ?"
-        return int(self._read(query, kind, id)[0][0])
+        ((last, largest),) = self._read(sql.VERSIONS, kind, id, kind, id)
+        return int(largest if last is None else last)
 
     def versions(self, kind: str, id: str) -> list[Record[Any]]:
         """All that are kept, oldest first."""
-        return self._select("kind = ? AND id = ? ORDER BY version", kind, id)
+        return self._select("kind = ? AND id = ? ORDER BY +number", kind, id)
 
     def ids(self, kind: str) -> list[str]:
         """All that are there, whether they can be read or not."""
@@ -202,7 +202,7 @@ class Ledger:
     def blob(self, kind: str, id: str, version: int | None = None) -> bytes | None:
         """Of this version, or of the newest that has one: a plan's file comes with its first."""
         where = "kind = ? AND id = ? AND version = ifnull(?, version) AND blob IS NOT NULL"
-        query = f"SELECT blob FROM records WHERE {where} ORDER BY version DESC LIMIT 1"
+        query = f"SELECT blob FROM records WHERE {where} ORDER BY +number DESC LIMIT 1"
         rows = self._read(query, kind, id, version)
         return rows[0][0] if rows else None
 
@@ -235,15 +235,18 @@ class Ledger:
         self, connection: sqlite3.Connection, record: Record[Any], row: Sequence[Any]
     ) -> Record[Any]:
         thing = (record.kind, record.id)
-        newest = "SELECT ifnull(max(version), 0) FROM records WHERE kind = ? AND id = ?"
-        (actual,) = connection.execute(newest, thing).fetchone()
+        last, largest = connection.execute(sql.VERSIONS, (*thing, *thing)).fetchone()
+        actual = largest if last is None else last
         if record.version != actual + 1:
             raise Conflict(record, actual)
+        version = largest + 1  # its own, but where a row was damaged
         if record.kind in self._latest_only:
             connection.execute("DELETE FROM records WHERE kind = ? AND id = ?", thing)
         spots = ", ".join("?" * len(row))
-        inserted = connection.execute(f"INSERT INTO records ({WRITTEN}) VALUES ({spots})", row)
-        return replace(record, number=inserted.lastrowid or 0, blob=b"", text=row[5])
+        values = (*thing, version, *row[3:])
+        inserted = connection.execute(f"INSERT INTO records ({WRITTEN}) VALUES ({spots})", values)
+        number = inserted.lastrowid or 0
+        return replace(record, version=version, number=number, blob=b"", text=row[5])
 
     def _select(self, where: str, *values: Any, limit: int | None = None) -> list[Record[Any]]:
         """``limit`` that can be read."""

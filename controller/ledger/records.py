@@ -12,6 +12,7 @@ from controller.ledger.holder import LedgerError
 from placer.files.specs import first_fault
 
 WRITTEN = "kind, id, version, at_s, reason, body, pool, final, blob"
+LARGEST = 1 << 52  # version: as far as numbers are exact in JSON
 LATEST_S = 2.5e11  # of an instant: what follows, in the year 9892, is no unix time
 T = TypeVar("T")
 
@@ -106,7 +107,7 @@ def read_row(told: dict[str, Any], forms: Forms) -> Record[Any]:
     for name in ("kind", "id", "reason", "body", "pool"):
         if not isinstance(told[name], str):
             raise ValueError(f"has a {name} that is no text")
-    if not isinstance(told["version"], int):
+    if not isinstance(told["version"], int) or not 1 <= told["version"] <= LARGEST:
         raise ValueError("has a version that is no number")
     if not isinstance(told["at_s"], float) or not 0 <= told["at_s"] <= LATEST_S:
         raise ValueError(f"is of no unix time: {told['at_s']!r:.30}")

@@ -329,6 +329,35 @@ def test_an_unreadable_version_does_not_bring_the_one_before_it_back(ledger: Led
     assert ledger.newest("plan") == []
 
 
+@pytest.mark.parametrize(
+    ("damaged", "becomes", "is_read"),
+    [(1, "70", True), (2, "70", True), (3, "70", True), (3, "0", False), (3, "'x'", False),
+     (2, "1 << 62", True), (3, "1 << 62", False)],
+)  # fmt: skip
+def test_the_newest_version_is_the_last_written_whatever_its_number_says(
+    ledger: Ledger, damaged: int, becomes: str, is_read: bool
+) -> None:
+    """Where a row's version was damaged, the story goes on; the next version heals the order."""
+    ledger.put_all([a_plan(1, final=False), a_plan(2, final=False), a_plan(3, final=False)])
+    tamper(ledger, f"version = {becomes}", f"version = {damaged}")
+    assert [record.number for record in ledger.newest("plan", final=False)] == [3] * is_read
+    if is_read:
+        found = ledger.get("plan", "p1")
+        assert found is not None
+        assert found.number == 3
+        follower = found.next(1_010.0, "goes on")
+    else:
+        with pytest.raises(Unreadable):
+            ledger.get("plan", "p1")
+        follower = a_plan(ledger.version("plan", "p1") + 1)
+    put = ledger.put(follower)
+    assert ledger.newest("plan") == [put] == [ledger.get("plan", "p1")]
+    assert ledger.version("plan", "p1") == put.version
+    assert ledger.put(put.next(1_011.0, "on")).version == put.version + 1
+    with pytest.raises(Conflict):
+        ledger.put(put.next(1_011.0, "too late"))
+
+
 def test_what_cannot_be_read_is_named_until_something_follows_or_it_goes(ledger: Ledger) -> None:
     ledger.put_all([a_plan(id="a", final=False), a_plan(id="b", final=False), a_snapshot(1)])
     tamper(ledger, "body = ''")
