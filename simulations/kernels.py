@@ -116,11 +116,11 @@ def _experts_s(table: Any, tokens: float) -> float:
 @compiled
 def _begin(s: Any, engine: int, widest: int, speeds: Any, most: int, until: float) -> bool:
     """The next steps, if there is work; those after the first end by ``until``."""
-    overhead_s, dense_read_s, dense_token_s, kv_token_s, budget, room_kv, _ = speeds
+    overhead_s, dense_read_s, dense_token_s, kv_token_s, budget, room_kv, _, prompts = speeds
     total, slowest, many = 0, 0.0, most
     for at in range(engine * widest, engine * widest + s.ranks[engine]):
         decodes = s.seated[at]
-        room, tokens, begun = budget - decodes, decodes, decodes
+        room, tokens, begun = min(budget - decodes, prompts), decodes, decodes
         s.chunk[at] = 0
         while room > 0 and s.head[at] != NOBODY and begun < SEATS:
             one = s.head[at]

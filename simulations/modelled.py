@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Decision, Request
 from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import FloatArray
-from placer.cost import score
+from placer.cost.balance import by_layer, rank_load
 from placer.cost.requests import Costs, costs_of
 from placer.model import ModelShape
 from placer.objective import Objective
@@ -29,6 +29,7 @@ from simulations.kernels import BEGAN, GRID
 from simulations.routing import Routing
 from simulations.serving import Serving
 from simulations.state import Speeds
+from simulations.step_seconds import step_seconds
 
 FORGETS = 2**62  # an epoch after all others
 
@@ -56,12 +57,9 @@ class _Tables:
         key = placement.digest, moment
         if key not in self.known:
             problem = self.problem(placement, moment)
-            seconds = []
-            for power in range(GRID):
-                objective = replace(problem.objective, tokens_per_gpu=2**power)
-                found = score(replace(problem, objective=objective), placement, only_timed=True)
-                seconds.append(found.step_s)
-            self.known[key] = np.array(seconds), found.balancedness
+            seconds = [step_seconds(problem, placement, 2**power) for power in range(GRID)]
+            balance = by_layer(rank_load(problem.profile.load, placement))
+            self.known[key] = np.array(seconds), float(balance.mean())
         return self.known[key]
 
     def problem(self, placement: Placement, moment: int) -> Problem:

@@ -11,7 +11,8 @@ class Speeds(NamedTuple):
     overhead_s:    of a step: launches, sampling, the scheduler
     dense_read_s:  reading what is no expert; dense_token_s: a token's arithmetic there
     kv_token_s:    reading a token of context
-    token_budget:  of a rank's step; kv_tokens: that a rank has room for
+    token_budget:  of a rank's step, and prompt_budget: of prompts in it; kv_tokens: that a rank has
+                   room for
     switch_s:      that a change of width holds a step up
     """
 
@@ -22,6 +23,7 @@ class Speeds(NamedTuple):
     token_budget: int = 8192
     kv_tokens: int = 400_000
     switch_s: float = 0.1
+    prompt_budget: int = 2**30
 
 
 class State(NamedTuple):

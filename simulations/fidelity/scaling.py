@@ -1,0 +1,97 @@
+"""Seconds of changes of the local engine's width, predicted by placer/resize and measured."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from controller.local_engine.local_engine import LocalEngine
+from controller.migration.commands import Agree, Command, Release, Stage, Switch, Transfer
+from placer import topology
+from placer.placement import Placement, linear
+from placer.plan import Infeasible
+from placer.resize import Devices, Engine, Resize, Speeds, resize
+from placer.topology import Link
+from simulations.fidelity.local import insist
+from simulations.fidelity.seen import SCALING, Compared
+
+WIDTHS = (2, 4, 2, 3, 4, 3, 2)
+FITTED = ((2, 4), (4, 2))
+ROUNDS = 6
+FROM_MEMORY = Speeds(disk_bytes_per_s=1.0)  # a checkpoint would be slower
+RATE = 1e9  # bytes a second, of a link until it is fitted
+Pair = tuple[int, int]
+
+
+def scaling(model: Path) -> Iterator[Compared]:
+    """A link's rate is fitted on one pair of widths, up and down apart, since memory that serves
+    must be made first; the other pairs count."""
+    found = _measured(model)
+    for fitted in FITTED:
+        rate = _rate(found[fitted])
+        for (before, after), changes in sorted(found.items()):
+            if (before, after) == fitted or (after > before) != (fitted[1] > fitted[0]):
+                continue
+            measured = [one.took_s for one in changes]
+            ours = median(one.way(rate).seconds.total for one in changes)
+            halves = [median(measured[at::2]) for at in (0, 1)]
+            theirs = median(measured)
+            repeated = abs(halves[0] - halves[1]) / theirs
+            told = ours * 1e3, theirs * 1e3
+            what = f"from {before} to {after} ranks"
+            yield Compared(what, *told, repeated, SCALING, "{:.1f} ms")
+
+
+def _rate(changes: Sequence["Change"]) -> float:
+    """Bytes a second of a link, with which changes take the seconds that they took."""
+    rates = []
+    for one in changes:
+        told = one.way(RATE).seconds
+        left_s = max(one.took_s - (told.total - told.transfer), 1e-4)
+        rates.append(RATE * told.transfer / left_s)
+    return median(rates)
+
+
+class Change:
+    """From one map to another, on an engine's devices, and the seconds that it took."""
+
+    def __init__(self, engine: LocalEngine, after: int) -> None:
+        self._before, self._at = engine.placement, tuple(engine.order)
+        spare = [one for one in range(max(WIDTHS)) if one not in self._at]
+        self._to = (*self._at, *spare)[:after]
+        self._engine = Engine(engine.shape.expert_bytes, engine.shape.other_bytes, 2**40)
+        experts = self._before.experts
+        slots = -(-experts // after) * after
+        self._after = linear(self._before.layers, slots, experts, after)
+        self.took_s = 0.0
+
+    def way(self, rate: float) -> Resize:
+        hardware = replace(topology.preset("h100").resized(max(WIDTHS), 1), local=Link(rate, 0.0))
+        devices = Devices(hardware, self._at, self._to)
+        engine = replace(self._engine, speeds=FROM_MEMORY)
+        found = resize(self._before, self._after, devices, engine)
+        assert not isinstance(found, Infeasible), found.reason
+        return found
+
+
+def _measured(model: Path) -> dict[Pair, list[Change]]:
+    found: dict[Pair, list[Change]] = {}
+    for _ in range(ROUNDS):
+        with LocalEngine(model, WIDTHS[0], smallest=2, standbys=2, spares=2) as engine:
+            for epoch, pair in enumerate(pairwise(WIDTHS), 1):
+                change = Change(engine, pair[1])
+                after = change.way(RATE).after
+                begun_s = time.perf_counter()
+                for command in _commands(engine.placement, after, epoch):
+                    insist(engine, command)
+                change.took_s = time.perf_counter() - begun_s
+                insist(engine, Release(epoch))
+                time.sleep(2.0)  # until standbys are there again
+                found.setdefault(pair, []).append(change)
+    return found
+
+
+def _commands(before: Placement, after: Placement, epoch: int) -> Sequence[Command]:
+    return Stage(epoch, before, after), Agree(epoch), Transfer(epoch), Switch(epoch)

@@ -1,0 +1,54 @@
+"""vLLM on CPUs: ranks with expert parallelism, a core each, in processes of their own."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from placer.cost.balance import rank_load
+from placer.errors import PlacerError
+from placer.files.routing import read_profile
+from placer.placement import Placement
+from simulations.arrivals import Arrivals
+from simulations.fidelity import vllm_script
+from simulations.fidelity.local import VOCABULARY
+from simulations.fidelity.seen import Seen
+
+BUDGET = 2048  # tokens of a step, more than ever come
+
+
+def serve(python: Path, model: Path, placement: Placement, arrivals: Arrivals, seed: int) -> Seen:
+    """By a fresh engine, with experts in order, whose prompts are drawn."""
+    lots = np.random.default_rng(seed)
+    told = {
+        "ranks": placement.gpus,
+        "prompts": [lots.integers(VOCABULARY, size=size).tolist() for size in arrivals.prompt],
+        "outputs": arrivals.output.tolist(),
+        "at_s": arrivals.at_s.tolist(),
+    }
+    with TemporaryDirectory() as folder:
+        env = {
+            **os.environ,
+            "PLACER_AGENT": folder,
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(placement.gpus))),
+        }
+        command = [str(python), vllm_script.__file__, str(model.resolve())]
+        done = subprocess.run(
+            command, env=env, input=json.dumps(told), capture_output=True, text=True, check=False
+        )
+        lines = [one for one in done.stdout.splitlines() if one.startswith(vllm_script.MARK)]
+        if not lines:
+            last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+            raise PlacerError(
+                f"vLLM ended with {done.returncode}: {' '.join(last)}: see docs/agent.md"
+            )
+        found = json.loads(lines[0].removeprefix(vllm_script.MARK))
+        profiles = [read_profile(one) for one in sorted(Path(folder).glob("worker-*/*.npz"))]
+    load = np.sum([one.load for one in profiles], axis=0)
+    first_s, last_s = np.array(found["first_s"]), np.array(found["last_s"])
+    return Seen(arrivals, first_s, last_s, load, rank_load(load, placement))
