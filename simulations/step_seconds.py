@@ -28,12 +28,15 @@ def step_seconds(problem: Problem, placement: Placement, tokens_per_gpu: int) ->
 
 
 def drawn_seconds(problem: Problem, placement: Placement, shares: FloatArray, tokens: int) -> float:
-    """Mean over steps whose tokens use an expert with its share as chance each.
+    """Mean over steps whose activations are drawn one by one.
 
     shares: [layers, experts]
     """
     draws = -(-MAXIMA // placement.layers)
-    drawn = np.random.default_rng(tokens).binomial(tokens, shares, (draws, *shares.shape))
+    activations = round(tokens * shares[0].sum())
+    chances = shares / shares.sum(axis=1, keepdims=True)
+    size = draws, placement.layers
+    drawn = np.random.default_rng(tokens).multinomial(activations, chances, size)
     table, replicas = placement.physical_to_logical, placement.replicas
     layer = np.arange(placement.layers)[:, None]
     slots = np.maximum(table, 0)

@@ -87,7 +87,8 @@ def _judged(
     for name in cases:
         yield from compared(name, ours[name], runs[name])
     if is_local:
-        yield ratio(f"{HOT}: steps over even ones", *((of[HOT], of[OTHER]) for of in (ours, runs)))
+        measured = runs[HOT], runs[OTHER]
+        yield ratio(f"{HOT}: steps over even ones", (ours[HOT], ours[OTHER]), measured)
 
 
 def _sizes(per_s: float, seconds: float, prompt: int, output: int, seed: int) -> Arrivals:

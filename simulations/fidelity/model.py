@@ -27,8 +27,8 @@ FITS = 400  # simulations of a fit, about
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """Of an engine on this machine: seconds of a step, and in it of a token outside the experts, of
-    a token of context, and of a token in one expert."""
+    """What is fitted of an engine on this machine: seconds of a step, and in it of a token outside
+    the experts, of a token of context, and of a token in one expert."""
 
     overhead_s: float
     dense_token_s: float

@@ -37,7 +37,8 @@ def serve(python: Path, model: Path, placement: Placement, arrivals: Arrivals, s
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(placement.gpus))),
         }
-        command = [str(python), vllm_script.__file__, str(model.resolve())]
+        # -P: where the script stands there is a vllm.py.
+        command = [str(python), "-P", vllm_script.__file__, str(model.resolve())]
         done = subprocess.run(
             command, env=env, input=json.dumps(told), capture_output=True, text=True, check=False
         )
