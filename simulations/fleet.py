@@ -31,7 +31,7 @@ from placer.topology import Link
 from placer.virtual_clock import VirtualClock
 from simulations.modelled import PoolModel
 
-PUSH_S = 10.0  # agents push so often
+PUSH_S = 30.0  # agents push so often, as those of DeepSeek-V3 do
 CONTENTION = 1.05  # steps take so much longer while experts move
 SOLVE_S = 2.0  # virtual seconds of a plan
 MINUTE_S = 60.0

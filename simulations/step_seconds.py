@@ -12,6 +12,7 @@ from placer.placement import EMPTY, Placement
 from placer.problem import Problem
 
 MAXIMA = 256  # layers of steps that are drawn, at least
+MANY = 256  # tokens of an expert, in the mean, that are as good as their mean
 
 
 def step_seconds(problem: Problem, placement: Placement, tokens_per_gpu: int) -> float:
@@ -21,10 +22,13 @@ def step_seconds(problem: Problem, placement: Placement, tokens_per_gpu: int) ->
     objective = replace(problem.objective, tokens_per_gpu=tokens_per_gpu)
     problem = replace(problem, objective=objective)
     tokens = tokens_per_gpu * placement.gpus
+    mean_s = score(problem, placement, only_timed=True).step_s
+    if tokens * problem.model.top_k > MANY * placement.experts:
+        return mean_s
     shares = np.minimum(problem.profile.load / problem.profile.tokens, 1.0)
     mean = by_gpu(problem, placement, rank_load(shares * tokens, placement), shares * tokens)
     longer_s = drawn_seconds(problem, placement, shares, tokens) - np.maximum(*mean).max(1).sum()
-    return score(problem, placement, only_timed=True).step_s + max(float(longer_s), 0.0)
+    return mean_s + max(float(longer_s), 0.0)
 
 
 def drawn_seconds(problem: Problem, placement: Placement, shares: FloatArray, tokens: int) -> float:

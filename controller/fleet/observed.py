@@ -1,8 +1,11 @@
 """Observed placements: where the engines of one width stand, as they say."""
 
+import numpy as np
+
 from controller.fleet.pools import Group
 from controller.fleet.workers import FleetError
 from controller.ports import EngineLostError, Engines
+from placer.arrays import IntArray
 from placer.placement import Placement
 
 
@@ -31,4 +34,10 @@ def refuse_lost(engine: str, placement: Placement) -> None:
 
 def same_experts(one: Placement, other: Placement) -> bool:
     """Whether all ranks hold the same experts, in whatever slots: digests tell slots apart."""
-    return one.shape == other.shape and bool((one.copies == other.copies).all())
+    return one.shape == other.shape and bool((_by_rank(one) == _by_rank(other)).all())
+
+
+def _by_rank(placement: Placement) -> IntArray:
+    """[layers, ranks, slots of a rank], which stand in order there."""
+    table = placement.physical_to_logical.reshape(placement.layers, placement.gpus, -1)
+    return np.sort(table, axis=2)
