@@ -45,6 +45,15 @@ class RecordedRouting(_Strict):
     every_s: float = Field(default=600.0, gt=0)
 
 
+class LikeRouting(_Strict):
+    """Drawn by a router fitted to a trace (simulations.routing_fit). of: the trace's model; turn_s:
+    for all of the trace's drift, once; 0: as it is in the mean"""
+
+    like: Path
+    of: str
+    turn_s: float = Field(default=0.0, ge=0)
+
+
 class HardwareSpeeds(_Strict):
     """What of simulations.state.Speeds is not taken from the hardware."""
 
@@ -89,7 +98,7 @@ class Pool(_Strict):
     context: int = Field(default=131_072, ge=2)
     speeds: HardwareSpeeds = HardwareSpeeds()
     arrivals: Drawn | Recorded
-    routing: DrawnRouting | RecordedRouting = DrawnRouting()
+    routing: DrawnRouting | RecordedRouting | LikeRouting = DrawnRouting()
     slo: Objectives = Objectives()
     failures: Failures | None = None
     upgrades: Upgrades | None = None
