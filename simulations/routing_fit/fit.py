@@ -76,7 +76,7 @@ class _Fit:
         self.lens = _shorter(trace, seed)
         self.x = {name: number.first for name, number in NUMBERS.items()}
         self.like = Router(
-            clusters=clusters_of(self.wanted),
+            clusters=round(clusters_of(self.wanted)),
             length=float(trace.seq_lens.mean()),
             spread=float(np.log(trace.seq_lens).std()),
         )
@@ -85,11 +85,17 @@ class _Fit:
 
     def found(self) -> Router:
         self._solve()
+        off = clusters_of(self.wanted) - clusters_of(self._drawn(self.router()))
+        count = round(min(max(self.like.clusters + off, 2), MOST_CLUSTERS))
+        if count != self.like.clusters:
+            self.like = replace(self.like, clusters=count)
+            self._solve()
         for name in ("together", "variety", "shared", "drift", "skew", "stays"):
             if name in self.x and self._is_none(name):
                 self._drop(name)
                 self._solve()
-        return self.router()
+        router = self.router()
+        return router if router.shared else replace(router, clusters=1)
 
     def router(self, **instead: float) -> Router:
         numbers = {name: NUMBERS[name].value(name, x) for name, x in self.x.items()}
@@ -144,10 +150,9 @@ def _shorter(trace: Trace, seed: int) -> IntArray:
     return np.maximum((lens * min(share, 1.0)).astype(np.int64), 2)
 
 
-def clusters_of(found: Moments) -> int:
-    """Of n clusters as large, which share the part s of a request's variance v, ``shared`` is
+def clusters_of(found: Moments) -> float:
+    """About how many: of n clusters as large, which share the part s of a request's variance v, ``shared`` is
     v^2 s^2 / (n - 1) and ``grouped`` v^3 s^3 / (n - 1)^2."""
     if found.shared <= 0 or found.grouped <= 0:
-        return 2
-    count = 1 + found.shared**3 / found.grouped**2
-    return int(np.clip(round(count), 2, MOST_CLUSTERS))
+        return 2.0
+    return min(max(1 + found.shared**3 / found.grouped**2, 2.0), float(MOST_CLUSTERS))
