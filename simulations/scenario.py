@@ -22,7 +22,7 @@ from placer.names import lookup
 from placer.placement import linear
 from placer.topology import Topology
 from simulations.arrival_files import read_arrivals
-from simulations.arrivals import Arrivals, diurnal
+from simulations.arrivals import Arrivals, diurnal, with_prefixes
 from simulations.fleet import Incident, World
 from simulations.modelled import Hardware, PoolModel
 from simulations.routing import Routing, drawn, of_trace
@@ -33,7 +33,7 @@ from simulations.written import Drawn, DrawnRouting, HardwareSpeeds, LikeRouting
 
 LIMIT = 2**20
 EFFICIENCY = 0.5  # of peak arithmetic in what is no expert, as the score has it for experts
-FAILURES = 1  # lots of their own
+FAILURES, PREFIXES = 1, 2  # lots of their own
 FILLED = 0.9  # of a GPU's memory, as vLLM takes it
 
 
@@ -142,7 +142,12 @@ class Scenario:
     def _arrivals(self, spec: Pool, seed: Sequence[int]) -> Arrivals:
         told, seconds = spec.arrivals, self._spec.seconds
         if isinstance(told, Drawn):
-            found = diurnal(seconds=seconds, longest=spec.context, seed=seed, **told.model_dump())
+            given = told.model_dump(exclude={"prefixes"})
+            found = diurnal(seconds=seconds, longest=spec.context, seed=seed, **given)
+            if told.prefixes is not None:
+                given = told.prefixes.model_dump()
+                lots = [*seed, PREFIXES]
+                found = with_prefixes(found, longest=spec.context, seed=lots, **given)
         else:
             path = self.path.parent / told.trace
             found = read_arrivals(path, spec.context, told.holes).times(told.times)

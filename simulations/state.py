@@ -40,6 +40,12 @@ class State(NamedTuple):
                tokens that they keep or will; context: that they have; head, tail: of the queue;
                progress: tokens of the head that are computed, and chunk: that each of the steps
                that run computes, if none completes it; queued; running, [R, SEATS]
+    [...]      of the ranks' prefix caches (caches.py): blocks of requests' prompts, begins:
+               [requests + 1] where each one's are; size: tokens of a block, and how many blocks;
+               keys, uses, newest: a table of ranks' blocks, running requests that have them, and
+               their place in the line of those that nobody has, [blocks of all requests, requests]:
+               behind; rest: of its own, of each request there; [R] oldest, latest: ends of the
+               line; idle: its tokens; hits: [engines] tokens of prompts that were there
     events: what came of requests, as many as told[0] says
     """
 
@@ -82,5 +88,17 @@ class State(NamedTuple):
     running: IntArray
     ttft: FloatArray
     gaps: FloatArray
+    blocks: IntArray
+    begins: IntArray
+    size: IntArray
+    keys: IntArray
+    uses: IntArray
+    newest: IntArray
+    behind: IntArray
+    rest: IntArray
+    oldest: IntArray
+    latest: IntArray
+    idle: IntArray
+    hits: IntArray
     events: IntArray
     told: IntArray

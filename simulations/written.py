@@ -12,14 +12,24 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+class DrawnPrefixes(_Strict):
+    """What simulations.arrivals.with_prefixes is given."""
+
+    count: int = Field(default=100, ge=1, le=100_000)
+    tokens: int = Field(default=1024, ge=1)
+    share: float = Field(default=0.8, ge=0, le=1)
+    zipf: float = Field(default=1.0, ge=0, le=5)
+
+
 class Drawn(_Strict):
-    """What simulations.arrivals.diurnal is given."""
+    """What simulations.arrivals.diurnal is given, and prefixes."""
 
     per_s: float = Field(gt=0, le=1e6)
     swing: float = Field(default=0.0, ge=0, le=1)
     bursts: float = Field(default=0.0, ge=0)
     prompt: int = Field(default=1000, ge=1)
     output: int = Field(default=200, ge=1)
+    prefixes: DrawnPrefixes | None = None
 
 
 class Recorded(_Strict):

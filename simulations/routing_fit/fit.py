@@ -151,8 +151,8 @@ def _shorter(trace: Trace, seed: int) -> IntArray:
 
 
 def clusters_of(found: Moments) -> float:
-    """About how many: of n clusters as large, which share the part s of a request's variance v, ``shared`` is
-    v^2 s^2 / (n - 1) and ``grouped`` v^3 s^3 / (n - 1)^2."""
+    """About how many: of n as large, which share the part s of a request's variance v, ``shared``
+    is v^2 s^2 / (n - 1) and ``grouped`` v^3 s^3 / (n - 1)^2."""
     if found.shared <= 0 or found.grouped <= 0:
         return 2.0
     return min(max(1 + found.shared**3 / found.grouped**2, 2.0), float(MOST_CLUSTERS))
