@@ -16,6 +16,9 @@ import numba
 import numpy as np
 
 NOWHERE = -1
+KEY, USES, NEWEST = range(3)  # columns of a State's cached, line and waiting
+OLDEST, LATEST, IDLE = range(3)
+BEHIND, OWN = range(2)
 SPREADS = np.uint64(0x9E3779B97F4A7C15)  # Knuth's: keys over a table
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -23,12 +26,12 @@ compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 @compiled
 def _slot(s: Any, at: int, block: int) -> int:
     """Of a rank's block in the table, whether it is cached or not."""
-    key = at * s.size[1] + block
-    mask = len(s.keys) - 1
+    key = at * s.told[2] + block
+    mask = len(s.cached) - 1
     found = np.int64(np.uint64(key) * SPREADS >> np.uint64(32)) & mask
-    while s.keys[found] != NOWHERE and s.keys[found] != key:
+    while s.cached[found, KEY] != NOWHERE and s.cached[found, KEY] != key:
         found = (found + 1) & mask
-    s.keys[found] = key
+    s.cached[found, KEY] = key
     return int(found)
 
 
@@ -43,12 +46,12 @@ def _chain(s: Any, one: int) -> tuple[int, int]:
 def cached(s: Any, one: int, at: int) -> int:
     """Tokens of a prompt that its rank has. The last token is always computed."""
     first, last = _chain(s, one)
-    last = min(last, first + (s.prompt[one] - 1) // s.size[0])
+    last = min(last, first + (s.prompt[one] - 1) // s.told[1])
     for place in range(first, last):
         slot = _slot(s, at, s.blocks[place])
-        if s.uses[slot] == 0 and s.newest[slot] == NOWHERE:
-            return int((place - first) * s.size[0])
-    return int((last - first) * s.size[0])
+        if s.cached[slot, USES] == 0 and s.cached[slot, NEWEST] == NOWHERE:
+            return int((place - first) * s.told[1])
+    return int((last - first) * s.told[1])
 
 
 @compiled
@@ -57,8 +60,8 @@ def needs(s: Any, one: int, at: int) -> int:
     first, last = _chain(s, one)
     found = s.prompt[one] + s.output[one]
     for place in range(first, last):
-        if s.uses[_slot(s, at, s.blocks[place])] > 0:
-            found -= s.size[0]
+        if s.cached[_slot(s, at, s.blocks[place]), USES] > 0:
+            found -= s.told[1]
     return int(found)
 
 
@@ -69,10 +72,10 @@ def hold(s: Any, one: int, at: int, room: int) -> None:
     first, last = _chain(s, one)
     for place in range(first, last):
         slot = _slot(s, at, s.blocks[place])
-        if s.newest[slot] != NOWHERE:
-            s.newest[slot] = NOWHERE
-            s.idle[at] -= s.size[0]
-        s.uses[slot] += 1
+        if s.cached[slot, NEWEST] != NOWHERE:
+            s.cached[slot, NEWEST] = NOWHERE
+            s.line[at, IDLE] -= s.told[1]
+        s.cached[slot, USES] += 1
     if len(s.begins) > 1:
         _evict(s, at, room)
 
@@ -81,64 +84,63 @@ def hold(s: Any, one: int, at: int, room: int) -> None:
 def leave(s: Any, one: int, at: int, waits: bool) -> None:
     """It runs there no more. waits: what it had, in the rank's line; once a request, at its end"""
     first, last = _chain(s, one)
-    own = s.prompt[one] + s.output[one] - (last - first) * s.size[0]
+    own = s.prompt[one] + s.output[one] - (last - first) * s.told[1]
     s.kv[at] -= own
     if len(s.begins) == 1:
         return
     if waits:
-        s.rest[one] = own
+        s.waiting[len(s.blocks) + one, OWN] = own
         _append(s, at, len(s.blocks) + one, own)
     for place in range(last - 1, first - 1, -1):
         slot = _slot(s, at, s.blocks[place])
-        s.uses[slot] -= 1
-        if s.uses[slot] == 0:
-            s.kv[at] -= s.size[0]
+        s.cached[slot, USES] -= 1
+        if s.cached[slot, USES] == 0:
+            s.kv[at] -= s.told[1]
             if waits:
-                s.newest[slot] = place
-                _append(s, at, place, s.size[0])
+                s.cached[slot, NEWEST] = place
+                _append(s, at, place, s.told[1])
 
 
 @compiled
 def _append(s: Any, at: int, place: int, tokens: int) -> None:
-    s.behind[place] = NOWHERE
-    if s.oldest[at] == NOWHERE:
-        s.oldest[at] = place
+    s.waiting[place, BEHIND] = NOWHERE
+    if s.line[at, OLDEST] == NOWHERE:
+        s.line[at, OLDEST] = place
     else:
-        s.behind[s.latest[at]] = place
-    s.latest[at] = place
-    s.idle[at] += tokens
+        s.waiting[s.line[at, LATEST], BEHIND] = place
+    s.line[at, LATEST] = place
+    s.line[at, IDLE] += tokens
 
 
 @compiled
 def _evict(s: Any, at: int, room: int) -> None:
-    over = s.kv[at] + s.idle[at] - room
-    while over > 0 and s.oldest[at] != NOWHERE:
-        place = s.oldest[at]
+    over = s.kv[at] + s.line[at, IDLE] - room
+    while over > 0 and s.line[at, OLDEST] != NOWHERE:
+        place = s.line[at, OLDEST]
         if place >= len(s.blocks):
-            one = place - len(s.blocks)
-            gone = min(over, s.rest[one])
-            s.rest[one] -= gone
+            gone = min(over, s.waiting[place, OWN])
+            s.waiting[place, OWN] -= gone
             over -= gone
-            s.idle[at] -= gone
-            if s.rest[one] > 0:
+            s.line[at, IDLE] -= gone
+            if s.waiting[place, OWN] > 0:
                 return
         else:
             slot = _slot(s, at, s.blocks[place])
-            if s.newest[slot] == place:
-                s.newest[slot] = NOWHERE
-                over -= s.size[0]
-                s.idle[at] -= s.size[0]
-        s.oldest[at] = s.behind[place]
+            if s.cached[slot, NEWEST] == place:
+                s.cached[slot, NEWEST] = NOWHERE
+                over -= s.told[1]
+                s.line[at, IDLE] -= s.told[1]
+        s.line[at, OLDEST] = s.waiting[place, BEHIND]
 
 
 @compiled
 def forget(s: Any, at: int) -> None:
     """All that a rank has, whose memory is gone."""
-    s.idle[at], s.oldest[at] = 0, NOWHERE
+    s.line[at, IDLE], s.line[at, OLDEST] = 0, NOWHERE
     if len(s.begins) > 1:
-        for slot in range(len(s.keys)):
-            if s.keys[slot] // s.size[1] == at:
-                s.uses[slot], s.newest[slot] = 0, NOWHERE
+        for slot in range(len(s.cached)):
+            if s.cached[slot, KEY] // s.told[2] == at:
+                s.cached[slot, USES], s.cached[slot, NEWEST] = 0, NOWHERE
 
 
 def table_of(ranks: int, blocks: int, uses: int) -> int:

@@ -1,5 +1,5 @@
 """The engines of one pool, request by request: continuous and chunked batching, step after step, or
-in one formula all steps until a request comes to the engine or leaves it.
+in one formula all steps until a request comes or leaves.
 
 The ranks of an engine step together. In a step each rank decodes a token of every request that
 runs there and prefills prompts, first come first served, up to its token budget; it takes
@@ -8,11 +8,10 @@ runs there and prefills prompts, first come first served, up to its token budget
                + experts_s(tokens of a mean rank)
 
 where ``experts_s`` is what placer's own score says of the placement that is served and the traffic
-that comes, by the tokens of a step. A request starts where its whole KV fits, with what the rank
-has of its prompt (caches.py). Its first token comes with the last of its prompt.
+that comes, by the tokens of a step. A request starts where its whole KV fits, with what is cached
+of its prompt; its first token comes with the last of its prompt.
 
-Steps in which no prompt ends have the same tokens, and one of context more for each request. So
-
+Steps in which no prompt ends have the same tokens, and one of context more for each request:
     seconds of j such steps = each_s * j + more_s * j * (j - 1) / 2
 
 of the rank that is the slowest in the middle. What is left out: that another one is before or

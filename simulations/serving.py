@@ -58,12 +58,9 @@ class Serving:
             **some("running", places, SEATS),
             **some("ttft", engines, len(TTFT_BOUNDS) + 1, kind=float),
             **some("gaps", engines, len(GAP_BOUNDS) + 1, kind=float),
-            **some("idle", places),
-            **some("oldest latest", places, value=NOWHERE),
             **some("hits", engines),
             **_caches(arrivals, places),
             **some("events", 2 * (requests // every + 1), 2),
-            **some("told", 1),
         )
 
     def advance(self, until: float) -> Sequence[Sequence[int]]:
@@ -143,10 +140,8 @@ def _caches(arrivals: Arrivals, ranks: int) -> Mapping[str, Any]:
     return {
         "blocks": known.blocks.astype(np.int64),
         "begins": known.begins.astype(np.int64),
-        "size": np.array([known.block_tokens, max(blocks, 1)]),
-        "keys": np.full(places, NOWHERE),
-        "uses": np.zeros(places, np.int64),
-        "newest": np.full(places, NOWHERE),
-        "behind": np.full(uses + requests, NOWHERE),
-        "rest": np.zeros(requests, np.int64),
+        "told": np.array([0, known.block_tokens, max(blocks, 1)]),
+        "cached": np.tile([NOWHERE, 0, NOWHERE], (places, 1)),
+        "line": np.tile([NOWHERE, NOWHERE, 0], (ranks, 1)),
+        "waiting": np.zeros((uses + requests, 2), np.int64),
     }

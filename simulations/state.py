@@ -40,13 +40,16 @@ class State(NamedTuple):
                tokens that they keep or will; context: that they have; head, tail: of the queue;
                progress: tokens of the head that are computed, and chunk: that each of the steps
                that run computes, if none completes it; queued; running, [R, SEATS]
-    [...]      of the ranks' prefix caches (caches.py): blocks of requests' prompts, begins:
-               [requests + 1] where each one's are; size: tokens of a block, and how many blocks;
-               keys, uses, newest: a table of ranks' blocks, running requests that have them, and
-               their place in the line of those that nobody has, [blocks of all requests, requests]:
-               behind; rest: of its own, of each request there; [R] oldest, latest: ends of the
-               line; idle: its tokens; hits: [engines] tokens of prompts that were there
     events: what came of requests, as many as told[0] says
+
+    Of prefix caches (caches.py):
+    blocks, begins: what prompts begin with (arrivals.Prefixes); told[1]: tokens of a block, and
+               told[2]: how many blocks there are
+    cached:    [places, 3] a rank's block, running requests that have it, and if there are none,
+               where it waits
+    line:      [R, 3] of what waits: both ends, and tokens
+    waiting:   [blocks and requests, 2] who is behind it in the line, and a request's own tokens
+    hits:      [engines] tokens of prompts that were cached
     """
 
     at_s: FloatArray
@@ -90,15 +93,9 @@ class State(NamedTuple):
     gaps: FloatArray
     blocks: IntArray
     begins: IntArray
-    size: IntArray
-    keys: IntArray
-    uses: IntArray
-    newest: IntArray
-    behind: IntArray
-    rest: IntArray
-    oldest: IntArray
-    latest: IntArray
-    idle: IntArray
+    cached: IntArray
+    line: IntArray
+    waiting: IntArray
     hits: IntArray
     events: IntArray
     told: IntArray

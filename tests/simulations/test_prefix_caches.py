@@ -2,6 +2,7 @@
 can be counted by hand."""
 
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from placer.errors import FileError
 from simulations.arrival_files import read_arrivals
 from simulations.arrivals import Arrivals, Prefixes, poisson, with_prefixes
+from simulations.caches import IDLE
 from simulations.outcome import simulate
 from simulations.scenario import Scenario
 from tests.simulations.test_scenarios import POOL, written
@@ -33,7 +35,7 @@ def hits(room: int, *chains: tuple[int, ...]) -> int:
     here = serving(known(come, *chains), speeds=STEP._replace(kv_tokens=room))
     serve(here, [(0, 0)] * len(chains), until=1e3)
     assert here.state.kv[0] == 0
-    assert here.state.idle[0] <= room
+    assert here.state.line[0, IDLE] <= room
     return int(here.state.hits[0])
 
 
@@ -66,7 +68,7 @@ def test_running_requests_have_a_common_block_once() -> None:
     assert here.state.hits[0] == 4
     assert here.state.kv[0] == 4 + 2 * (2 + 9)
     here.advance(100.0)
-    assert (here.state.kv[0], here.state.idle[0]) == (0, 4 + 2 * (2 + 9))
+    assert (here.state.kv[0], here.state.line[0, IDLE]) == (0, 4 + 2 * (2 + 9))
 
 
 def test_a_common_block_lets_a_request_begin_that_did_not_fit() -> None:
@@ -111,7 +113,7 @@ def test_hits_are_those_of_a_plain_list(seed: int) -> None:
     for _ in range(60):
         depth = int(rng.integers(0, 4))
         branch = rng.integers(0, 2, depth).tolist()
-        chains.append(tuple(np.cumprod([2 + turn for turn in branch]).tolist()))
+        chains.append(tuple(accumulate(branch, lambda before, turn: 2 * before + turn + 1)))
         prompts.append(depth * BLOCK + int(rng.integers(1, 8)))
     come = known(coming(*((40.0 * at, one, 2) for at, one in enumerate(prompts))), *chains)
     here = serving(come, speeds=STEP._replace(kv_tokens=room))
