@@ -3,7 +3,7 @@ ServeGen's JSON lines. Which of them a file is, its first line tells."""
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from placer.errors import FileError
-from simulations.arrivals import Arrivals
+from simulations.arrivals import Arrivals, Prefixes
 
 HOLE_S = 3600.0  # without a request: a trace that was cut together
 MOST_TOKENS = 10_000_000
+BLOCKS, BLOCK_TOKENS = "hash_ids", 512  # as Mooncake's trace has them
 
 
 class _Form(NamedTuple):
@@ -45,6 +46,7 @@ def read_arrivals(path: Path, longest: int = MOST_TOKENS, holes: bool = False) -
     without a request are meant. Raises FileError with the line that is at fault."""
     form, rows = _rows(path)
     told: list[tuple[float, int, int]] = []
+    blocks: list[Sequence[int]] = []
     for line, row in rows:
         where = f"{path}, line {line}"
         try:
@@ -75,10 +77,24 @@ def read_arrivals(path: Path, longest: int = MOST_TOKENS, holes: bool = False) -
                 "holes: true"
             )
         told.append(one)
+        blocks.append(_blocks(where, row, one[1]))
     if not told:
         raise FileError(f"{path}: no request in it: give a trace with some")
     found, prompts, outputs = zip(*told, strict=True)
-    return Arrivals(np.array(found) - found[0], np.array(prompts), np.array(outputs))
+    prefixes = None
+    if any(blocks):
+        begins = np.concatenate([[0], np.cumsum([len(one) for one in blocks])])
+        flat = np.array([block for one in blocks for block in one], dtype=np.int64)
+        prefixes = Prefixes(BLOCK_TOKENS, np.unique(flat, return_inverse=True)[1], begins)
+    return Arrivals(np.array(found) - found[0], np.array(prompts), np.array(outputs), prefixes)
+
+
+def _blocks(where: str, row: Mapping[str, Any], prompt: int) -> Sequence[int]:
+    """The full ones of a prompt: of the last, only a part may be its."""
+    found = row.get(BLOCKS, [])
+    if not isinstance(found, list) or not all(isinstance(one, int) for one in found):
+        raise FileError(f"{where}: {BLOCKS} are no list of numbers: mend or remove the line")
+    return found[: prompt // BLOCK_TOKENS]
 
 
 def _rows(path: Path) -> tuple[_Form, Iterator[tuple[int, Mapping[str, Any]]]]:

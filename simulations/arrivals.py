@@ -10,16 +10,43 @@ from placer.arrays import FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Prefixes:
+    """What prompts begin with, block by block: whose first blocks are the same, their first tokens
+    are.
+
+    block_tokens: of a block
+    blocks: of all requests, laid end to end; a number that is the same where all before it is
+    begins: [requests + 1] where each request's are
+    """
+
+    block_tokens: int
+    blocks: IntArray
+    begins: IntArray
+
+    def take(self, requests: IntArray) -> Self:
+        """Those of these requests."""
+        counts = np.diff(self.begins)[requests]
+        begins = np.concatenate([[0], np.cumsum(counts)])
+        at = np.arange(begins[-1]) + np.repeat(self.begins[requests] - begins[:-1], counts)
+        return type(self)(self.block_tokens, self.blocks[at], begins)
+
+    def of(self, request: int) -> tuple[int, ...]:
+        return tuple(self.blocks[self.begins[request] : self.begins[request + 1]].tolist())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Arrivals:
     """Requests in the order in which they come.
 
     at_s:   [requests] seconds since the beginning
     prompt, output: [requests] tokens, 1 or more
+    prefixes: None where nobody knows them
     """
 
     at_s: FloatArray
     prompt: IntArray
     output: IntArray
+    prefixes: Prefixes | None = None
 
     def __len__(self) -> int:
         return len(self.at_s)
@@ -31,13 +58,16 @@ class Arrivals:
     def between(self, begin_s: float, end_s: float) -> Self:
         """Those of [begin_s, end_s), seconds from its beginning."""
         first, last = np.searchsorted(self.at_s, [begin_s, end_s])
-        part = slice(int(first), int(last))
-        return type(self)(self.at_s[part] - begin_s, self.prompt[part], self.output[part])
+        return self._take(np.arange(first, last), begin_s)
 
     def times(self, factor: int) -> Self:
         """Each request so many times at its moment: bursts stay bursts, and grow."""
-        again = np.repeat(np.arange(len(self)), factor)
-        return type(self)(self.at_s[again], self.prompt[again], self.output[again])
+        return self._take(np.repeat(np.arange(len(self)), factor), 0.0)
+
+    def _take(self, which: IntArray, begin_s: float) -> Self:
+        prefixes = None if self.prefixes is None else self.prefixes.take(which)
+        at_s = self.at_s[which] - begin_s
+        return type(self)(at_s, self.prompt[which], self.output[which], prefixes)
 
 
 def poisson(per_s: float, seconds: float, prompt: int, output: int, seed: int) -> Arrivals:
@@ -80,3 +110,30 @@ def diurnal(
 
     prompts, outputs = lengths(prompt), np.minimum(lengths(output), longest - 1)
     return Arrivals(at_s, np.minimum(prompts, longest - outputs), outputs)
+
+
+def with_prefixes(
+    arrivals: Arrivals,
+    count: int,
+    tokens: int,
+    share: float,
+    zipf: float,
+    longest: int,
+    seed: int | Sequence[int],
+) -> Arrivals:
+    """Prompts of which some begin with one of a few prefixes, and are longer by it.
+
+    count:  of prefixes; the n-th is n^-zipf times as popular as the first
+    tokens: of each; share: of the requests that begin with one
+    longest: tokens of a prompt and its answer, beyond which prompts are cut
+    """
+    rng = np.random.default_rng(seed)
+    weights = np.arange(1.0, count + 1) ** -zipf
+    which = rng.choice(count, len(arrivals), p=weights / weights.sum())
+    begins_so = rng.random(len(arrivals)) < share
+    room = longest - arrivals.output
+    prompt = np.minimum(arrivals.prompt + begins_so * tokens, room).astype(arrivals.prompt.dtype)
+    begins_so &= prompt > tokens
+    begins = np.concatenate([[0], np.cumsum(begins_so)])
+    prefixes = Prefixes(tokens, which[begins_so].astype(np.int64), begins)
+    return Arrivals(arrivals.at_s, prompt, arrivals.output, prefixes)

@@ -1,5 +1,5 @@
 """The engines of one pool, request by request: continuous and chunked batching, step after step, or
-in one formula all steps until a request comes to the engine or leaves it.
+in one formula all steps until a request comes or leaves.
 
 The ranks of an engine step together. In a step each rank decodes a token of every request that
 runs there and prefills prompts, first come first served, up to its token budget; it takes
@@ -8,16 +8,14 @@ runs there and prefills prompts, first come first served, up to its token budget
                + experts_s(tokens of a mean rank)
 
 where ``experts_s`` is what placer's own score says of the placement that is served and the traffic
-that comes, by the tokens of a step. A request starts where its whole KV fits. Its first token comes
-with the last of its prompt.
+that comes, by the tokens of a step. A request starts where its whole KV fits, with what is cached
+of its prompt; its first token comes with the last of its prompt.
 
-Steps in which no prompt ends have the same tokens, and one of context more for each request. So
-
+Steps in which no prompt ends have the same tokens, and one of context more for each request:
     seconds of j such steps = each_s * j + more_s * j * (j - 1) / 2
 
-of the rank that is the slowest in the middle; that another one is before or after is left out.
-
-What is left out: preemption, and that the tokens of one step are routed otherwise than the mean.
+of the rank that is the slowest in the middle. What is left out: that another one is before or
+after, preemption, and that the tokens of one step are routed otherwise than the mean.
 """
 
 from typing import Any
@@ -26,6 +24,7 @@ import numba
 import numpy as np
 
 from controller.samples import GAP_BOUNDS, TTFT_BOUNDS
+from simulations.caches import cached, forget, hold, leave, needs
 
 GRID = 15  # seconds of a step's experts are told for 1, 2, 4, ... tokens a GPU
 SEATS = 512  # requests that run on a rank, at most
@@ -94,7 +93,7 @@ def _leave(s: Any, engine: int, at: int, every: int) -> None:
             kept += 1
             continue
         s.last_s[one] = s.end_s[engine]
-        s.kv[at] -= s.prompt[one] + s.output[one]
+        leave(s, one, at, True)
         s.context[at] -= s.prompt[one] + s.output[one]
         s.finished[engine] += 1
         s.prompts[engine] += s.prompt[one]
@@ -125,10 +124,11 @@ def _begin(s: Any, engine: int, widest: int, speeds: Any, most: int, until: floa
         while room > 0 and s.head[at] != NOBODY and begun < SEATS:
             one = s.head[at]
             if s.progress[at] == 0:
-                needs = s.prompt[one] + s.output[one]
-                if s.kv[at] + needs > room_kv and s.kv[at] > 0:
+                if s.kv[at] > 0 and s.kv[at] + needs(s, one, at) > room_kv:
                     break
-                s.kv[at] += needs
+                s.progress[at] = cached(s, one, at)
+                s.hits[engine] += s.progress[at]
+                hold(s, one, at, room_kv)
             part = min(room, s.prompt[one] - s.progress[at])
             s.progress[at] += part
             room -= part
@@ -200,13 +200,12 @@ def _emptiest(s: Any, first: int, ranks: int) -> int:
 
 
 @compiled
-def _move(s: Any, engine: int, one: int, at: int, to: int) -> None:
+def _move(s: Any, engine: int, one: int, at: int, to: int, room: int) -> None:
     """A request that runs goes on elsewhere, with its KV."""
-    needs = s.prompt[one] + s.output[one]
-    has = needs - (s.ends[one] - s.steps[engine])
-    s.kv[at] -= needs
+    has = s.prompt[one] + s.output[one] - (s.ends[one] - s.steps[engine])
+    leave(s, one, at, False)
     s.context[at] -= has
-    s.kv[to] += needs
+    hold(s, one, to, room)
     s.context[to] += has
     s.running[to, s.seated[to]] = one
     s.seated[to] += 1
@@ -216,15 +215,16 @@ def _move(s: Any, engine: int, one: int, at: int, to: int) -> None:
 
 
 @compiled
-def _resize(s: Any, engine: int, widest: int) -> None:
+def _resize(s: Any, engine: int, widest: int, room: int) -> None:
     """Between two steps: who must go elsewhere does, and new ranks get work."""
     first, before, after = engine * widest, s.ranks[engine], s.wanted[engine]
     s.ranks[engine] = after
     for at in range(first + after, first + before):
         for seat in range(s.seated[at]):
-            _move(s, engine, s.running[at, seat], at, _emptiest(s, first, after))
+            _move(s, engine, s.running[at, seat], at, _emptiest(s, first, after), room)
         if s.progress[at] > 0:  # half a prompt is computed again
-            s.kv[at] -= s.prompt[s.head[at]] + s.output[s.head[at]]
+            leave(s, s.head[at], at, False)
+        forget(s, at)
         one = s.head[at]
         while one != NOBODY:
             following = s.following[one]
@@ -242,7 +242,7 @@ def _resize(s: Any, engine: int, widest: int) -> None:
                 break
             s.seated[fullest] -= 1
             s.begun[fullest] = s.seated[fullest]
-            _move(s, engine, s.running[fullest, s.seated[fullest]], fullest, to)
+            _move(s, engine, s.running[fullest, s.seated[fullest]], fullest, to, room)
 
 
 @compiled
@@ -256,7 +256,7 @@ def advance(s: Any, until: float, limit: float, widest: int, speeds: Any, every:
                 _finish(s, engine, widest, every)
                 s.busy[engine] = 0
             if s.wanted[engine] != s.ranks[engine]:
-                _resize(s, engine, widest)
+                _resize(s, engine, widest, speeds[5])
                 s.pause_s[engine] += speeds[6]
             if not _begin(s, engine, widest, speeds, most, limit):
                 break
@@ -273,16 +273,18 @@ def arrive(s: Any, one: int, engine: int, at: int, now: float) -> None:
 
 @compiled
 def place(s: Any, one: int, now: float, widest: int) -> None:
-    """To the rank with the fewest, of engines that take requests."""
+    """To the engine that takes requests and has the fewest a rank, and there to the rank with the
+    fewest."""
     best, fewest = 0, np.inf
     for engine in range(len(s.end_s)):
         if s.closed[engine]:
             continue
+        load = 0.0
         for at in range(engine * widest, engine * widest + s.wanted[engine]):
-            load = s.begun[at] + s.queued[at]
-            if load < fewest:
-                best, fewest = at, load
-    arrive(s, one, best // widest, best, now)
+            load += s.begun[at] + s.queued[at]
+        if load / s.wanted[engine] < fewest:
+            best, fewest = engine, load / s.wanted[engine]
+    arrive(s, one, best, _emptiest(s, best * widest, s.wanted[best]), now)
 
 
 @compiled

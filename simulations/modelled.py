@@ -13,7 +13,7 @@ from controller.fleet.workers import Fleet
 from controller.migration.commands import Discard
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Decision, Request
-from controller.router.scheduling.scheduler import Scheduler
+from controller.router.scheduling.scheduler import BLOCK_TOKENS, Scheduler
 from placer.arrays import FloatArray
 from placer.cost.balance import by_layer, rank_load
 from placer.cost.requests import Costs, costs_of
@@ -97,7 +97,10 @@ class PoolModel:
         self.serving = Serving(arrivals, len(engines), ranks, widest, hardware.speeds, every)
         self.tables = _Tables(hardware, routing)
         self.moment = 0
-        self.scheduler = Scheduler([], Costs(0.0, 0.0, 0.0))
+        known = arrivals.prefixes
+        self.scheduler = Scheduler(
+            [], Costs(0.0, 0.0, 0.0), block_tokens=known.block_tokens if known else BLOCK_TOKENS
+        )
         self.gpu_s = 0.0
         self._next, self._now_s, self._pushed_s = 0, 0.0, 0.0
         self._decisions: dict[int, Decision] = {}
@@ -212,7 +215,9 @@ class PoolModel:
     def _send(self, one: int, now_s: float) -> None:
         """As the front does."""
         serving, prompt = self.serving, int(self.arrivals.prompt[one])
-        request = Request(None, prompt, int(self.arrivals.output[one]))
+        known = self.arrivals.prefixes
+        prefix = known.of(one) if known else ()
+        request = Request(None, prompt, int(self.arrivals.output[one]), prefix)
         if (lost := self._decisions.get(one)) is not None:
             self.scheduler.ended(lost, 0)
         decision = self._decisions[one] = self.scheduler.choose(request)

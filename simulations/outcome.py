@@ -22,6 +22,7 @@ class Outcome:
     """What came of a pool. Quantiles are of requests that got their first token, or that got all.
 
     attainment: share of the requests that kept to both objectives; those without an answer did not
+    cached:     share of the prompts' tokens, of those that began, that a rank's prefix cache had
     cut:        that had begun to answer when their engine was lost, and began again
     gpu_hours:  of ranks that an engine had
     moved_bytes, pauses_s: of operations, by how they ended
@@ -30,6 +31,7 @@ class Outcome:
     requests: int
     finished: int
     cut: int
+    cached: float
     attainment: float
     ttft_s: Mapping[str, float]
     tpot_s: Mapping[str, float]
@@ -114,6 +116,7 @@ def told(scenario: Scenario, world: World, controller: str) -> Told:
             requests=len(model.arrivals),
             finished=int(state.finished.sum()),
             cut=model.serving.cut,
+            cached=int(state.hits.sum()) / max(int((state.hits + state.prefilled).sum()), 1),
             attainment=float(kept.mean()) if len(kept) else 1.0,
             ttft_s=_quantiles(ttft_s),
             tpot_s=_quantiles(tpot_s[state.output > 1]),
@@ -141,6 +144,7 @@ def _figures(one: Outcome) -> Mapping[str, str]:
         "requests answered": f"{one.finished:,} of {one.requests:,}",
         "requests in time": f"{one.attainment:.2%}",
         "answers cut": f"{one.cut:,}",
+        "prompt tokens cached": f"{one.cached:.1%}",
         **{f"TTFT {share}": f"{seconds * 1e3:,.0f} ms" for share, seconds in one.ttft_s.items()},
         **{f"TPOT {share}": f"{seconds * 1e3:,.1f} ms" for share, seconds in one.tpot_s.items()},
         "GPU hours": f"{one.gpu_hours:,.1f}",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,18 @@ from placer.names import lookup
 from placer.placement import linear
 from placer.topology import Topology
 from simulations.arrival_files import read_arrivals
-from simulations.arrivals import Arrivals, diurnal
+from simulations.arrivals import Arrivals, diurnal, with_prefixes
 from simulations.fleet import Incident, World
 from simulations.modelled import Hardware, PoolModel
 from simulations.routing import Routing, drawn, of_trace
+from simulations.routing_fit.fit import fit
+from simulations.routing_fit.router import Router
 from simulations.state import Speeds
-from simulations.written import Drawn, DrawnRouting, HardwareSpeeds, Pool, Spec
+from simulations.written import Drawn, DrawnRouting, HardwareSpeeds, LikeRouting, Pool, Spec
 
 LIMIT = 2**20
 EFFICIENCY = 0.5  # of peak arithmetic in what is no expert, as the score has it for experts
-FAILURES = 1  # lots of their own
+FAILURES, PREFIXES = 1, 2  # lots of their own
 FILLED = 0.9  # of a GPU's memory, as vLLM takes it
 
 
@@ -139,7 +142,12 @@ class Scenario:
     def _arrivals(self, spec: Pool, seed: Sequence[int]) -> Arrivals:
         told, seconds = spec.arrivals, self._spec.seconds
         if isinstance(told, Drawn):
-            found = diurnal(seconds=seconds, longest=spec.context, seed=seed, **told.model_dump())
+            given = told.model_dump(exclude={"prefixes"})
+            found = diurnal(seconds=seconds, longest=spec.context, seed=seed, **given)
+            if told.prefixes is not None:
+                given = told.prefixes.model_dump()
+                lots = [*seed, PREFIXES]
+                found = with_prefixes(found, longest=spec.context, seed=lots, **given)
         else:
             path = self.path.parent / told.trace
             found = read_arrivals(path, spec.context, told.holes).times(told.times)
@@ -149,6 +157,9 @@ class Scenario:
         told = spec.routing
         if isinstance(told, DrawnRouting):
             return drawn(shape, seed=seed, **told.model_dump())
+        if isinstance(told, LikeRouting):
+            router = fitted(self.path.parent / told.like, read_model(told.of))
+            return router.routing(shape, told.turn_s, seed)
         trace = read_trace(self.path.parent / told.routing, shape)
         if (trace.layers, trace.top_k) != (shape.layers, shape.top_k):
             raise FileError(
@@ -197,6 +208,11 @@ class Scenario:
                 most = min(sizes.most, spec.widest or spec.ranks)
                 pools = {**pools, name: replace(policy, autoscale=replace(sizes, most=most))}
         return Config(next(iter(pools.values())), pools, self._spec.every_s)
+
+
+@lru_cache  # asked for by all pools and controllers
+def fitted(path: Path, model: ModelShape) -> Router:
+    return fit(read_trace(path, model))
 
 
 def _speeds(spec: HardwareSpeeds, shape: ModelShape, node: Topology, slots: int) -> Speeds:

@@ -1,13 +1,14 @@
 """The engines of one pool, request by request; kernels.py says how they serve."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from controller.samples import GAP_BOUNDS, TTFT_BOUNDS, Histogram, Sample
-from simulations import kernels
-from simulations.arrivals import Arrivals
+from simulations import caches, kernels
+from simulations.arrivals import Arrivals, Prefixes
+from simulations.caches import NOWHERE
 from simulations.kernels import GRID, NEVER, NOBODY, SEATS
 from simulations.state import Speeds, State
 
@@ -57,8 +58,9 @@ class Serving:
             **some("running", places, SEATS),
             **some("ttft", engines, len(TTFT_BOUNDS) + 1, kind=float),
             **some("gaps", engines, len(GAP_BOUNDS) + 1, kind=float),
+            **some("hits", engines),
+            **_caches(arrivals, places),
             **some("events", 2 * (requests // every + 1), 2),
-            **some("told", 1),
         )
 
     def advance(self, until: float) -> Sequence[Sequence[int]]:
@@ -97,6 +99,8 @@ class Serving:
         here = slice(first, first + self.widest)
         for array in (s.seated, s.begun, s.kv, s.context, s.progress, s.queued):
             array[here] = 0
+        for at in places:
+            caches.forget(s, at)
         s.head[here], s.due[here], s.busy[engine] = NOBODY, NEVER, 0
         self.cut += int(np.isfinite(s.first_s[lost]).sum())
         s.first_s[lost] = np.inf
@@ -123,3 +127,21 @@ class Serving:
         found: Sequence[Sequence[int]] = s.events[: s.told[0]].tolist()
         s.told[0] = 0
         return found
+
+
+def _caches(arrivals: Arrivals, ranks: int) -> Mapping[str, Any]:
+    """What of a State their prefix caches are. Where no prefix is known there is none."""
+    known = arrivals.prefixes
+    if known is None:
+        known = Prefixes(1, np.zeros(0, np.int64), np.zeros(1, np.int64))
+    blocks, uses = int(known.blocks.max(initial=-1)) + 1, len(known.blocks)
+    places = caches.table_of(ranks, blocks, uses)
+    requests = len(known.begins) - 1
+    return {
+        "blocks": known.blocks.astype(np.int64),
+        "begins": known.begins.astype(np.int64),
+        "told": np.array([0, known.block_tokens, max(blocks, 1)]),
+        "cached": np.tile([NOWHERE, 0, NOWHERE], (places, 1)),
+        "line": np.tile([NOWHERE, NOWHERE, 0], (ranks, 1)),
+        "waiting": np.zeros((uses + requests, 2), np.int64),
+    }

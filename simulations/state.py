@@ -43,6 +43,15 @@ class State(NamedTuple):
                progress: tokens of the head that are computed, and chunk: that each of the steps
                that run computes, if none completes it; queued; running, [R, SEATS]
     events: what came of requests, as many as told[0] says
+
+    Of prefix caches (caches.py):
+    blocks, begins: what prompts begin with (arrivals.Prefixes); told[1]: tokens of a block, and
+               told[2]: how many blocks there are
+    cached:    [places, 3] a rank's block, running requests that have it, and if there are none,
+               where it waits
+    line:      [R, 3] of what waits: both ends, and tokens
+    waiting:   [blocks and requests, 2] who is behind it in the line, and a request's own tokens
+    hits:      [engines] tokens of prompts that were cached
     """
 
     at_s: FloatArray
@@ -84,5 +93,11 @@ class State(NamedTuple):
     running: IntArray
     ttft: FloatArray
     gaps: FloatArray
+    blocks: IntArray
+    begins: IntArray
+    cached: IntArray
+    line: IntArray
+    waiting: IntArray
+    hits: IntArray
     events: IntArray
     told: IntArray

@@ -12,14 +12,24 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+class DrawnPrefixes(_Strict):
+    """What simulations.arrivals.with_prefixes is given."""
+
+    count: int = Field(default=100, ge=1, le=100_000)
+    tokens: int = Field(default=1024, ge=1)
+    share: float = Field(default=0.8, ge=0, le=1)
+    zipf: float = Field(default=1.0, ge=0, le=5)
+
+
 class Drawn(_Strict):
-    """What simulations.arrivals.diurnal is given."""
+    """What simulations.arrivals.diurnal is given, and prefixes."""
 
     per_s: float = Field(gt=0, le=1e6)
     swing: float = Field(default=0.0, ge=0, le=1)
     bursts: float = Field(default=0.0, ge=0)
     prompt: int = Field(default=1000, ge=1)
     output: int = Field(default=200, ge=1)
+    prefixes: DrawnPrefixes | None = None
 
 
 class Recorded(_Strict):
@@ -43,6 +53,15 @@ class RecordedRouting(_Strict):
     routing: Path
     parts: int = Field(default=1, ge=1)
     every_s: float = Field(default=600.0, gt=0)
+
+
+class LikeRouting(_Strict):
+    """Drawn by a router fitted to a trace (simulations.routing_fit). of: the trace's model; turn_s:
+    for all of the trace's drift, once; 0: as it is in the mean"""
+
+    like: Path
+    of: str
+    turn_s: float = Field(default=0.0, ge=0)
 
 
 class HardwareSpeeds(_Strict):
@@ -89,7 +108,7 @@ class Pool(_Strict):
     context: int = Field(default=131_072, ge=2)
     speeds: HardwareSpeeds = HardwareSpeeds()
     arrivals: Drawn | Recorded
-    routing: DrawnRouting | RecordedRouting = DrawnRouting()
+    routing: DrawnRouting | RecordedRouting | LikeRouting = DrawnRouting()
     slo: Objectives = Objectives()
     failures: Failures | None = None
     upgrades: Upgrades | None = None

@@ -19,8 +19,8 @@ from placer.errors import PlacerError
 from placer.extras import MissingError
 from placer.files.atomic import write_text
 
-COLUMNS = ("pool", "controller", "requests", "cut", "in time", "TTFT p50/p99", "TPOT p50/p99",
-           "GPU h", "balance", "changes", "pause", "moved")  # fmt: skip
+COLUMNS = ("pool", "controller", "requests", "cut", "cached", "in time", "TTFT p50/p99",
+           "TPOT p50/p99", "GPU h", "balance", "changes", "pause", "moved")  # fmt: skip
 
 
 def simulate(
@@ -94,7 +94,7 @@ def _one(
         for pool, of in one.pools.items():
             table.add_row(
                 pool, name, f"{of.finished:,} of {of.requests:,}", f"{of.cut:,}",
-                f"{of.attainment:.2%}", _both(of.ttft_s), _both(of.tpot_s),
+                f"{of.cached:.1%}", f"{of.attainment:.2%}", _both(of.ttft_s), _both(of.tpot_s),
                 f"{of.gpu_hours:,.1f}", f"{of.balancedness:.3f}",
                 f"{sum(of.operations.values())}", f"{of.longest_pause_s:.2f} s",
                 f"{of.moved_bytes / 1e9:,.1f} GB",

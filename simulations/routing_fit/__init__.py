@@ -1,0 +1,1 @@
+"""A router in few numbers, fitted to a recorded trace, whose statistics fleets then have."""

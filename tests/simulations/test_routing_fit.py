@@ -1,0 +1,107 @@
+"""Routers whose numbers are known, and traces that are drawn from them: do they come out?"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from placer.errors import RoutingError
+from placer.model import ModelShape
+from simulations.routing_fit.fit import clusters_of, fit
+from simulations.routing_fit.moments import moments
+from simulations.routing_fit.router import Router, balancing
+from tests.builders import random_trace
+
+LAYERS, EXPERTS, TOP_K = 4, 32, 2
+LENS = np.full(120, 60)
+ALL = Router(
+    skew=0.6, variety=1.5, shared=0.8, clusters=3, drift=1.5, together=2.5, factors=2.5, stays=0.9,
+    length=60,
+)  # fmt: skip
+
+
+def test_what_was_put_in_comes_out() -> None:
+    trace = ALL.draw(LAYERS, EXPERTS, TOP_K, LENS, seed=5)
+    found = fit(trace)
+    assert found.skew == pytest.approx(ALL.skew, rel=0.35)
+    assert found.variety == pytest.approx(ALL.variety, rel=0.35)
+    assert found.shared == pytest.approx(ALL.shared, abs=0.25)
+    assert found.clusters == ALL.clusters
+    assert found.drift == pytest.approx(ALL.drift, rel=0.5)
+    assert found.together == pytest.approx(ALL.together, rel=0.35)
+    assert found.factors == pytest.approx(ALL.factors, rel=0.7)  # of 4 layers
+    assert found.stays == pytest.approx(ALL.stays, abs=0.08)
+    assert (found.length, found.spread) == pytest.approx((60, 0))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_router_that_chooses_all_alike_has_none_of_any(seed: int) -> None:
+    found = fit(Router().draw(LAYERS, EXPERTS, TOP_K, LENS, seed))
+    none = (found.skew, found.together, found.stays, found.variety, found.shared, found.drift)
+    assert none == (0, 0, 0, 0, 0, 0)
+
+
+def test_skewed_loads_alone_are_nothing_else() -> None:
+    found = fit(Router(skew=0.8).draw(LAYERS, EXPERTS, TOP_K, LENS, seed=3))
+    assert found.skew == pytest.approx(0.8, rel=0.2)
+    assert (found.together, found.variety, found.drift) == (0, 0, 0)
+
+
+def test_the_same_seed_draws_the_same_trace() -> None:
+    once, again, other = (ALL.draw(LAYERS, EXPERTS, TOP_K, LENS, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(once.expert_ids, again.expert_ids)
+    assert (once.expert_ids != other.expert_ids).any()
+    assert fit(once) == fit(again)
+
+
+def test_lengths_have_their_mean_and_deviation() -> None:
+    lens = Router(length=200, spread=0.5).lengths(20_000, seed=0)
+    assert lens.mean() == pytest.approx(200, rel=0.02)
+    assert np.log(lens).std() == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_trace_too_short_to_tell_is_refused() -> None:
+    with pytest.raises(RoutingError, match="2 sequences of 40 tokens"):
+        fit(random_trace(0))
+
+
+def test_two_factors_of_one_size_count_as_two_and_fewer_as_one() -> None:
+    for factors in (1.0, 2.0, 5.5):
+        squares = replace(ALL, factors=factors).sizes ** 2
+        assert squares.sum() == pytest.approx(1)
+        assert 1 / (squares**2).sum() == pytest.approx(factors, rel=0.01)
+
+
+def test_a_bias_makes_loads_about_what_they_are_to_be() -> None:
+    """Half of the tokens want expert 0 and half 1: both as often as 2, which nobody wants."""
+    odds = np.array([[5.0, 0, 0], [0, 5.0, 0]] * 10, dtype=np.float32)
+    bias = balancing(odds, np.array([1 / 3, 1 / 3, 1 / 3]))
+    chances = np.exp(odds + bias)
+    chances /= chances.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(chances.mean(axis=0), 1 / 3, atol=0.08)
+
+
+def test_clusters_come_one_after_another_the_more_they_drift() -> None:
+    when = np.array([0.25, 0.75])
+    assert Router(clusters=2).mix(when).tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    some = Router(clusters=2, drift=1.0).mix(when)
+    assert some[0, 0] == pytest.approx(1 / (1 + np.exp(-1)))
+    assert Router(clusters=2, drift=1e6).mix(when).tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("clusters", [2, 4])
+def test_clusters_are_counted(clusters: int) -> None:
+    router = Router(variety=2.0, shared=1.0, clusters=clusters)
+    assert round(clusters_of(moments(router.draw(4, 32, 2, np.full(120, 40), 4)))) == clusters
+
+
+def test_loads_of_endless_traffic_turn_from_cluster_to_cluster() -> None:
+    model = ModelShape("tiny", 2, 8, 2, hidden=8, moe_intermediate=4)
+    router = Router(skew=0.5, variety=2.0, shared=1.0, clusters=2, drift=1e6)
+    routing = router.routing(model, turn_s=1200.0, seed=1)
+    assert (len(routing.shares), routing.every_s) == (12, 100.0)
+    np.testing.assert_allclose(routing.shares.sum(axis=2), 2.0)
+    np.testing.assert_array_equal(routing.shares[0], routing.shares[5])
+    assert abs(routing.shares[0] - routing.shares[6]).max() > 0.1
+    still = router.routing(model, turn_s=0.0, seed=1)
+    np.testing.assert_allclose(still.shares[0], routing.shares[[0, 6]].mean(axis=0))
