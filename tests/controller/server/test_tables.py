@@ -9,15 +9,25 @@ import pytest
 from controller.config import Traces
 from controller.fleet import token_tables
 from controller.fleet.homing import Homed, Homing
+from controller.server import given_tables
 from placer.channel import Settings, open_aio_channel
 from placer.files.tables import read_tables
 from placer.tables import Tables
 from placer.v1 import fleet_pb2, placement_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
+from placer.v1.profile_pb2_grpc import ProfileServiceStub
 from tests.builders import a_model, a_placement
 from tests.controller.server.test_traces import READER, TOKENS, WANTED, a_sampled_push, a_trace
-from tests.controller.server.tiny_server import IN_ORDER, SWAPPED, Setting, World, a_world, refusal
+from tests.controller.server.tiny_server import (
+    IN_ORDER,
+    SWAPPED,
+    Setting,
+    World,
+    a_registration,
+    a_world,
+    refusal,
+)
 from tests.controller.server.tiny_service import AGENT, OPERATOR, write
 from tests.controller.tiny_pool import asynchronous
 
@@ -86,6 +96,50 @@ async def test_new_requests_and_another_map_make_others(
         assert understood(tmp_path, await file(world, digest=plan.digest)).origin.tokens == 10
         monkeypatch.setattr(token_tables, "REMADE_S", 0.0)
         assert understood(tmp_path, await file(world)).origin.tokens == 10
+
+
+@asynchronous
+async def test_who_watches_gets_others_when_there_are_and_why_there_are_none(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.server.messages.sampled.PART", 100)
+    monkeypatch.setattr(given_tables, "LOOK_S", 0.01)
+    monkeypatch.setattr(given_tables, "AGAIN_S", 0.02)
+    policy = replace(WANTED, least_tokens=1)
+    async with a_world(Setting(policy, tokens=tokens, token=READER)) as world:
+        request = placement_pb2.TablesRequest(pool="tiny", watch=True)
+        watch = world.placement.Tables(request)
+
+        async def next_one() -> Tables | str:
+            parts: list[bytes] = []
+            async for answer in watch:
+                if answer.reason:
+                    return str(answer.reason)
+                assert answer.HasField("seconds") is not bool(parts)
+                parts.append(answer.part)
+                if answer.last:
+                    break
+            return understood(tmp_path, b"".join(parts))
+
+        assert "no pool 'tiny'" in str(await next_one())
+        async with open_aio_channel(world.address, Settings(OPERATOR)) as channel:
+            await FleetServiceStub(channel).Register(a_registration(digest=STANDS))
+        assert "no requests of tiny with token ids are kept" in str(await next_one())
+        async with open_aio_channel(world.address, Settings(OPERATOR)) as channel:
+            pushes = ProfileServiceStub(channel).Push(iter([a_sampled_push()]))
+            assert [answer.refused async for answer in pushes] == [""]
+        first = await next_one()
+        assert isinstance(first, Tables)
+        assert first.origin.plan == STANDS
+        for engine in world.engines.engines.values():
+            engine.placement = a_placement(SWAPPED)
+        second = await next_one()
+        assert isinstance(second, Tables)
+        assert second.origin.plan == a_placement(SWAPPED).digest
+        world.loop.homings.of["tiny"] = Homing({}, "it does not pay", pays=False)
+        assert await next_one() == "requests of tiny: it does not pay"
+        world.loop.homings.of.clear()  # those requests are forgotten
+        assert isinstance(await next_one(), Tables)
 
 
 @asynchronous
