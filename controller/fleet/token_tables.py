@@ -1,28 +1,35 @@
 """Table files (docs/tables.md) made of sampled requests, for the maps that are served."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from controller.fleet.pools import Pool
 from controller.fleet.traces import Request, SampledRequests, trace_of
 from controller.fleet.workers import FleetError
+from placer.arrays import FloatArray
 from placer.clock import Clock
 from placer.files.tables import tables_bytes
 from placer.model import ModelShape
 from placer.placement import Placement
-from placer.tables import counted, tables_of
+from placer.tables import Vocabulary, counted, tables_of
+from placer.tables.owning import local
 
 REMADE_S = 60.0  # new requests come all the time: a map's tables are made no more often
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Made:
+    """local: [rows, gpus] share of a token's activations that each GPU can serve"""
+
     digest: str
     at_s: float
     newest: tuple[int, float]
     file: bytes
+    vocabulary: Vocabulary
+    local: FloatArray
 
 
 class TokenTables:
@@ -31,6 +38,7 @@ class TokenTables:
     def __init__(self, traces: SampledRequests, clock: Clock) -> None:
         self._traces, self._clock = traces, clock
         self._made: dict[str, _Made] = {}
+        self._foretold: WeakKeyDictionary[Request, float] = WeakKeyDictionary()
         self._turn = asyncio.Lock()
         self._beside = ThreadPoolExecutor(1, "tables")
 
@@ -54,12 +62,31 @@ class TokenTables:
             newest = len(kept), kept[-1][0]
             if last is not None and same and last.newest == newest:
                 return last.file
+            if last is not None:
+                self._foretell(last, [one for at_s, one in kept if at_s > last.newest[1]])
             parts = [one for _, one in kept], pool.model, placement
             running = asyncio.get_running_loop()
-            file = await running.run_in_executor(self._beside, _file, *parts)
-            self._made[pool.name] = _Made(placement.digest, now_s, newest, file)
-            return file
+            made = await running.run_in_executor(self._beside, _made, *parts)
+            self._made[pool.name] = _Made(placement.digest, now_s, newest, *made)
+            return self._made[pool.name].file
+
+    def foretold(self, requests: Sequence[Request]) -> Mapping[Request, float]:
+        """What the tables of before they came said of their activations: the share that their own
+        GPU can serve. Of those of which that is known."""
+        return {one: self._foretold[one] for one in requests if one in self._foretold}
+
+    def _foretell(self, made: _Made, requests: Sequence[Request]) -> None:
+        for one in requests:
+            if one.token_ids is None or one.plan != made.digest:
+                continue
+            if 0 <= one.rank < made.local.shape[1]:
+                rows = made.vocabulary.rows(one.token_ids)
+                self._foretold[one] = float(made.local[rows, one.rank].mean())
 
 
-def _file(requests: Sequence[Request], model: ModelShape, placement: Placement) -> bytes:
-    return tables_bytes(tables_of(counted(trace_of(requests), placement), model))
+def _made(
+    requests: Sequence[Request], model: ModelShape, placement: Placement
+) -> tuple[bytes, Vocabulary, FloatArray]:
+    counts = counted(trace_of(requests), placement)
+    file = tables_bytes(tables_of(counts, model))
+    return file, counts.table.vocabulary, local(counts.table, placement)

@@ -20,7 +20,7 @@ Given = tuple[bytes, Any]  # a file, and the seconds that schedulers weigh
 
 
 class GivenTables:
-    """Of the pools of one controller."""
+    """What tables there are of the pools of one controller."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop, self._clock = loop, loop.ledger.clock
@@ -48,7 +48,8 @@ class GivenTables:
                 await self._clock.sleep(LOOK_S)
 
     async def look_at_homes(self) -> None:
-        await self._loop.homings.look(self._loop.fleet.pools.values(), self._stands)
+        pools = self._loop.fleet.pools.values()
+        await self._loop.homings.look(pools, self._stands, self._tables.foretold)
 
     async def _news(self, request: Any) -> Given | str:
         """Or why there are none, or none that are of use."""

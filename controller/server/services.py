@@ -65,7 +65,8 @@ class Profiles(ProfileServiceServicer):
                         found = await self._read(is_large, sampled.requests, *parts)
                     if self.fleet.push(push.id, push.sequence, deltas, push.paces):
                         rank = said.worker.ep_rank if said.worker.tp_size <= 1 else -1
-                        at = [replace(one, plan=said.digest) for one in found]
+                        where = said.digest, push.id.engine
+                        at = [replace(one, plan=where[0], engine=where[1]) for one in found]
                         at = [one if one.rank >= 0 else replace(one, rank=rank) for one in at]
                         self.traces.add(push.id.pool, at)
                 except RoutingError as error:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from controller.config import Traces
@@ -185,12 +186,31 @@ async def test_marked_requests_are_judged_by_the_rank_that_pushed_them(tokens: P
     async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
         await world.register(digest=STANDS)
         await world.pushed(a_sampled_push(trace=a_trace(marks=[1, 2])))
-        (look,) = [look for name, look in world.loop.looks.items() if name == "homes"]
-        await look()
+        await world.loop.looks["homes"]()
         assert set(world.loop.homings.of["tiny"].groups) == {"tables", "load"}
         assert await world.pushed(a_sampled_push(2, trace=a_trace(marks=[1, 3]))) == [
             (2, "marks [1, 3] of 2 sampled requests: 0, 1 or 2 each")
         ]
+
+
+@asynchronous
+async def test_tables_foretell_the_requests_that_come_after_them(
+    tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first request's tokens half is at home; it comes again, and then all of it is."""
+    monkeypatch.setattr(token_tables, "REMADE_S", 0.0)
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register(digest=STANDS)
+        await world.pushed(a_sampled_push(trace=a_trace(marks=[1, 2])))
+        await file(world)
+        at_home = a_trace(marks=[1, 2], expert_ids=np.zeros((5, 2, 1), dtype="<u2").tobytes())
+        await world.pushed(a_sampled_push(2, trace=at_home))
+        await file(world)
+        await world.loop.looks["homes"]()
+        (pool,) = (await world.fleet.Status(fleet_pb2.StatusRequest(pool="tiny"))).pools
+        ours = next(one for one in pool.homing.groups if one.by == "tables")
+        assert (ours.requests, ours.local, ours.predicted) == (4, 0.75, 0.5)
+        assert not ours.HasField("distinct")  # of so few
 
 
 @asynchronous
