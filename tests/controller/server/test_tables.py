@@ -95,8 +95,12 @@ async def test_new_requests_and_another_map_make_others(
         assert await file(world) == first  # a minute is not over
         plan = await world.proposed(SWAPPED)
         assert understood(tmp_path, await file(world, digest=plan.digest)).origin.tokens == 10
+        assert understood(tmp_path, await file(world)).origin.tokens == 10  # of the other again
         monkeypatch.setattr(token_tables, "REMADE_S", 0.0)
-        assert understood(tmp_path, await file(world)).origin.tokens == 10
+        monkeypatch.setattr(token_tables, "REST", 0.0)
+        await file(world, digest=plan.digest)
+        await world.pushed(a_sampled_push(4))
+        assert understood(tmp_path, await file(world, digest=plan.digest)).origin.tokens == 15
 
 
 @asynchronous
@@ -199,6 +203,7 @@ async def test_tables_foretell_the_requests_that_come_after_them(
 ) -> None:
     """Of the first request's tokens half is at home; it comes again, and then all of it is."""
     monkeypatch.setattr(token_tables, "REMADE_S", 0.0)
+    monkeypatch.setattr(token_tables, "REST", 0.0)
     async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
         await world.register(digest=STANDS)
         await world.pushed(a_sampled_push(trace=a_trace(marks=[1, 2])))
