@@ -66,7 +66,7 @@ class TokenTables:
                 return last.file
             if last is not None:
                 self._foretell(last, [one for at_s, one in kept if at_s > last.newest[1]])
-            parts = [one for _, one in kept], pool.model, placement
+            parts = [one for _, one in kept], pool.model, placement, _vocabulary(pool)
             running = asyncio.get_running_loop()
             made = await running.run_in_executor(self._beside, _made, *parts)
             took_s = self._clock.monotonic() - now_s
@@ -89,8 +89,19 @@ class TokenTables:
 
 
 def _made(
-    requests: Sequence[Request], model: ModelShape, placement: Placement
+    requests: Sequence[Request], model: ModelShape, placement: Placement, vocabulary: str
 ) -> tuple[bytes, Vocabulary, FloatArray]:
     counts = counted(trace_of(requests), placement)
-    file = tables_bytes(tables_of(counts, model))
+    file = tables_bytes(tables_of(counts, model, vocabulary))
     return file, counts.table.vocabulary, local(counts.table, placement)
+
+
+def _vocabulary(pool: Pool) -> str:
+    """Its engines'; empty if none tells. Raises FleetError where they have several."""
+    told = {one.registration.worker.vocabulary for one in pool.members.values()} - {""}
+    if len(told) > 1:
+        raise FleetError(
+            f"engines of {pool.name} have vocabularies {' and '.join(sorted(told))}, and tokens of "
+            "one are not the other's: give each model a pool of its own"
+        )
+    return next(iter(told), "")

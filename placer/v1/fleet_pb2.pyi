@@ -77,6 +77,7 @@ class Worker(_message.Message):
     CAN_REPLICATE_FIELD_NUMBER: _builtins.int
     TP_SIZE_FIELD_NUMBER: _builtins.int
     MOST_RANKS_FIELD_NUMBER: _builtins.int
+    VOCABULARY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     layers: _builtins.int
@@ -95,6 +96,8 @@ class Worker(_message.Message):
     can have; 0 if they are not known.
     """
     most_ranks: _builtins.int
+    vocabulary: _builtins.str
+    """Of its tokenizer.json, as sha256:...; empty if it is not known."""
     def __init__(
         self,
         *,
@@ -112,10 +115,11 @@ class Worker(_message.Message):
         can_replicate: _builtins.bool = ...,
         tp_size: _builtins.int = ...,
         most_ranks: _builtins.int = ...,
+        vocabulary: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_apply", b"can_apply", "can_replicate", b"can_replicate", "can_resize", b"can_resize", "ep_rank", b"ep_rank", "ep_size", b"ep_size", "experts", b"experts", "layers", b"layers", "model", b"model", "most_ranks", b"most_ranks", "name", b"name", "records", b"records", "slots", b"slots", "top_k", b"top_k", "tp_size", b"tp_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_apply", b"can_apply", "can_replicate", b"can_replicate", "can_resize", b"can_resize", "ep_rank", b"ep_rank", "ep_size", b"ep_size", "experts", b"experts", "layers", b"layers", "model", b"model", "most_ranks", b"most_ranks", "name", b"name", "records", b"records", "slots", b"slots", "top_k", b"top_k", "tp_size", b"tp_size", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,13 +22,14 @@ log = logging.getLogger("placer.front")
 class Discovery:
     """Asks a controller again and again. While none answers, all stays as it was."""
 
-    def __init__(self, address: str, pool: str, clock: SystemClock) -> None:
+    def __init__(self, address: str, pool: str, clock: SystemClock, vocabulary: str = "") -> None:
+        """vocabulary: as ``Knowledge`` has it"""
         self._address, self._settings = address, Settings.of_environment()
         self._channels = Channels(address, self._settings, log, OPTIONS)
         self._pool, self._clock = pool, clock
         self._connect()
         self._beside = ThreadPoolExecutor(1, "discovery")
-        self._knowledge = Knowledge(lambda: self._controller, pool, clock)
+        self._knowledge = Knowledge(lambda: self._controller, pool, clock, vocabulary)
         self._trouble = ""
 
     async def run(

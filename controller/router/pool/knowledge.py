@@ -12,7 +12,7 @@ from controller.router.scheduling.lookup import Lookup
 from placer.client import Controller
 from placer.clock import ThreadClock
 from placer.cost.requests import Costs
-from placer.errors import PlacerError
+from placer.errors import PlacerError, RoutingError
 from placer.files.tables import read_tables
 from placer.tables.made import BY_IDS
 from placer.v1 import placement_pb2
@@ -36,10 +36,18 @@ NOTHING = Known(Lookup.nothing(), "", Costs(0.0, 0.0, 0.0))
 
 class Knowledge:
     """Watches a controller's tables, on a thread of its own, and keeps the newest. While none
-    answers, what is known stays. controller: the one to ask now"""
+    answers, what is known stays. controller: the one to ask now; vocabulary: that prompts are
+    tokenized with, empty if it is the engines' own"""
 
-    def __init__(self, controller: Callable[[], Controller], pool: str, clock: ThreadClock) -> None:
+    def __init__(
+        self,
+        controller: Callable[[], Controller],
+        pool: str,
+        clock: ThreadClock,
+        vocabulary: str = "",
+    ) -> None:
         self._controller, self._pool, self._clock = controller, pool, clock
+        self._vocabulary = vocabulary
         self._news: deque[Known] = deque(maxlen=1)  # of the thread, for whoever asks
         self._without = ""  # why there are none
         self._stopped = Event()
@@ -73,8 +81,7 @@ class Knowledge:
         seconds: Any = None
         for answer in controller.read(controller.placement.Tables, request):
             if answer.reason:
-                self._news.append(NOTHING)
-                self._tell(answer.reason)
+                self._lose(answer.reason)
                 continue
             parts.append(answer.part)
             if answer.HasField("seconds"):
@@ -93,10 +100,19 @@ class Knowledge:
             file.write(b"".join(parts))
             file.flush()
             found = read_tables(Path(file.name))
-        found.origin.check(keyed_by=BY_IDS)
+        try:
+            found.origin.check(keyed_by=BY_IDS, vocabulary=self._vocabulary)
+        except RoutingError as error:
+            self._lose(str(error))
+            return
         costs = Costs(seconds.local, seconds.prefill, seconds.read)
         self._news.append(Known(Lookup.made(found), found.origin.plan, costs))
         self._without = ""
+
+    def _lose(self, why: str) -> None:
+        """There are none any more."""
+        self._news.append(NOTHING)
+        self._tell(why)
 
     def _tell(self, why: str) -> None:
         if not self._without and not self._stopped.is_set():

@@ -242,6 +242,22 @@ async def test_without_token_ids_there_are_none(tokens: Path) -> None:
 
 
 @asynchronous
+async def test_they_are_for_the_vocabulary_that_engines_tell_of_and_for_no_two(
+    tokens: Path, tmp_path: Path
+) -> None:
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register(changes={"vocabulary": "sha256:a"})
+        await world.pushed(a_sampled_push())
+        assert understood(tmp_path, await file(world)).origin.vocabulary == "sha256:a"
+        await world.pushed(a_sampled_push(2))
+        await world.register(engine="engine-2", changes={"vocabulary": "sha256:b"})
+        await world.proposed(SWAPPED)
+        digest = a_placement(SWAPPED).digest
+        told = (await refusal(file(world, digest=digest)))[1]
+        assert "engines of tiny have vocabularies sha256:a and sha256:b" in told
+
+
+@asynchronous
 async def test_a_pool_or_a_map_that_is_not_known_is_named(tokens: Path) -> None:
     async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
         await world.register()

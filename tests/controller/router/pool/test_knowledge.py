@@ -27,13 +27,16 @@ from tests.controller.server.tiny_server import SWAPPED, Setting, World, a_world
 @asynccontextmanager
 async def sampled_of(engine: Engine) -> AsyncIterator[World]:
     async with a_world(Setting(replace(WANTED, least_tokens=1))) as world:
-        await world.register(api=engine.url, digest=STANDS)
+        said = {"vocabulary": "sha256:theirs"}
+        await world.register(api=engine.url, digest=STANDS, changes=said)
         assert await world.pushed(a_sampled_push()) == [(1, "")]
         yield world
 
 
 @contextmanager
-def told(*streams: Sequence[TablesResponse | Exception]) -> Iterator[Callable[[], Known | None]]:
+def told(
+    *streams: Sequence[TablesResponse | Exception], vocabulary: str = ""
+) -> Iterator[Callable[[], Known | None]]:
     """What is known once a controller has answered with these, stream after stream."""
     left = list(streams)
 
@@ -44,7 +47,7 @@ def told(*streams: Sequence[TablesResponse | Exception]) -> Iterator[Callable[[]
             yield one
 
     stub: Any = SimpleNamespace(read=read, placement=SimpleNamespace(Tables=None))
-    found = Knowledge(lambda: stub, "tiny", SystemClock())
+    found = Knowledge(lambda: stub, "tiny", SystemClock(), vocabulary)
     found.begin()
     yield found.newest
     found.close()
@@ -97,3 +100,17 @@ async def test_a_stream_that_breaks_changes_nothing_and_a_reason_ends_what_was_k
     broken, bad = PlacerError("no controller answers"), TablesResponse(part=b"?", last=True)
     with told([broken], [bad], [TablesResponse(reason="it does not pay")]) as newest:
         assert await until(newest) is NOTHING  # the first that came of all that
+
+
+@run
+async def test_tables_of_another_vocabulary_than_prompts_are_tokenized_with_are_not_used(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one = Engine()
+    async with engines(one), sampled_of(one) as world:
+        once = [answer async for answer in world.placement.Tables(TablesRequest(pool="tiny"))]
+    with told(once, vocabulary="sha256:ours") as newest:
+        assert await until(newest) is NOTHING
+    assert "for vocabulary sha256:theirs, and this is sha256:ours" in caplog.text
+    with told(once, vocabulary="sha256:theirs") as newest:
+        assert (await until(newest)).plan == STANDS
