@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
 from controller.fleet.pools import Pool
 from controller.fleet.traces import Request, SampledRequests, trace_of
 from controller.fleet.workers import FleetError
@@ -64,11 +66,13 @@ class TokenTables:
             newest = len(kept), kept[-1][0]
             if last is not None and same and last.newest == newest:
                 return last.file
-            if last is not None:
-                self._foretell(last, [one for at_s, one in kept if at_s > last.newest[1]])
-            parts = [one for _, one in kept], pool.model, placement, _vocabulary(pool)
             running = asyncio.get_running_loop()
-            made = await running.run_in_executor(self._beside, _made, *parts)
+            if last is not None:
+                fresh = [one for at_s, one in kept if at_s > last.newest[1]]
+                told = await running.run_in_executor(self._beside, _foretold, last, fresh)
+                self._foretold.update(told)
+            parts = [one for _, one in kept], pool.model, placement, _vocabulary(pool)
+            made = await running.run_in_executor(self._beside, _counted, *parts)
             took_s = self._clock.monotonic() - now_s
             due_s = now_s + took_s + max(REMADE_S, REST * took_s)
             self._made[pool.name] = _Made(placement.digest, due_s, newest, *made)
@@ -79,21 +83,24 @@ class TokenTables:
         GPU can serve. Of those of which that is known."""
         return {one: self._foretold[one] for one in requests if one in self._foretold}
 
-    def _foretell(self, made: _Made, requests: Sequence[Request]) -> None:
-        for one in requests:
-            if one.token_ids is None or one.plan != made.digest:
-                continue
-            if 0 <= one.rank < made.local.shape[1]:
-                rows = made.vocabulary.rows(one.token_ids)
-                self._foretold[one] = float(made.local[rows, one.rank].mean())
+
+def _foretold(made: _Made, requests: Sequence[Request]) -> Mapping[Request, float]:
+    """Of those that were served under the map that they are for."""
+    found = {}
+    for one in requests:
+        is_there = one.plan == made.digest and 0 <= one.rank < made.local.shape[1]
+        if is_there and one.token_ids is not None:
+            rows = made.vocabulary.rows(one.token_ids)
+            found[one] = float(made.local[rows, one.rank].mean())
+    return found
 
 
-def _made(
+def _counted(
     requests: Sequence[Request], model: ModelShape, placement: Placement, vocabulary: str
 ) -> tuple[bytes, Vocabulary, FloatArray]:
     counts = counted(trace_of(requests), placement)
     file = tables_bytes(tables_of(counts, model, vocabulary))
-    return file, counts.table.vocabulary, local(counts.table, placement)
+    return file, counts.table.vocabulary, local(counts.table, placement).astype(np.float32)
 
 
 def _vocabulary(pool: Pool) -> str:
