@@ -62,17 +62,15 @@ class LoopCollector(Collector):
             for pool, homing in self.loop.homings.of.items() for by, one in homing.groups.items()
         }  # fmt: skip
         for name, what, field in (
-            (
-                "local_activation_ratio",
-                "Of sampled requests, by how their rank was chosen.",
-                "local",
-            ),
-            (
-                "remote_fanout",
-                "Other GPUs that their tokens are sent to, mean of layers.",
-                "remote",
-            ),
-        ):
+            ("local_activation_ratio", "Of sampled requests, by how their rank was chosen.",
+             "local"),
+            ("predicted_local_activation_ratio", "As tables of before they came foretold it.",
+             "predicted"),
+            ("remote_fanout", "Other GPUs that their tokens are sent to, mean of layers.",
+             "remote"),
+            ("distinct_experts", "That a step reads a layer, for requests of this group alone.",
+             "distinct"),
+        ):  # fmt: skip
             shares = {key: getattr(one, field) for key, one in homed.items()}
             yield _gauge(f"placer_{name}", what, shares, ["pool", "by"])
         lost = {(pool.name,): pool.missed for pool in pools}

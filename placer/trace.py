@@ -159,7 +159,10 @@ class Trace:
         if not 0 < share < 1:
             raise RoutingError(f"holdout {share}: it must be a share between 0 and 1, such as 0.5")
         if self.sequences < 2:
-            raise RoutingError("a trace of one sequence cannot be split: drop --holdout")
+            raise RoutingError(
+                "a trace of one sequence cannot be split, and nothing is left to judge on: record "
+                "more requests"
+            )
         size = min(max(round(share * self.sequences), 1), self.sequences - 1)
         held_out = np.zeros(self.sequences, dtype=bool)
         held_out[np.random.default_rng(seed).permutation(self.sequences)[:size]] = True

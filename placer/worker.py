@@ -19,6 +19,7 @@ class Worker:
               while it serves
     tp_size, most_ranks: ranks of a tensor-parallel group, of which a width is a multiple, and the
               most that its engine can have; 0 if they are not known
+    vocabulary: the hash of its tokenizer's file; empty if that is not known
     """
 
     name: str
@@ -35,6 +36,7 @@ class Worker:
     can_replicate: bool = False
     tp_size: int = 0
     most_ranks: int = 0
+    vocabulary: str = ""
 
     @property
     def dims(self) -> str:

@@ -1,13 +1,18 @@
 """What it wins to send requests home by tables: sampled ones against those of the control group,
-which went by load alone."""
+which went by load alone.
+
+GPUs visited tell what choosing a rank wins, and distinct experts of a step what choosing an engine
+wins: inside one engine all ranks' experts are read for all ranks' tokens."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import hypot
 
 import numpy as np
 
+from controller.fleet.distinct import FEWEST, at_once, distinct
 from controller.fleet.pools import Pool
 from controller.fleet.traces import Request, SampledRequests
 from placer.arrays import BoolArray, FloatArray, IntArray
@@ -17,10 +22,10 @@ from placer.marks import Mark
 from placer.placement import Placement
 
 EVERY_S = 30.0
-FEWEST = 30  # requests of either group, before anything is said
 SURE = 2.0  # standard errors
 WORTH = 0.005  # of the remote traffic: what wins less does not pay
 Stands = Callable[[Pool], Awaitable[Placement]]
+Foretold = Callable[[Sequence[Request]], Mapping[Request, float]]
 NAMES = {Mark.TABLES: "tables", Mark.LOAD: "load"}
 
 
@@ -30,57 +35,95 @@ class Homed:
 
     local:  share of activations that their own GPU can serve (LAR)
     remote: other GPUs that a token is sent to, mean over layers; error: its standard error
+    predicted: ``local``, as tables of before they came foretold it; None if there were none
+    distinct: experts a layer that a step reads for requests of this group alone, as
+            ``controller.fleet.distinct`` has it, and its standard error; None if nobody can tell
     """
 
     requests: int
     local: float
     remote: float
     error: float
+    predicted: float | None = None
+    distinct: float | None = None
+    distinct_error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Homing:
-    """pays: False once it is sure that it wins nothing"""
+    """step: requests of which ``distinct`` is, 0 if nobody measured steps; pays: False once it is
+    sure that it wins nothing"""
 
     groups: Mapping[str, Homed] = field(default_factory=dict)
     reason: str = "no request says how its rank was chosen: none came through a front"
     pays: bool = True
+    step: int = 0
 
 
-def judged(requests: Iterable[Request], placement: Placement) -> Homing:
-    """By the requests that were served under ``placement``."""
+def judged(
+    requests: Iterable[Request],
+    placement: Placement,
+    step: int = 0,
+    foretold: Mapping[Request, float] | None = None,
+) -> Homing:
+    """By the requests that were served under ``placement``.
+
+    step: requests that an engine decodes at once; foretold: of some requests ``predicted``
+    """
     by_mark: dict[Mark, list[Request]] = {}
     for one in requests:
         if one.mark and one.plan == placement.digest and 0 <= one.rank < placement.gpus:
             by_mark.setdefault(one.mark, []).append(one)
-    groups = {NAMES[mark]: homed(them, placement) for mark, them in by_mark.items()}
-    if not groups:
+    if not by_mark:
         return Homing()
+    groups = {NAMES[mark]: homed(them, placement, foretold) for mark, them in by_mark.items()}
     few = [name for name in NAMES.values() if _count(groups, name) < FEWEST]
     if few:
         counts = " and ".join(f"{_count(groups, name):,} by {name}" for name in NAMES.values())
         return Homing(groups, f"{counts} were sampled: {FEWEST} of each tell what tables win")
+    engines = {mark: _by_engine(them) for mark, them in by_mark.items()}
+    # Where load alone sent them tells nothing of them: all engines are one.
+    engines[Mark.LOAD] = [[one for them in engines[Mark.LOAD] for one in them]]
+    for mark, name in NAMES.items():
+        if (read := distinct(engines[mark], step)) is not None:
+            groups[name] = replace(groups[name], distinct=read[0], distinct_error=read[1])
     ours, plain = groups["tables"], groups["load"]
-    won = 1 - ours.remote / plain.remote if plain.remote else 0.0
-    relative = float(np.hypot(ours.error, plain.error)) / plain.remote if plain.remote else 0.0
+    foreseen = "" if ours.predicted is None else f" ({ours.predicted:.1%} foretold)"
+    won, sure = _won(ours.remote, plain.remote, ours.error, plain.error)
     told = (
-        f"{ours.local:.1%} of activations at home by tables and {plain.local:.1%} by load; "
-        f"{won:+.1%} of the remote traffic is saved, +-{SURE * relative:.1%}"
+        f"{ours.local:.1%}{foreseen} of activations at home by tables and {plain.local:.1%} by "
+        f"load; {won:+.1%} of the remote traffic is saved, +-{sure:.1%}"
     )
-    if won + SURE * relative < WORTH:
-        return Homing(groups, f"{told}: it does not pay, requests go by load", pays=False)
-    return Homing(groups, told)
+    pays = won + sure >= WORTH
+    if ours.distinct is not None and plain.distinct is not None:
+        won, sure = _won(ours.distinct, plain.distinct, ours.distinct_error, plain.distinct_error)
+        told += (
+            f"; {ours.distinct:.1f} and {plain.distinct:.1f} experts a layer are read in a step of "
+            f"{step} requests, {won:+.1%} is saved, +-{sure:.1%}"
+        )
+        pays |= len(engines[Mark.TABLES]) > 1 and won + sure >= WORTH
+    if not pays:
+        told += ": it does not pay, requests go by load"
+    return Homing(groups, told, pays, step)
 
 
-def homed(requests: list[Request], placement: Placement) -> Homed:
+def homed(
+    requests: list[Request], placement: Placement, foretold: Mapping[Request, float] | None = None
+) -> Homed:
     """Each request counts by its tokens; the errors are of a ratio of sums."""
     local, remote = zip(*(_of_request(one, placement) for one in requests), strict=True)
     tokens: FloatArray = np.array([one.tokens for one in requests], dtype=np.float64)
     mean = float(np.sum(remote) / tokens.sum())
     off = np.array(remote) - mean * tokens
     spread = float(np.sqrt((off**2).sum() * len(tokens) / max(len(tokens) - 1, 1)))
+    known = [one for one in requests if foretold and one in foretold]
+    told = sum(foretold[one] * one.tokens for one in known) if foretold else 0.0
     return Homed(
-        len(requests), float(np.sum(local) / tokens.sum()), mean, spread / float(tokens.sum())
+        len(requests),
+        float(np.sum(local) / tokens.sum()),
+        mean,
+        spread / float(tokens.sum()),
+        told / sum(one.tokens for one in known) if known else None,
     )
 
 
@@ -92,8 +135,9 @@ class Homings:
         self._traces, self._clock, self._due_s = traces, clock, 0.0
         self._beside = ThreadPoolExecutor(1, "homing")
 
-    async def look(self, pools: Iterable[Pool], stands: Stands) -> None:
-        """stands: the map of a pool's engines. Raises PlacerError if one is not known."""
+    async def look(self, pools: Iterable[Pool], stands: Stands, foretold: Foretold) -> None:
+        """stands: the map of a pool's engines. Raises PlacerError if one is not known. foretold: as
+        ``TokenTables.foretold``"""
         if (now_s := self._clock.monotonic()) < self._due_s:
             return
         self._due_s = now_s + EVERY_S
@@ -103,10 +147,9 @@ class Homings:
                 self.of.pop(pool.name, None)
                 continue
             running = asyncio.get_running_loop()
-            placement = await stands(pool)
-            self.of[pool.name] = await running.run_in_executor(
-                self._beside, judged, found, placement
-            )
+            placement, group = await stands(pool), pool.group()
+            told = found, placement, at_once(group) if group else 0, foretold(found)
+            self.of[pool.name] = await running.run_in_executor(self._beside, judged, *told)
 
 
 def _of_request(one: Request, placement: Placement) -> tuple[float, float]:
@@ -129,3 +172,19 @@ def _of_request(one: Request, placement: Placement) -> tuple[float, float]:
 
 def _count(groups: Mapping[str, Homed], name: str) -> int:
     return groups[name].requests if name in groups else 0
+
+
+def _by_engine(requests: Iterable[Request]) -> list[list[Request]]:
+    """What each engine decoded."""
+    found: dict[str, list[Request]] = {}
+    for one in requests:
+        if one.phase != "prefill":
+            found.setdefault(one.engine, []).append(one)
+    return list(found.values())
+
+
+def _won(ours: float, plain: float, *errors: float) -> tuple[float, float]:
+    """Share of ``plain`` that is saved, and how far that may be off."""
+    if not plain:
+        return 0.0, 0.0
+    return 1 - ours / plain, SURE * hypot(*errors) / plain

@@ -1,28 +1,39 @@
 """Table files (docs/tables.md) made of sampled requests, for the maps that are served."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from controller.fleet.pools import Pool
 from controller.fleet.traces import Request, SampledRequests, trace_of
 from controller.fleet.workers import FleetError
+from placer.arrays import FloatArray
 from placer.clock import Clock
 from placer.files.tables import tables_bytes
 from placer.model import ModelShape
 from placer.placement import Placement
-from placer.tables import counted, tables_of
+from placer.tables import Vocabulary, counted, tables_of
+from placer.tables.owning import local
 
 REMADE_S = 60.0  # new requests come all the time: a map's tables are made no more often
+REST = 9.0  # times what making them took, besides: a tenth of a core
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Made:
+    """due_s: when requests may make others; local: [rows, gpus] share of a token's activations that
+    each GPU can serve"""
+
     digest: str
-    at_s: float
+    due_s: float
     newest: tuple[int, float]
     file: bytes
+    vocabulary: Vocabulary
+    local: FloatArray
 
 
 class TokenTables:
@@ -31,6 +42,7 @@ class TokenTables:
     def __init__(self, traces: SampledRequests, clock: Clock) -> None:
         self._traces, self._clock = traces, clock
         self._made: dict[str, _Made] = {}
+        self._foretold: WeakKeyDictionary[Request, float] = WeakKeyDictionary()
         self._turn = asyncio.Lock()
         self._beside = ThreadPoolExecutor(1, "tables")
 
@@ -39,7 +51,7 @@ class TokenTables:
         async with self._turn:
             last, now_s = self._made.get(pool.name), self._clock.monotonic()
             same = last is not None and last.digest == placement.digest
-            if last is not None and same and now_s - last.at_s < REMADE_S:
+            if last is not None and same and now_s < last.due_s:
                 return last.file
             kept = [
                 (at_s, one)
@@ -54,12 +66,49 @@ class TokenTables:
             newest = len(kept), kept[-1][0]
             if last is not None and same and last.newest == newest:
                 return last.file
-            parts = [one for _, one in kept], pool.model, placement
             running = asyncio.get_running_loop()
-            file = await running.run_in_executor(self._beside, _file, *parts)
-            self._made[pool.name] = _Made(placement.digest, now_s, newest, file)
-            return file
+            if last is not None:
+                fresh = [one for at_s, one in kept if at_s > last.newest[1]]
+                told = await running.run_in_executor(self._beside, _foretold, last, fresh)
+                self._foretold.update(told)
+            parts = [one for _, one in kept], pool.model, placement, _vocabulary(pool)
+            made = await running.run_in_executor(self._beside, _counted, *parts)
+            took_s = self._clock.monotonic() - now_s
+            due_s = now_s + took_s + max(REMADE_S, REST * took_s)
+            self._made[pool.name] = _Made(placement.digest, due_s, newest, *made)
+            return self._made[pool.name].file
+
+    def foretold(self, requests: Sequence[Request]) -> Mapping[Request, float]:
+        """What the tables of before they came said of their activations: the share that their own
+        GPU can serve. Of those of which that is known."""
+        return {one: self._foretold[one] for one in requests if one in self._foretold}
 
 
-def _file(requests: Sequence[Request], model: ModelShape, placement: Placement) -> bytes:
-    return tables_bytes(tables_of(counted(trace_of(requests), placement), model))
+def _foretold(made: _Made, requests: Sequence[Request]) -> Mapping[Request, float]:
+    """Of those that were served under the map that they are for."""
+    found = {}
+    for one in requests:
+        is_there = one.plan == made.digest and 0 <= one.rank < made.local.shape[1]
+        if is_there and one.token_ids is not None:
+            rows = made.vocabulary.rows(one.token_ids)
+            found[one] = float(made.local[rows, one.rank].mean())
+    return found
+
+
+def _counted(
+    requests: Sequence[Request], model: ModelShape, placement: Placement, vocabulary: str
+) -> tuple[bytes, Vocabulary, FloatArray]:
+    counts = counted(trace_of(requests), placement)
+    file = tables_bytes(tables_of(counts, model, vocabulary))
+    return file, counts.table.vocabulary, local(counts.table, placement).astype(np.float32)
+
+
+def _vocabulary(pool: Pool) -> str:
+    """Its engines'; empty if none tells. Raises FleetError where they have several."""
+    told = {one.registration.worker.vocabulary for one in pool.members.values()} - {""}
+    if len(told) > 1:
+        raise FleetError(
+            f"engines of {pool.name} have vocabularies {' and '.join(sorted(told))}, and tokens of "
+            "one are not the other's: give each model a pool of its own"
+        )
+    return next(iter(told), "")

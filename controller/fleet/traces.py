@@ -23,13 +23,14 @@ ONE_BYTES = 15 * 2**20  # of a request: an answer holds no more
 JUDGES = 4  # times least_tokens are what a plan is judged on, if there are so many
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Request:
     """The tokens of a request that are in one phase; ``mixed`` if its worker did not tell.
 
     expert_ids: [tokens, layers, top_k]; token_ids: [tokens] vocabulary ids, or None
     mark:       how a front chose its rank
-    rank, plan: where it was served, and the digest of the map there; -1 and empty if not known
+    engine, rank, plan: where it was served, and the digest of the map there; empty and -1 if not
+                known
     """
 
     phase: str
@@ -39,6 +40,7 @@ class Request:
     mark: Mark = Mark.NONE
     rank: int = -1
     plan: str = ""
+    engine: str = ""
 
     @property
     def tokens(self) -> int:

@@ -145,7 +145,7 @@ class FleetState(FleetServiceServicer):
             if pace is not None:
                 message.step_s, message.busy = pace.step_s or 0.0, pace.busy
         if homing := self.loop.homings.of.get(pool.name):
-            message.homing.reason = homing.reason
+            message.homing.reason, message.homing.step = homing.reason, homing.step
             for by, one in homing.groups.items():
                 message.homing.groups.add(by=by, **asdict(one))
         if applied := self._plans(pool.name, PlanState.APPLIED):

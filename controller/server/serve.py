@@ -77,7 +77,7 @@ async def start(
             raise SecurityError("; ".join(faults))
 
     loop.looks["certificates"] = look_at_certificates
-    loop.looks["homes"] = placements.look_at_homes
+    loop.looks["homes"] = placements.tables.look_at_homes
     await server.start()
     for name in ("", *SERVICES):
         await probed.set(name, health_pb2.HealthCheckResponse.SERVING)

@@ -9,21 +9,19 @@ from typing import Any, TypeVar
 from controller.changes.plans import Kept
 from controller.engines.vllm_engines import VllmEngines
 from controller.fleet.pools import NOBODY, Member, Pool, WorkerId
-from controller.fleet.token_tables import TokenTables
 from controller.fleet.traces import Reading, Request
 from controller.fleet.workers import FleetError
 from controller.ledger.ledger import Record
 from controller.loop import Loop
 from controller.server.answers import answering, streaming
 from controller.server.callers import CALLER, Role
+from controller.server.given_tables import GivenTables
 from controller.server.intake import LIGHT
 from controller.server.messages import pods, sampled, wire
 from controller.server.strangers import Spacing
-from placer.cost.requests import costs_of
 from placer.errors import PlacementError, RoutingError
 from placer.files.plans import parse_plan, plan_text
 from placer.optimizers import optimizer as known_optimizer
-from placer.placement import Placement
 from placer.plan import Hold, Plan
 from placer.v1 import placement_pb2, profile_pb2
 from placer.v1.placement_pb2_grpc import PlacementServiceServicer
@@ -67,7 +65,8 @@ class Profiles(ProfileServiceServicer):
                         found = await self._read(is_large, sampled.requests, *parts)
                     if self.fleet.push(push.id, push.sequence, deltas, push.paces):
                         rank = said.worker.ep_rank if said.worker.tp_size <= 1 else -1
-                        at = [replace(one, plan=said.digest) for one in found]
+                        where = said.digest, push.id.engine
+                        at = [replace(one, plan=where[0], engine=where[1]) for one in found]
                         at = [one if one.rank >= 0 else replace(one, rank=rank) for one in at]
                         self.traces.add(push.id.pool, at)
                 except RoutingError as error:
@@ -125,7 +124,7 @@ class Placements(PlacementServiceServicer):
     def __init__(self, loop: Loop, refusals: Spacing, offers: VllmEngines) -> None:
         self.refusals = refusals
         self.loop, self.arbiter, self.offers = loop, loop.arbiter, offers
-        self.tables = TokenTables(loop.traces, loop.ledger.clock)
+        self.tables = GivenTables(loop)
         self._beside = ThreadPoolExecutor(1, "plans")
 
     @answering
@@ -225,49 +224,9 @@ class Placements(PlacementServiceServicer):
 
     @streaming
     async def Tables(self, request: Any) -> AsyncIterator[Any]:
-        pool = self.loop.fleet.pool(request.pool)
-        homing = self.loop.homings.of.get(pool.name)
-        if homing is not None and not homing.pays:
-            raise FleetError(f"requests of {pool.name}: {homing.reason}")
-        file = await self.tables.of(pool, await self._served(pool, request.digest))
-        seconds = await self._seconds(pool)
-        for start in range(0, len(file), sampled.PART):
-            part = file[start : start + sampled.PART]
-            yield placement_pb2.TablesResponse(part=part, seconds=None if start else seconds)
-
-    async def _seconds(self, pool: Pool) -> Any:
-        """What a scheduler of the pool weighs; None while that is not known."""
-        if (group := pool.group()) is None:
-            return None
-        asked = await self.loop.question(group)
-        if isinstance(asked, Hold):
-            return None
-        costs = costs_of(asked[0])
-        return placement_pb2.Seconds(
-            local=costs.local_s, prefill=costs.prefill_s, read=costs.read_s
-        )
-
-    async def look_at_homes(self) -> None:
-        await self.loop.homings.look(self.loop.fleet.pools.values(), self._stands)
-
-    async def _stands(self, pool: Pool) -> Placement:
-        return await self._served(pool, "")
-
-    async def _served(self, pool: Pool, digest: str) -> Placement:
-        """The map of that digest, or the one that stands."""
-        if not digest:
-            if (group := pool.group()) is None:
-                raise FleetError(
-                    f"no engine of {pool.name} has a width that all its ranks agree on"
-                )
-            return await self.arbiter.stands(group)
-        found = self.loop.ledger.placement(digest)
-        if (found.layers, found.experts) != (pool.model.layers, pool.model.experts):
-            raise FleetError(
-                f"placement {digest:.19}... is of {found.layers} layers x {found.experts} experts, "
-                f"and {pool.name} serves {pool.model.dims}: is it another pool's?"
-            )
-        return found
+        given = self.tables.watched(request) if request.watch else self.tables.once(request)
+        async for answer in given:
+            yield answer
 
     async def _given(self, pool: Pool, file: bytes) -> Any:
         """A plan file, read on a thread. Raises PlacementError for one that lists more than a plan

@@ -81,7 +81,10 @@ def front(
     desk = Desk(chosen, limits, clock, AccessLog(access_log), key, tokens is not None)
     desk.tokenizing = routing.tokenizing(tokenizer, desk)
     found = fronts.Front(
-        desk, listening, routing.named(engine or []), routing.discovery(controller, pool, clock)
+        desk,
+        listening,
+        routing.named(engine or []),
+        routing.discovery(controller, pool, clock, tokenizer),
     )
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")

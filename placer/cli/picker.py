@@ -87,7 +87,8 @@ def picker(
     desk = Desk(chosen, limits, clock, AccessLog(""), routing.bearer(engine_key), False)
     desk.tokenizing = routing.tokenizing(tokenizer, desk)
     found = pickers.Picker(
-        desk, listening, routing.named(engine or []), routing.discovery(controller, pool, clock),
+        desk, listening, routing.named(engine or []),
+        routing.discovery(controller, pool, clock, tokenizer),
         only_rank, metrics,
     )  # fmt: skip
 

@@ -7,10 +7,11 @@ import typer
 
 from placer.cli import inputs
 from placer.cli.console import note, out, print_json, progress
-from placer.cli.tables import Tokenizer, vocabulary_of
+from placer.cli.tables import Tokenizer
 from placer.files.plans import read_plan
 from placer.files.routing import read_header
 from placer.files.tables import read_tables
+from placer.files.vocabularies import vocabulary_of
 from placer.prediction.predict import predict as measured
 from placer.report.prediction import prediction_json, prediction_tables
 from placer.tables import keyed_by

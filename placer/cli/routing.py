@@ -13,6 +13,7 @@ from placer.channel import Settings
 from placer.cli.console import note, out
 from placer.client import is_address
 from placer.errors import PlacerError
+from placer.files.vocabularies import vocabulary_of
 
 ENGINE = "engine"
 
@@ -93,7 +94,7 @@ def named(engines: list[str]) -> dict[str, Any]:
     return found
 
 
-def discovery(controller: str, pool: str, clock: Any) -> Any:
+def discovery(controller: str, pool: str, clock: Any, tokenizer: str) -> Any:
     if not controller:
         return None
     from controller.router.pool.discovery import Discovery
@@ -102,7 +103,8 @@ def discovery(controller: str, pool: str, clock: Any) -> Any:
         raise PlacerError(f"--controller {controller!r} is no address: write it as host:port")
     for fault in Settings.of_environment().credentials.faults(time.time()):
         note(fault)
-    return Discovery(controller, pool, clock)
+    own = Path(tokenizer) if tokenizer not in ("", ENGINE) else None
+    return Discovery(controller, pool, clock, vocabulary_of(own))
 
 
 def tokenizing(tokenizer: str, desk: Any) -> Any:

@@ -12,11 +12,12 @@ from placer.cli import inputs
 from placer.cli.client import controller
 from placer.cli.console import apart, note, progress, writable
 from placer.errors import FileError, ModelError
-from placer.files.atomic import replacing, sha256
+from placer.files.atomic import replacing
 from placer.files.npz import opened
 from placer.files.plans import read_plan
 from placer.files.routing import Header, read_chunks, read_header
 from placer.files.tables import read_tables, write_tables
+from placer.files.vocabularies import vocabulary_of
 from placer.model import ModelShape
 from placer.placement import Placement
 from placer.tables import Counts, counted, tables_of
@@ -116,11 +117,6 @@ def _fetch(address: str, pool: str, plan_file: Path | None, out_file: Path) -> N
     with controller(address) as found, replacing(out_file) as file:
         for answer in found.read(found.placement.Tables, request):
             file.write(answer.part)
-
-
-def vocabulary_of(tokenizer: Path | None) -> str:
-    """What names the vocabulary of a tokenizer's file; empty without one."""
-    return "" if tokenizer is None else f"sha256:{sha256(tokenizer)}"
 
 
 def _counted(headers: Sequence[Header], model: ModelShape, placement: Placement) -> Counts:

@@ -18,3 +18,12 @@ def visits(table: TokenTable, placement: Placement) -> FloatArray:
         for gpu in range(placement.gpus):
             found[:, gpu] += 1 - absent[:, held[layer, :, gpu]].prod(axis=1)
     return found / len(table.counts)
+
+
+def local(table: TokenTable, placement: Placement) -> FloatArray:
+    """[rows, gpus] share of a token's activations that a GPU can serve, mean over layers."""
+    held = (placement.copies > 0).astype(np.float64)
+    found = sum(counts @ on for counts, on in zip(table.counts, held, strict=True))
+    whole = table.times[:, None] * (table.top_k * placement.layers)
+    share: FloatArray = np.asarray(found) / whole
+    return share

@@ -77,6 +77,7 @@ class Worker(_message.Message):
     CAN_REPLICATE_FIELD_NUMBER: _builtins.int
     TP_SIZE_FIELD_NUMBER: _builtins.int
     MOST_RANKS_FIELD_NUMBER: _builtins.int
+    VOCABULARY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     model: _builtins.str
     layers: _builtins.int
@@ -95,6 +96,8 @@ class Worker(_message.Message):
     can have; 0 if they are not known.
     """
     most_ranks: _builtins.int
+    vocabulary: _builtins.str
+    """Of its tokenizer.json, as sha256:...; empty if it is not known."""
     def __init__(
         self,
         *,
@@ -112,10 +115,11 @@ class Worker(_message.Message):
         can_replicate: _builtins.bool = ...,
         tp_size: _builtins.int = ...,
         most_ranks: _builtins.int = ...,
+        vocabulary: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_apply", b"can_apply", "can_replicate", b"can_replicate", "can_resize", b"can_resize", "ep_rank", b"ep_rank", "ep_size", b"ep_size", "experts", b"experts", "layers", b"layers", "model", b"model", "most_ranks", b"most_ranks", "name", b"name", "records", b"records", "slots", b"slots", "top_k", b"top_k", "tp_size", b"tp_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_apply", b"can_apply", "can_replicate", b"can_replicate", "can_resize", b"can_resize", "ep_rank", b"ep_rank", "ep_size", b"ep_size", "experts", b"experts", "layers", b"layers", "model", b"model", "most_ranks", b"most_ranks", "name", b"name", "records", b"records", "slots", b"slots", "top_k", b"top_k", "tp_size", b"tp_size", "vocabulary", b"vocabulary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -453,7 +457,10 @@ class Homing(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
+    step: _builtins.int
+    """Requests of the steps that `distinct` is of; 0 if nobody measured steps."""
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Homed]: ...
     def __init__(
@@ -461,10 +468,11 @@ class Homing(_message.Message):
         *,
         reason: _builtins.str = ...,
         groups: _abc.Iterable[Global___Homed] | None = ...,
+        step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "reason", b"reason", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -481,6 +489,9 @@ class Homed(_message.Message):
     LOCAL_FIELD_NUMBER: _builtins.int
     REMOTE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    DISTINCT_FIELD_NUMBER: _builtins.int
+    DISTINCT_ERROR_FIELD_NUMBER: _builtins.int
     by: _builtins.str
     """"tables" or "load"."""
     requests: _builtins.int
@@ -489,6 +500,13 @@ class Homed(_message.Message):
     remote: _builtins.float
     """Other GPUs that a token is sent to, mean over layers, and the standard error of that."""
     error: _builtins.float
+    predicted: _builtins.float
+    """`local`, as tables of before they came foretold it; not set if there were none."""
+    distinct: _builtins.float
+    """Experts a layer that a step reads for as many requests of this group as an engine decodes at once
+    (at most 25), mean of layers, and the standard error of that; not set if that cannot be told.
+    """
+    distinct_error: _builtins.float
     def __init__(
         self,
         *,
@@ -497,12 +515,22 @@ class Homed(_message.Message):
         local: _builtins.float = ...,
         remote: _builtins.float = ...,
         error: _builtins.float = ...,
+        predicted: _builtins.float | None = ...,
+        distinct: _builtins.float | None = ...,
+        distinct_error: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_distinct", b"_distinct", "_predicted", b"_predicted", "distinct", b"distinct", "predicted", b"predicted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "error", b"error", "local", b"local", "remote", b"remote", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distinct", b"_distinct", "_predicted", b"_predicted", "by", b"by", "distinct", b"distinct", "distinct_error", b"distinct_error", "error", b"error", "local", b"local", "predicted", b"predicted", "remote", b"remote", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__distinct: _TypeAlias = _typing.Literal["distinct"]  # noqa: Y015
+    _WhichOneofArgType__distinct: _TypeAlias = _typing.Literal["_distinct", b"_distinct"]  # noqa: Y015
+    _WhichOneofReturnType__predicted: _TypeAlias = _typing.Literal["predicted"]  # noqa: Y015
+    _WhichOneofArgType__predicted: _TypeAlias = _typing.Literal["_predicted", b"_predicted"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__distinct) -> _WhichOneofReturnType__distinct | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted) -> _WhichOneofReturnType__predicted | None: ...
 
 Global___Homed: _TypeAlias = Homed  # noqa: Y015
 

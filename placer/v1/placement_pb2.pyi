@@ -705,18 +705,24 @@ class TablesRequest(_message.Message):
 
     POOL_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    WATCH_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     digest: _builtins.str
     """Of the map that they are for; empty: of the one that most of its engines serve."""
+    watch: _builtins.bool
+    """The stream does not end: another file comes when another map is served or requests came, and why
+    there is none where there is none (any more).
+    """
     def __init__(
         self,
         *,
         pool: _builtins.str = ...,
         digest: _builtins.str = ...,
+        watch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "pool", b"pool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "pool", b"pool", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -728,8 +734,14 @@ class TablesResponse(_message.Message):
 
     PART_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     part: _builtins.bytes
     """The next bytes of a table file (docs/files.md)."""
+    last: _builtins.bool
+    """The file ends with this part."""
+    reason: _builtins.str
+    """To whoever watches: there are no tables, and those told before are of no use any more."""
     @_builtins.property
     def seconds(self) -> Global___Seconds:
         """With the first of them; not set while the pool's traffic is not known."""
@@ -739,10 +751,12 @@ class TablesResponse(_message.Message):
         *,
         part: _builtins.bytes = ...,
         seconds: Global___Seconds | None = ...,
+        last: _builtins.bool = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "part", b"part", "reason", b"reason", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

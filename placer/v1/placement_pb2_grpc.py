@@ -157,7 +157,7 @@ class PlacementServiceServicer(object):
 
     def Tables(self, request, context):
         """Tables gives out what schedulers look tokens up in, made of the requests that agents sampled, to
-        trace readers alone.
+        fronts and trace readers alone: once, or whenever they are others to whoever watches.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

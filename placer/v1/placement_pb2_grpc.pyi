@@ -55,7 +55,7 @@ class PlacementServiceStub:
     """
     Tables: _grpc.UnaryStreamMultiCallable[_placement_pb2.TablesRequest, _placement_pb2.TablesResponse]
     """Tables gives out what schedulers look tokens up in, made of the requests that agents sampled, to
-    trace readers alone.
+    fronts and trace readers alone: once, or whenever they are others to whoever watches.
     """
 
 @_typing.type_check_only
@@ -85,7 +85,7 @@ class PlacementServiceAsyncStub(PlacementServiceStub):
     """
     Tables: _aio.UnaryStreamMultiCallable[_placement_pb2.TablesRequest, _placement_pb2.TablesResponse]  # type: ignore[assignment]
     """Tables gives out what schedulers look tokens up in, made of the requests that agents sampled, to
-    trace readers alone.
+    fronts and trace readers alone: once, or whenever they are others to whoever watches.
     """
 
 class PlacementServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -172,7 +172,7 @@ class PlacementServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_placement_pb2.TablesResponse], _abc.AsyncIterator[_placement_pb2.TablesResponse]]:
         """Tables gives out what schedulers look tokens up in, made of the requests that agents sampled, to
-        trace readers alone.
+        fronts and trace readers alone: once, or whenever they are others to whoever watches.
         """
 
 def add_PlacementServiceServicer_to_server(servicer: PlacementServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from controller.router.scheduling.decide import SCHEDULERS
-from controller.router.scheduling.lookup import Lookup, local
+from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.rivals import similarity, votes
 from controller.router.scheduling.scheduler import Scheduler
@@ -18,6 +18,7 @@ from placer.plan import Solution
 from placer.planner import solve
 from placer.problem import Problem
 from placer.tables import TokenTable
+from placer.tables.owning import local
 from simulations.streams.centroids import centroids, on_ranks
 from simulations.streams.chosen import (
     drawn,

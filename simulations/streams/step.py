@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controller.router.scheduling.lookup import local
 from placer.arrays import IntArray
 from placer.cost import score, traffic
 from placer.cost.homes import chosen
+from placer.tables.owning import local
 from simulations.streams.chosen import drawn, foreseen, streamed
 from simulations.streams.local_rate import STREAM, WINDOW, Case, cases
 from simulations.streams.worlds import World

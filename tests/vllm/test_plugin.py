@@ -1,6 +1,7 @@
 """When the agent leaves an engine alone, it says so in one line and changes nothing."""
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm instal
 import torch
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from placer.agent.vllm import batches, hooks, plugin
+from placer.agent.vllm import batches, hooks, plugin, worker_agent
 from placer.errors import PlacerError
+from placer.files.vocabularies import vocabulary_of
 
 
 @pytest.fixture
@@ -120,3 +122,12 @@ def test_an_agent_that_fails_ends_alone(caplog: pytest.LogCaptureFixture, said: 
     assert runner.execute_model() == "tokens"
     assert runner.placer is None
     assert "the agent stops, serving goes on" in caplog.text
+
+
+def test_a_worker_tells_its_vocabulary_where_its_tokenizer_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    told = [
+        worker_agent._vocabulary(SimpleNamespace(tokenizer=name, tokenizer_revision=None))
+        for name in (str(tmp_path), "nobody/has-this", "no name // of a repository", "/nowhere")
+    ]
+    assert told == [vocabulary_of(tmp_path), "", "", ""]

@@ -17,6 +17,7 @@ ROUTES = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embedding
 BYTES_PER_TOKEN = 4  # of text, where nobody counted
 DEFAULT_MOST = 16  # tokens of /v1/completions, as OpenAI has it
 UNBOUNDED = 1024  # tokens that are expected where none are stated
+LARGEST = 2**31  # of what a request may state: JSON's integers have no end
 
 # What may stand in a request for which going on elsewhere from its tokens gives the same as if
 # nothing had happened. A grammar, a stop string or a penalty on what was generated would not know
@@ -79,7 +80,7 @@ def read(body: bytes, scored: int) -> Asked:
         asked.length = _length(data["input"])
     most = data.get("max_completion_tokens") or data.get("max_tokens")
     if isinstance(most, int) and most > 0:
-        asked.most = most
+        asked.most = min(most, LARGEST)
     elif "prompt" in data:
         asked.most = DEFAULT_MOST
     if goes_on(data):

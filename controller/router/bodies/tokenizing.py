@@ -21,6 +21,7 @@ from controller.router.wire.heads import JSON, Headers
 from controller.router.wire.upstream import LostError
 from placer.errors import FileError
 from placer.extras import MissingError
+from placer.files.vocabularies import FILE
 
 WAITING = 64  # prompts that may wait for the thread: with more it would be what requests wait for
 REMEMBERED = 4096  # pieces: messages of conversations, which come again with each turn
@@ -47,7 +48,7 @@ class LocalTokenizer:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise MissingError("--tokenizer", "tokenizer", error.name) from error
-        file = path / "tokenizer.json" if path.is_dir() else path
+        file = path / FILE if path.is_dir() else path
         try:
             self._tokenizer: Any = Tokenizer.from_file(str(file))
         except Exception as error:  # of no class of its own

@@ -16,10 +16,10 @@ from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Decision, Request
 from controller.router.wire import heads
-from controller.router.wire.heads import OWN, Headers
+from controller.router.wire.heads import ID, OWN, Headers
 from placer.clock import Clock
 from placer.cost.requests import Costs
-from placer.marks import Mark
+from placer.marks import Mark, mark_of
 
 REMEMBERED, SHORT = 1024, 2048  # heads, and bytes of each
 
@@ -79,7 +79,9 @@ class Desk:
         key = tuple(headers)
         found = self._heads.get(key)
         if found is None:
-            passed = heads.passed_on(headers, self.not_passed)
+            passed = [
+                one for one in heads.passed_on(headers, self.not_passed) if not _is_marked(one)
+            ]
             found = heads.lines([*passed, *self.key])
             if len(self._heads) >= REMEMBERED:
                 self._heads.clear()
@@ -160,3 +162,8 @@ class Desk:
     def _heard(self) -> None:
         """Two fronts on one pool would else each see a part of what its ranks have to do."""
         self.scheduler.hear(self.doors.others())
+
+
+def _is_marked(header: tuple[bytes, bytes]) -> bool:
+    """Whether a client says how its rank was chosen: only a front does."""
+    return header[0] == ID and bool(mark_of(header[1].decode("latin-1")))

@@ -58,7 +58,8 @@ class Exchange(Errand):
 
     def on_head(self, status: int, headers: Headers) -> None:
         self._status = status
-        if status == AWAY:
+        # Who goes on answering so while it takes others means this request.
+        if status == AWAY and self.tries <= 2 * len(self._desk.doors.all):
             self._away(f"{self._url()} answers {status}")
         elif status in GATEWAYS:
             self.on_lost(LostError(f"{self._url()} answers {status}"))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from controller.router.pool.doors import Named
-from controller.router.pool.knowledge import NOTHING, Knowledge, Known
+from controller.router.pool.knowledge import Knowledge, Known
 from controller.router.wire.addresses import AddressError, address
 from placer.channel import Channels, Settings
 from placer.client import OPTIONS, Controller
-from placer.clock import Clock
+from placer.clock import SystemClock
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2
 
@@ -22,13 +22,15 @@ log = logging.getLogger("placer.front")
 class Discovery:
     """Asks a controller again and again. While none answers, all stays as it was."""
 
-    def __init__(self, address: str, pool: str, clock: Clock) -> None:
+    def __init__(self, address: str, pool: str, clock: SystemClock, vocabulary: str = "") -> None:
+        """vocabulary: as ``Knowledge`` has it"""
         self._address, self._settings = address, Settings.of_environment()
         self._channels = Channels(address, self._settings, log, OPTIONS)
         self._pool, self._clock = pool, clock
         self._connect()
         self._beside = ThreadPoolExecutor(1, "discovery")
-        self._trouble = self._without = ""
+        self._knowledge = Knowledge(lambda: self._controller, pool, clock, vocabulary)
+        self._trouble = ""
 
     async def run(
         self,
@@ -38,13 +40,13 @@ class Discovery:
         """name: told of addresses; know: of the engines' maps, by digest, of new tables of one of
         them, if there are, and of the control group's share, if the pool has one of its own"""
         running = asyncio.get_running_loop()
+        self._knowledge.begin()
         while True:
             try:
                 named, maps, control = await running.run_in_executor(self._beside, self.ask)
                 name(named)
                 self._tell("")
-                known = await running.run_in_executor(self._beside, self._learn, maps)
-                know(maps, known, control)
+                know(maps, self._knowledge.newest(), control)
             except PlacerError as error:
                 self._tell(str(error))
             await self._clock.sleep(EVERY_S)
@@ -75,25 +77,12 @@ class Discovery:
 
     def close(self) -> None:
         self._beside.shutdown(wait=False, cancel_futures=True)
+        self._knowledge.close()
         self._channels.close()
 
     def _connect(self) -> None:
         self._channel = self._channels.get()
         self._controller = Controller(self._address, self._channel, self._settings)
-        self._knowledge = Knowledge(self._controller, self._pool, self._clock)
-
-    def _learn(self, maps: Mapping[str, str]) -> Known | None:
-        """New tables, or that there are none any more."""
-        try:
-            found = self._knowledge.newest(maps)
-        except PlacerError as error:
-            if (why := str(error)) != self._without:
-                log.warning("placer: requests go by load: %s", why)
-            self._without = why
-            return NOTHING
-        if found is not None:
-            self._without = ""
-        return found
 
     def _tell(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:

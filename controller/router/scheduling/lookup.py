@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from placer.arrays import FloatArray, IntArray, frozen
 from placer.errors import RoutingError
-from placer.placement import Placement
-from placer.tables import TokenTable, Vocabulary
+from placer.tables import Vocabulary
 from placer.tables.factors import Factors
 from placer.tables.made import Tables as Made
 
@@ -83,15 +82,6 @@ class Lookup:
         values = frozen(np.zeros((1, 1), dtype=np.int16))
         row = frozen(np.zeros(0, dtype=np.int32))
         return cls(Tables(row, values, frozen(np.zeros((0, 0))), 1.0), (0,))
-
-
-def local(table: TokenTable, placement: Placement) -> FloatArray:
-    """[rows, gpus] share of a token's activations that a GPU can serve, mean over layers."""
-    held = (placement.copies > 0).astype(np.float64)
-    found = sum(counts @ on for counts, on in zip(table.counts, held, strict=True))
-    whole = table.times[:, None] * (table.top_k * placement.layers)
-    share: FloatArray = np.asarray(found) / whole
-    return share
 
 
 def rows_of(tables: Tables, tokens: IntArray) -> IntArray:

@@ -1,6 +1,7 @@
 """A client's connection: strict parsing, bounded in size and time, one request after another."""
 
 import asyncio
+import re
 from collections import deque
 from math import inf
 from typing import Literal, cast
@@ -16,6 +17,7 @@ HEAD_BYTES = 2**16  # of a request line and its headers
 TARGET_BYTES = 2**13
 PIPELINED = 64  # requests that may wait for the one before
 AGAIN: Headers = [(b"retry-after", b"1")]
+_HOST = re.compile(rb"[\w.~%!$&'()*+,;=:\[\]-]*", re.ASCII).fullmatch  # RFC 3986, 3.2
 LINGER_S = 2.0  # in which a client may read why it is refused, while it still sends
 
 
@@ -117,14 +119,18 @@ class Connection(asyncio.Protocol):
             raise self._bad(505, f"HTTP/{self._version}: this front speaks 1.1")
         if self._parser.should_upgrade():
             raise self._bad(501, "this front upgrades to no other protocol, and is no proxy")
-        hosts = 0
+        hosts, expects = 0, b""
         for name, value in self._head:
             if name == b"host":
                 hosts += 1
+                if not _HOST(value):
+                    raise self._bad(400, "Host is no host: send its name, and its port")
             elif name == b"expect":
-                self._go_on(value)
+                expects = value
         if hosts > 1 or (not hosts and self._version == "1.1"):
             raise self._bad(400, f"{hosts} Host headers: send one")
+        if expects and self._version == "1.1":  # 1.0 knows no 100
+            self._go_on(expects)
         self._phase, self._fed = "body", 0
 
     def on_body(self, body: bytes) -> None:

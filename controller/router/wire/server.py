@@ -70,13 +70,13 @@ class Server:
         head = b"%b %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n%b\r\n" % (
             method.encode(), path.encode(), self.address.authority, len(body), lines(headers)
         )  # fmt: skip
-        one = self.take()
-        for connection in ([one] if one else []) + [None]:
-            connection = connection or await self.connect()
+        kept = self.take()
+        for one in ([kept] if kept else []) + [None]:
             taker = _Whole(most)
-            connection.send(taker, head + body)
             try:
                 async with self._clock.timeout(deadline_s):
+                    one = one or await self.connect()
+                    one.send(taker, head + body)
                     return await taker.reply
             except TimeoutError as error:
                 raise LostError(
@@ -86,8 +86,8 @@ class Server:
                 if not error.untouched:
                     raise
             finally:
-                if connection.taker is taker:
-                    connection.abandon()
+                if one is not None and one.taker is taker:
+                    one.abandon()
         raise LostError(f"{self.address.url} hung up")
 
     def close(self) -> None:

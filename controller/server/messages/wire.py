@@ -57,6 +57,7 @@ def worker_id(message: Any) -> WorkerId:
 def registration(message: Any) -> Registration:
     """Raises ModelError for a shape that is none, RoutingError for numbers that cannot be."""
     told = {name: getattr(message.worker, name) for name in Worker.__slots__}
+    told |= {name: _line(told[name]) for name in ("model", "vocabulary")}
     worker = Worker(**told)
     _check_sizes(worker)
     numbers = ("epoch", "refused_epoch", "tokens", "dropped")
@@ -65,10 +66,9 @@ def registration(message: Any) -> Registration:
     texts = ("actor", "api", "digest", "refused", "trouble", "metrics")
     told = {name: getattr(message, name) for name in numbers}
     told |= {name: _line(getattr(message, name)) for name in texts}
-    model = replace(worker, model=_line(worker.model))
     pod = Pod(*(_line(getattr(message, name)) for name in ("pod_name", "pod_uid", "node")))
     return Registration(
-        worker_id(message.id), model, _shape(message.shape, worker), pod=pod, **told
+        worker_id(message.id), worker, _shape(message.shape, worker), pod=pod, **told
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from vllm.distributed.eplb.eplb_state import EplbState
 from vllm.distributed.parallel_state import get_ep_group, get_eplb_group, get_tp_group
 
@@ -23,8 +24,9 @@ from placer.agent.vllm.process_group import GroupRanks
 from placer.agent.vllm.recorder import StepRecorder
 from placer.agent.vllm.shutter import Shutter
 from placer.clock import SystemClock
-from placer.errors import ModelError
+from placer.errors import ModelError, PlacerError
 from placer.files.configs import DENSE, read_config
+from placer.files.vocabularies import FILE, vocabulary_of
 from placer.model import ModelShape
 from placer.worker import Worker
 
@@ -171,7 +173,20 @@ def _worker(
         can_resize=parallel.enable_elastic_ep and bool(os.environ.get("PLACER_API", "").strip()),
         tp_size=parallel.tensor_parallel_size,
         most_ranks=parallel.elastic_ep_max_dp_size * parallel.tensor_parallel_size,
+        vocabulary=_vocabulary(config.model_config),
     )
+
+
+def _vocabulary(model: Any) -> str:
+    """Of the tokenizer's file, as far as it is on this host."""
+    place: Any = Path(str(model.tokenizer)) / FILE
+    try:
+        if not place.is_file():
+            revision = model.tokenizer_revision
+            place = try_to_load_from_cache(str(model.tokenizer), FILE, revision=revision)
+        return vocabulary_of(Path(place)) if isinstance(place, str | Path) else ""
+    except (PlacerError, ValueError, OSError):  # a name that is no repository's
+        return ""
 
 
 def _cannot_record(config: Any, layers: Sequence[ExpertLayer], tp_rank: int, record: str) -> str:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from controller.fleet.homing import FEWEST, Homed, Homing, homed, judged
+from controller.fleet.distinct import FEWEST
+from controller.fleet.homing import Homed, Homing, homed, judged
 from controller.fleet.traces import Request
 from placer.marks import Mark, mark_of, marked
 from tests.builders import a_placement
@@ -14,9 +15,12 @@ LOCAL, BOTH, AWAY = [[0, 1], [0, 1]], [[0, 2], [1, 3]], [[2, 3], [2, 3]]
 
 
 def a_request(
-    *tokens: list[list[int]], mark: Mark = Mark.TABLES, plan: str = HALVES.digest
+    *tokens: list[list[int]],
+    mark: Mark = Mark.TABLES,
+    plan: str = HALVES.digest,
+    engine: str = "",
 ) -> Request:
-    return Request("decode", 4, np.array(tokens), mark=mark, rank=0, plan=plan)
+    return Request("decode", 4, np.array(tokens), mark=mark, rank=0, plan=plan, engine=engine)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,48 @@ def test_what_may_still_win_goes_on() -> None:
         [*mixed, *[a_request(*one.expert_ids.tolist(), mark=Mark.LOAD) for one in mixed]], HALVES
     )
     assert found.pays
+
+
+def test_what_was_foretold_stands_beside_what_came() -> None:
+    known, other = a_request(LOCAL, LOCAL, LOCAL), a_request(AWAY)
+    found = homed([known, other, a_request(BOTH)], HALVES, {known: 0.5, other: 0.1})
+    assert found.predicted == pytest.approx((3 * 0.5 + 0.1) / 4)  # by their tokens
+
+
+def by_engines(ours: dict[str, list[list[int]]]) -> list[Request]:
+    """As many by tables for each engine, and by load of each kind anywhere."""
+    found = []
+    for engine, tokens in ours.items():
+        found += [a_request(tokens, engine=engine) for _ in range(FEWEST)]
+        found += [
+            a_request(tokens, mark=Mark.LOAD, engine=name) for name in ours for _ in range(FEWEST)
+        ]
+    return found
+
+
+def test_engines_whose_requests_are_alike_read_fewer_experts() -> None:
+    """Two requests of one kind use 2 experts a layer; of two that are drawn from 60 of either kind
+    59 in 119 are of one kind."""
+    found = judged(by_engines({"blue": LOCAL, "green": AWAY}), HALVES, step=2)
+    assert (found.groups["tables"].distinct, found.step) == (2.0, 2)
+    assert found.groups["load"].distinct == pytest.approx(2 * 59 / 119 + 4 * 60 / 119)
+    assert found.pays  # though as many tokens are sent away
+    assert "2.0 and 3.0 experts a layer are read in a step of 2 requests" in found.reason
+
+
+def test_of_one_engine_distinct_experts_are_no_reason_to_go_on() -> None:
+    """Its ranks read for all of its requests, whoever owns them."""
+    ours = [a_request(BOTH, engine="blue") for _ in range(FEWEST)]
+    plain = [a_request(BOTH, mark=Mark.LOAD, engine="blue") for _ in range(FEWEST)]
+    found = judged([*ours, *plain], HALVES, step=2)
+    assert not found.pays
+    assert found.groups["tables"].distinct == found.groups["load"].distinct == 2.0
+
+
+def test_without_measured_steps_nobody_says_what_they_read() -> None:
+    found = judged(by_engines({"blue": LOCAL, "green": AWAY}), HALVES)
+    assert [one.distinct for one in found.groups.values()] == [None, None]
+    assert "step" not in found.reason
 
 
 @pytest.mark.parametrize("mark", [Mark.TABLES, Mark.LOAD])

@@ -4,20 +4,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from controller.config import Traces
 from controller.fleet import token_tables
 from controller.fleet.homing import Homed, Homing
+from controller.server import given_tables
 from placer.channel import Settings, open_aio_channel
 from placer.files.tables import read_tables
 from placer.tables import Tables
 from placer.v1 import fleet_pb2, placement_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from placer.v1.placement_pb2_grpc import PlacementServiceStub
+from placer.v1.profile_pb2_grpc import ProfileServiceStub
 from tests.builders import a_model, a_placement
 from tests.controller.server.test_traces import READER, TOKENS, WANTED, a_sampled_push, a_trace
-from tests.controller.server.tiny_server import IN_ORDER, SWAPPED, Setting, World, a_world, refusal
+from tests.controller.server.tiny_server import (
+    IN_ORDER,
+    SWAPPED,
+    Setting,
+    World,
+    a_registration,
+    a_world,
+    refusal,
+)
 from tests.controller.server.tiny_service import AGENT, OPERATOR, write
 from tests.controller.tiny_pool import asynchronous
 
@@ -84,8 +95,56 @@ async def test_new_requests_and_another_map_make_others(
         assert await file(world) == first  # a minute is not over
         plan = await world.proposed(SWAPPED)
         assert understood(tmp_path, await file(world, digest=plan.digest)).origin.tokens == 10
+        assert understood(tmp_path, await file(world)).origin.tokens == 10  # of the other again
         monkeypatch.setattr(token_tables, "REMADE_S", 0.0)
-        assert understood(tmp_path, await file(world)).origin.tokens == 10
+        monkeypatch.setattr(token_tables, "REST", 0.0)
+        await file(world, digest=plan.digest)
+        await world.pushed(a_sampled_push(4))
+        assert understood(tmp_path, await file(world, digest=plan.digest)).origin.tokens == 15
+
+
+@asynchronous
+async def test_who_watches_gets_others_when_there_are_and_why_there_are_none(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.server.messages.sampled.PART", 100)
+    monkeypatch.setattr(given_tables, "LOOK_S", 0.01)
+    monkeypatch.setattr(given_tables, "AGAIN_S", 0.02)
+    policy = replace(WANTED, least_tokens=1)
+    async with a_world(Setting(policy, tokens=tokens, token=READER)) as world:
+        request = placement_pb2.TablesRequest(pool="tiny", watch=True)
+        watch = world.placement.Tables(request)
+
+        async def next_one() -> Tables | str:
+            parts: list[bytes] = []
+            async for answer in watch:
+                if answer.reason:
+                    return str(answer.reason)
+                assert answer.HasField("seconds") is not bool(parts)
+                parts.append(answer.part)
+                if answer.last:
+                    break
+            return understood(tmp_path, b"".join(parts))
+
+        assert "no pool 'tiny'" in str(await next_one())
+        async with open_aio_channel(world.address, Settings(OPERATOR)) as channel:
+            await FleetServiceStub(channel).Register(a_registration(digest=STANDS))
+        assert "no requests of tiny with token ids are kept" in str(await next_one())
+        async with open_aio_channel(world.address, Settings(OPERATOR)) as channel:
+            pushes = ProfileServiceStub(channel).Push(iter([a_sampled_push()]))
+            assert [answer.refused async for answer in pushes] == [""]
+        first = await next_one()
+        assert isinstance(first, Tables)
+        assert first.origin.plan == STANDS
+        for engine in world.engines.engines.values():
+            engine.placement = a_placement(SWAPPED)
+        second = await next_one()
+        assert isinstance(second, Tables)
+        assert second.origin.plan == a_placement(SWAPPED).digest
+        world.loop.homings.of["tiny"] = Homing({}, "it does not pay", pays=False)
+        assert await next_one() == "requests of tiny: it does not pay"
+        world.loop.homings.of.clear()  # those requests are forgotten
+        assert isinstance(await next_one(), Tables)
 
 
 @asynchronous
@@ -131,12 +190,32 @@ async def test_marked_requests_are_judged_by_the_rank_that_pushed_them(tokens: P
     async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
         await world.register(digest=STANDS)
         await world.pushed(a_sampled_push(trace=a_trace(marks=[1, 2])))
-        (look,) = [look for name, look in world.loop.looks.items() if name == "homes"]
-        await look()
+        await world.loop.looks["homes"]()
         assert set(world.loop.homings.of["tiny"].groups) == {"tables", "load"}
         assert await world.pushed(a_sampled_push(2, trace=a_trace(marks=[1, 3]))) == [
             (2, "marks [1, 3] of 2 sampled requests: 0, 1 or 2 each")
         ]
+
+
+@asynchronous
+async def test_tables_foretell_the_requests_that_come_after_them(
+    tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first request's tokens half is at home; it comes again, and then all of it is."""
+    monkeypatch.setattr(token_tables, "REMADE_S", 0.0)
+    monkeypatch.setattr(token_tables, "REST", 0.0)
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register(digest=STANDS)
+        await world.pushed(a_sampled_push(trace=a_trace(marks=[1, 2])))
+        await file(world)
+        at_home = a_trace(marks=[1, 2], expert_ids=np.zeros((5, 2, 1), dtype="<u2").tobytes())
+        await world.pushed(a_sampled_push(2, trace=at_home))
+        await file(world)
+        await world.loop.looks["homes"]()
+        (pool,) = (await world.fleet.Status(fleet_pb2.StatusRequest(pool="tiny"))).pools
+        ours = next(one for one in pool.homing.groups if one.by == "tables")
+        assert (ours.requests, ours.local, ours.predicted) == (4, 0.75, 0.5)
+        assert not ours.HasField("distinct")  # of so few
 
 
 @asynchronous
@@ -160,6 +239,22 @@ async def test_without_token_ids_there_are_none(tokens: Path) -> None:
         code, told = await refusal(file(world))
         assert code is grpc.StatusCode.FAILED_PRECONDITION
         assert "no requests of tiny with token ids are kept: set traces.requests and" in told
+
+
+@asynchronous
+async def test_they_are_for_the_vocabulary_that_engines_tell_of_and_for_no_two(
+    tokens: Path, tmp_path: Path
+) -> None:
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register(changes={"vocabulary": "sha256:a"})
+        await world.pushed(a_sampled_push())
+        assert understood(tmp_path, await file(world)).origin.vocabulary == "sha256:a"
+        await world.pushed(a_sampled_push(2))
+        await world.register(engine="engine-2", changes={"vocabulary": "sha256:b"})
+        await world.proposed(SWAPPED)
+        digest = a_placement(SWAPPED).digest
+        told = (await refusal(file(world, digest=digest)))[1]
+        assert "engines of tiny have vocabularies sha256:a and sha256:b" in told
 
 
 @asynchronous

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from controller.router.bodies import asked, tokenizing
 from controller.router.bodies.asked import Asked, goes_on, read
 from controller.router.bodies.tokenizing import EngineTokenizer, LocalTokenizer, cut, fill
 from controller.router.desk.settings import Limits, read_limits
+from controller.router.wire.addresses import address
+from controller.router.wire.server import Server
+from controller.router.wire.upstream import LostError
+from placer.clock import SystemClock
 from placer.errors import FileError
 from tests.controller.router.front.tiny_engine import Engine, engines
 from tests.controller.router.front.tiny_front import (
@@ -42,6 +47,7 @@ def ids(tokens: Any) -> list[int] | None:
      ({"prompt": "eight ch"}, None, 3, 16),
      ({"prompt": ["four", "fours"]}, None, 4, 16),
      ({"messages": [{"content": "x" * 40}]}, None, 11, 1024),
+     ({"prompt": [1], "max_tokens": 10**400}, [1], 1, 2**31),  # which is no float
      ({"messages": [], "max_completion_tokens": 7, "max_tokens": 9}, None, 1, 7),
      ({"messages": [{"content": [{"type": "text", "text": "x" * 8}, {"type": "image"}]}, 3]},
       None, 3, 1024),
@@ -103,6 +109,14 @@ async def test_a_tokenizer_that_fails_costs_the_scores_alone() -> None:
         answer = await ask(here.port, COMPLETIONS, completion(prompt="some text"))
         assert answer.status == 200
         assert here.scheduler.requests[-1].tokens is None
+
+
+@run
+async def test_an_engine_that_does_not_even_connect_is_waited_for_no_longer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it never says a word of TLS
+        where = address(f"https://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(LostError, match=r"does not answer in 0\.2 s"):
+            await Server(where, SystemClock()).ask("POST", "/tokenize", tokenizing.ANSWER_S)
 
 
 @pytest.fixture

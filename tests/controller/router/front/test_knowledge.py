@@ -59,6 +59,19 @@ async def test_a_share_of_requests_goes_by_load_and_all_say_how() -> None:
 
 
 @run
+async def test_a_client_does_not_say_how_its_rank_was_chosen() -> None:
+    one = Engine()
+    async with engines(one), fronted(one) as here:
+        for id in ("own-placert", "own-placerl", "own"):
+            await ask(here.port, COMPLETIONS, completion(), {"X-Request-Id": id})
+        here.front.desk.know({"engine-1": MAP}, KNOWN)
+        await ask(here.port, COMPLETIONS, completion(), {"X-Request-Id": "own-placerl"})
+    ids = [seen.headers.get("x-request-id", "") for seen in one.asked]
+    assert ids[:3] == ["", "", "own"]
+    assert mark_of(ids[3]) is Mark.TABLES
+
+
+@run
 async def test_the_pools_own_share_comes_before_the_fronts() -> None:
     one = Engine()
     async with engines(one), fronted(one, limits=Limits(control=0.25)) as here:

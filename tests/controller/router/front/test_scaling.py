@@ -196,6 +196,16 @@ async def test_what_an_engine_says_is_wrong_the_client_hears(status: int) -> Non
 
 
 @run
+async def test_a_503_that_is_the_request_s_own_is_the_client_s_at_last() -> None:
+    """The engine answers all others."""
+    engine = Engine(error=(503, b'{"error": {"message": "no such adapter"}}'))
+    async with engines(engine), fronted(engine) as here:
+        answer = await ask(here.port, COMPLETIONS, completion())
+        assert (answer.status, answer.data["error"]["message"]) == (503, "no such adapter")
+        assert len(engine.asked) == 3
+
+
+@run
 async def test_an_engine_that_takes_too_long_is_left() -> None:
     engine = Engine()
     engine.gate = asyncio.Event()

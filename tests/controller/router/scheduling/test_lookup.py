@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.router.scheduling import kernels
-from controller.router.scheduling.lookup import WHOLE, Lookup, local
+from controller.router.scheduling.lookup import WHOLE, Lookup
 from controller.router.scheduling.rivals import similarity, votes
 from placer.errors import RoutingError
 from placer.tables import TokenTable, Vocabulary, token_table
 from placer.tables.factors import factors
-from placer.tables.owning import visits
+from placer.tables.owning import local, visits
 from tests.builders import a_placement, a_trace
 
 # Two layers, top-2. Token 5 uses 0, 1 and then 0, 2; token 6 uses 2, 3 or 1, 3, and then 2, 3.

@@ -1,7 +1,4 @@
-"""Malformed, ambiguous and hostile HTTP: each is answered, and the front goes on.
-
-The inputs are the cases of h11's and llhttp's own tests.
-"""
+"""Malformed, ambiguous and hostile HTTP: each is answered, and the front goes on."""
 
 import asyncio
 import json
@@ -10,7 +7,7 @@ import re
 import pytest
 
 from controller.router.desk.settings import Limits
-from controller.router.wire.arriving import HEAD_BYTES, MOST_HEADERS, PIPELINED, TARGET_BYTES
+from controller.router.wire.arriving import PIPELINED
 from tests.controller.router.front.tiny_engine import Engine, engines
 from tests.controller.router.front.tiny_front import (
     COMPLETIONS,
@@ -22,72 +19,7 @@ from tests.controller.router.front.tiny_front import (
     run,
     until,
 )
-
-BODY = b'{"prompt": [5, 6, 7], "max_tokens": 8}'
-POST = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
-CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
-SIZED = POST + b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
-
-REFUSED = {
-    "both lengths": POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "both, the other way": POST
-    + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
-    "two lengths": POST + b"Content-Length: 38\r\nContent-Length: 5\r\n\r\n" + BODY,
-    "two equal lengths": POST + b"Content-Length: 38\r\nContent-Length: 38\r\n\r\n" + BODY,
-    "a list of lengths": POST + b"Content-Length: 38, 38\r\n\r\n" + BODY,
-    "a length with a sign": POST + b"Content-Length: +38\r\n\r\n" + BODY,
-    "a negative length": POST + b"Content-Length: -1\r\n\r\n" + BODY,
-    "a hexadecimal length": POST + b"Content-Length: 0x26\r\n\r\n" + BODY,
-    "an empty length": POST + b"Content-Length: \r\n\r\n" + BODY,
-    "a length with a blank inside": POST + b"Content-Length: 3 8\r\n\r\n" + BODY,
-    "a length of 2**64 and more": POST + b"Content-Length: 18446744073709551654\r\n\r\n" + BODY,
-    "an encoding nobody knows": POST + b"Transfer-Encoding: xchunked\r\n\r\n" + BODY,
-    "chunked twice": POST
-    + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
-    "not chunked at last": POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
-    "a folded header": POST + b"X-A: b\r\n c\r\n\r\n",
-    "a folded length": POST + b"X-A: b\r\n\tContent-Length: 5\r\n\r\n",
-    "a blank before the colon": POST + b"Content-Length : 38\r\n\r\n" + BODY,
-    "a header without a name": POST + b": b\r\n\r\n",
-    "a header without a colon": POST + b"nonsense\r\n\r\n",
-    "a blank before the first header": b"GET /health HTTP/1.1\r\n Host: a\r\n\r\n",
-    "bare LF": POST.replace(b"\r\n", b"\n") + b"\n",
-    "bare LF in headers": POST + b"X: y\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "bare CR in headers": POST + b"X: y\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "NUL in a value": POST + b"X: a\0b\r\n\r\n",
-    "NUL in a name": POST + b"X\0: ab\r\n\r\n",
-    "a control character": POST + b"X: a\x01b\r\n\r\n",
-    "no method": b" /health HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a method nobody knows": b"BREW /health HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a method in lower case": b"get /health HTTP/1.1\r\nHost: a\r\n\r\n",
-    "no protocol": b"GET /health\r\nHost: a\r\n\r\n",
-    "another protocol": b"GET /health ICE/1.0\r\nHost: a\r\n\r\n",
-    "a version nobody knows": b"GET /health HTTP/5.6\r\nHost: a\r\n\r\n",
-    "TLS to a plain port": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64,
-    "binary": bytes(range(128, 256)) * 4,
-    "no host": b"GET /health HTTP/1.1\r\n\r\n",
-    "two hosts": b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-    "a chunk's size is no number": CHUNKED + b"zz\r\nab\r\n0\r\n\r\n",
-    "a chunk's size is negative": CHUNKED + b"-1\r\nab\r\n0\r\n\r\n",
-    "a chunk's size has a prefix": CHUNKED + b"0x2\r\nab\r\n0\r\n\r\n",
-    "a chunk's size is too large": CHUNKED + b"ffffffffffffffffff\r\nab\r\n0\r\n\r\n",
-    "a chunk is longer than it says": CHUNKED + b"1\r\nabc\r\n0\r\n\r\n",
-    "a chunk ends with LF": CHUNKED + b"2\nab\r\n0\r\n\r\n",
-    "a NUL in a chunk's extension": CHUNKED + b"2;a=\0\r\nab\r\n0\r\n\r\n",
-}
-OTHERS = {
-    "many headers": (431, POST + b"X: y\r\n" * (MOST_HEADERS + 1) + b"\r\n"),
-    "a long header": (431, POST + b"X: " + b"y" * (HEAD_BYTES + 10)),
-    "a long target": (414, b"GET /" + b"a" * (TARGET_BYTES + 10) + b" HTTP/1.1\r\nHost: a\r\n\r\n"),
-    "many trailers": (431, CHUNKED + b"0\r\n" + b"X: y\r\n" * (MOST_HEADERS + 1) + b"\r\n"),
-    "a long extension": (431, CHUNKED + b"1;a=" + b"y" * 10 * HEAD_BYTES),
-    "a declared giant": (413, POST + b"Content-Length: 9999999999\r\n\r\n"),
-    "an expectation": (417, POST + b"Expect: a-miracle\r\nContent-Length: 1\r\n\r\n"),
-    "an upgrade": (501, b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n"
-                   b"Upgrade: websocket\r\n\r\n"),
-    "CONNECT": (501, b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"),
-    "OPTIONS *": (404, b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
-}  # fmt: skip
+from tests.controller.router.wire.corpus import BODY, CHUNKED, OTHERS, POST, REFUSED, SIZED
 
 
 def told(answer: bytes) -> tuple[int, str]:
@@ -212,6 +144,17 @@ async def test_whoever_expects_100_continue_gets_it() -> None:
         writer.write(BODY)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK")
         writer.close()
+
+
+@run
+async def test_it_gets_it_once_and_whoever_speaks_1_0_not_at_all() -> None:
+    engine = Engine()
+    async with engines(engine), fronted(engine) as here:
+        close = b"Expect: 100-continue\r\nConnection: close\r\n"
+        told = await raw(here.port, SIZED.replace(b"Host: a\r\n", b"Host: a\r\n" + 2 * close))
+        assert re.findall(rb"HTTP/1.1 (\d+)", told) == [b"100", b"200"]
+        old = SIZED.replace(b"1.1", b"1.0").replace(b"Host: a\r\n", close)
+        assert re.findall(rb"HTTP/1.1 (\d+)", await raw(here.port, old)) == [b"200"]
 
 
 @run
