@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from math import atanh, ceil, exp
 
 import numpy as np
+import numpy.typing as npt
 
 from placer.arrays import FloatArray, IntArray
 from placer.model import ModelShape
@@ -97,9 +98,8 @@ class Router:
         def lots(of: int, layer: int = 0) -> np.random.Generator:
             return np.random.default_rng([*np.atleast_1d(seed), of, layer])
 
-        def normal(of: int, layer: int, *shape: int) -> FloatArray:
-            found: FloatArray = lots(of, layer).standard_normal(shape, np.float32)
-            return found
+        def normal(of: int, layer: int, *shape: int) -> npt.NDArray[np.float32]:
+            return lots(of, layer).standard_normal(shape, np.float32)
 
         count, total, sizes = len(lens), int(lens.sum()), self.sizes.astype(np.float32)
         passed = self.mix((np.arange(count) + 0.5) / count).cumsum(axis=1)
