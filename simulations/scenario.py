@@ -21,6 +21,7 @@ from placer.model import ModelShape
 from placer.names import lookup
 from placer.placement import linear
 from placer.topology import Topology
+from placer.trace import Trace
 from simulations.arrival_files import read_arrivals
 from simulations.arrivals import Arrivals, diurnal, with_prefixes
 from simulations.fleet import Incident, World
@@ -160,12 +161,7 @@ class Scenario:
         if isinstance(told, LikeRouting):
             router = fitted(self.path.parent / told.like, read_model(told.of))
             return router.routing(shape, told.turn_s, seed)
-        trace = read_trace(self.path.parent / told.routing, shape)
-        if (trace.layers, trace.top_k) != (shape.layers, shape.top_k):
-            raise FileError(
-                f"{self.path}: {told.routing} is of {trace.layers} layers, top-{trace.top_k}, and "
-                f"{spec.model} of {shape.layers}, top-{shape.top_k}: give the model's own"
-            )
+        trace = _trace(self.path.parent / told.routing, shape)
         return of_trace(trace, told.parts, told.every_s)
 
     def _upgrades(self, name: str, pool: Pool) -> list[Incident]:
@@ -212,7 +208,18 @@ class Scenario:
 
 @lru_cache  # asked for by all pools and controllers
 def fitted(path: Path, model: ModelShape) -> Router:
-    return fit(read_trace(path, model))
+    return fit(_trace(path, model))
+
+
+def _trace(path: Path, model: ModelShape) -> Trace:
+    """Raises FileError for another model's."""
+    trace = read_trace(path, model)
+    if (trace.layers, trace.top_k) != (model.layers, model.top_k):
+        raise FileError(
+            f"{path} is of {trace.layers} layers, top-{trace.top_k}, and {model.name} of "
+            f"{model.layers}, top-{model.top_k}: give the model's own"
+        )
+    return trace
 
 
 def _speeds(spec: HardwareSpeeds, shape: ModelShape, node: Topology, slots: int) -> Speeds:

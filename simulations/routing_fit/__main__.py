@@ -52,8 +52,8 @@ def main(
     table = Table("", "recorded", "drawn", "error", caption=numbers)
     for name, value in told["recorded"].items():
         ours = told["drawn"][name]
-        error = f"{ours / value - 1:+.1%}" if value else "-"
-        table.add_row(name, f"{value:.3f}", f"{ours:.3f}", error)
+        off = f"{ours / value - 1:+.1%}" if value else "-"
+        table.add_row(name, f"{value:.3f}", f"{ours:.3f}", off)
     out.print(table)
 
 

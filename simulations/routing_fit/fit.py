@@ -8,6 +8,7 @@ within chance.
 
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -98,7 +99,7 @@ class _Fit:
         return router if router.shared else replace(router, clusters=1)
 
     def router(self, **instead: float) -> Router:
-        numbers = {name: NUMBERS[name].value(name, x) for name, x in self.x.items()}
+        numbers: dict[str, Any] = {name: NUMBERS[name].value(name, x) for name, x in self.x.items()}
         return replace(self.like, **{**numbers, **instead})
 
     def _drawn(self, router: Router, seed: int = 0) -> Moments:

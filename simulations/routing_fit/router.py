@@ -19,14 +19,17 @@ drawn: of exponential variates, each over its expert's weight, the smallest.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import atanh, ceil, exp
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from placer.arrays import FloatArray, IntArray
 from placer.model import ModelShape
 from placer.trace import Trace
 from simulations.routing import PARTS, Routing, limited, of_trace
 
+Floats = npt.NDArray[np.floating[Any]]  # of either precision
 TOKENS_AT_A_TIME = 16_384
 LENGTHS, POPULARITY, CLUSTERS, REQUESTS, TOKENS, NOISE, CHOICE = range(7)  # lots of their own
 SHARED_TOKENS = 12_288  # that the loads of endless traffic are counted of
@@ -97,9 +100,8 @@ class Router:
         def lots(of: int, layer: int = 0) -> np.random.Generator:
             return np.random.default_rng([*np.atleast_1d(seed), of, layer])
 
-        def normal(of: int, layer: int, *shape: int) -> FloatArray:
-            found: FloatArray = lots(of, layer).standard_normal(shape, np.float32)
-            return found
+        def normal(of: int, layer: int, *shape: int) -> Floats:
+            return lots(of, layer).standard_normal(shape, np.float32)
 
         count, total, sizes = len(lens), int(lens.sum()), self.sizes.astype(np.float32)
         passed = self.mix((np.arange(count) + 0.5) / count).cumsum(axis=1)
@@ -145,7 +147,7 @@ class Router:
         return Routing(np.einsum("mc,cle->mle", mix, each), turn_s / PARTS)
 
 
-def balancing(odds: FloatArray, shares: FloatArray) -> FloatArray:
+def balancing(odds: Floats, shares: FloatArray) -> Floats:
     """[experts] what makes each expert be used by its share of the tokens, whose log odds are
     [tokens, experts]. A token uses one of weight w with the chance 1 - exp(-t w), where t is such
     that it uses as many as the shares add up to."""

@@ -1,16 +1,20 @@
 """Routers whose numbers are known, and traces that are drawn from them: do they come out?"""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from placer.errors import RoutingError
-from placer.model import ModelShape
+from placer.errors import FileError, RoutingError
+from placer.files.routing import write_trace
+from placer.model import ModelShape, preset
 from simulations.routing_fit.fit import clusters_of, fit
 from simulations.routing_fit.moments import moments
 from simulations.routing_fit.router import Router, balancing
+from simulations.scenario import Scenario
 from tests.builders import random_trace
+from tests.simulations.test_scenarios import POOL, written
 
 LAYERS, EXPERTS, TOP_K = 4, 32, 2
 LENS = np.full(120, 60)
@@ -93,6 +97,23 @@ def test_clusters_come_one_after_another_the_more_they_drift() -> None:
 def test_clusters_are_counted(clusters: int) -> None:
     router = Router(variety=2.0, shared=1.0, clusters=clusters)
     assert round(clusters_of(moments(router.draw(4, 32, 2, np.full(120, 40), 4)))) == clusters
+
+
+def test_a_pool_has_the_statistics_of_a_trace_of_another_model(tmp_path: Path) -> None:
+    """Mixtral's loads deviate as gpt-oss-20b's did."""
+    recorded = preset("gpt-oss-20b")
+    dims = recorded.layers, recorded.experts, recorded.top_k
+    trace = Router(skew=0.7).draw(*dims, np.full(12, 50), seed=1)
+    write_trace(tmp_path / "trace.npz", trace)
+    pool = {**POOL, "routing": {"like": "trace.npz", "of": "gpt-oss-20b"}}
+    world = Scenario(written(tmp_path, pools={"chat": pool})).world("none", 1)
+    shares = world.pools["chat"].routing.shares
+    assert shares.shape == (1, 32, 8)
+    assert np.log(shares).std(axis=2).mean() == pytest.approx(0.7, rel=0.25)
+    world.ledger.close()
+    pool = {**POOL, "routing": {"like": "trace.npz", "of": "deepseek-v3"}}
+    with pytest.raises(FileError, match=r"trace\.npz"):
+        Scenario(written(tmp_path, pools={"chat": pool})).world("none", 1)
 
 
 def test_loads_of_endless_traffic_turn_from_cluster_to_cluster() -> None:

@@ -179,13 +179,13 @@ def _worker(
 
 def _vocabulary(model: Any) -> str:
     """Of the tokenizer's file, as far as it is on this host."""
-    place: Any = Path(str(model.tokenizer)) / FILE
     try:
+        place: Any = Path(str(model.tokenizer)) / FILE
         if not place.is_file():
             revision = model.tokenizer_revision
             place = try_to_load_from_cache(str(model.tokenizer), FILE, revision=revision)
         return vocabulary_of(Path(place)) if isinstance(place, str | Path) else ""
-    except (PlacerError, ValueError, OSError):  # a name that is no repository's
+    except (PlacerError, ValueError, OSError, AttributeError):  # no repository's, or none at all
         return ""
 
 
