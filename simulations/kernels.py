@@ -289,14 +289,17 @@ def place(s: Any, one: int, now: float, widest: int) -> None:
 
 @compiled
 def serve_many(
-    s: Any, first: int, last: int, until: float, every: int, widest: int, speeds: Any
+    s: Any, first: int, last: int, until: float, every: int, widest: int, speeds: Any, at: int
 ) -> int:
-    """Requests one after another; stops at one of every ``every`` that somebody else is to place,
-    and returns it."""
+    """Requests one after another, the first to rank ``at`` if that is one; stops at one of every
+    ``every`` that somebody else is to place, and returns it."""
     for one in range(first, last):
         advance(s, s.at_s[one], until, widest, speeds, every)
-        if one % every == 0:
+        if one == first and at != NOBODY:
+            arrive(s, one, at // widest, at, s.at_s[one])
+        elif one % every == 0:
             return one
-        place(s, one, s.at_s[one], widest)
+        else:
+            place(s, one, s.at_s[one], widest)
     advance(s, until, until, widest, speeds, every)
     return last

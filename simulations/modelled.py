@@ -25,7 +25,7 @@ from placer.problem import Problem
 from placer.topology import Topology
 from placer.worker import Worker
 from simulations.arrivals import Arrivals
-from simulations.kernels import BEGAN, GRID
+from simulations.kernels import BEGAN, GRID, NOBODY
 from simulations.routing import Routing
 from simulations.serving import Serving
 from simulations.state import Speeds
@@ -163,16 +163,16 @@ class PoolModel:
             again, self._again = self._again, []
             for one in again:
                 if one % self.serving.every == 0:
-                    self._send(one, self._now_s)
+                    place = divmod(self._chosen(one), self.serving.widest)
+                    self.serving.arrive(one, *place, self._now_s)
                 else:
                     self.serving.place(one, self._now_s)
         last = int(np.searchsorted(self.arrivals.at_s, now_s))
+        chosen = NOBODY
         while self._next < last and self.scheduler.pool.places:
-            self._next, events = self.serving.serve_many(self._next, last, now_s)
+            self._next, events = self.serving.serve_many(self._next, last, now_s, chosen)
             self._hear(events)
-            if self._next < last:
-                self._send(self._next, float(self.arrivals.at_s[self._next]))
-                self._next += 1
+            chosen = self._chosen(self._next) if self._next < last else NOBODY
         self._hear(self.serving.advance(now_s))
         self._now_s = now_s
 
@@ -212,9 +212,9 @@ class PoolModel:
         fleet.register(Registration(id, worker, shape=model, digest=placement.digest))
         return id
 
-    def _send(self, one: int, now_s: float) -> None:
-        """As the front does."""
-        serving, prompt = self.serving, int(self.arrivals.prompt[one])
+    def _chosen(self, one: int) -> int:
+        """Its place, engine x widest + rank, as the front would choose it."""
+        prompt = int(self.arrivals.prompt[one])
         known = self.arrivals.prefixes
         prefix = known.of(one) if known else ()
         request = Request(None, prompt, int(self.arrivals.output[one]), prefix)
@@ -222,7 +222,7 @@ class PoolModel:
             self.scheduler.ended(lost, 0)
         decision = self._decisions[one] = self.scheduler.choose(request)
         engine = list(self.engines).index(decision.engine)
-        serving.arrive(one, engine, decision.rank, now_s)
+        return engine * self.serving.widest + decision.rank
 
     def _hear(self, events: Sequence[Sequence[int]]) -> None:
         for kind, one in events:

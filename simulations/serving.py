@@ -77,13 +77,13 @@ class Serving:
         kernels.place(self.state, request, now_s, self.widest)
 
     def serve_many(
-        self, first: int, last: int, until: float
+        self, first: int, last: int, until: float, place: int = NOBODY
     ) -> tuple[int, Sequence[Sequence[int]]]:
         """Those of [first, last) up to the next that is placed by who asks, until whose moment time
-        has gone on, or ``last`` once it is ``until``; and what came of requests."""
-        state, every = self.state, self.every
-        at = kernels.serve_many(state, first, last, until, every, self.widest, self.speeds)
-        return int(at), self._events()
+        has gone on, or ``last`` once it is ``until``; and what came of requests. place: of the
+        first, if it was asked for: engine x widest + rank"""
+        state, more = self.state, (self.every, self.widest, self.speeds, place)
+        return int(kernels.serve_many(state, first, last, until, *more)), self._events()
 
     def again(self, engine: int) -> list[int]:
         """An engine's memory is gone: its requests, which nobody has any more and which begin
