@@ -22,7 +22,7 @@ BENCHMARKS = (
 LONG = (
     "autoscale", "elastic", "elastic_kills", "shared_weights", "mutants", "matrix", "verdicts",
     "hostile", "prescheduling", "prescheduling.placements", "front", "picker", "kubernetes",
-    "page",
+    "page", "simulate",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ MEAN, PAIRS, CHANCE, ARITHMETIC, READING, SECONDS, VARIANCE, OWNED = range(8)
 OF_NODES = 3  # so many of the rows are of nodes, too
 TINY = 1e-300  # instead of nothing to divide by
 TIES = 1e-3  # weight of the deviations where the peak counts, which many exchanges leave alike
+# Of the mean, by how much two times must differ: spreads are differences of squares, which hold to
+# the root of a float's precision alone.
+ROUNDING = 1e-7
+PASSES = 4  # exchanges of a slot in the mean, at most, that take a layer where it pays to be
 STAGES = 64  # of annealing, after each of which the shares of all replicas are reckoned again
 # Rows of State.change: by how much an exchange changes the weights of the two experts.
 COLOCATED_E, COLOCATED_F, SHARE_E, SHARE_F, SINGLE_E, SINGLE_F = range(6)
@@ -864,8 +868,8 @@ def tighten(layer: Layer, rules: Rules, state: State) -> Steps:
     guesses, each = np.empty(len(tried)), alone(layer, state.replicas[0])
     done = [(np.int64(0), np.int64(0), np.int64(0), 0.0) for _ in range(0)]
     price = layer.standing.max()
-    nothing = 1e-9 * abs(state.totals[0]) / gpus
-    while True:
+    nothing = ROUNDING * abs(state.totals[0]) / gpus
+    while len(done) < PASSES * len(state.slots):  # more would go in circles
         view = outlook(rules, state)
         off[:] = state.sums[SECONDS, :gpus] - view[1]
         g = furthest(view, off, settled, price)
@@ -906,6 +910,7 @@ def tighten(layer: Layer, rules: Rules, state: State) -> Steps:
                 continue
         each = alone(layer, state.replicas[0])
         done.append((x, y, f, gain))
+    return done
 
 
 @compiled
@@ -923,7 +928,7 @@ def descend(
     """
     state = settle(layer, rules, start.copy())
     row, size = start.copy(), len(start) // away.shape[1]
-    found = np.empty((4 * len(start), 4), dtype=np.int64)
+    found = np.empty((PASSES * len(start), 4), dtype=np.int64)
     won_s = np.empty(len(found))
     count = 0
     for price in prices:
