@@ -3,7 +3,7 @@
 import json as json_
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,6 @@ from placer.cli.console import note, out, progress, writable
 from placer.errors import PlacerError
 from placer.extras import MissingError
 from placer.files.atomic import write_text
-
-COLUMNS = ("pool", "controller", "requests", "cut", "cached", "in time", "TTFT p50/p99",
-           "TPOT p50/p99", "GPU h", "balance", "changes", "pause", "moved")  # fmt: skip
 
 
 def simulate(
@@ -89,17 +86,12 @@ def _one(
         told = {name: _told(one) for name, one in found.items()}
         out.print_json(json_.dumps({"scenario": path.name, "seed": seed, "found": told}))
         return
-    table = Table(*COLUMNS)
-    for name, one in found.items():
-        for pool, of in one.pools.items():
-            table.add_row(
-                pool, name, f"{of.finished:,} of {of.requests:,}", f"{of.cut:,}",
-                f"{of.cached:.1%}", f"{of.attainment:.2%}", _both(of.ttft_s), _both(of.tpot_s),
-                f"{of.gpu_hours:,.1f}", f"{of.balancedness:.3f}",
-                f"{sum(of.operations.values())}", f"{of.longest_pause_s:.2f} s",
-                f"{of.moved_bytes / 1e9:,.1f} GB",
-            )  # fmt: skip
-    out.print(table)
+    for pool in found[names[0]].pools:
+        figures = [one.run.figures[pool] for one in found.values()]
+        table = Table(pool, *found)
+        for what in figures[0]:
+            table.add_row(what, *(of.get(what, "-") for of in figures))
+        out.print(table)
     if read.scheduled > 1:
         errors = form_errors(read, names[0], seed)
         told_ = ", ".join(f"{what} {error:.1%}" for what, error in errors.items())
@@ -159,9 +151,3 @@ def _spread(values: Sequence[float], form: str) -> str:
     """The mean, and from which to which."""
     mean, least, most = (form.format(one) for one in (fmean(values), min(values), max(values)))
     return mean if least == most else f"{mean} ({least} to {most})"
-
-
-def _both(seconds: Mapping[str, float]) -> str:
-    if not seconds:
-        return "-"
-    return f"{seconds['p50'] * 1e3:,.0f}/{seconds['p99'] * 1e3:,.0f} ms"
