@@ -13,9 +13,7 @@ of its prompt; its first token comes with the last of its prompt.
 
 Steps in which no prompt ends have the same tokens, and one of context more for each request:
     seconds of j such steps = each_s * j + more_s * j * (j - 1) / 2
-
-of the rank that is the slowest in the middle. What is left out: that another one is before or
-after, preemption, and that the tokens of one step are routed otherwise than the mean.
+of the rank that is slowest in the middle. Left out: that another is before or after; preemption.
 """
 
 from typing import Any
@@ -29,8 +27,7 @@ from simulations.caches import cached, forget, hold, leave, needs
 GRID = 15  # seconds of a step's experts are told for 1, 2, 4, ... tokens a GPU
 SEATS = 512  # requests that run on a rank, at most
 BEGAN, ENDED = 0, 1
-NOBODY = -1
-NEVER = 2**62  # a step that does not come
+NOBODY, NEVER = -1, 2**62  # a step that does not come
 BOUNDS = np.array(TTFT_BOUNDS), np.array(GAP_BOUNDS)
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -277,13 +274,11 @@ def place(s: Any, one: int, now: float, widest: int) -> None:
     fewest."""
     best, fewest = 0, np.inf
     for engine in range(len(s.end_s)):
-        if s.closed[engine]:
-            continue
-        load = 0.0
-        for at in range(engine * widest, engine * widest + s.wanted[engine]):
-            load += s.begun[at] + s.queued[at]
-        if load / s.wanted[engine] < fewest:
-            best, fewest = engine, load / s.wanted[engine]
+        first, ranks = engine * widest, s.wanted[engine]
+        here = slice(first, first + ranks)
+        load = (s.begun[here].sum() + s.queued[here].sum()) / ranks
+        if not s.closed[engine] and load < fewest:
+            best, fewest = engine, load
     arrive(s, one, best, _emptiest(s, best * widest, s.wanted[best]), now)
 
 
