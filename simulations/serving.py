@@ -30,7 +30,7 @@ class Serving:
         every: int = 1,
     ) -> None:
         """every: one of so many requests is placed by who asks, and heard of; the others go to the
-        rank with the fewest requests, and steps in which none comes or leaves are one formula."""
+        emptiest engine's emptiest rank, and steps in which none comes or leaves are one formula."""
         self.speeds, self.widest, self.every = speeds, widest, every
         self.cut = 0
         requests, places = len(arrivals), engines * widest
@@ -73,7 +73,7 @@ class Serving:
         kernels.arrive(self.state, request, engine, engine * self.widest + rank, now_s)
 
     def place(self, request: int, now_s: float) -> None:
-        """Where the fewest are, of the engines that take requests."""
+        """To the emptiest rank of the emptiest engine that takes requests."""
         kernels.place(self.state, request, now_s, self.widest)
 
     def serve_many(
