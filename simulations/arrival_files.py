@@ -92,7 +92,7 @@ def read_arrivals(path: Path, longest: int = MOST_TOKENS, holes: bool = False) -
 def _blocks(where: str, row: Mapping[str, Any], prompt: int) -> Sequence[int]:
     """The full ones of a prompt: of the last, only a part may be its."""
     found = row.get(BLOCKS, [])
-    if not isinstance(found, list) or not all(isinstance(one, int) for one in found):
+    if not isinstance(found, list) or not all(map(_is_id, found)):
         raise FileError(f"{where}: {BLOCKS} are no list of numbers: mend or remove the line")
     return found[: prompt // BLOCK_TOKENS]
 
@@ -133,3 +133,7 @@ def _json(path: Path, number: int, line: str) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise FileError(f"{path}, line {number}: no object: mend or remove the line")
     return found
+
+
+def _is_id(one: object) -> bool:
+    return isinstance(one, int) and 0 <= one < 2**63

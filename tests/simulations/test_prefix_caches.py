@@ -151,9 +151,10 @@ def test_mooncake_traces_say_what_prompts_begin_with(tmp_path: Path) -> None:
     twice = found.between(1.0, 9.0).times(2).prefixes
     assert twice is not None
     assert [twice.of(one) for one in range(4)] == [(0,), (0,), (), ()]
-    path.write_text(row % (0, 1100, '"x"'))
-    with pytest.raises(FileError, match="line 1: hash_ids are no list"):
-        read_arrivals(path)
+    for wrong in ('"x"', "[0.5, 1]", "[1, -1]", f"[1, {10**400}]"):
+        path.write_text(row % (0, 1100, wrong))
+        with pytest.raises(FileError, match="line 1: hash_ids are no list"):
+            read_arrivals(path)
 
 
 def test_prefixes_are_drawn_by_their_popularity() -> None:
