@@ -1,14 +1,17 @@
 """The cluster's API: one request, its answer or an ApiError. Objects are dicts, as in JSON."""
 
+import asyncio
 import json
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
+from aiohttp import ClientResponse
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 from yaml import YAMLError
@@ -47,15 +50,15 @@ class Api:
     """Kubernetes' API server, by kubeconfig or as a pod. Who we are is read again when it says that
     it does not know us: tokens and certificates are replaced while this runs."""
 
-    def __init__(self, client: ApiClient) -> None:
-        self._client = client
+    def __init__(self, identity: "Identity") -> None:
+        self._identity, self._renewing = identity, asyncio.Lock()
 
     @classmethod
     async def open(cls) -> "Api":
-        return cls(await _client())
+        return cls(await Identity.read())
 
     async def close(self) -> None:
-        await self._client.close()  # type: ignore[no-untyped-call]
+        await self._identity.close()
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object:
         return await self._ask("GET", kind.path(namespace, name))
@@ -78,18 +81,17 @@ class Api:
             "timeoutSeconds": str(WATCH_S),
         }  # fmt: skip
         limits = aiohttp.ClientTimeout(sock_connect=ANSWER_S, sock_read=SILENCE_S)
-        response = await self._send("GET", kind.path(namespace), query, None, "", limits)
         try:
-            async for line in response.content:
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    told = event["object"]
-                    raise ApiError(told.get("code", 500), told.get("message", "the watch failed"))
-                yield event
+            async with self._send("GET", kind.path(namespace), query, None, "", limits) as response:
+                async for line in response.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        told = event["object"]
+                        message = told.get("message", "the watch failed")
+                        raise ApiError(told.get("code", 500), message)
+                    yield event
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise ApiError(0, f"the watch of {kind.plural} broke off: {error!r}") from error
-        finally:
-            response.close()
 
     async def create(self, kind: Kind, namespace: str, body: Object) -> Object:
         return await self._ask("POST", kind.path(namespace), body=body)
@@ -114,36 +116,84 @@ class Api:
         body: Any = None, content: str = "application/json",
     ) -> Any:  # fmt: skip
         limits = aiohttp.ClientTimeout(total=ANSWER_S)
-        response = await self._send(method, path, query or {}, body, content, limits)
         try:
-            return json.loads(await response.read())
+            async with self._send(method, path, query or {}, body, content, limits) as response:
+                return json.loads(await response.read())
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise ApiError(0, f"the answer to {method} {path} broke off: {error!r}") from error
 
-    async def _send(
-        self, method: str, path: str, query: Mapping[str, str], body: Any, content: str,
-        limits: aiohttp.ClientTimeout,
-    ) -> aiohttp.ClientResponse:  # fmt: skip
-        response = await self._once(method, path, query, body, content, limits)
-        if response.status == 401:
-            response.release()
-            await self._renew()
-            response = await self._once(method, path, query, body, content, limits)
-        if response.status < 400:
-            return response
-        try:
-            told = (await response.read()).decode(errors="replace")
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            told = ""
-        message = " ".join(_message(told).split())[:1000]
-        after = response.headers.get("Retry-After", "")
-        wait_s = float(after) if after.isdigit() else 0.0
-        raise ApiError(response.status, f"{method} {path}: {message}", wait_s)
+    @asynccontextmanager
+    async def _send(self, method: str, path: str, *what: Any) -> AsyncIterator[ClientResponse]:
+        """The answer, to be read; what the server refuses is raised."""
+        for is_last in (False, True):
+            identity = self._identity
+            async with identity.send(method, path, *what) as response:
+                if response.status < 400:
+                    yield response
+                    return
+                if response.status != 401 or is_last:
+                    raise await _refusal(response, f"{method} {path}")
+            await self._renew(identity)
 
-    async def _once(
+    async def _renew(self, refused: "Identity") -> None:
+        """Once, for all whose requests were refused at the same time."""
+        async with self._renewing:
+            if self._identity is not refused:
+                return
+            log.warning("placer: the API server refuses our token: reading it again")
+            try:
+                self._identity = await Identity.read()
+            except ClusterError as error:
+                raise ApiError(401, str(error)) from error  # half written, it may be
+            await refused.close()
+
+
+class Identity:
+    """Who we are to the API server, and the connections made as such. They are closed when the
+    last answer has been read: aiohttp lets those who read from a closed session wait for ever."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client, self._uses, self._ends = client, 0, False
+
+    @classmethod
+    async def read(cls) -> "Identity":
+        """KUBECONFIG, else ~/.kube/config, else the pod's ServiceAccount."""
+        settings = Configuration()
+        load: Any = config.load_kube_config
+        in_cluster: Any = config.load_incluster_config
+        paths = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+        try:
+            if os.environ.get("KUBECONFIG") or os.path.exists(paths):
+                await load(config_file=paths, client_configuration=settings)
+            else:
+                in_cluster(client_configuration=settings)
+            return cls(ApiClient(settings))
+        except (config.ConfigException, OSError, YAMLError, *NO_CONFIG) as error:
+            reason = " ".join(str(error).split())
+            raise ClusterError(
+                f"no cluster: {reason}: set KUBECONFIG to a kubeconfig, or run this in a pod"
+            ) from error
+
+    async def close(self) -> None:
+        self._ends = True
+        if not self._uses:
+            await self._client.close()  # type: ignore[no-untyped-call]
+
+    @asynccontextmanager
+    async def send(self, *what: Any) -> AsyncIterator[ClientResponse]:
+        self._uses += 1
+        try:
+            with closing(await self._answer(*what)) as response:
+                yield response
+        finally:
+            self._uses -= 1
+            if self._ends:
+                await self.close()
+
+    async def _answer(
         self, method: str, path: str, query: Mapping[str, str], body: Any, content: str,
         limits: aiohttp.ClientTimeout,
-    ) -> aiohttp.ClientResponse:  # fmt: skip
+    ) -> ClientResponse:  # fmt: skip
         client, headers = self._client, {"Accept": "application/json"}
         if content:
             headers["Content-Type"] = content
@@ -155,30 +205,16 @@ class Api:
             raise ApiError(0, f"no answer to {method} {url}: {error!r}") from error
         return answer.response
 
-    async def _renew(self) -> None:
-        """Others' requests under way end with the old connections, and are made again."""
-        log.warning("placer: the API server refuses our token: reading it again")
-        old, self._client = self._client, await _client()
-        await old.close()  # type: ignore[no-untyped-call]
 
-
-async def _client() -> ApiClient:
-    """KUBECONFIG, else ~/.kube/config, else the pod's ServiceAccount."""
-    settings = Configuration()
-    load: Any = config.load_kube_config
-    in_cluster: Any = config.load_incluster_config
-    paths = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+async def _refusal(response: ClientResponse, what: str) -> ApiError:
     try:
-        if os.environ.get("KUBECONFIG") or os.path.exists(paths):
-            await load(config_file=paths, client_configuration=settings)
-        else:
-            in_cluster(client_configuration=settings)
-        return ApiClient(settings)
-    except (config.ConfigException, OSError, YAMLError, *NO_CONFIG) as error:
-        reason = " ".join(str(error).split())
-        raise ClusterError(
-            f"no cluster: {reason}: set KUBECONFIG to a kubeconfig, or run this in a pod"
-        ) from error
+        told = (await response.read()).decode(errors="replace")
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        told = ""
+    message = " ".join(_message(told).split())[:1000]
+    after = response.headers.get("Retry-After", "")
+    wait_s = float(after) if after.isdigit() else 0.0
+    return ApiError(response.status, f"{what}: {message}", wait_s)
 
 
 def _message(text: str) -> str:
