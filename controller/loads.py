@@ -66,8 +66,8 @@ class Loads:
         if settings is None or self.metrics is None or group is None:
             return
         back_s = max(settings.window_s, settings.ttft_s) + settings.ttft_s
-        window = self._windows.setdefault(pool.name, SignalWindow(back_s))
-        window.window_s = back_s
+        window = self._windows.setdefault(pool.name, SignalWindow(back_s, settings.tpot_s))
+        window.window_s, window.tpot_s = back_s, settings.tpot_s
         window.forget(group.engines)
         answers = await asyncio.gather(*(self._sample(pool.name, one) for one in group.engines))
         found = {

@@ -181,6 +181,17 @@ def test_engines_that_cannot_change_their_width_are_added_to() -> None:
     assert decide(replace(fixed, signals=readings(5.0), size=Size(2, 2)), more).size == Size(2, 1)
 
 
+def test_a_width_that_is_enough_goes_before_another_engine_that_others_would_start() -> None:
+    """33 GPUs are wanted: 4 engines of 16 are more than 5 of 8, but no person is needed."""
+    coarse = replace(SETTINGS, least=8, most=16, step=8)
+    wide = replace(a_scaling(readings(165.0)), size=Size(8, 4))
+    assert decide(wide, coarse).size == Size(16, 4)
+    assert decide(replace(wide, live=frozenset()), coarse).size == Size(8, 5)
+    assert decide(wide, replace(coarse, max_gpus=40)).size == Size(8, 5)
+    few = replace(wide, signals=readings(120.0))  # 24 are wanted, and none is narrower than 8
+    assert decide(few, coarse).size == Size(8, 3)
+
+
 def test_without_a_setting_or_signals_there_is_nothing_to_say() -> None:
     policy = a_policy()
     assert autoscale(Seen(NOTHING, Past(), policy, NOON_S, a_scaling())) is None
