@@ -2,7 +2,8 @@
 
 A rule of the table says how many GPUs it would have by the load of now; this says what comes of it:
 
-    limits         ``least`` to ``most`` ranks an engine in steps of ``step``, ``max_gpus`` of all
+    limits         ``least`` to ``most`` ranks an engine in steps of ``step``, as far as hardware
+                   and memory allow, ``max_gpus`` of all
     ability        another width, or more replicas, only if engines registered that they change it
                    live; else, or beyond ``most``, one more or one fewer engine
     stabilisation  smaller only down to the largest wish of the last ``stabilisation_s``
@@ -65,7 +66,7 @@ def fitting(wanted: int, scaling: Scaling, settings: Autoscale) -> Size:
     limit = settings.most * size.engines if settings.max_gpus is None else settings.max_gpus
     widths = [size.ranks]
     if "width" in scaling.live:
-        widths += range(settings.least, settings.most + 1, settings.step)
+        widths += settings.widths if scaling.widths is None else scaling.widths
     own = [replace(size, ranks=ranks) for ranks in dict.fromkeys(widths)]
     engines = (max(size.engines - 1, 1), size.engines + 1)
     others = [replace(size, engines=number) for number in engines]
