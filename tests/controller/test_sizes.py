@@ -93,7 +93,7 @@ async def test_an_automatic_pool_begins_it_and_rests_twice_as_long_for_each_that
         raise PlacementError("no way there")
 
     world = Loaded(mode="automatic")
-    world.loop.loads.planner.resized = no_way  # type: ignore[method-assign]
+    world.loop.loads.planner.resized = no_way  # type: ignore[method-assign, assignment]
     world.load(12.0)
     outcome, reason = await world.look()
     assert outcome == "act"
