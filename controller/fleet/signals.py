@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from controller.samples import Histogram, Sample
 
 MOST_READINGS = 3600  # that are kept of a pool
-LEAST_BUSY = 0.5  # that a rank is taken for
+LEAST_BUSY = 0.25  # that a rank is taken for
 NEWEST = 0.1  # weight of the newest full speed in their mean
 
 
@@ -100,8 +100,8 @@ class SignalWindow:
     Ranks that were never busy have not shown it. How busy engines are follows from what they say:
     by Little's law, each has so many prompts at work at a time as come a second, times the seconds
     to their first token; and steps as long as ``tpot_s`` cannot carry more tokens. What a rank
-    computes while it is half busy is taken for half of what it can, but never for less than half:
-    what was not seen is believed as far as a step that doubles the load.
+    computes while it is half busy is taken for half of what it can, but nothing for less than
+    LEAST_BUSY: what was not seen is believed so far only, and looked at again from there.
     """
 
     def __init__(self, window_s: float, tpot_s: float) -> None:

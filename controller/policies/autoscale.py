@@ -70,9 +70,10 @@ def fitting(wanted: int, scaling: Scaling, settings: Autoscale) -> Size:
     own = [replace(size, ranks=ranks) for ranks in dict.fromkeys(widths)]
     engines = (max(size.engines - 1, 1), size.engines + 1)
     others = [replace(size, engines=number) for number in engines]
-    by_gpus = sorted((*own, *others), key=lambda one: one.gpus)
+    by_gpus = sorted((*own, *others), key=lambda one: one.gpus)  # of equals those of its own first
     allowed = [one for one in by_gpus if one.gpus <= limit] or by_gpus[:1]
-    enough = [one for one in allowed if one.gpus >= wanted] or allowed[-1:]
+    most = max(allowed, key=lambda one: one.gpus)
+    enough = [one for one in allowed if one.gpus >= wanted] or [most]
     if wanted > min(widths) * size.engines:
         return next((one for one in enough if one.engines == size.engines), enough[0])
     return enough[0]

@@ -158,7 +158,7 @@ def test_full_speed_is_the_most_that_was_shown_until_requests_wait_for_less() ->
 @pytest.mark.parametrize(
     ("ttft_s", "gap_s", "full_rate"),
     [(0.05, 0.0, 100.0), (0.0375, 0.0, 100 / 0.75), (0.0, 0.08, 100 / 0.8),
-     (0.025, 0.08, 100 / 0.8), (0.001, 0.01, 200.0)],
+     (0.025, 0.08, 100 / 0.8), (0.001, 0.01, 400.0)],
 )  # fmt: skip
 def test_ranks_that_were_busy_in_part_are_believed_to_compute_more(
     ttft_s: float, gap_s: float, full_rate: float

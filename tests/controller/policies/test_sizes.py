@@ -171,6 +171,7 @@ def test_of_what_can_be_had_the_smallest_that_is_enough_else_the_largest() -> No
     wide = a_scaling(readings(30.0))  # which wants 6
     assert decide(wide, replace(SETTINGS, max_gpus=5)).size == Size(5)
     assert decide(wide, replace(SETTINGS, max_gpus=2)).outcome == "hold"
+    assert decide(wide, replace(SETTINGS, max_gpus=4)).size == Size(4)  # and not 2 engines of 2
 
 
 def test_engines_that_cannot_change_their_width_are_added_to() -> None:
