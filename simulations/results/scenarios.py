@@ -16,7 +16,7 @@ SHOWN = {IN_TIME: "in time", BALANCE: "balance", GPUS: "GPUs"}
 LARGE = ("deepseek-288", "kimi-512", "ten-thousand")  # hours of work: for the full page alone
 HOUR_S, MINUTE_S = 3600.0, 60.0
 OURS, NOBODY = "placer", "none"  # controllers of scenarios
-ALIKE_IN_TIME, ALIKE_HOURS = 0.0005, 0.005  # differences of shares that are none
+ALIKE_IN_TIME, ALIKE_HOURS = 0.002, 0.005  # differences of shares that are none
 PLENTY = 0.995  # in time, where there is little left to win
 FEW = 4  # pools that are told of one by one
 MEANS = (
@@ -111,9 +111,9 @@ def compared(found: Mapping[str, Told]) -> Iterator[str]:
         if fewer or more:
             verdict = "better"
         elif abs(in_time) <= ALIKE_IN_TIME and abs(hours) <= ALIKE_HOURS:
-            kept = min(ours.in_time, other.in_time)
-            why = ": at this load both keep the objectives" if kept > PLENTY else ""
-            verdict = f"no better{why}"
+            verdict = "as good" if ours.moved < other.moved else "no better"
+            if min(ours.in_time, other.in_time) > PLENTY:
+                verdict += ": at this load both keep the objectives"
         else:
             verdict = "worse"
         yield (

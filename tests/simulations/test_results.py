@@ -125,6 +125,8 @@ def test_a_scenario_is_told_by_controller_as_placer_simulate_does(tmp_path: Path
         ((0.99, 8.0, 10), (0.99, 10.0, 0), "+0.00 points in time, -20.0% GPU hours: better."),
         ((0.95, 10.0, 1), (0.9, 10.0, 4),
          "+5.00 points in time, +0.0% GPU hours, 0.25 of its bytes moved: better."),
+        ((0.9, 10.0, 1), (0.901, 10.0, 4),
+         "-0.10 points in time, +0.0% GPU hours, 0.25 of its bytes moved: as good."),
         ((0.9, 10.0, 0), (0.9, 10.0, 0), "+0.00 points in time, +0.0% GPU hours: no better."),
         ((0.999, 10.0, 0), (0.999, 10.0, 0), "+0.00 points in time, +0.0% GPU hours: no better: "
          "at this load both keep the objectives."),
