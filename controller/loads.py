@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable
 from dataclasses import replace
 
 from controller.changes.arbiter import Arbiter
@@ -40,7 +39,7 @@ class Loads:
         self.metrics, self.capacity = metrics, capacity
         self._windows: dict[str, SignalWindow] = {}
         self._wishes: dict[str, deque[tuple[float, int]]] = {}  # when, and how many GPUs
-        self._widths: dict[str, tuple[Hashable, tuple[int, ...]]] = {}  # that can be, and of what
+        self._widths: dict[str, tuple[object, tuple[int, ...]]] = {}  # that can be, and of what
 
     @property
     def clock(self) -> Clock:

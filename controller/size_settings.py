@@ -1,12 +1,14 @@
 """How a pool's size follows its load: what an operator may set; docs/autoscaling.md explains it."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from placer.errors import FileError
+from placer.topology import MOST_GPUS
 
+Ranks = Annotated[int, Field(ge=1, le=MOST_GPUS)]
 AutoscalePolicy = Literal["quantile", "threshold", "horizontal"]
 
 
@@ -70,7 +72,7 @@ class AutoscaleSpec(Spec):
     ttft_s: float = Field(default=2.0, gt=0)
     tpot_s: float = Field(default=0.1, gt=0)
     attainment: float = Field(default=0.9, gt=0, le=1)
-    ranks: tuple[PositiveInt, PositiveInt] = (1, 16)
+    ranks: tuple[Ranks, Ranks] = (1, 16)
     step: int = Field(default=1, ge=1)
     max_gpus: int | None = Field(default=None, ge=1)
     every_s: float = Field(default=1.0, ge=0.1)

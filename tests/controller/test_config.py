@@ -248,6 +248,7 @@ def test_a_size_follows_its_load_only_where_that_is_said(read: Any) -> None:
     for text, why in (
         ("{ranks: [8, 2]}", "ranks are 8 to 2: write the smaller first"),
         ("{ranks: [0, 2]}", "ranks"),
+        ("{ranks: [1, 1000000000]}", "less than or equal to 4096"),
         ("{policy: best}", "policy"),
         ("{attainment: 90}", "attainment"),
     ):
