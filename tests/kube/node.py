@@ -24,7 +24,7 @@ from controller.kube.cluster.informer import Informer, Name
 from controller.kube.objects import DEPLOYMENTS, NODES, PODS, STATEFUL_SETS, Kind, Object
 from placer.clock import SystemClock
 from tests.kube.cluster import Cluster
-from tests.kube.node_pods import NODE, Pod
+from tests.kube.node_pods import NODE, Pod, names_in
 from tests.kube.node_ways import Way
 
 JOBS, SERVICES = Kind("Job", "jobs", "batch"), Kind("Service", "services")
@@ -92,6 +92,8 @@ class Node:
         here = {one["metadata"]["uid"] for one in found.values()}
         for uid in self.pods.keys() - here:
             await self._end(uid)
+        for namespace in {_name(pod.object)[0] for pod, _ in self.pods.values()}:
+            self._tell_names(namespace)
         for pod, task in self.pods.values():
             if task.done():
                 task.result()  # a fault of the node's own ends it
@@ -194,6 +196,17 @@ class Node:
                 if where == namespace:
                     found[one] = address
         return found
+
+    def _tell_names(self, namespace: str) -> None:
+        """Written where it is, since containers have that file mounted."""
+        found = {"localhost": "127.0.0.1", **self._hosts(namespace)}
+        text = "".join(f"{address} {name}\n" for name, address in found.items() if address)
+        path = names_in(self._folder, namespace)
+        path.touch()
+        if path.read_text() != text:
+            with path.open("r+") as file:
+                file.write(text)
+                file.truncate()
 
     def _account(self, namespace: str, name: str) -> Path:
         """What a pod finds of its ServiceAccount, and the same as a kubeconfig."""
