@@ -232,6 +232,8 @@ class View:
             if told(before) != told(pool):
                 if maps(before) != maps(pool):
                     one.stale.add("plan")  # whose acknowledgements they are
+                if _releasable(before) != _releasable(pool):
+                    one.stale.add("operation")  # which says them; some only after it has ended
                 if was_polled:
                     self._changed(name)
         is_new = answer.uptime_s < self._uptime_s
@@ -260,3 +262,7 @@ class View:
                 "operator reach it? Nothing is lost, and all else here is as it was said last"
             )
             self._changed("")
+
+
+def _releasable(pool: Any) -> list[str]:
+    return [] if pool is None else list(pool.releasable_pods)

@@ -15,6 +15,7 @@ from controller.kube import view as viewing
 from controller.kube.view import UnansweredError, View
 from placer.channel import Settings
 from placer.clock import SystemClock
+from placer.v1 import fleet_pb2
 from tests.kube.stand_in import StandIn, serving
 
 # gRPC names methods as protos do.
@@ -149,3 +150,27 @@ def test_answers_of_two_controllers_are_not_mixed(monkeypatch: pytest.MonkeyPatc
     with serving(first) as address:
         looking(address, test)
         second.away()
+
+
+def test_pods_that_an_operation_released_are_known_though_they_are_only_after_its_end() -> None:
+    stand_in = StandIn()
+    stand_in.pool(POOL, "tiny", ["pod-0", "pod-1"])
+
+    async def test(view: View, news: list[str]) -> None:
+        request = fleet_pb2.ScaleToRequest(pool=POOL, ranks=1)
+        with stand_in._changed:
+            operation = stand_in._begin(request)
+            operation.phase = fleet_pb2.OPERATION_PHASE_SUCCEEDED
+        await until(lambda: POOL in news)
+        [found] = (await view.seen(POOL, frozenset())).operations
+        assert not found.released_pods
+        news.clear()
+        with stand_in._changed:  # as the controller knows that nobody hears of the rank any more
+            operation.released_pods.append("pod-1")
+            stand_in.pools[POOL].releasable_pods.append("pod-1")
+        await until(lambda: POOL in news)
+        [found] = (await view.seen(POOL, frozenset())).operations
+        assert found.released_pods == ["pod-1"]
+
+    with serving(stand_in) as address:
+        looking(address, test)
