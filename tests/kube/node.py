@@ -30,7 +30,7 @@ from tests.kube.node_ways import Way
 JOBS, SERVICES = Kind("Job", "jobs", "batch"), Kind("Service", "services")
 OWNERS = (STATEFUL_SETS, DEPLOYMENTS, JOBS)
 HASH = {STATEFUL_SETS: "controller-revision-hash", DEPLOYMENTS: "pod-template-hash"}
-LOOK_S = 0.2
+LOOK_S, CLOSING_S = 0.2, 0.25  # the second for TLS connections, as aiohttp's manual has it
 
 
 class Node:
@@ -295,6 +295,7 @@ def running(cluster: Cluster, way: Way, folder: Path) -> Iterator[Node]:
         with suppress(asyncio.CancelledError):
             await task
         await api.close()
+        await asyncio.sleep(CLOSING_S)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(whole(),))
     thread.start()
