@@ -57,7 +57,7 @@ bench: setup
 	@if [ -e $(VLLM_READY) ] && [ ! -e $(VLLM_VENV)/.missing ]; then \
 		NUMBA_CACHE_DIR=$(CURDIR)/$(VLLM_VENV)/kernels $(VLLM_VENV)/bin/python -m bench agent; fi
 
-# docs/results.md: eight hours a scenario and 500 stories, or all of it.
+# docs/results.md: two days a scenario and 500 stories, or all of it.
 simulations: setup
 	$(BIN)/python -m simulations.results
 

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Hashable
 from dataclasses import replace
 
 from controller.changes.arbiter import Arbiter
 from controller.changes.operations import Operation, Phase, Scale
-from controller.changes.sizing import asked, sized
+from controller.changes.sizing import asked, sized, widths
 from controller.config import Config
 from controller.fleet.pools import Group, Pool, width_of
 from controller.fleet.signals import Signals, SignalWindow
@@ -15,6 +16,7 @@ from controller.ledger.ledger import Record
 from controller.policies.policy import Decision, Scaling, Size
 from controller.ports import Capacity, EngineLostError, Metrics, Planner
 from controller.samples import Sample
+from controller.size_settings import Autoscale
 from placer.clock import Clock
 
 DEADLINE_S = 3.0  # of what an engine says of its load
@@ -38,6 +40,7 @@ class Loads:
         self.metrics, self.capacity = metrics, capacity
         self._windows: dict[str, SignalWindow] = {}
         self._wishes: dict[str, deque[tuple[float, int]]] = {}  # when, and how many GPUs
+        self._widths: dict[str, tuple[Hashable, tuple[int, ...]]] = {}  # that can be, and of what
 
     @property
     def clock(self) -> Clock:
@@ -51,7 +54,7 @@ class Loads:
 
     def forget(self) -> None:
         """Pools that are gone."""
-        for known in (self._windows, self._wishes):
+        for known in (self._windows, self._wishes, self._widths):
             for pool in known.keys() - self.fleet.pools.keys():
                 known.pop(pool)
 
@@ -66,8 +69,8 @@ class Loads:
         if settings is None or self.metrics is None or group is None:
             return
         back_s = max(settings.window_s, settings.ttft_s) + settings.ttft_s
-        window = self._windows.setdefault(pool.name, SignalWindow(back_s))
-        window.window_s = back_s
+        window = self._windows.setdefault(pool.name, SignalWindow(back_s, settings.tpot_s))
+        window.window_s, window.tpot_s = back_s, settings.tpot_s
         window.forget(group.engines)
         answers = await asyncio.gather(*(self._sample(pool.name, one) for one in group.engines))
         found = {
@@ -104,7 +107,16 @@ class Loads:
             rested_s,
             failures,
             tuple((now_s - at_s, gpus) for at_s, gpus in wishes),
+            self._possible(group, settings),
         )
+
+    def _possible(self, group: Group, settings: Autoscale) -> tuple[int, ...]:
+        """Widths, looked for again only when the pool or its settings are others."""
+        key = group.model, group.slots, tuple(group.engines), self.config.of(group.pool)
+        if (known := self._widths.get(group.pool)) is None or known[0] != key:
+            known = key, widths(self.arbiter, group, settings.widths)
+            self._widths[group.pool] = known
+        return known[1]
 
     async def take(self, group: Group, decision: Decision) -> Decision:
         """Remember what is wished for, and begin what was decided, or say who could."""

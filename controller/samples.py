@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
+from operator import mul
 from types import MappingProxyType
 from typing import Any
 
@@ -41,6 +42,14 @@ class Histogram:
                 break
             found, low = found + count, high
         return found / total if total > 0 else 1.0
+
+    @property
+    def mean(self) -> float:
+        """As if each bucket had its middle; of the last its lower end. 0 if nothing was counted."""
+        lows = (0.0, *self.bounds)
+        middles = [(low + high) / 2 for low, high in zip(lows, self.bounds, strict=False)]
+        found = sum(map(mul, self.counts, (*middles, lows[-1])))
+        return found / self.total if self.total > 0 else 0.0
 
     def since(self, before: "Histogram") -> "Histogram":
         """What came since; all of it if it was reset, or has other buckets now."""

@@ -46,6 +46,11 @@ class Autoscale:
     quantile: float = 0.9
     requests: float = 8.0
 
+    @property
+    def widths(self) -> range:
+        """Of an engine."""
+        return range(self.least, self.most + 1, self.step)
+
 
 class Spec(BaseModel):
     """Settings as they are written. What is null is as if it were not there."""

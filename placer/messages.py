@@ -11,6 +11,8 @@ from placer.errors import RoutingError
 from placer.trace import Trace
 from placer.v1 import profile_pb2
 
+PUSH_BYTES = 128 * 2**20  # that a controller takes: of 60 x 512 experts a phase's pairs have 125 MB
+
 
 def array(
     name: str, data: bytes | memoryview, shape: tuple[int, ...], kind: str = "<u4"

@@ -70,7 +70,7 @@ class _World:
         self.policy = PoolPolicy(preset("h100"), mode="automatic", autoscale=settings)
         self.pool, self.decide = PoolModel(arrivals, ranks, rank), decide
         back_s = max(settings.window_s, settings.ttft_s) + settings.ttft_s
-        self.window = SignalWindow(back_s)
+        self.window = SignalWindow(back_s, settings.tpot_s)
         self.changes, self.widest, self.rank_s = 0, ranks, 0.0
         self._wishes: list[tuple[float, int]] = []
         self._ended_s = -inf

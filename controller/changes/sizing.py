@@ -1,5 +1,6 @@
 """What another width of a pool's engines would be, and cost."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -11,6 +12,8 @@ from controller.fleet.pools import Group
 from controller.fleet.workers import FleetError
 from controller.ports import Planner
 from placer.errors import PlacerError
+from placer.limits import clashes
+from placer.model import ModelShape
 from placer.placement import Placement
 from placer.plan import Infeasible
 from placer.problem import Problem
@@ -32,7 +35,7 @@ async def sized(
     stands = await arbiter.stands(group)
     policy = arbiter.config.of(pool)
     try:
-        problem = _problem(arbiter, group, ranks)
+        problem = _problem(arbiter, group, ranks, _of_now(arbiter, group))
         found = await planner.resized(problem, stands, policy.optimizer)
     except PlacerError as error:
         return change, None, str(error)
@@ -62,19 +65,37 @@ def asked(arbiter: Arbiter, pool: str, ranks: int) -> tuple[Group, Scale, str]:
     return group, change, policy.frozen
 
 
-def _problem(arbiter: Arbiter, group: Group, ranks: int) -> Problem:
-    """Of the traffic of now; if there was none, all experts are alike."""
-    policy, model = arbiter.config.of(group.pool), group.model
-    profile = group.profile(policy.phase, arbiter.ledger.clock.monotonic())
-    if profile is None:
-        load = np.full((model.layers, model.experts), float(model.top_k))
-        profile = Profile(load, model.top_k, tokens=model.experts, sequences=0)
+def widths(arbiter: Arbiter, group: Group, wanted: Iterable[int]) -> tuple[int, ...]:
+    """Those of the wanted that the pool's hardware and its memory allow."""
+    return tuple(ranks for ranks in wanted if _can_be(arbiter, group, ranks))
+
+
+def _can_be(arbiter: Arbiter, group: Group, ranks: int) -> bool:
+    try:
+        return clashes(_problem(arbiter, group, ranks, _alike(group.model))) is None
+    except PlacerError:
+        return False
+
+
+def _of_now(arbiter: Arbiter, group: Group) -> Profile:
+    """The traffic of now; if there was none, all experts are alike."""
+    phase = arbiter.config.of(group.pool).phase
+    return group.profile(phase, arbiter.ledger.clock.monotonic()) or _alike(group.model)
+
+
+def _alike(model: ModelShape) -> Profile:
+    load = np.full((model.layers, model.experts), float(model.top_k))
+    return Profile(load, model.top_k, tokens=model.experts, sequences=0)
+
+
+def _problem(arbiter: Arbiter, group: Group, ranks: int, profile: Profile) -> Problem:
+    policy = arbiter.config.of(group.pool)
     slots = -(-group.slots // ranks) * ranks
     if any(arbiter.engines.moves_itself(group.pool, engine) for engine in group.engines):
         slots = group.slots // group.ranks * ranks  # its memory is what it is
     with told_in_settings():
         return Problem(
-            model=model,
+            model=group.model,
             topology=policy.hardware(ranks),
             profile=profile,
             slots=slots,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from controller.samples import Histogram, Sample
 
 MOST_READINGS = 3600  # that are kept of a pool
+LEAST_BUSY = 0.25  # that a rank is taken for
 NEWEST = 0.1  # weight of the newest full speed in their mean
 
 
@@ -91,14 +92,20 @@ class Signals:
 
 
 class SignalWindow:
-    """A pool's readings. window_s: how far back they are kept
+    """A pool's readings. window_s: how far back they are kept; tpot_s: between tokens, at most
 
-    full_rate: prompt tokens a second that a rank computes at full speed: the most that it has
-        shown, and less as soon as it computes less while requests wait
+    full_rate: prompt tokens a second that a rank computes at full speed, as far as it has shown;
+        less as soon as it computes less while that is all it can
+
+    Ranks that were never busy have not shown it. How busy engines are follows from what they say:
+    by Little's law, each has so many prompts at work at a time as come a second, times the seconds
+    to their first token; and steps as long as ``tpot_s`` cannot carry more tokens. What a rank
+    computes while it is half busy is taken for half of what it can, but nothing for less than
+    LEAST_BUSY: what was not seen is believed so far only, and looked at again from there.
     """
 
-    def __init__(self, window_s: float) -> None:
-        self.window_s, self.full_rate = window_s, 0.0
+    def __init__(self, window_s: float, tpot_s: float) -> None:
+        self.window_s, self.tpot_s, self.full_rate = window_s, tpot_s, 0.0
         self._readings: deque[Reading] = deque(maxlen=MOST_READINGS)
         self._samples: dict[str, Sample] = {}
 
@@ -141,10 +148,14 @@ class SignalWindow:
         took_s = now.at_s - then.at_s
         if took_s <= 0 or then.ranks != now.ranks:
             return
+        first = now.sums.ttft.since(then.sums.ttft)
+        prompts = first.total * first.mean / took_s / len(self._samples)
+        tokens = now.sums.gaps.since(then.sums.gaps).mean / self.tpot_s
         rate = (now.sums.prompt_tokens - then.sums.prompt_tokens) / took_s / now.ranks
-        if rate > self.full_rate:
-            self.full_rate = rate
-        elif min(then.sums.waiting, now.sums.waiting) > 0:
+        busy = max(prompts, tokens, LEAST_BUSY)
+        if (shown := rate / min(busy, 1.0)) > self.full_rate:
+            self.full_rate = shown
+        elif tokens >= 1 or min(then.sums.waiting, now.sums.waiting) > 0:
             self.full_rate += NEWEST * (rate - self.full_rate)
 
 

@@ -106,5 +106,6 @@ def _row(message: Any) -> PoolRow:
         applied=message.applied_plan,
         waits=message.proposed_plan,
         running=f"{running.id}: {running.progress}" if message.HasField("operation") else "",
+        homes=message.homing.reason,
         conditions=list(dict.fromkeys(trouble)),
     )

@@ -2,7 +2,8 @@
 
 A rule of the table says how many GPUs it would have by the load of now; this says what comes of it:
 
-    limits         ``least`` to ``most`` ranks an engine in steps of ``step``, ``max_gpus`` of all
+    limits         ``least`` to ``most`` ranks an engine in steps of ``step``, as far as hardware
+                   and memory allow, ``max_gpus`` of all
     ability        another width, or more replicas, only if engines registered that they change it
                    live; else, or beyond ``most``, one more or one fewer engine
     stabilisation  smaller only down to the largest wish of the last ``stabilisation_s``
@@ -60,20 +61,22 @@ def autoscale(seen: Seen) -> Decision | None:
 
 def fitting(wanted: int, scaling: Scaling, settings: Autoscale) -> Size:
     """Of the sizes that can be had, the smallest with so many GPUs, or else the largest. Another
-    width goes before another number of engines."""
+    number of engines, which others start and end, only where widths end or cannot change."""
     size = scaling.size
     limit = settings.most * size.engines if settings.max_gpus is None else settings.max_gpus
-    found = [size]
+    widths = [size.ranks]
     if "width" in scaling.live:
-        widths = range(settings.least, settings.most + 1, settings.step)
-        found += [Size(ranks, size.engines, size.slots) for ranks in widths if ranks != size.ranks]
-    fewer = [size.engines - 1] if size.engines > 1 else []
-    found += [Size(size.ranks, engines, size.slots) for engines in (*fewer, size.engines + 1)]
-    allowed = [one for one in found if one.gpus <= limit] or [min(found, key=lambda one: one.gpus)]
-    enough = [one for one in allowed if one.gpus >= wanted]
-    if enough:
-        return min(enough, key=lambda one: one.gpus)
-    return max(allowed, key=lambda one: one.gpus)
+        widths += settings.widths if scaling.widths is None else scaling.widths
+    own = [replace(size, ranks=ranks) for ranks in dict.fromkeys(widths)]
+    engines = (max(size.engines - 1, 1), size.engines + 1)
+    others = [replace(size, engines=number) for number in engines]
+    by_gpus = sorted((*own, *others), key=lambda one: one.gpus)  # of equals those of its own first
+    allowed = [one for one in by_gpus if one.gpus <= limit] or by_gpus[:1]
+    most = max(allowed, key=lambda one: one.gpus)
+    enough = [one for one in allowed if one.gpus >= wanted] or [most]
+    if wanted > min(widths) * size.engines:
+        return next((one for one in enough if one.engines == size.engines), enough[0])
+    return enough[0]
 
 
 def _stable(wish: Wish, scaling: Scaling, settings: Autoscale) -> int:

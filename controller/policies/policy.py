@@ -50,6 +50,7 @@ class Scaling:
     full_rate: prompt tokens a second that a rank computes while requests wait; 0: never seen
     balance:   mean rank load over the largest, of the traffic of now on the map that stands
     live:      what its engines can change while they serve: ``width``, ``redundancy``
+    widths:    of an engine that its hardware and memory allow; None: all
     resize_s:  that a change takes, from when it is asked for
     rested_s:  since the last one ended; None if there was none
     failures:  changes in a row, up to that one, that were refused or failed
@@ -65,6 +66,7 @@ class Scaling:
     rested_s: float | None = None
     failures: int = 0
     wishes: tuple[tuple[float, int], ...] = ()
+    widths: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

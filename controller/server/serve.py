@@ -18,6 +18,7 @@ from controller.server.security import Guard, Listening, Role, SecurityError, To
 from controller.server.services import Placements, Profiles
 from controller.server.strangers import Spacing
 from placer.files.plans import LIMIT
+from placer.messages import PUSH_BYTES
 from placer.v1 import fleet_pb2, placement_pb2, policy_pb2, profile_pb2
 from placer.v1.fleet_pb2_grpc import (
     add_FleetServiceServicer_to_server,
@@ -27,8 +28,6 @@ from placer.v1.placement_pb2_grpc import add_PlacementServiceServicer_to_server
 from placer.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
 from placer.v1.profile_pb2_grpc import add_ProfileServiceServicer_to_server
 
-# A push with the affinity of two phases of 60 layers x 256 experts has 63 MB.
-LARGEST = 128 * 2**20
 OPTIONS = [
     ("grpc.max_send_message_length", LIMIT),
     ("grpc.keepalive_time_ms", 60_000),
@@ -58,7 +57,7 @@ async def start(
     """The server, which serves, and its port."""
     tokens = Tokens(listening.tokens) if listening.tokens else None
     doors = [Guard(FOR_OTHERS, tokens, loop.ledger.clock), Intake()]
-    options = [*OPTIONS, ("grpc.max_receive_message_length", LARGEST)]
+    options = [*OPTIONS, ("grpc.max_receive_message_length", PUSH_BYTES)]
     refusals = Spacing(loop.ledger.clock)
     server = grpc.aio.server(interceptors=doors, options=options)
     add_ProfileServiceServicer_to_server(Profiles(loop, refusals), server)

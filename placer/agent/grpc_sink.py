@@ -16,7 +16,7 @@ from placer.client import ControllerError
 from placer.clock import ThreadClock
 from placer.errors import FileError, PlacerError
 from placer.files.plans import LIMIT, parse_plan
-from placer.messages import trace_message
+from placer.messages import PUSH_BYTES, trace_message
 from placer.model import ModelShape
 from placer.plan import Plan
 from placer.profile import Profile
@@ -29,6 +29,7 @@ from placer.worker import Identity, Status, Worker
 
 DEADLINE_S = 5.0
 TRACE_BYTES = 15 * 2**20  # of a push, of which a controller takes a MiB more
+ROOM = PUSH_BYTES - 2**20  # for pairs and traces; loads and names have less than the rest
 OPTIONS = [
     ("grpc.max_receive_message_length", LIMIT),
     ("grpc.keepalive_time_ms", 60_000),
@@ -68,15 +69,19 @@ class GrpcSink:
         self._watch = Watch(address, self._open_watch, clock)
         self.sampling: Sampling | None = None
         self._wants_affinity = False
-        self._refusals: set[str] = set()  # reasons that were logged
+        self._paired: set[str] = set()  # phases whose pairs the last push had
+        self._warned: set[str] = set()  # reasons that were logged
 
     def push(self, sequence: int, recording: Recording) -> None:
+        profiles = recording.profiles()
+        self._paired = self._with_room(profiles) if self._wants_affinity else set()
+        pairs = sum(_pair_bytes(one) for one in profiles if one.phase in self._paired)
         request = profile_pb2.PushRequest(
             id=self._id,
             sequence=sequence,
             window_s=recording.window_s,
-            counts=[_counts(profile, self._wants_affinity) for profile in recording.profiles()],
-            trace=_trace(recording, self.sampling),
+            counts=[_counts(one, one.phase in self._paired) for one in profiles],
+            trace=_trace(recording, self.sampling, min(TRACE_BYTES, ROOM - pairs)),
             steps=[
                 profile_pb2.Steps(phase=_phase(phase), count=int(pace.steps), seconds=pace.busy_s)
                 for phase, pace in recording.paces.items()
@@ -88,14 +93,10 @@ class GrpcSink:
             self._end_pushes()  # what it answers later would be taken for the next push's
             raise
         self._wants_affinity = response.send_affinity
-        if response.refused and response.refused not in self._refusals:
-            self._refusals.add(response.refused)
-            log.warning(
-                "placer: the controller at %s refuses push %d, which is lost: %s",
-                self.address,
-                sequence,
-                " ".join(response.refused.split()),
-            )
+        if response.refused:
+            why = " ".join(response.refused.split())
+            text = f"the controller at {self.address} refuses push {sequence}, which is lost: {why}"
+            self._warn_once(why, text)
 
     def plan(self, after: int) -> tuple[int, Plan | PlacerError] | None:
         """What the watch brought. Raises ControllerError when that broke, once for each break."""
@@ -134,11 +135,31 @@ class GrpcSink:
         if answer.HasField("sampling"):
             self.sampling = Sampling(answer.sampling.every_s, answer.sampling.token_ids)
 
+    def _warn_once(self, reason: str, text: str) -> None:
+        if reason not in self._warned:
+            self._warned.add(reason)
+            log.warning("placer: %s", text)
+
     def close(self) -> None:
         """Let go of the streams and of the connection; nothing can be called any more."""
         self._watch.stop()
         self._end_pushes()
         self._channels.close()
+
+    def _with_room(self, profiles: list[Profile]) -> set[str]:
+        """Phases whose pairs go with this push: of many experts not all, but then in turns."""
+        room, found = ROOM, set[str]()
+        for one in sorted(profiles, key=lambda one: one.phase in self._paired):
+            if (size := _pair_bytes(one)) <= room:
+                room -= size
+                found.add(one.phase)
+        if profiles and not found:
+            self._warn_once(
+                "pairs",
+                f"pairs of experts are not pushed: a phase's have {size:,} bytes, and a push has "
+                f"room for {ROOM:,}: plans are made from loads alone",
+            )
+        return found
 
     def _hand_over(self, request: Any) -> Any:
         if self._pushes is not None and not self._pushes.is_open:
@@ -168,6 +189,12 @@ def _phase(phase: str) -> Any:
     return profile_pb2.Phase.Value(f"PHASE_{phase.upper()}")
 
 
+def _pair_bytes(profile: Profile) -> int:
+    """On the wire."""
+    assert profile.transitions is not None and profile.coactivation is not None
+    return 4 * (profile.transitions.size + profile.coactivation.size)
+
+
 def _counts(profile: Profile, affinity: bool) -> Any:
     layers, experts = profile.load.shape
     found = profile_pb2.Counts(
@@ -185,10 +212,10 @@ def _counts(profile: Profile, affinity: bool) -> Any:
     return found
 
 
-def _trace(recording: Recording, sampling: Sampling | None) -> Any:
-    """The sampled requests that have room in a push; None if there are none, or none are wanted."""
+def _trace(recording: Recording, sampling: Sampling | None, room: int) -> Any:
+    """The sampled requests that have room in a push, in bytes; None if there are none, or none are
+    wanted."""
     kept: list[Sequence] = []
-    room = TRACE_BYTES
     for one in recording.whole if sampling else ():
         room -= len(one.expert_ids) * (2 * one.expert_ids[0].size + 4)
         if room < 0:

@@ -101,6 +101,7 @@ function showFacts() {
     const width = pool.width ? `${pool.width} ranks an engine, ${pool.slots} slots a layer. ` : "";
     const found = [el("p", {}, runs().length > 1 ? `${run.name}: ` : "", width, pool.outcome ? `Last decision: ${pool.outcome}. ` : "No decision. ", pool.reason)];
     if (pool.running) found.push(el("p", {}, `Runs: ${pool.running}`));
+    if (pool.homes) found.push(el("p", {}, `Homes: ${pool.homes}`));
     if (pool.conditions.length) found.push(el("p", { class: "bad" }, pool.conditions.join("; ")));
     const waiting = run.plans.filter((plan) => plan.pool === state.pool && isWaiting(plan));
     return [...found, ...waiting.map(waits)];

@@ -31,6 +31,7 @@ class PoolRow:
 
     width:  ranks of its engines, in words
     applied, waits: ids of plans; running: of what is changed now
+    homes: what requests win that are sent where their tokens are served
     """
 
     name: str
@@ -46,6 +47,7 @@ class PoolRow:
     applied: str = ""
     waits: str = ""
     running: str = ""
+    homes: str = ""
     conditions: Sequence[str] = ()
 
 

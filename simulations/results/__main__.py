@@ -22,7 +22,7 @@ from simulations.results.section import Section
 from simulations.stories.batches import tell_all
 
 AT_A_TIME = 20
-SMALL, FULL = (8 * HOUR_S, 500, 3), (1e9, 10_000, 10)  # seconds a scenario, stories, seeds a paper
+SMALL, FULL = (48 * HOUR_S, 500, 3), (1e9, 10_000, 10)  # seconds a scenario, stories, seeds a paper
 
 
 def main(

@@ -15,6 +15,9 @@ FOLDER = Path(__file__).parents[1] / "scenarios"
 SHOWN = {IN_TIME: "in time", BALANCE: "balance", GPUS: "GPUs"}
 LARGE = ("deepseek-288", "kimi-512", "ten-thousand")  # hours of work: for the full page alone
 HOUR_S, MINUTE_S = 3600.0, 60.0
+OURS, NOBODY = "placer", "none"  # controllers of scenarios
+ALIKE_IN_TIME, ALIKE_HOURS = 0.002, 0.005  # differences of shares that are none
+PLENTY = 0.995  # in time, where there is little left to win
 FEW = 4  # pools that are told of one by one
 MEANS = (
     ("requests in time", "{:.2%}", "attainment"),
@@ -22,6 +25,15 @@ MEANS = (
     ("balancedness", "{:.3f}", "balancedness"),
     ("decisions written", "{:,.0f}", "decisions"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Total:
+    """in_time: share of requests; moved: bytes of weights"""
+
+    in_time: float
+    gpu_hours: float
+    moved: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,7 @@ def of_scenario(found: Mapping[Run, Told]) -> Section:
             f"One of {scenario.scheduled} requests went where the scheduler said, the others by "
             f"load; in the first minutes that is off the form that schedules all by: {told}."
         ]
+    notes += compared({run.controller: told for run, told in found.items()})
     if scenario.seconds < Scenario(first.path).seconds:
         notes.append(f"The first {scenario.seconds / MINUTE_S:,.0f} minutes of it.")
         command += f" --seconds {scenario.seconds:.0f}"
@@ -78,6 +91,44 @@ def of_scenario(found: Mapping[Run, Told]) -> Section:
         list(_rows(found.values())),
         _figure(name, found),
         notes,
+    )
+
+
+def compared(found: Mapping[str, Told]) -> Iterator[str]:
+    """Whether the whole loop keeps more requests in time with as many GPU hours, or as many with
+    fewer, than each of those that do a part of it; and if not, why."""
+    if OURS not in found:
+        return
+    ours = _total(found[OURS])
+    for name, told in found.items():
+        if name in (OURS, NOBODY):
+            continue
+        other = _total(told)
+        in_time, hours = ours.in_time - other.in_time, ours.gpu_hours / other.gpu_hours - 1
+        fewer = hours < -ALIKE_HOURS and in_time >= -ALIKE_IN_TIME
+        more = in_time > ALIKE_IN_TIME and hours <= ALIKE_HOURS
+        moved = f", {ours.moved / other.moved:.2f} of its bytes moved" if other.moved else ""
+        if fewer or more:
+            verdict = "better"
+        elif abs(in_time) <= ALIKE_IN_TIME and abs(hours) <= ALIKE_HOURS:
+            verdict = "as good" if ours.moved < other.moved else "no better"
+            if min(ours.in_time, other.in_time) > PLENTY:
+                verdict += ": at this load both keep the objectives"
+        else:
+            verdict = "worse"
+        yield (
+            f"{OURS} against {name}: {in_time * 100:+.2f} points in time, {hours:+.1%} GPU hours"
+            f"{moved}: {verdict}."
+        )
+
+
+def _total(told: Told) -> _Total:
+    """Of all pools."""
+    pools = told.pools.values()
+    return _Total(
+        sum(one.attainment * one.requests for one in pools) / sum(one.requests for one in pools),
+        sum(one.gpu_hours for one in pools),
+        sum(one.moved_bytes for one in pools),
     )
 
 

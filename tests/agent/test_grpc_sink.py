@@ -83,6 +83,39 @@ def test_affinity_goes_only_after_the_controller_asked(
     assert (bare.transitions, bare.coactivation) == (b"", b"")
 
 
+def test_pairs_of_two_phases_that_do_not_fit_into_a_push_take_turns(
+    controller: Controller, sink: GrpcSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 layers of 4 experts: 16 numbers of transitions and 32 of co-activation in each phase."""
+    monkeypatch.setattr(grpc_sink, "ROOM", 4 * 48 + 1)
+    controller.send_affinity = True
+    for sequence in range(1, 5):
+        sink.push(sequence, a_full_recording())
+    has = [[bool(one.coactivation) for one in request.counts] for request in controller.requests]
+    assert has == [[False, False], [True, False], [False, True], [True, False]]
+    assert all(one.load for request in controller.requests for one in request.counts)
+
+
+def test_where_not_even_one_phase_fits_loads_go_alone_and_the_log_says_so_once(
+    controller: Controller, sink: GrpcSink, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(grpc_sink, "ROOM", 4 * 48 - 1)
+    controller.send_affinity = True
+    for sequence in range(1, 4):
+        sink.push(sequence, a_full_recording())
+    assert not any(one.transitions for request in controller.requests for one in request.counts)
+    assert [one for one in caplog.messages if "a phase's have 192 bytes" in one] == caplog.messages
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in model.PRESETS if model.preset(name).moe_layers])
+def test_a_push_has_room_for_a_phase_of_every_model_that_is_known(name: str) -> None:
+    shape = model.preset(name)
+    pairs = 4 * (2 * len(shape.moe_layers) - 1) * shape.experts**2
+    assert pairs <= grpc_sink.ROOM
+
+
 def test_affinity_arrives_exactly(controller: Controller, sink: GrpcSink) -> None:
     controller.send_affinity = True
     sink.push(1, a_full_recording())

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -13,6 +13,7 @@ from controller.fleet.pools import WorkerId
 from controller.loop import AGAIN_S
 from controller.samples import Histogram, Sample
 from controller.size_settings import Autoscale
+from placer.errors import PlacementError
 from tests.controller.tiny_pool import (
     BYTES,
     HOME,
@@ -70,15 +71,15 @@ async def test_an_advisor_proposes_a_width_and_begins_nothing() -> None:
     world = Loaded()
     world.load(12.0)
     reason = (
-        "2 ranks -> 3 ranks: 12.0 requests, 6.00 a rank for 4: advisory, waits for approval: "
-        "placer scale chat --ranks 3"
+        "2 ranks -> 4 ranks: 12.0 requests, 6.00 a rank for 4: advisory, waits for approval: "
+        "placer scale chat --ranks 4"
     )
     for _ in range(3):
         assert await world.look() == ("propose", reason)
     assert written(world) == [("propose", reason)]  # once
     assert (world.scalings(), world.engines.asked) == ([], [])
-    world.load(20.0)
-    assert (await world.look())[1].startswith("2 ranks -> 4 ranks: 16.0 requests")  # in the mean
+    world.load(40.0)
+    assert (await world.look())[1].startswith("2 ranks -> 8 ranks: 26.0 requests")  # in the mean
     assert len(written(world)) == 2
     await world.look(AGAIN_S)
     assert len(written(world)) == 3
@@ -88,17 +89,31 @@ async def test_an_advisor_proposes_a_width_and_begins_nothing() -> None:
 async def test_an_automatic_pool_begins_it_and_rests_twice_as_long_for_each_that_was_refused() -> (
     None
 ):
+    async def no_way(*_: object) -> NoReturn:
+        raise PlacementError("no way there")
+
     world = Loaded(mode="automatic")
+    world.loop.loads.planner.resized = no_way  # type: ignore[method-assign, assignment]
     world.load(12.0)
     outcome, reason = await world.look()
     assert outcome == "act"
-    assert reason == "op-1: 2 ranks -> 3 ranks: 12.0 requests, 6.00 a rank for 4"
-    assert world.scalings() == [3]
+    assert reason == "op-1: 2 ranks -> 4 ranks: 12.0 requests, 6.00 a rank for 4"
+    assert world.scalings() == [4]
     outcome, reason = await world.look()
     assert outcome == "wait"
     assert reason.endswith("and 1 in a row failed, 9.0 s of cooldown_s are left")
     await world.look(10.0)
-    assert world.scalings() == [3, 3]
+    assert world.scalings() == [4, 4]
+
+
+@in_virtual_time
+async def test_a_width_that_its_hardware_cannot_have_is_not_wanted() -> None:
+    """Nodes have two GPUs: three requests' worth of ranks are four, and five are six."""
+    world = Loaded()
+    for running, ranks in ((12.0, 4), (20.0, 6), (4.0, 1)):
+        world.load(running)
+        await world.look(2.0)
+        assert (await world.look(2.0))[1].startswith(f"2 ranks -> {ranks} ranks: ")
 
 
 @in_virtual_time
@@ -131,9 +146,9 @@ async def test_capacity_is_asked_for_and_waited_for_and_given_back() -> None:
     world.load(12.0)
     outcome, reason = await world.look()
     assert outcome == "wait"
-    assert reason.endswith("3 GPUs are asked for, 2 available")
+    assert reason.endswith("4 GPUs are asked for, 2 available")
     await world.look(30.0)
-    assert world.scalings() == [3]  # which no engine does here: it stays at 2
+    assert world.scalings() == [4]  # which no engine does here: it stays at 2
     world.load(8.0)
     await world.look()
     assert (await world.look())[0] == "hold"

@@ -3,6 +3,8 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -115,6 +117,34 @@ def test_a_scenario_is_told_by_controller_as_placer_simulate_does(tmp_path: Path
     assert section.notes[-1] == "The first 1 minutes of it."
     assert section.command.endswith("tiny.yaml --seed 0 --seconds 60")
     assert section.figure is not None
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "told"),
+    [
+        ((0.99, 8.0, 10), (0.99, 10.0, 0), "+0.00 points in time, -20.0% GPU hours: better."),
+        ((0.95, 10.0, 1), (0.9, 10.0, 4),
+         "+5.00 points in time, +0.0% GPU hours, 0.25 of its bytes moved: better."),
+        ((0.9, 10.0, 1), (0.901, 10.0, 4),
+         "-0.10 points in time, +0.0% GPU hours, 0.25 of its bytes moved: as good."),
+        ((0.9, 10.0, 0), (0.9, 10.0, 0), "+0.00 points in time, +0.0% GPU hours: no better."),
+        ((0.999, 10.0, 0), (0.999, 10.0, 0), "+0.00 points in time, +0.0% GPU hours: no better: "
+         "at this load both keep the objectives."),
+        ((0.9, 8.0, 0), (0.95, 10.0, 0), "-5.00 points in time, -20.0% GPU hours: worse."),
+        ((0.95, 12.0, 0), (0.9, 10.0, 0), "+5.00 points in time, +20.0% GPU hours: worse."),
+    ],
+)  # fmt: skip
+def test_the_loop_is_compared_with_each_that_does_a_part_of_it(
+    ours: tuple[float, float, int], other: tuple[float, float, int], told: str
+) -> None:
+    """In time, GPU hours and bytes moved; more in time for more GPU hours is no gain by itself."""
+
+    def of(in_time: float, gpu_hours: float, moved: int) -> Any:
+        pool = Mock(attainment=in_time, requests=100, gpu_hours=gpu_hours, moved_bytes=moved)
+        return Mock(pools={"chat": pool})
+
+    found = {"none": of(0.5, 10.0, 0), "eplb": of(*other), "placer": of(*ours)}
+    assert list(scenarios.compared(found)) == [f"placer against eplb: {told}"]
 
 
 def test_many_pools_are_told_by_their_means(tmp_path: Path) -> None:

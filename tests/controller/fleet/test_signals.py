@@ -111,7 +111,7 @@ def a_sample(done: float, waiting: float = 0.0, **more: Any) -> Sample:
 
 def read(*samples: dict[str, Sample], window_s: float = 100.0) -> tuple[SignalWindow, Signals]:
     """Each a second after the one before."""
-    window = SignalWindow(window_s)
+    window = SignalWindow(window_s, tpot_s=0.1)
     for second, sample in enumerate(samples):
         window.add(float(second), 2, sample)
     assert window.signals is not None
@@ -155,11 +155,44 @@ def test_full_speed_is_the_most_that_was_shown_until_requests_wait_for_less() ->
     assert window.full_rate == 100 - 0.1 * (100 - 20)
 
 
+@pytest.mark.parametrize(
+    ("ttft_s", "gap_s", "full_rate"),
+    [(0.05, 0.0, 100.0), (0.0375, 0.0, 100 / 0.75), (0.0, 0.08, 100 / 0.8),
+     (0.025, 0.08, 100 / 0.8), (0.001, 0.01, 400.0)],
+)  # fmt: skip
+def test_ranks_that_were_busy_in_part_are_believed_to_compute_more(
+    ttft_s: float, gap_s: float, full_rate: float
+) -> None:
+    """20 requests of 10 tokens in a second on 2 ranks are 100 tokens/s a rank. 50 ms to each first
+    token are one prompt at work all the time; 0.1 s between tokens are as long as they may be."""
+
+    def after(done: float) -> Sample:
+        """Buckets whose middles are these."""
+        first = Histogram((2 * ttft_s,) if ttft_s else (), (done, 0.0) if ttft_s else (0.0,))
+        gaps = Histogram((2 * gap_s,) if gap_s else (), (done, 0.0) if gap_s else (0.0,))
+        return replace(a_sample(done), ttft=first, gaps=gaps)
+
+    window, _ = read({"a": after(0)}, {"a": after(20)})
+    assert window.full_rate == pytest.approx(full_rate)
+
+
+def test_tokens_that_come_too_slowly_show_full_speed_too() -> None:
+    slow = Histogram((0.3,), (50.0, 0.0))  # 0.15 s, of 0.1
+    first = replace(a_sample(20), gaps=Histogram((0.3,), (0.0, 0.0)))
+    window, _ = read({"a": a_sample(0)}, {"a": first}, {"a": replace(a_sample(24), gaps=slow)})
+    assert window.full_rate == pytest.approx(100 - 0.1 * (100 - 20))
+
+
 def test_what_is_kept_is_bounded() -> None:
     samples = [{"a": a_sample(second)} for second in range(50)]
     _, signals = read(*samples, window_s=9.0)
     assert len(signals.readings) == 10
     assert (signals.before(4.0).at_s, signals.before(99.0).at_s) == (45, 40)
+
+
+def test_a_mean_is_of_the_middles_of_buckets() -> None:
+    assert Histogram((1.0, 3.0), (4.0, 4.0, 2.0)).mean == (4 * 0.5 + 4 * 2 + 2 * 3) / 10
+    assert Histogram().mean == 0
 
 
 def test_the_smaller_of_both_shares_is_attained() -> None:

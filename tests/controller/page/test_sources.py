@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from controller.changes import rank_loads
+from controller.fleet.homing import Homing
 from controller.ledger.ledger import Ledger, LedgerError
 from controller.page.live import Live, joined
 from controller.page.of_ledger import of_ledgers
@@ -92,6 +93,16 @@ async def test_a_running_controller_tells_what_it_saw_look_by_look() -> None:
     assert run.lines[POOL]["gpus"].values[-1] == 4
     assert run.lines[POOL]["balancedness"].values[-1] == 0.625
     assert set(run.missing) == {"waiting", "running", "in_time", "fanout"} - set(run.lines[POOL])
+
+
+@in_virtual_time
+async def test_what_is_won_by_sending_requests_home_is_told_of_their_pool() -> None:
+    world = World()
+    world.count(SKEWED)
+    assert (await Live(world.loop, "").page()).runs[0].pools[0].homes == ""
+    world.loop.homings.of[POOL] = Homing(reason="a third more of its tokens stay on their rank")
+    row = (await Live(world.loop, "").page()).runs[0].pools[0]
+    assert row.homes == "a third more of its tokens stay on their rank"
 
 
 @in_virtual_time

@@ -171,6 +171,7 @@ def test_of_what_can_be_had_the_smallest_that_is_enough_else_the_largest() -> No
     wide = a_scaling(readings(30.0))  # which wants 6
     assert decide(wide, replace(SETTINGS, max_gpus=5)).size == Size(5)
     assert decide(wide, replace(SETTINGS, max_gpus=2)).outcome == "hold"
+    assert decide(wide, replace(SETTINGS, max_gpus=4)).size == Size(4)  # and not 2 engines of 2
 
 
 def test_engines_that_cannot_change_their_width_are_added_to() -> None:
@@ -179,6 +180,17 @@ def test_engines_that_cannot_change_their_width_are_added_to() -> None:
     assert decide(fixed, more).size == Size(2, 2)
     assert decide(replace(fixed, size=Size(2, 3)), more).outcome == "hold"
     assert decide(replace(fixed, signals=readings(5.0), size=Size(2, 2)), more).size == Size(2, 1)
+
+
+def test_a_width_that_is_enough_goes_before_another_engine_that_others_would_start() -> None:
+    """33 GPUs are wanted: 4 engines of 16 are more than 5 of 8, but no person is needed."""
+    coarse = replace(SETTINGS, least=8, most=16, step=8)
+    wide = replace(a_scaling(readings(165.0)), size=Size(8, 4))
+    assert decide(wide, coarse).size == Size(16, 4)
+    assert decide(replace(wide, live=frozenset()), coarse).size == Size(8, 5)
+    assert decide(wide, replace(coarse, max_gpus=40)).size == Size(8, 5)
+    few = replace(wide, signals=readings(120.0))  # 24 are wanted, and none is narrower than 8
+    assert decide(few, coarse).size == Size(8, 3)
 
 
 def test_without_a_setting_or_signals_there_is_nothing_to_say() -> None:

@@ -165,7 +165,7 @@ async def test_who_did_not_register_is_told_and_may_open_the_stream_again(push: 
 async def test_a_push_beyond_the_limit_ends_its_own_stream_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serve, "LARGEST", 4096)
+    monkeypatch.setattr(serve, "PUSH_BYTES", 4096)
 
     async with a_world() as world:
         await world.register()
