@@ -121,17 +121,20 @@ class Channels:
     ) -> None:
         of = settings.credentials
         paths = [path for path in (of.certificate, of.key, of.ca) if path]
-        self._fresh = Fresh(paths, lambda: open_channel(address, settings, options), log)
-        self._opened = [self._fresh.get()]
+        self._opened: list[grpc.Channel] = []
 
-    def get(self) -> grpc.Channel:
-        newest = self._fresh.get()
-        if newest is not self._opened[-1]:
-            self._opened.append(newest)
+        def opened() -> grpc.Channel:
+            """By one thread at a time, as Fresh has it read."""
+            self._opened.append(open_channel(address, settings, options))
             for old in self._opened[:-2]:
                 old.close()
             del self._opened[:-2]
-        return newest
+            return self._opened[-1]
+
+        self._fresh = Fresh(paths, opened, log)
+
+    def get(self) -> grpc.Channel:
+        return self._fresh.get()
 
     def close(self) -> None:
         for channel in self._opened:

@@ -54,6 +54,8 @@ PRODUCT = "nvidia.com/gpu.product"
 GPUS = ("nvidia.com/gpu", "amd.com/gpu", "huawei.com/Ascend910")
 RAY_GROUP, RAY_CLUSTER = "ray.io/group", "ray.io/cluster"
 LWS_NAME = "leaderworkerset.sigs.k8s.io/name"
+OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
+_PLAN = {"fleet": "", "pool": "", "planId": "", "digest": "", "epoch": 0, "ledgerId": ""}
 _KEPT = (
     "name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp",
     "deletionTimestamp",
@@ -69,34 +71,71 @@ def fleet(found: Object) -> Object:
     """Of one whose workload makes no sense, as an earlier schema may have let it in, that it does
     not is all that is kept."""
     spec = found.get("spec")
-    if not _has_workload(spec):
-        spec = {"workload": {"selector": {}}, "fault": "spec.workload names no workload"}
+    if fault := _fault(spec):
+        spec = {"workload": {"selector": {}}, "fault": fault}
     return _own(FLEETS, found, spec)
 
 
 def plan(found: Object) -> Object:
-    """All but which ranks it moves experts between."""
-    must = {"fleet": "", "pool": "", "planId": "", "digest": "", "epoch": 0, "ledgerId": ""}
-    spec = {key: value for key, value in found.get("spec", {}).items() if key != "moves"}
-    return _own(PLANS, found, must | spec)
+    """What is compared with the controller's plan, without what makes no sense."""
+    said = _dict(found.get("spec"))
+    spec = {key: said[key] if _is_a(type(empty), said.get(key)) else empty
+            for key, empty in _PLAN.items()}  # fmt: skip
+    approval = _dict(said.get("approval"))
+    if all(_is_a(str, approval.get(key, "")) for key in ("digest", "by")) and approval:
+        spec["approval"] = approval
+    return _own(PLANS, found, spec)
 
 
 def _own(kind: Kind, found: Object, spec: Any) -> Object:
     return {
         "apiVersion": kind.api_version, "kind": kind.name, "metadata": _meta(found),
-        "spec": spec, "status": found.get("status") or {},
+        "spec": spec, "status": _dict(found.get("status")),
     }  # fmt: skip
 
 
-def _has_workload(spec: Any) -> bool:
-    given = spec.get("workload") if isinstance(spec, dict) else None
+def _fault(spec: Any) -> str:
+    """Why nothing can be told apart by it; empty if all that caches look at makes sense."""
+    if not isinstance(spec, dict) or not _is_workload(_dict(spec.get("workload"))):
+        return "spec.workload names no workload"
+    for name, kind in (("pool", str), ("topology", dict)):
+        if spec.get(name) is not None and not isinstance(spec[name], kind):
+            return f"spec.{name} is {spec[name]!r}, which is none"
+    return ""
+
+
+def _is_workload(given: Mapping[str, Any]) -> bool:
+    reference = given.get("reference")
+    if not isinstance(reference, dict):
+        return _is_selector(given.get("selector"))
+    kind = reference.get("kind")
+    group = reference.get("workerGroup", "" if kind != RAY_CLUSTERS.name else None)
+    is_known = kind in [one.name for one in WORKLOADS]
+    return is_known and isinstance(reference.get("name"), str) and isinstance(group, str)
+
+
+def _is_selector(given: Any) -> bool:
     if not isinstance(given, dict):
         return False
-    reference, selector = given.get("reference"), given.get("selector")
-    if isinstance(reference, dict):
-        kinds = [kind.name for kind in WORKLOADS]
-        return reference.get("kind") in kinds and isinstance(reference.get("name"), str)
-    return isinstance(selector, dict)
+    labels, conditions = given.get("matchLabels") or {}, given.get("matchExpressions") or []
+    return isinstance(labels, dict) and isinstance(conditions, list) and all(
+        isinstance(one, dict) and isinstance(one.get("key"), str)
+        and one.get("operator") in OPERATORS and isinstance(one.get("values") or [], list)
+        for one in conditions
+    )  # fmt: skip
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    """True is no number."""
+    return type(value) is kind
 
 
 def pod(found: Object) -> Object:
@@ -121,32 +160,38 @@ def node(found: Object) -> Object:
 
 def workload(kind: Kind) -> Trim:
     def trim(found: Object) -> Object:
-        spec = found.get("spec", {})
+        spec = _dict(found.get("spec"))
         kept = {
-            "kind": kind.name, "metadata": _meta(found), "replicas": spec.get("replicas", 1),
-            "selector": spec.get("selector") or {},
-            "gpus": _gpus(spec.get("template", {}).get("spec", {})),
+            "kind": kind.name, "metadata": _meta(found),
+            "replicas": _count(spec.get("replicas"), 1), "selector": _dict(spec.get("selector")),
+            "gpus": _gpus(_dict(spec.get("template")).get("spec")),
         }  # fmt: skip
         if kind is RAY_CLUSTERS:
             kept["autoscales"] = bool(spec.get("enableInTreeAutoscaling"))
-            kept["groups"] = [
-                {
-                    "name": one.get("groupName", ""), "replicas": one.get("replicas", 0),
-                    "gpus": _gpus(one.get("template", {}).get("spec", {})),
-                    "most": one.get("maxReplicas"),
-                }
-                for one in spec.get("workerGroupSpecs", [])
-            ]  # fmt: skip
+            kept["groups"] = [_group(_dict(one)) for one in _list(spec.get("workerGroupSpecs"))]
         return kept
 
     return trim
 
 
-def _gpus(spec: Mapping[str, Any]) -> int:
+def _group(of: Mapping[str, Any]) -> Object:
+    most = of.get("maxReplicas")
+    return {
+        "name": str(of.get("groupName") or ""), "replicas": _count(of.get("replicas"), 0),
+        "gpus": _gpus(_dict(of.get("template")).get("spec")),
+        "most": most if _is_a(int, most) else None,
+    }  # fmt: skip
+
+
+def _count(value: Any, otherwise: int) -> int:
+    return int(value) if _is_a(int, value) else otherwise
+
+
+def _gpus(spec: Any) -> int:
     """That a pod of this spec has; 0 if it asks for none."""
     found = 0
-    for container in spec.get("containers", []):
-        limits = (container.get("resources") or {}).get("limits") or {}
+    for container in map(_dict, _list(_dict(spec).get("containers"))):
+        limits = _dict(_dict(container.get("resources")).get("limits"))
         found += sum(int(limits[name]) for name in GPUS if str(limits.get(name, "")).isdigit())
     return found
 

@@ -3,13 +3,13 @@ asking every two seconds. Details of a pool are asked for when somebody looks at
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from controller.kube.known import ANSWER_S, Door, Known, maps, told
+from controller.kube.known import Door, Known, maps, told
 from controller.kube.wanted.policy import owner_of
 from controller.kube.wanted.world import Call, Seen
 from placer.channel import Settings, open_aio_channel
@@ -69,8 +69,11 @@ class View:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch())
-            tasks.create_task(self._poll())
+            watching = tasks.create_task(self._watch())
+            async for is_other in self._looks():
+                if is_other:  # its watch may have begun where the one before was
+                    watching.cancel()
+                    watching = tasks.create_task(self._watch())
 
     async def close(self) -> None:
         await self._door.channel.close()
@@ -84,6 +87,8 @@ class View:
             await one.refresh(self._door, plans)
         except grpc.aio.AioRpcError as error:
             raise self._failed(error) from error
+        if self._pools.get(pool) is not one:
+            raise UnansweredError(f"another controller answers at {self._address}: look again")
         running = [one.pool.operation for one in self._pools.values() if one.pool is not None]
         busy = next((f"{of.id} ({of.kind}) of {of.pool}" for of in running if of.id), "")
         return one.seen(self.ledger, busy, self._clock.monotonic())
@@ -157,17 +162,16 @@ class View:
             except PlacerError as error:  # of the channel, such as a token file that is not there
                 self._silent(str(error))
             if self.away:
-                await self._reopen()
+                self._reopen()
             await self._clock.sleep(0.2 + self._clock.random.random())
 
-    async def _reopen(self) -> None:
-        """The controller's authority may have been replaced, which a channel reads once."""
+    def _reopen(self) -> None:
+        """The controller's authority may have been replaced, which a channel reads once. The one
+        before closes when nobody has it any more: to close it would cancel whoever asks there."""
         try:
-            old, self._door = self._door, self._opened()
+            self._door = self._opened()
         except PlacerError as error:
             log.warning("placer: %s", error)
-        else:
-            await old.channel.close(grace=ANSWER_S)  # what is being asked ends by itself
 
     def _take(self, answer: Any) -> None:
         self._cursor = answer.cursor or self._cursor
@@ -183,7 +187,8 @@ class View:
             if self._watched:
                 self._changed(record.pool)
 
-    async def _poll(self) -> None:
+    async def _looks(self) -> AsyncIterator[bool]:
+        """Whether it is another controller since the look before, one look after the other."""
         while True:
             try:
                 answer = await self._door.ask("Status", fleet_pb2.StatusRequest())
@@ -194,7 +199,7 @@ class View:
             except PlacerError as error:
                 self._silent(str(error))
             else:
-                self._look(answer)
+                yield self._look(answer)
             await self._clock.sleep(EVERY_S)
 
     async def _others(self, told: set[str]) -> list[Any]:
@@ -210,7 +215,7 @@ class View:
                 found += answer.pools
         return found
 
-    def _look(self, answer: Any) -> None:
+    def _look(self, answer: Any) -> bool:
         if self._silent_since_s is not None:
             log.warning("placer: the controller at %s answers", self._address)
         self._silent_since_s, was_away, self.away = None, self.away, ""
@@ -227,6 +232,8 @@ class View:
             if told(before) != told(pool):
                 if maps(before) != maps(pool):
                     one.stale.add("plan")  # whose acknowledgements they are
+                if _releasable(before) != _releasable(pool):
+                    one.stale.add("operation")  # which says them; some only after it has ended
                 if was_polled:
                     self._changed(name)
         is_new = answer.uptime_s < self._uptime_s
@@ -236,6 +243,7 @@ class View:
                 one.reported = None
         if was_away or is_other or is_new:
             self._changed("")
+        return is_other
 
     def _failed(self, error: grpc.aio.AioRpcError) -> UnansweredError:
         details = " ".join(str(error.details()).split())[:300]
@@ -254,3 +262,7 @@ class View:
                 "operator reach it? Nothing is lost, and all else here is as it was said last"
             )
             self._changed("")
+
+
+def _releasable(pool: Any) -> list[str]:
+    return [] if pool is None else list(pool.releasable_pods)

@@ -140,17 +140,10 @@ async def serving(loop: Loop, live: Live, listening: Listening) -> AsyncIterator
     """The port. Raises SecurityError."""
     listening.check()
     host, _, port = listening.address.rpartition(":")
-    served, tls = Served(loop, live, listening), listening.tls()
-    if tls is not None:
-
-        async def look_at_certificates() -> None:
-            tls.get()
-
-        loop.looks["page's certificates"] = look_at_certificates
+    served, context = Served(loop, live, listening), listening.tls()
     runner = web.AppRunner(served.app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
-        context = tls.get() if tls is not None else None
         site = web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=context)
         try:
             await site.start()

@@ -92,25 +92,39 @@ class Listening:
     def credentials(self) -> Credentials:
         return Credentials(self.certificate, self.key, self.client_ca)
 
-    def tls(self) -> Fresh[ssl.SSLContext] | None:
-        """For HTTP. Certificates are read again when they change, if it is asked for now and then.
-        Raises PlacerError."""
+    def tls(self) -> ssl.SSLContext | None:
+        """For HTTP. Files that changed are read again at the next handshake. Raises PlacerError."""
         if self.certificate is None:
             return None
-        certificate, context = self.certificate, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        fresh = Fresh(self._paths, self._context, log)
+
+        def choose(connection: ssl.SSLObject, *_: object) -> None:
+            connection.context = fresh.get()
+
+        found = fresh.get()
+        found.sni_callback = choose
+        return found
+
+    def _context(self) -> ssl.SSLContext:
+        """A new one, since what a context was given once it trusts for ever."""
+        assert self.certificate is not None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.set_alpn_protocols(["http/1.1"])
-        if self.client_ca is not None:
-            context.verify_mode = ssl.CERT_REQUIRED
-
-        def read() -> ssl.SSLContext:
-            self.credentials.read()
-            context.load_cert_chain(certificate, self.key)
+        self.credentials.read()
+        try:
+            context.load_cert_chain(self.certificate, self.key)
             if self.client_ca is not None:
+                context.verify_mode = ssl.CERT_REQUIRED
+                # Who was let in once is not to come in by that: before TLS 1.3 nothing forbids it.
+                context.minimum_version, context.num_tickets = ssl.TLSVersion.TLSv1_3, 0
                 context.load_verify_locations(self.client_ca)
-            return context
+        except OSError as error:
+            raise SecurityError(f"{self.certificate} changes while it is read ({error})") from error
+        return context
 
-        paths = [self.certificate, self.key, self.client_ca]
-        return Fresh([path for path in paths if path], read, log)
+    @property
+    def _paths(self) -> list[Path]:
+        return [path for path in (self.certificate, self.key, self.client_ca) if path]
 
     def open_port(self, server: grpc.aio.Server) -> int:
         """The port, which gRPC chose if it was 0."""
@@ -125,8 +139,7 @@ class Listening:
             ) from error
 
     def _credentials(self) -> grpc.ServerCredentials:
-        paths = [self.certificate, self.key, self.client_ca]
-        fresh = Fresh([path for path in paths if path], self._configuration, log)
+        fresh = Fresh(self._paths, self._configuration, log)
         first = fresh.get()
         served = [first]
 

@@ -102,7 +102,11 @@ class Cluster:
         return ""
 
     def get(self, *arguments: str) -> Any:
-        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+        """An answer that broke off is asked for again, as kubectl says: the server was paused."""
+        done = self.run("kubectl", "get", *arguments, "-o", "json")
+        while done.returncode and "Please retry" in done.stderr:
+            done = self.run("kubectl", "get", *arguments, "-o", "json")
+        return json.loads(_done(done))
 
     def namespace(self, name: str) -> str:
         labels = {"kubernetes.io/metadata.name": name}  # which a real server sets by itself

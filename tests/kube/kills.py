@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +26,25 @@ LONG_S = 900.0
 
 
 class Killer:
-    """The first time at each kind of boundary, then by lot, about as often at each."""
+    """The first time at each kind of boundary, then by lot, as often at each: what comes last, such
+    as scalings, has its share too."""
 
     def __init__(self, seed: int, kills: int) -> None:
         self._lots, self._left = random.Random(seed), kills
-        self._each = ceil(kills / len(BOUNDARIES))
+        self._each, self._over = divmod(kills, len(BOUNDARIES))
         self.kills: Counter[str] = Counter()
         self.kept: Kept | None = None
 
     def pass_by(self, where: str) -> bool:
         """Whether it killed."""
-        is_new = where in BOUNDARIES - self.kills.keys()
-        spare = self._left - len(BOUNDARIES - self.kills.keys())
-        by_lot = spare > 0 and self.kills[where] < self._each and self._lots.random() < CHANCE
-        if self.kept is None or not self._left or not (is_new or by_lot):
+        if self.kept is None or not self._left:
             return False
+        is_over = where not in BOUNDARIES or self.kills[where] >= self._each
+        if is_over and not self._over:
+            return False
+        if self.kills[where] and self._lots.random() >= CHANCE:
+            return False
+        self._over -= is_over
         self._left -= 1
         self.kills[where] += 1
         self.kept.kill()

@@ -24,13 +24,13 @@ from controller.kube.cluster.informer import Informer, Name
 from controller.kube.objects import DEPLOYMENTS, NODES, PODS, STATEFUL_SETS, Kind, Object
 from placer.clock import SystemClock
 from tests.kube.cluster import Cluster
-from tests.kube.node_pods import NODE, Pod
+from tests.kube.node_pods import NODE, Pod, names_in
 from tests.kube.node_ways import Way
 
 JOBS, SERVICES = Kind("Job", "jobs", "batch"), Kind("Service", "services")
 OWNERS = (STATEFUL_SETS, DEPLOYMENTS, JOBS)
 HASH = {STATEFUL_SETS: "controller-revision-hash", DEPLOYMENTS: "pod-template-hash"}
-LOOK_S = 0.2
+LOOK_S, CLOSING_S = 0.2, 0.25  # the second for TLS connections, as aiohttp's manual has it
 
 
 class Node:
@@ -92,6 +92,8 @@ class Node:
         here = {one["metadata"]["uid"] for one in found.values()}
         for uid in self.pods.keys() - here:
             await self._end(uid)
+        for namespace in {_name(pod.object)[0] for pod, _ in self.pods.values()}:
+            self._tell_names(namespace)
         for pod, task in self.pods.values():
             if task.done():
                 task.result()  # a fault of the node's own ends it
@@ -195,6 +197,17 @@ class Node:
                     found[one] = address
         return found
 
+    def _tell_names(self, namespace: str) -> None:
+        """Written where it is, since containers have that file mounted."""
+        found = {"localhost": "127.0.0.1", **self._hosts(namespace)}
+        text = "".join(f"{address} {name}\n" for name, address in found.items() if address)
+        path = names_in(self._folder, namespace)
+        path.touch()
+        if path.read_text() != text:
+            with path.open("r+") as file:
+                file.write(text)
+                file.truncate()
+
     def _account(self, namespace: str, name: str) -> Path:
         """What a pod finds of its ServiceAccount, and the same as a kubeconfig."""
         folder = self._folder / "accounts" / f"{namespace}.{name}"
@@ -282,6 +295,7 @@ def running(cluster: Cluster, way: Way, folder: Path) -> Iterator[Node]:
         with suppress(asyncio.CancelledError):
             await task
         await api.close()
+        await asyncio.sleep(CLOSING_S)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(whole(),))
     thread.start()

@@ -87,16 +87,12 @@ class Elastic(Door):
             self._applied = epoch, goal.digest, goal.gpus
 
     def resize(self, ranks: int) -> None:
-        """To more ranks, which have the first experts once more until a plan comes."""
+        """Ranks keep what they have, until a plan comes: pages for all of another map are none."""
         with self._one_at_a_time:
             before, epoch = self._engine.placement, int(CLOCK.now() * 1000)
             if before.gpus == ranks:
                 return
-            if before.gpus > ranks:
-                raise PlacerError(f"{before.gpus} ranks: this engine only gets more")
-            new = np.tile(np.arange(SLOTS), (before.layers, ranks - before.gpus))
-            table = np.hstack([before.physical_to_logical, new])
-            after = Placement(table, before.experts, ranks)
+            after = Placement(_rows(before, ranks), before.experts, ranks)
             self._change = "preparing", epoch, ranks
             self._do(Stage(epoch, before, after))
             self._do(Transfer(epoch))
@@ -124,6 +120,17 @@ class Elastic(Door):
         except PlacerError as error:
             return web.json_response({"error": {"message": str(error)}}, status=500)
         return web.json_response({})
+
+
+def _rows(before: Placement, ranks: int) -> np.ndarray:
+    """New ranks have the first experts once more. Of those that retire, experts that no other rank
+    has take the place of replicas."""
+    new = np.tile(np.arange(SLOTS), (before.layers, max(ranks - before.gpus, 0)))
+    found = np.hstack([before.physical_to_logical[:, : ranks * SLOTS], new])
+    for row in found:
+        for expert in sorted(set(range(before.experts)) - set(row.tolist())):
+            row[np.flatnonzero(np.bincount(row)[row] > 1)[0]] = expert
+    return found
 
 
 class Agent:
@@ -243,8 +250,12 @@ def follow(rank: int, over: threading.Event) -> None:
     while not over.wait(LOOK_S):
         with suppress(OSError), urlopen(f"{os.environ['PLACER_API']}/standing", timeout=5) as told:
             agent.told = json.load(told)
-        if reporter is None and agent.told["ranks"] > rank:
+        is_rank = agent.told["ranks"] > rank
+        if reporter is None and is_rank:
             reporter = reporting(agent)
+        elif reporter is not None and not is_rank:  # it retired
+            reporter.close()
+            reporter = None
     if reporter is not None:
         reporter.close()
     server.shutdown()

@@ -27,6 +27,11 @@ FIELDS = {
 }  # fmt: skip
 
 
+def names_in(folder: Path, namespace: str) -> Path:
+    """What its pods find in /etc/hosts, as long as they run."""
+    return folder / f"{namespace}.hosts"
+
+
 class Pod:
     """
     hosts:   addresses by name, as they are when a container starts
@@ -138,7 +143,8 @@ class Pod:
             env[one["name"]] = text
         return Wanted(
             f"{meta['namespace']}-{meta['name']}", self._container, self.object, env, mounts,
-            self._hosts(meta["namespace"]), self._server, account, self.log,
+            self._hosts(meta["namespace"]), names_in(self._folder, meta["namespace"]), self._server,
+            account, self.log,
         )  # fmt: skip
 
     def _field(self, source: Any) -> str:
@@ -158,10 +164,14 @@ class Pod:
         folder.mkdir(parents=True, exist_ok=True)
         group = self.object["spec"].get("securityContext", {}).get("fsGroup", -1)
         sources = volume.get("projected", {}).get("sources", [volume])
+        mode = next(
+            (one["defaultMode"] for one in volume.values() if "defaultMode" in one),
+            0o644,
+        ) | (0o440 if group >= 0 else 0)
         for path, blob in [one for source in sources async for one in self._files(source)]:
             (folder / path).unlink(missing_ok=True)
             (folder / path).write_bytes(blob)
-            (folder / path).chmod(0o440)
+            (folder / path).chmod(mode)
             os.chown(folder / path, -1, group)
         folder.chmod(0o2775)
         os.chown(folder, -1, group)

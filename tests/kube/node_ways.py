@@ -29,7 +29,7 @@ class Wanted:
     """A container that is to run.
 
     mounts: folder on this host and whether it may be written to, by path in the container
-    hosts:  names of Services and pods, and their addresses
+    hosts:  names of Services and pods, and their addresses; in names also those to come
     account: folder with token, ca.crt, namespace and kubeconfig; None: it has no ServiceAccount
     """
 
@@ -39,6 +39,7 @@ class Wanted:
     env: Mapping[str, str]
     mounts: Mapping[str, tuple[Path, bool]]
     hosts: Mapping[str, str]
+    names: Path
     server: str
     account: Path | None
     log: Path
@@ -123,8 +124,7 @@ class ByPodman:
             mounts[ACCOUNT] = wanted.account, False
         for path, (folder, writable) in mounts.items():
             words += ["--volume", f"{folder}:{path}:{'rw' if writable else 'ro'}"]
-        for name, address in wanted.hosts.items():
-            words += ["--add-host", f"{name}:{address}"] if address else []
+        words += ["--no-hosts", "--volume", f"{wanted.names}:/etc/hosts:ro"]
         for name, text in env.items():
             words += ["--env", f"{name}={text}"]
         with wanted.log.open("ab") as log:

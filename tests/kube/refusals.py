@@ -85,6 +85,7 @@ FLEETS: list[tuple[list[tuple[str, Any]], str, str]] = [
     (budget(bytesPerMinute=0), "spec.budgets[0].bytesPerMinute", "write frozen: true"),
     (budget(bytesPerMinute="-1G"), "spec.budgets[0].bytesPerMinute", "such as 10G or 512Mi"),
     (budget(bytesPerMinute="500m"), "spec.budgets[0].bytesPerMinute", "such as 10G or 512Mi"),
+    (budget(bytesPerMinute="1e999999"), "spec.budgets[0].bytesPerMinute", "such as 10G or 512Mi"),
     (budget(bytesPerMinute="10 GB"), "spec.budgets[0].bytesPerMinute", "such as 10G or 512Mi"),
     (budget(bytesPerMinute="1G", frozen=True), "budgets[0].bytesPerMinute", "or frozen"),
     ([("width", {"ranks": 0})], "spec.width.ranks", "an engine has 1 to 4096 ranks"),

@@ -221,6 +221,8 @@ def test_a_key_that_nobody_knows_is_refused_at_every_level(template: Template) -
         ({"clusterWide": True, "namespaces": ["a"]}, "leave namespaces empty, or set clusterWide"),
         ({"controller": {"enabled": False}}, "needs the host:port of another; set it"),
         ({"routers": [ROUTER, ROUTER]}, "two are called a: give each a name of its own"),
+        ({"controller": {"storage": {"size": "0Gi"}}}, "/controller/storage/size"),
+        ({"image": {"tag": "sha256:abc"}}, "/image/tag"),
     ],
 )
 def test_values_that_clash_are_refused_with_the_remedy(

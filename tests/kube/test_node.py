@@ -1,5 +1,6 @@
 """The whole loop: charts installed with --wait, a fleet of the local engine, drift, plans as
-objects, approved with kubectl and applied, 2 -> 3 ranks, and not one request that fails meanwhile.
+objects, approved with kubectl and applied, 2 -> 3 -> 2 ranks, and meanwhile not one request that
+fails.
 
 Once as processes, once by podman from the images of deploy/Dockerfile where it can run them.
 """
@@ -31,6 +32,7 @@ IMAGE = "placer:0.1.0"
 MODEL = ROOT / "examples" / "tiny_moe" / "model"
 KEY = "a-key-of-a-client-of-the-front"
 WAIT_S, CLIENTS, PROMPT, ANSWER = 180.0, 6, 256, 8
+STATES = ("desired", "allocated", "available", "engineActive", "traffic")
 # Decisions every few seconds, on little traffic: fleets take minutes.
 TOPOLOGY = yaml.safe_load((ROOT / "examples" / "tiny_moe" / "cpus.yaml").read_text())
 POLICY = {"topology": TOPOLOGY, "window_s": 40.0, "least_tokens": 2000, "cooldown_s": 5.0}
@@ -255,47 +257,54 @@ def test_the_whole_loop(cluster: Cluster, way: Way, tmp_path: Path) -> None:
                 first = approved(cluster)
                 traffic.become("tables")  # whose experts are others
                 second = approved(cluster)
-                cluster.kubectl("-n", "moe", "scale", "moefleet/chat", "--replicas=3")
-                wait(cluster, "moefleet/chat", "{.status.width.engineActive}", "3")
-                wait(cluster, "moefleet/chat", "{.status.width.traffic}", "3")
-            told_in(cluster, first, second)
+                scaled(cluster, 3)
+                told_in(cluster, first, second)
+                scaled(cluster, 2)
             assert traffic.failures == []
             assert traffic.served > 50
         finally:
             cleared(cluster)
 
 
+def scaled(cluster: Cluster, ranks: int) -> None:
+    """In all five states of its width, with as many pods, none of which was started again."""
+    cluster.kubectl("-n", "moe", "scale", "moefleet/chat", f"--replicas={ranks}")
+    for state in STATES:
+        wait(cluster, "moefleet/chat", f"{{.status.width.{state}}}", str(ranks))
+
+    def look() -> Any:
+        fleet = cluster.get("moefleet", "chat", "-n", "moe")
+        return fleet if condition(fleet, "Reconciling") == "Idle" else None
+
+    fleet = until(look, "all is over", WAIT_S)
+    assert fleet["status"]["width"] == dict.fromkeys(STATES, ranks)
+    assert condition(fleet) == "Serving"
+    assert condition(fleet, "Stalled") == "None"
+    pods = ranks_of(cluster)
+    assert [one["metadata"]["name"] for one in pods] == [f"chat-{at}" for at in range(ranks)]
+    assert {one["status"]["containerStatuses"][0]["restartCount"] for one in pods} == {0}
+    before = 3 if ranks == 2 else 2
+    assert any(f"{before} -> {ranks} replicas" in message for _, message in events(cluster))
+
+
+def ranks_of(cluster: Cluster) -> list[Any]:
+    found: list[Any] = cluster.get("pods", "-n", "moe", "-l", "app=chat")["items"]
+    return found
+
+
 def told_in(cluster: Cluster, first: Any, second: Any) -> None:
-    """What status and events say of all that."""
-    pods = cluster.get("pods", "-n", "moe", "-l", "app=chat")["items"]
-    uids = [one["metadata"]["uid"] for one in pods]
+    """What status and events say of both plans."""
+    uids = [one["metadata"]["uid"] for one in ranks_of(cluster)]
     for plan in (first, second):
         acks = plan["status"]["acknowledgements"]
         assert {(one["rank"], one["pod"], one["state"]) for one in acks} == {
             (0, uids[0], "Applied"), (1, uids[1], "Applied"),
         }  # fmt: skip
     assert second["spec"]["epoch"] > first["spec"]["epoch"]
-    fleet = until(
-        lambda: (
-            (one := cluster.get("moefleet", "chat", "-n", "moe"))
-            and condition(one, "Reconciling") == "Idle"
-            and one
-        ),
-        "all is over",
-        WAIT_S,
-    )
-    assert fleet["status"]["width"] == {
-        "desired": 3, "allocated": 3, "available": 3, "engineActive": 3, "traffic": 3,
-    }  # fmt: skip
-    assert condition(fleet) == "Serving"
-    assert condition(fleet, "Stalled") == "None"
-    assert [one["metadata"]["name"] for one in pods] == ["chat-0", "chat-1", "chat-2"]
-    assert [one["status"]["containerStatuses"][0]["restartCount"] for one in pods] == [0, 0, 0]
     told = events(cluster)
     reasons = [reason for reason, _ in told]
     print("events:", *(f"  {reason}: {message}" for reason, message in told), sep="\n")
     assert reasons.count("PlanApplied") >= 2
-    assert any("2 -> 3 replicas" in message for _, message in told)
 
 
 def cleared(cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -29,6 +30,7 @@ PATCHES = {
 }
 GONE = 410
 # What the client raises for a file that is no kubeconfig.
+TLS = (aiohttp.ClientSSLError, ssl.SSLError)
 NO_CONFIG = (AttributeError, KeyError, TypeError, ValueError)
 
 log = logging.getLogger("placer.kube")
@@ -42,13 +44,18 @@ class ApiError(PlacerError):
         self.status, self.retry_after_s = status, retry_after_s
 
 
+class UntrustedError(ApiError):
+    """Its certificate is not that of the authority that we know, or ours is not known to it."""
+
+
 class ClusterError(PlacerError):
     """No cluster can be reached with the settings that there are."""
 
 
 class Api:
     """Kubernetes' API server, by kubeconfig or as a pod. Who we are is read again when it says that
-    it does not know us: tokens and certificates are replaced while this runs."""
+    it does not know us, and when we do not: tokens and certificates are replaced while this runs.
+    """
 
     def __init__(self, identity: "Identity") -> None:
         self._identity, self._renewing = identity, asyncio.Lock()
@@ -127,12 +134,16 @@ class Api:
         """The answer, to be read; what the server refuses is raised."""
         for is_last in (False, True):
             identity = self._identity
-            async with identity.send(method, path, *what) as response:
-                if response.status < 400:
-                    yield response
-                    return
-                if response.status != 401 or is_last:
-                    raise await _refusal(response, f"{method} {path}")
+            try:
+                async with identity.send(method, path, *what) as response:
+                    if response.status < 400:
+                        yield response
+                        return
+                    if response.status != 401 or is_last:
+                        raise await _refusal(response, f"{method} {path}")
+            except UntrustedError:
+                if is_last:
+                    raise
             await self._renew(identity)
 
     async def _renew(self, refused: "Identity") -> None:
@@ -140,7 +151,7 @@ class Api:
         async with self._renewing:
             if self._identity is not refused:
                 return
-            log.warning("placer: the API server refuses our token: reading it again")
+            log.warning("placer: the API server and we do not know each other: reading it again")
             try:
                 self._identity = await Identity.read()
             except ClusterError as error:
@@ -202,7 +213,8 @@ class Identity:
             await client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
             answer = await client.call_api(method, url, headers, body, _request_timeout=limits)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise ApiError(0, f"no answer to {method} {url}: {error!r}") from error
+            kind = UntrustedError if isinstance(error, TLS) else ApiError
+            raise kind(0, f"no answer to {method} {url}: {error!r}") from error
         return answer.response
 
 

@@ -34,25 +34,28 @@ class Informer:
         self._changed, self._trim = changed, trim
         self.objects: dict[Name, Object] = {}
         self.synced, self.trouble = False, ""
+        self._version = ""  # up to which all is known; empty while nothing is
+        self._written: dict[Name, Object] = {}  # while a list is under way
 
     async def run(self) -> None:
-        version, failures = "", 0
+        failures = 0
         while True:
             try:
-                version = version or await self._list()
+                if not self._version:
+                    await self._list()
                 failures, self.trouble = 0, ""
-                async for event in self._api.watch(self.kind, self.namespace, version):
-                    version = event["object"]["metadata"]["resourceVersion"]
+                async for event in self._api.watch(self.kind, self.namespace, self._version):
+                    self._version = event["object"]["metadata"]["resourceVersion"]
                     self._take(event["type"], event["object"])
             except ApiError as error:
                 if error.status == GONE:
-                    version = ""
+                    self._version = ""
                     if not self.trouble:  # once: a server that answers so for ever is not hurried
                         self.trouble = str(error)
                         continue
                 if error.status == NOT_FOUND:
                     self._become({})
-                    self.synced, version = True, ""
+                    self.synced, self._version = True, ""
                     await self._clock.sleep(UNKNOWN_S)
                     continue
                 if str(error) != self.trouble and error.status:
@@ -63,22 +66,26 @@ class Informer:
                 await self._clock.sleep(max(error.retry_after_s, backoff_s * lot))
 
     def put(self, found: Object) -> None:
-        """What the server answered to a write of ours: our own are never news."""
+        """What the server answered to a write of ours: our own are never news. What the watch is
+        past already is known as it came to be, or is gone."""
         name, trimmed = name_of(found), self._trim(found)
         before = self.objects.get(name)
-        if before is None or version_of(before) < version_of(trimmed):
+        known = 0 if before is None else version_of(before)
+        if version_of(trimmed) > max(int(self._version or 0), known):
             self.objects[name] = trimmed
+            if not self._version:
+                self._written[name] = trimmed
 
-    async def _list(self) -> str:
+    async def _list(self) -> None:
         found: dict[Name, Object] = {}
-        version = ""
+        self._written, version = {}, ""
         async for page in self._api.list_pages(self.kind, self.namespace):
             version = page["metadata"]["resourceVersion"]
             for one in page["items"]:
                 found[name_of(one)] = self._trim(one)
-        self._become(found)
-        self.synced = True
-        return version
+        later = {key: one for key, one in self._written.items() if version_of(one) > int(version)}
+        self._become(found | later)
+        self.synced, self._version = True, version
 
     def _become(self, found: dict[Name, Object]) -> None:
         before, self.objects = self.objects, found

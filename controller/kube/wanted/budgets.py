@@ -11,6 +11,7 @@ from cronsim import CronSim, CronSimError
 
 from placer.errors import PlacerError
 
+MOST = 2**63 - 1  # bytes
 _SUFFIX = {
     "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15,
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50,
@@ -52,10 +53,13 @@ def allowed(budgets: Sequence[Mapping[str, Any]], reason: str, now: float) -> Al
 
 def quantity(text: str | int) -> int:
     """Of Kubernetes: 10G, 512Mi, 1e9."""
-    found = re.fullmatch(r"([0-9.]+(?:[eE][0-9]+)?)([kMGTP]i?|Ki|)", str(text))
+    found = re.fullmatch(
+        r"([0-9]+(?:[.][0-9]+)?(?:[eE][0-9]{1,2})?)([kMGTP]i?|Ki|)", str(text), re.ASCII
+    )
     if found is None or found[2] not in _SUFFIX:
         raise BudgetError(f"budgets: {text!r} is no number of bytes: write 10G or 512Mi")
-    return int(Decimal(found[1]) * _SUFFIX[found[2]])
+    # As Kubernetes' own; and a number of a million digits would keep everybody waiting.
+    return min(int(Decimal(found[1]) * _SUFFIX[found[2]]), MOST)
 
 
 def _window(budget: Mapping[str, Any], now: float) -> tuple[bool, float | None]:

@@ -79,9 +79,10 @@ def _conflict(world: World) -> Wanted:
     fleet, first = world.fleet, world.first
     assert first is not None
     what = f"pool {fleet.pool}" if fleet.pool == first.pool else fleet.title
+    elsewhere = f"{first.namespace}/" if first.namespace != fleet.namespace else ""
     told = (
-        f"MoEFleet {first.name} claimed {what} before: delete one of the two, or give this one "
-        "another workload and pool"
+        f"MoEFleet {elsewhere}{first.name} claimed {what} before: delete one of the two, or give "
+        "this one another workload and pool"
     )
     return _stands_still(world, "Conflict", told)
 

@@ -35,9 +35,10 @@ class Fleet:
         return "deletionTimestamp" in self.object["metadata"]
 
     @property
-    def age(self) -> tuple[str, str]:
+    def age(self) -> tuple[str, str, str]:
         """Of two fleets the one where this is less was first."""
-        return self.object["metadata"].get("creationTimestamp", ""), self.name
+        made = self.object["metadata"].get("creationTimestamp", "")
+        return made, self.name, self.namespace
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Front:
         host, _, port = self._listening.address.rpartition(":")
         more: dict[str, Any] = {}
         if self._tls is not None:
-            more = {"ssl": self._tls.get(), "ssl_handshake_timeout": HANDSHAKE_S}
+            more = {"ssl": self._tls, "ssl_handshake_timeout": HANDSHAKE_S}
         try:
             return await asyncio.get_running_loop().create_server(
                 lambda: Connection(self.service),
@@ -99,8 +99,6 @@ class Front:
             for one in [one for one in self.service.connections if one.due_s <= now_s]:
                 one.expire()
             desk.log.flush()
-            if self._tls is not None:
-                self._tls.get()
             await desk.clock.sleep(TICK_S)
 
     async def _drain(self) -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import ssl
 from pathlib import Path
 
 import pytest
+import trustme
 import yaml
 from aiohttp import web
 
@@ -17,6 +19,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.token, self._file, self._config = "", folder / "token", folder / "kubeconfig"
+        self._ca, self.port = folder / "ca.crt", 0
         self.events: list[asyncio.Queue[str]] = []
 
     async def __aenter__(self) -> "Server":
@@ -25,17 +28,34 @@ class Server:
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self._config.write_text(yaml.safe_dump({
-            "apiVersion": "v1", "kind": "Config", "current-context": "here",
-            "clusters": [{"name": "here", "cluster": {
-                "server": f"http://127.0.0.1:{self._runner.addresses[0][1]}"}}],
-            "users": [{"name": "here", "user": {"tokenFile": str(self._file)}}],
-            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "here"}}],
-        }))  # fmt: skip
+        self._write(f"http://127.0.0.1:{self._runner.addresses[0][1]}")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._runner.cleanup()
+
+    async def move(self, authority: trustme.CA) -> None:
+        """To a server whose certificate is another authority's; the file of that is replaced."""
+        for site in list(self._runner.sites):
+            await site.stop()
+        assert self._runner.server is not None
+        await self._runner.server.shutdown(0.1)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=context)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        authority.cert_pem.write_to_path(self._ca)
+        self._write(f"https://127.0.0.1:{self.port}")
+
+    def _write(self, url: str) -> None:
+        cluster = {"server": url, **({"certificate-authority": str(self._ca)} if self.port else {})}
+        self._config.write_text(yaml.safe_dump({
+            "apiVersion": "v1", "kind": "Config", "current-context": "here",
+            "clusters": [{"name": "here", "cluster": cluster}],
+            "users": [{"name": "here", "user": {"tokenFile": str(self._file)}}],
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "here"}}],
+        }))  # fmt: skip
 
     def replace_token(self, token: str) -> None:
         self.token = token
@@ -114,3 +134,37 @@ def test_a_kubeconfig_that_is_being_written_is_a_refusal_to_be_tried_again(folde
             await api.close()
 
     asyncio.run(run())
+
+
+def test_an_event_of_as_many_bytes_as_an_object_may_have_is_read(folder: Path) -> None:
+    async def run() -> int:
+        async with Server(folder) as server:
+            server.replace_token("here")
+            api = await Api.open()
+            events = api.watch(PODS, "here", "1")
+            first = asyncio.ensure_future(anext(events))
+            while not server.events:
+                await asyncio.sleep(0.01)
+            server.events[0].put_nowait("x" * 2**21)
+            found = await asyncio.wait_for(first, 20)
+            await api.close()
+            return len(found["object"]["metadata"]["name"])
+
+    assert asyncio.run(run()) == 2**21
+
+
+def test_a_server_whose_authority_is_another_is_trusted_once_the_file_says_so(
+    folder: Path,
+) -> None:
+    async def run() -> str:
+        async with Server(folder) as server:
+            server.replace_token("here")
+            await server.move(trustme.CA())
+            api = await Api.open()
+            await api.get(PODS, "here", "chat-0")
+            await server.move(trustme.CA())
+            found = await api.get(PODS, "here", "chat-1")
+            await api.close()
+            return str(found["metadata"]["name"])
+
+    assert asyncio.run(run()) == "chat-1"

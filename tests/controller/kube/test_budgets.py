@@ -56,13 +56,13 @@ def test_what_is_frozen_stands_still() -> None:
 
 @pytest.mark.parametrize(
     ("text", "bytes"),
-    [(7, 7), ("10G", 10**10), ("1.5Ki", 1536), ("1e9", 10**9), ("2k", 2000)],
+    [(7, 7), ("10G", 10**10), ("1.5Ki", 1536), ("1e9", 10**9), ("2k", 2000), ("1e99", 2**63 - 1)],
 )
 def test_quantities_are_kubernetes(text: str | int, bytes: int) -> None:  # noqa: A002
     assert quantity(text) == bytes
 
 
-@pytest.mark.parametrize("text", ["much", "10X", "-1", ""])
+@pytest.mark.parametrize("text", ["much", "10X", "-1", "", ".", "1.2.3G", "1e999999"])
 def test_what_is_no_quantity_is_told(text: str) -> None:
     with pytest.raises(BudgetError, match="is no number of bytes: write 10G or 512Mi"):
         quantity(text)

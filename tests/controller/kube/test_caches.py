@@ -64,6 +64,19 @@ def test_a_workload_and_its_pods_are_its_fleets() -> None:
     assert world.asked() == {"chat"}
 
 
+def test_of_two_fleets_of_one_name_that_share_a_pool_one_was_first_though_made_at_once() -> None:
+    world = World()
+    fleets = [
+        Fleet(world.hear(
+            FLEETS, "chat", {"workload": of("chat"), "model": "m", "pool": "shared"},
+            namespace=namespace, uid=namespace, creationTimestamp="2026",
+        ))
+        for namespace in ("there", "here")
+    ]  # fmt: skip
+    found = [world.caches.first(one, []) for one in fleets]
+    assert [one and one.namespace for one in found] == ["here", None]
+
+
 def test_the_older_fleet_of_a_workload_was_first_and_then_the_name_decides() -> None:
     world = World()
     late = world.fleet("a", of("chat"), made="2026-02")

@@ -147,6 +147,56 @@ async def test_what_was_written_here_is_known_at_once_and_no_news(world: World) 
     assert world.news == news
 
 
+def written(name: str, version: int) -> Any:
+    meta = {"name": name, "namespace": "moe", "resourceVersion": str(version)}
+    return {"metadata": meta, "spec": {"ranks": version}}
+
+
+@looked_at
+async def test_what_was_written_while_pages_of_a_list_came_is_not_lost_to_them(
+    world: World,
+) -> None:
+    world.api.put("a")
+    world.api.put("b")
+    world.api.page_s = 1.0
+    await world.pass_by(1.5)
+    world.informer.put(written("a", 7))
+    world.informer.put(written("c", 8))
+    await world.pass_by()
+    assert world.informer.objects["moe", "a"] == written("a", 7)
+    assert world.known == ["a", "b", "c"]
+
+
+@looked_at
+async def test_an_answer_that_comes_after_the_objects_end_does_not_bring_it_back(
+    world: World,
+) -> None:
+    world.api.put("a")
+    await world.pass_by()
+    answer = world.api.put("a", ranks=3)  # which is read only after the watch told what came next
+    answer = {**answer, "metadata": dict(answer["metadata"])}
+    world.api.remove("a")
+    await world.pass_by()
+    world.informer.put(answer)
+    assert world.known == []
+
+
+@looked_at
+async def test_versions_that_went_back_are_the_servers(world: World) -> None:
+    """Its etcd is that of a backup."""
+    world.api.version = 100
+    world.api.put("a")
+    world.informer.put(written("b", 101))
+    await world.pass_by()
+    world.informer.put(written("a", 102))
+    world.api.version, world.api.objects = 4, {}
+    world.api.put("a", ranks=1)
+    world.api.end(ApiError(410, "too old"))
+    await world.pass_by()
+    assert world.informer.objects["moe", "a"]["spec"] == {"ranks": 1}
+    assert world.known == ["a"]
+
+
 @pytest.mark.parametrize("error", [ApiError(500, "etcd"), ApiError(0, "no answer")])
 def test_tries_come_more_and_more_seldom(error: ApiError) -> None:
     clock = VirtualClock()

@@ -124,6 +124,13 @@ def test_a_workload_that_is_not_there_is_named() -> None:
     assert condition(found)[2] == "there is no StatefulSet chat in moe: make it"
 
 
+def test_a_fleet_elsewhere_that_has_its_pool_is_named_with_its_namespace() -> None:
+    first = fleet("chat")
+    first.object["metadata"]["namespace"] = "there"
+    found = wanted(fleet(pool="shared"), first=first)
+    assert condition(found)[2].startswith("MoEFleet there/chat claimed")
+
+
 def test_a_fleet_whose_workload_another_claimed_before_does_nothing() -> None:
     found = reconcile(world(first=fleet("first", made="2025-01-01")))
     assert condition(found) == (

@@ -10,6 +10,7 @@ from controller.kube.cluster.api import ApiError
 class TinyApi:
     """
     refuses: errors for the next requests, one each; None lets one through
+    page_s:  that each page of a list takes
     asked:   what was asked for, in turn
     """
 
@@ -17,6 +18,7 @@ class TinyApi:
         self.objects: dict[str, Any] = {}
         self.version = 0
         self.refuses: list[ApiError | None] = []
+        self.page_s = 0.0
         self.asked: list[str] = []
         self._streams: list[asyncio.Queue[Any]] = []
 
@@ -47,6 +49,7 @@ class TinyApi:
         self._ask("list")
         meta = {"resourceVersion": str(self.version)}
         for one in list(self.objects.values()) or [None]:
+            await asyncio.sleep(self.page_s)
             yield {"metadata": meta, "items": [one] if one else []}
 
     async def watch(self, kind: Any, namespace: str, version: str) -> AsyncIterator[Any]:

@@ -3,13 +3,23 @@ Secret: a link to their folder is turned to another folder."""
 
 import asyncio
 import logging
+import socket
+import ssl
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Event, current_thread
+from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
 
 from controller.server.security import Listening
+from placer.certificates import Credentials
 from placer.channel import Channels, Settings
+from placer.files.fresh import Fresh
 from placer.v1 import fleet_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
 from tests.controller.server.tiny_server import Setting, a_world, refusal
@@ -33,14 +43,14 @@ class Secret:
 
     def __init__(self, folder: Path, **files: bytes) -> None:
         folder.mkdir()
-        self.folder, self._turn = folder, 0
+        self.folder, self.turn = folder, 0
         self.replace(**files)
         for name in files:
             (folder / name).symlink_to(Path("..data") / name)
 
     def replace(self, **files: bytes) -> None:
-        self._turn += 1
-        new = self.folder / f"..turn-{self._turn}"
+        self.turn += 1
+        new = self.folder / f"..turn-{self.turn}"
         new.mkdir()
         for name, content in files.items():
             (new / name).write_bytes(content)
@@ -133,3 +143,111 @@ def test_broken_certificates_leave_the_channel_that_there_is(tmp_path: Path) -> 
     client.replace(**tls(authority))
     assert channels.get() is not before
     channels.close()
+
+
+def test_a_thread_that_is_late_with_a_change_closes_no_channel_that_others_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Secret(tmp_path / "client", ca=b"1")
+    closed, late, others = list[Mock](), Event(), Event()
+
+    def opens(*_: object) -> Mock:
+        one = Mock()
+        one.close = lambda: closed.append(one)
+        return one
+
+    class Late(Fresh[Any]):
+        def get(self) -> Any:
+            found = super().get()
+            if current_thread().name.startswith("late"):
+                late.set()
+                others.wait(20)
+            return found
+
+    monkeypatch.setattr("placer.channel.open_channel", opens)
+    monkeypatch.setattr("placer.channel.Fresh", Late)
+    channels = Channels("127.0.0.1:1", Settings(ca=client / "ca"), log)
+    with ThreadPoolExecutor(1, "late") as thread:
+        client.replace(ca=b"2")
+        asked = thread.submit(channels.get)
+        late.wait(20)
+        client.replace(ca=b"3")
+        newest = channels.get()
+        others.set()
+        asked.result()
+    assert channels.get() is newest
+    assert newest not in closed
+
+
+async def shown(listening: Listening, test: Callable[[int], Coroutine[Any, Any, None]]) -> None:
+    """test: of the port of a server over TLS that says one line"""
+
+    async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello\n")
+        writer.close()
+
+    server = await asyncio.start_server(say, "127.0.0.1", 0, ssl=listening.tls())
+    async with server:
+        await test(server.sockets[0].getsockname()[1])
+
+
+def client(ca: Path, own: Authority) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca)
+    context.load_cert_chain(own.certificate, own.key)
+    return context
+
+
+def heard(port: int, context: ssl.SSLContext, before: ssl.SSLSession | None = None) -> Any:
+    """The session of a client that is let in; None of one that is turned away."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 10) as plain:
+        secured = context.wrap_socket(plain, server_hostname="localhost", session=before)
+        with secured:
+            return secured.session if secured.recv(5) == b"hello" else None
+    return None
+
+
+@asynchronous
+async def test_over_http_too_another_authority_takes_the_place_of_the_one_before(
+    tmp_path: Path,
+) -> None:
+    first, second = Authority(tmp_path, "first"), Authority(tmp_path, "second")
+    mine = Secret(tmp_path / "server", **tls(first))
+    listening = Listening("127.0.0.1:0", mine / "certificate", mine / "key", mine / "ca")
+    old, new = client(first.ca, first), client(first.ca, second)
+
+    async def test(port: int) -> None:
+        session = await asyncio.to_thread(heard, port, old)
+        assert session
+        assert not await asyncio.to_thread(heard, port, new)
+        mine.replace(**tls(first) | {"ca": tls(second)["ca"]})
+        assert not await asyncio.to_thread(heard, port, old)
+        assert not await asyncio.to_thread(heard, port, old, session)
+        assert await asyncio.to_thread(heard, port, new)
+
+    await shown(listening, test)
+
+
+@asynchronous
+async def test_certificates_that_change_while_they_are_read_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Authority(tmp_path, "first"), Authority(tmp_path, "second")
+    mine = Secret(tmp_path / "server", **tls(first))
+    listening = Listening("127.0.0.1:0", mine / "certificate", mine / "key")
+    old, new = client(first.ca, first), client(second.ca, first)
+    reads = Credentials.read
+
+    def changing(self: Credentials) -> Any:
+        found = reads(self)
+        if mine.turn == 2:
+            mine.replace(certificate=b"half of on")
+        return found
+
+    async def test(port: int) -> None:
+        monkeypatch.setattr(Credentials, "read", changing)
+        mine.replace(**tls(second))
+        assert await asyncio.to_thread(heard, port, old)
+        mine.replace(**tls(second))
+        assert await asyncio.to_thread(heard, port, new)
+
+    await shown(listening, test)
