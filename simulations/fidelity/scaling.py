@@ -21,37 +21,27 @@ WIDTHS = (2, 4, 2, 3, 4, 3, 2)
 FITTED = ((2, 4), (4, 2))
 ROUNDS = 6
 FROM_MEMORY = Speeds(disk_bytes_per_s=1.0)  # a checkpoint would be slower
-RATE = 1e9  # bytes a second, of a link until it is fitted
+LINK = Link(1e9, 0.0)  # bytes a second, and no latency: from one's memory to another's
 Pair = tuple[int, int]
 
 
 def scaling(model: Path) -> Iterator[Compared]:
-    """A link's rate is fitted on one pair of widths, up and down apart, since memory that serves
-    must be made first; the other pairs count."""
+    """How much faster this host is than placer/resize takes it for is fitted on one pair of widths,
+    up and down apart, since memory that serves must be made first; the other pairs count."""
     found = _measured(model)
     for fitted in FITTED:
-        rate = _rate(found[fitted])
+        pace = median(one.took_s / one.expected_s for one in found[fitted])
         for (before, after), changes in sorted(found.items()):
             if (before, after) == fitted or (after > before) != (fitted[1] > fitted[0]):
                 continue
             measured = [one.took_s for one in changes]
-            ours = median(one.way(rate).seconds.total for one in changes)
+            ours = pace * median(one.expected_s for one in changes)
             halves = [median(measured[at::2]) for at in (0, 1)]
             theirs = median(measured)
             repeated = abs(halves[0] - halves[1]) / theirs
             told = ours * 1e3, theirs * 1e3
             what = f"from {before} to {after} ranks"
             yield Compared(what, *told, repeated, SCALING, "{:.1f} ms")
-
-
-def _rate(changes: Sequence["Change"]) -> float:
-    """Bytes a second of a link, with which changes take the seconds that they took."""
-    rates = []
-    for one in changes:
-        told = one.way(RATE).seconds
-        left_s = max(one.took_s - (told.total - told.transfer), 1e-4)
-        rates.append(RATE * told.transfer / left_s)
-    return median(rates)
 
 
 class Change:
@@ -67,8 +57,12 @@ class Change:
         self._after = linear(self._before.layers, slots, experts, after)
         self.took_s = 0.0
 
-    def way(self, rate: float) -> Resize:
-        hardware = replace(topology.preset("h100").resized(max(WIDTHS), 1), local=Link(rate, 0.0))
+    @property
+    def expected_s(self) -> float:
+        return self.way().seconds.total
+
+    def way(self) -> Resize:
+        hardware = replace(topology.preset("h100").resized(max(WIDTHS), 1), local=LINK)
         devices = Devices(hardware, self._at, self._to)
         engine = replace(self._engine, speeds=FROM_MEMORY)
         found = resize(self._before, self._after, devices, engine)
@@ -82,7 +76,7 @@ def _measured(model: Path) -> dict[Pair, list[Change]]:
         with LocalEngine(model, WIDTHS[0], smallest=2, standbys=2, spares=2) as engine:
             for epoch, pair in enumerate(pairwise(WIDTHS), 1):
                 change = Change(engine, pair[1])
-                after = change.way(RATE).after
+                after = change.way().after
                 begun_s = time.perf_counter()
                 for command in _commands(engine.placement, after, epoch):
                     insist(engine, command)
