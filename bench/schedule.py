@@ -27,7 +27,7 @@ from placer.optimizers.eplb import optimize
 from placer.placement import Placement
 from placer.problem import Problem
 from placer.profile import Profile
-from placer.schedule import Budget, Schedule, faults, match_slots, schedule
+from placer.schedule import Budget, MigrationSchedule, faults, match_slots, schedule
 from placer.topology import Topology
 
 DATA = Path(os.environ.get("PLACER_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -80,7 +80,7 @@ def run() -> None:
     console.print(table)
 
 
-def _solved(change: Change, budget: Budget) -> tuple[Schedule, float]:
+def _solved(change: Change, budget: Budget) -> tuple[MigrationSchedule, float]:
     """The schedule, replayed, and the seconds that matching and scheduling took."""
     _, shape, machine, before, after = change
     begun = time.perf_counter()

@@ -10,7 +10,7 @@ from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from placer.resize.price import Price
-from placer.schedule import Budget, Schedule
+from placer.schedule import Budget, MigrationSchedule
 from placer.topology import Topology
 from placer.trace import Trace
 
@@ -65,7 +65,7 @@ class Planner(Protocol):
     ) -> Price | Infeasible:
         """The cheapest way from ``current`` to the problem's width."""
 
-    async def scheduled(self, relocation: Relocation) -> Schedule:
+    async def scheduled(self, relocation: Relocation) -> MigrationSchedule:
         """See ``placer.schedule``. It waits for no solve: what was approved goes on."""
 
 

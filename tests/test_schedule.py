@@ -10,7 +10,15 @@ from bench.schedule import both_ways_s, evenly_shared, first_fit_s
 from placer.cost.moves import arrivals
 from placer.errors import PlacementError
 from placer.placement import Placement
-from placer.schedule import Budget, Round, Schedule, Transfer, faults, match_slots, schedule
+from placer.schedule import (
+    Budget,
+    MigrationSchedule,
+    Round,
+    Transfer,
+    faults,
+    match_slots,
+    schedule,
+)
 from placer.schedule.copies import fewest_each
 from tests.builders import a_placement, a_topology
 
@@ -19,7 +27,7 @@ LOCAL_S, NETWORK_S = BYTES / 450e9, BYTES / 50e9  # h100
 ONE = Budget(BYTES)
 
 
-def scheduled(before: Placement, after: Placement, budget: Budget = ONE) -> Schedule:
+def scheduled(before: Placement, after: Placement, budget: Budget = ONE) -> MigrationSchedule:
     """The schedule on H100s, replayed."""
     topology = a_topology(before.gpus, before.nodes)
     found = schedule(before, after, BYTES, topology, budget)
@@ -27,7 +35,7 @@ def scheduled(before: Placement, after: Placement, budget: Budget = ONE) -> Sche
     return found
 
 
-def sources(found: Schedule) -> list[tuple[int, int]]:
+def sources(found: MigrationSchedule) -> list[tuple[int, int]]:
     """(expert, source) of every copy."""
     return sorted((copy.expert, copy.source) for turn in found.rounds for copy in turn.copies)
 

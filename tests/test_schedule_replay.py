@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from placer.placement import Placement
-from placer.schedule import Budget, Round, Schedule, Transfer, faults
+from placer.schedule import Budget, MigrationSchedule, Round, Transfer, faults
 from tests.builders import a_placement
 
 BYTES = 100
@@ -17,7 +17,7 @@ SWAP = Round((), (THERE, BACK), (THERE, BACK), 1.0)
 def found(
     *rounds: Round, before: Placement = BEFORE, after: Placement = AFTER, budget: Budget = BUDGET
 ) -> list[str]:
-    return faults(Schedule(rounds, after), before, after, BYTES, budget)
+    return faults(MigrationSchedule(rounds, after), before, after, BYTES, budget)
 
 
 def test_a_sound_schedule_passes() -> None:
@@ -92,6 +92,8 @@ def test_the_schedule_must_end_where_it_says_and_where_it_should() -> None:
 
 
 def test_a_schedule_with_a_reason_must_leave_everything_as_it_is() -> None:
-    assert faults(Schedule((), BEFORE, reason="frozen"), BEFORE, AFTER, BYTES, BUDGET) == []
-    moved = faults(Schedule((SWAP,), AFTER, reason="frozen"), BEFORE, AFTER, BYTES, BUDGET)
+    assert (
+        faults(MigrationSchedule((), BEFORE, reason="frozen"), BEFORE, AFTER, BYTES, BUDGET) == []
+    )
+    moved = faults(MigrationSchedule((SWAP,), AFTER, reason="frozen"), BEFORE, AFTER, BYTES, BUDGET)
     assert moved == ["some GPU does not end with the experts that it should have"]

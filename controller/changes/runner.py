@@ -27,7 +27,7 @@ from controller.migration.commands import (
 from controller.migration.machine import Attempt, Event, State
 from controller.ports import EngineLostError, Engines, Planner, Relocation
 from placer.errors import PlacerError
-from placer.schedule import Budget, Schedule
+from placer.schedule import Budget, MigrationSchedule
 
 DEADLINE_S = 60.0  # of a command
 ITSELF_S = 300.0  # an engine that moves by itself does at its next rebalancing step
@@ -56,7 +56,8 @@ class Runner:
     ) -> None:
         self.ledger, self.engines, self.config, self.planner = ledger, engines, config, planner
         self._abort = self._abort_key = ""
-        self._last: tuple[tuple[Any, ...], Schedule] | None = None  # between what, and the way
+        # Between what, and the way.
+        self._last: tuple[tuple[Any, ...], MigrationSchedule] | None = None
 
     def abort(self, record: Record[Operation], reason: str, key: str = "") -> None:
         """Have the operation that runs go back at its next step, also if this controller is killed
@@ -135,7 +136,7 @@ class Runner:
             raise PlacerError(found.reason)
         return Attempt(operation.epoch, before, found.after, found.rounds)
 
-    async def _scheduled(self, relocation: Relocation) -> Schedule:
+    async def _scheduled(self, relocation: Relocation) -> MigrationSchedule:
         """Raises PlacerError for a bug, too: trying again would meet it again, for ever."""
         try:
             return await self.planner.scheduled(relocation)

@@ -26,7 +26,7 @@ from placer.placement import EMPTY, Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from placer.resize.price import Price
-from placer.schedule import Schedule, Transfer, schedule
+from placer.schedule import MigrationSchedule, Transfer, schedule
 
 
 class MemoryPlanner:
@@ -49,7 +49,7 @@ class MemoryPlanner:
         await self.clock.sleep(self.solve_s)
         return found
 
-    async def scheduled(self, relocation: Relocation) -> Schedule:
+    async def scheduled(self, relocation: Relocation) -> MigrationSchedule:
         return schedule(*relocation)
 
 

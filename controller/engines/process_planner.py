@@ -17,7 +17,7 @@ from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from placer.resize.price import Price
-from placer.schedule import Schedule, schedule
+from placer.schedule import MigrationSchedule, schedule
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would have the controller's locks and files
 DIES_S = 1.0  # between the end of its pipe and its own
@@ -55,9 +55,9 @@ class ProcessPlanner:
             found: Price | Infeasible = await self._ask(resized, problem, current, optimizer)
         return found
 
-    async def scheduled(self, relocation: Relocation) -> Schedule:
+    async def scheduled(self, relocation: Relocation) -> MigrationSchedule:
         """Raises PlannerError if the process dies."""
-        found: Schedule = await self._ask(schedule, *relocation)
+        found: MigrationSchedule = await self._ask(schedule, *relocation)
         return found
 
     async def _ask(self, what: Callable[..., Any], *of: Any) -> Any:

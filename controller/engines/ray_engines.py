@@ -16,7 +16,7 @@ from placer.placement import Placement
 from placer.plan import Hold, Infeasible, Plan
 from placer.problem import Problem
 from placer.resize.price import Price
-from placer.schedule import Schedule, schedule
+from placer.schedule import MigrationSchedule, schedule
 
 NAMESPACE = "placer"
 PATIENCE_S = 10.0  # for an actor to say how it stands
@@ -40,8 +40,8 @@ class RayPlanner:
         found: Price | Infeasible = await self._ask(resized, problem, current, optimizer)
         return found
 
-    async def scheduled(self, relocation: Relocation) -> Schedule:
-        found: Schedule = await self._ask(schedule, *relocation)
+    async def scheduled(self, relocation: Relocation) -> MigrationSchedule:
+        found: MigrationSchedule = await self._ask(schedule, *relocation)
         return found
 
     async def _ask(self, what: Callable[..., Any], *of: Any) -> Any:

@@ -17,14 +17,14 @@ from placer.schedule.copies import NETWORK, Copies, Limits, lower_bound_s, neede
 from placer.schedule.matching import Relabel, fewest_moves, match_slots, same_shape
 from placer.schedule.replay import faults
 from placer.schedule.rounds import rounds
-from placer.schedule.values import Budget, Round, Schedule, Transfer
+from placer.schedule.values import Budget, MigrationSchedule, Round, Transfer
 from placer.topology import Topology
 
 __all__ = [
     "Budget",
+    "MigrationSchedule",
     "Relabel",
     "Round",
-    "Schedule",
     "Transfer",
     "faults",
     "fewest_moves",
@@ -35,7 +35,7 @@ __all__ = [
 
 def schedule(
     before: Placement, after: Placement, expert_bytes: int, topology: Topology, budget: Budget
-) -> Schedule:
+) -> MigrationSchedule:
     """Rounds that bring every GPU the experts it has in ``after``; their order on it is free.
 
     The makespan is the lower bound where scratch memory suffices: 4 slots do for DeepSeek-V3, with
@@ -53,7 +53,7 @@ def schedule(
         )
     copies = needed(before, after)
     if reason := _too_little(copies, expert_bytes, budget):
-        return Schedule((), before, pending=len(copies), reason=reason)
+        return MigrationSchedule((), before, pending=len(copies), reason=reason)
     limits = _limits(expert_bytes, topology, budget)
     found = rounds(before, after, copies, limits)
     if found is None:
@@ -61,10 +61,12 @@ def schedule(
             f"scratch_slots is {budget.scratch_slots} but {len(copies)} copies need room to change"
             " places: allow 1 or more"
         )
-        return Schedule((), before, pending=len(copies), reason=reason)
+        return MigrationSchedule((), before, pending=len(copies), reason=reason)
     made, stands = found
     makespan_s = fsum(round.seconds for round in made)
-    return Schedule(tuple(made), stands, makespan_s, lower_bound_s(copies, before.gpus, limits))
+    return MigrationSchedule(
+        tuple(made), stands, makespan_s, lower_bound_s(copies, before.gpus, limits)
+    )
 
 
 def _nothing_missing(placement: Placement, name: str) -> None:

@@ -3,11 +3,15 @@
 from collections import Counter
 
 from placer.placement import EMPTY, Placement
-from placer.schedule.values import Budget, Round, Schedule, Transfer
+from placer.schedule.values import Budget, MigrationSchedule, Round, Transfer
 
 
 def faults(
-    schedule: Schedule, before: Placement, after: Placement, expert_bytes: int, budget: Budget
+    schedule: MigrationSchedule,
+    before: Placement,
+    after: Placement,
+    expert_bytes: int,
+    budget: Budget,
 ) -> list[str]:
     """Every rule that the rounds break from ``before`` to ``after``, a sentence each; empty is a
     pass.

@@ -56,7 +56,7 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Schedule:
+class MigrationSchedule:
     """The way to ``after``, or with a ``reason`` why ``pending`` copies cannot begin.
 
     after:         what stands after the last round

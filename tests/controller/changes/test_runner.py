@@ -15,7 +15,7 @@ from controller.migration.commands import Command, Discard, Done, Outcome, Refus
 from controller.migration.machine import State
 from controller.ports import Relocation
 from placer.placement import Placement
-from placer.schedule import Schedule
+from placer.schedule import MigrationSchedule
 from tests.controller.tiny_pool import (
     BEGIN_S,
     BYTES,
@@ -288,7 +288,7 @@ async def test_a_way_that_the_budget_does_not_allow_is_refused() -> None:
 class Broken(MemoryPlanner):
     """Cannot find a way to anything but what stands."""
 
-    async def scheduled(self, relocation: Relocation) -> Schedule:
+    async def scheduled(self, relocation: Relocation) -> MigrationSchedule:
         if relocation.before.digest != relocation.after.digest:
             raise ValueError("zip() argument 2 is longer")
         return await super().scheduled(relocation)

@@ -26,7 +26,7 @@ from controller.migration.commands import (
 )
 from placer import topology
 from placer.placement import Placement
-from placer.schedule import Budget, Schedule, schedule
+from placer.schedule import Budget, MigrationSchedule, schedule
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "examples" / "tiny_moe" / "model"
@@ -56,7 +56,9 @@ def a_placement(seed: int, ranks: int = 2, slots: int = 20) -> Placement:
     return Placement(np.array(rows), EXPERTS, ranks)
 
 
-def a_schedule(engine: LocalEngine, after: Placement, scratch: int = 2, lanes: int = 8) -> Schedule:
+def a_schedule(
+    engine: LocalEngine, after: Placement, scratch: int = 2, lanes: int = 8
+) -> MigrationSchedule:
     """lanes: copies in flight to a rank"""
     expert_bytes = engine.shape.expert_bytes
     hardware = topology.preset("h100").resized(after.gpus)
@@ -64,7 +66,7 @@ def a_schedule(engine: LocalEngine, after: Placement, scratch: int = 2, lanes: i
     return schedule(engine.placement, after, expert_bytes, hardware, budget)
 
 
-def commands(before: Placement, way: Schedule, epoch: int = 1) -> Iterator[Command]:
+def commands(before: Placement, way: MigrationSchedule, epoch: int = 1) -> Iterator[Command]:
     """A whole migration."""
     yield Stage(epoch, before, way.after)
     yield Agree(epoch)
@@ -86,7 +88,7 @@ def insist(engine: LocalEngine, command: Command) -> Done:
     return outcome
 
 
-def migrate(engine: LocalEngine, way: Schedule, epoch: int = 1) -> None:
+def migrate(engine: LocalEngine, way: MigrationSchedule, epoch: int = 1) -> None:
     for command in commands(engine.placement, way, epoch):
         insist(engine, command)
 
