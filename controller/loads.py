@@ -111,7 +111,8 @@ class Loads:
 
     def _possible(self, group: Group, settings: Autoscale) -> tuple[int, ...]:
         """Widths, looked for again only when the pool or its settings are others."""
-        key = group.model, group.slots, tuple(group.engines), self.config.of(group.pool)
+        settled = group.model, group.ranks, group.slots, tuple(group.engines)
+        key = settled, self.config.of(group.pool)
         if (known := self._widths.get(group.pool)) is None or known[0] != key:
             known = key, widths(self.arbiter, group, settings.widths)
             self._widths[group.pool] = known

@@ -47,7 +47,8 @@ class Scaling:
     """What autoscalers see of a pool.
 
     size:      what it is now
-    full_rate: prompt tokens a second that a rank computes while requests wait; 0: never seen
+    full_rate: prompt tokens a second that a rank computes at full speed, as far as it has shown;
+               0: never seen
     balance:   mean rank load over the largest, of the traffic of now on the map that stands
     live:      what its engines can change while they serve: ``width``, ``redundancy``
     widths:    of an engine that its hardware and memory allow; None: all

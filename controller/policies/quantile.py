@@ -8,12 +8,11 @@
 
 An objective of TTFT is kept if what comes in its span can be computed in it; what waits already has
 half of what is left of it when the change is done, since it has waited already, and to hurry costs
-no more: a backlog is so many rank-seconds on whatever ranks. ``full_rate`` is measured, the most
-prompt tokens a second that a rank has shown, or less as soon as it computes less while requests
-wait: so decoding, routing and its imbalance are in it.
+no more: a backlog is so many rank-seconds on whatever ranks. ``full_rate`` is measured
+(signals.py says how): so decoding, routing and its imbalance are in it.
 
-For the others of a request's tokens: below ``attainment`` of TPOT in the last seconds, ranks grow
-by the ratio of the time between tokens to its objective.
+For the others of a request's tokens: below ``attainment`` of TPOT in the last seconds, the pool
+grows by a ``step``.
 
 Better than ranks is what costs none. If the optimizer's plan takes a share g off a whole step, and
 ranks * (1 - g) do, experts are moved instead. If ranks * balance do, and engines can change it

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -74,6 +75,14 @@ class Server:
             await answer.write((told % await events.get()).encode())
 
 
+async def watched(api: Api, server: Server) -> "asyncio.Future[Any]":
+    """The first event of a watch that the server has begun to answer."""
+    first = asyncio.ensure_future(anext(api.watch(PODS, "here", "1")))
+    while not server.events:
+        await asyncio.sleep(0.01)
+    return first
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
@@ -87,10 +96,7 @@ def test_a_watch_goes_on_when_another_request_is_refused_and_the_token_read_agai
         async with Server(folder) as server:
             server.replace_token("old")
             api = await Api.open()
-            events = api.watch(PODS, "here", "1")
-            first = asyncio.ensure_future(anext(events))
-            while not server.events:
-                await asyncio.sleep(0.01)
+            first = await watched(api, server)
             server.replace_token("new")
             await api.get(PODS, "here", "chat-0")
             server.events[0].put_nowait("chat-1")
@@ -141,10 +147,7 @@ def test_an_event_of_as_many_bytes_as_an_object_may_have_is_read(folder: Path) -
         async with Server(folder) as server:
             server.replace_token("here")
             api = await Api.open()
-            events = api.watch(PODS, "here", "1")
-            first = asyncio.ensure_future(anext(events))
-            while not server.events:
-                await asyncio.sleep(0.01)
+            first = await watched(api, server)
             server.events[0].put_nowait("x" * 2**21)
             found = await asyncio.wait_for(first, 20)
             await api.close()
