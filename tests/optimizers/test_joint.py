@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from placer.cost import score
 from placer.cost.moves import arrivals
 from placer.cost.sharing import shares
 from placer.cost.traffic import visit_chance as expected_visit_chance
-from placer.objective import DISPATCHES, Dispatch, Effort, Objective
+from placer.files.routing import read_trace
+from placer.model import ModelShape
+from placer.objective import DISPATCHES, STEP_TOKENS_PER_GPU, Dispatch, Effort, Objective
 from placer.optimizers import optimizer
 from placer.optimizers.joint import terms
 from placer.optimizers.joint.relabel import follow
@@ -28,8 +31,20 @@ from placer.optimizers.joint.search import (
 from placer.optimizers.joint.start import start
 from placer.placement import Placement
 from placer.problem import Problem
-from tests.builders import a_model, a_placement, a_problem, a_trace, loads, random_trace, worlds
+from placer.topology import Link
+from placer.trace import concatenate
+from tests.builders import (
+    a_model,
+    a_placement,
+    a_problem,
+    a_topology,
+    a_trace,
+    loads,
+    random_trace,
+    worlds,
+)
 
+EXAMPLE = sorted((Path(__file__).parents[2] / "examples/tiny_moe/traces").glob("*.npz"))
 DEDUP = Objective("dedup")
 QUICK = settings(max_examples=40)
 
@@ -73,6 +88,28 @@ def test_coherent_tokens_find_their_next_expert_where_they_are() -> None:
     trace = a_trace([[[0], [3]], [[1], [2]], [[2], [1]], [[3], [0]]] * 50)
     problem = large(a_problem(trace, objective=Objective("coherent")))
     assert score(problem, joint(problem), trace).hops == 0
+
+
+@pytest.mark.parametrize("dispatch", ["dedup", "coherent"])
+def test_nodes_with_room_for_all_experts_send_nothing_to_each_other(dispatch: Dispatch) -> None:
+    # The network's latency is most of so small a model's step, and no single exchange saves it.
+    model = ModelShape("tiny_moe", 6, 16, 2, 128, 64)
+    trace = concatenate([read_trace(path, model) for path in EXAMPLE])
+    objective = Objective(dispatch, tokens_per_gpu=STEP_TOKENS_PER_GPU["decode"])
+    problem = a_problem(trace, gpus=16, nodes=2, slots=32, objective=objective)
+    problem = replace(problem, model=model)
+    assert score(problem, joint(problem)).fanout_nodes == 1.0
+
+
+def test_a_latency_is_waited_for_as_soon_as_one_token_goes_that_way() -> None:
+    # Both nodes hold both experts; then the second node's 1 is exchanged for another 0.
+    trace = a_trace([[[0]], [[1]]] * 20)
+    topology = replace(a_topology(4, nodes=2), network=Link(10**18, 3.0))
+    problem = replace(a_problem(trace, slots=4), topology=topology, objective=DEDUP)
+    rules, layer = terms.rules(problem), terms.layers(problem)[0]
+    rows = [np.array(row, dtype=np.int64) for row in ([0, 1, 0, 1], [0, 1, 0, 0])]
+    near, far = (recorded_s(layer, rules, settle(layer, rules, row, True)) for row in rows)
+    assert far - near == pytest.approx(2 * 3.0, rel=1e-3)
 
 
 @QUICK

@@ -15,7 +15,8 @@ Objective: the time of a step's layers in the traffic to come. Per layer it is
 Method: per layer, simulated annealing over exchanges of two slots and over the expert that a
 redundant slot holds, and then the best exchanges of the GPU that is furthest from the mean; from a
 balanced start, or from the current plan, and never worse than that in this objective, nor, without
-a guard, on the recording itself, whatever its noise. Layers are
+a guard, on the recording itself, whatever its noise. Where every node has room for all experts, the
+search also begins with nodes that hold them all, and the faster by the score is taken. Layers are
 independent but under ``coherent``, where GPUs are first relabelled along the layers and then even
 and odd layers take turns. Deterministic for a seed and a number of iterations, the budget. A
 current plan is only touched up, within the share of slots that may move.
@@ -35,13 +36,14 @@ from dataclasses import replace
 import numpy as np
 
 from placer.arrays import IntArray
+from placer.cost import score
 from placer.cost.moves import arrivals
 from placer.cost.owned import Kinds, cluster_homes
 from placer.optimizers.joint import terms, together
 from placer.optimizers.joint.descent import descent
 from placer.optimizers.joint.relabel import follow
 from placer.optimizers.joint.search import Layer, Rules, Schedule, anneal
-from placer.optimizers.joint.start import start
+from placer.optimizers.joint.start import start, whole_nodes
 from placer.placement import Placement
 from placer.plan import Solution
 from placer.problem import Problem
@@ -66,6 +68,9 @@ def optimize(problem: Problem) -> Solution:
         found = _within_limit(problem, problem.current, layers, table)
     else:
         found = Solution(problem.placement(_search(problem, layers, table)))
+        if (whole := whole_nodes(problem)) is not None:
+            other = Solution(problem.placement(_search(problem, layers, whole, hot=WARM)))
+            found = min(found, other, key=lambda one: _step_s(problem, one.placement))
     if problem.profile.clusters is None or problem.objective.dispatch != "dedup":
         return found
     return _with_homes(problem, layers, found)
@@ -89,6 +94,11 @@ def _with_homes(problem: Problem, layers: list[Layer], plain: Solution) -> Solut
         first = problem.placement(found)
         best.meet(replace(plain, placement=first))
     return best.solution
+
+
+def _step_s(problem: Problem, placement: Placement) -> float:
+    known = problem.profile.unknown is None  # a trace says nothing of traffic that it lacks
+    return score(problem, placement, problem.trace if known else None, only_timed=True).step_s
 
 
 def _within_limit(

@@ -23,6 +23,7 @@ from placer.arrays import BoolArray, FloatArray, IntArray
 # larger of both, their variance, and tokens owned.
 MEAN, PAIRS, CHANCE, ARITHMETIC, READING, SECONDS, VARIANCE, OWNED = range(8)
 OF_NODES = 3  # so many of the rows are of nodes, too
+NOBODY = 1e-9  # chance of a visit below which it is rounding
 TINY = 1e-300  # instead of nothing to divide by
 TIES = 1e-3  # weight of the deviations where the peak counts, which many exchanges leave alike
 # Of the mean, by how much two times must differ: spreads are differences of squares, which hold to
@@ -90,7 +91,7 @@ class Rules(NamedTuple):
 
     visit_s, node_visit_s: seconds a step of a GPU's links and of a node's, if every token that is
                 elsewhere visits it
-    latency_s, node_latency_s: seconds that they take however few tokens visit
+    latency_s, node_latency_s: seconds that they take however few tokens visit, if any does
     overlap:    share of them that experts' work hides
     owned:      tokens of the GPU that owns most, over the mean
     slowest, slowest_node: how many standard deviations the slowest GPU and node is above the mean
@@ -239,14 +240,20 @@ def step_seconds(rules: Rules, totals: Totals, gpus: int) -> float:
     if rules.coherent:
         most = max(most, 1.0 + rules.slowest * math.sqrt(max(owned / gpus - 1.0, 0.0)))
     local = max(local, visits / gpus * most)
-    links = local * rules.visit_s + rules.latency_s
+    links = link_seconds(local, rules.visit_s, rules.latency_s)
     if rules.nodes > 1:
         above = rules.slowest_node
         spread = vary * node_visits * node_visits
         node = slowest(node_visits, node_visits2, busiest_node, rules.nodes, above, spread)
         node = max(node, node_visits / rules.nodes * most)
-        links = max(links, node * rules.node_visit_s + rules.node_latency_s)
+        links = max(links, link_seconds(node, rules.node_visit_s, rules.node_latency_s))
     return both(rules, experts, links)
+
+
+@inlined
+def link_seconds(visits: float, visit_s: float, latency_s: float) -> float:
+    """Of links that nobody visits over, none: their latency is not waited for then."""
+    return visits * visit_s + latency_s if visits > NOBODY else 0.0
 
 
 @inlined
@@ -777,11 +784,11 @@ def recorded_s(layer: Layer, rules: Rules, state: State) -> float:
     there. The peaks must count."""
     most = rules.owned / len(state.danger)
     visits = max(state.totals[9], state.totals[4] * most)
-    links = visits * rules.visit_s + rules.latency_s
+    links = link_seconds(visits, rules.visit_s, rules.latency_s)
     if rules.nodes > 1:
         most = rules.owned / rules.nodes
         visits = max(state.totals[10], state.totals[6] * most)
-        links = max(links, visits * rules.node_visit_s + rules.node_latency_s)
+        links = max(links, link_seconds(visits, rules.node_visit_s, rules.node_latency_s))
     return seconds_of(layer, state) - state.step[0] + both(rules, state.totals[8], links)
 
 

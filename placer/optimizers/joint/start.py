@@ -25,6 +25,21 @@ def start(problem: Problem) -> IntArray:
     return separate(table, load, gpus, kept).astype(np.int64)
 
 
+def whole_nodes(problem: Problem) -> IntArray | None:
+    """[layers, slots] every node with all experts, balanced by itself, if slots are that many: no
+    token then leaves its node. Step by step a search does not come there, since the network's
+    latency is waited for until the last expert has come."""
+    objective, nodes = problem.objective, problem.topology.nodes
+    slots, gpus = problem.slots // nodes, problem.topology.gpus_per_node
+    if nodes == 1 or slots < problem.model.experts or objective.dispatch == "allgather":
+        return None
+    if problem.current is not None or objective.keep_groups:
+        return None
+    load = problem.profile.load
+    table = separate(rebalance(load, slots, 1, 1, gpus), load, gpus, 1)
+    return np.tile(table, nodes).astype(np.int64)
+
+
 def on_two_nodes(load: FloatArray, slots: int, gpus: int, nodes: int) -> list[int]:
     """[slots] every expert on two nodes, heavier ones first onto the lighter of the GPUs.
 
