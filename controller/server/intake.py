@@ -27,10 +27,11 @@ LIGHT = 2**20  # bytes of a push that is read between two others; larger ones ar
 
 Pairs = dict[str, memoryview]  # of counts: transitions and co-activations, as they are on the wire
 
+# Parts of a push that may hold many objects. Of the others, its id and steps, a field that comes
+# twice counts once.
 _PARTS = {
-    field.number: field.name
-    for field in profile_pb2.PushRequest.DESCRIPTOR.fields
-    if field.message_type is not None
+    profile_pb2.PushRequest.DESCRIPTOR.fields_by_name[name].number: name
+    for name in ("counts", "trace")
 }
 _PAIRS = {
     profile_pb2.Counts.DESCRIPTOR.fields_by_name[name].number: name
@@ -133,7 +134,8 @@ def _parts(push: memoryview) -> tuple[bytes, list[tuple[bytes, Pairs]]]:
 def _fields(message: memoryview, name: str) -> Iterator[tuple[memoryview, memoryview, int]]:
     """Each field of a message as it is on the wire, what stands in it, and its number."""
     at = count = 0
-    while at < len(message):
+    end = len(message)
+    while at < end:
         start, count = at, count + 1
         if count > FIELDS:
             raise RequestError(f"{name} with more than {FIELDS} fields: it has 2 phases at most")
@@ -148,13 +150,16 @@ def _fields(message: memoryview, name: str) -> Iterator[tuple[memoryview, memory
             at += 4 if kind == _FIXED32 else 8
         else:  # groups, which nobody writes
             raise RequestError(f"{name} with fields of wire type {kind}: is it of these protos?")
-        if at > len(message):
+        if at > end:
             raise IndexError("a field of more bytes than there are")
         yield message[start:at], message[begin:at], tag >> 3
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
     """The number at ``at``, and what comes after it."""
+    value = message[at]
+    if value < 0x80:  # nearly always
+        return value, at + 1
     value = 0
     for shift in range(0, 70, 7):
         byte = message[at]
