@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from controller.fleet.windows import Window
 from placer.model import ModelShape
@@ -49,12 +50,17 @@ class Registration:
 
     @property
     def model(self) -> ModelShape:
-        worker = self.worker
         if self.shape is not None:
             return self.shape
-        name = worker.model.rsplit("/", 1)[-1]
-        sizes = (worker.layers, worker.experts, worker.top_k, 4096, 2048)
-        return ModelShape(name, *sizes, sized=False)
+        worker = self.worker
+        return _unsized(worker.model, worker.layers, worker.experts, worker.top_k)
+
+
+@lru_cache(256)
+def _unsized(model: str, layers: int, experts: int, top_k: int) -> ModelShape:
+    """Of workers that do not know their model's sizes."""
+    name = model.rsplit("/", 1)[-1]
+    return ModelShape(name, layers, experts, top_k, 4096, 2048, sized=False)
 
 
 @dataclass(slots=True)

@@ -32,6 +32,8 @@ class Delta:
     @property
     def lean(self) -> "Delta":
         """Without its pairs."""
+        if self.transitions is None and self.coactivation is None:
+            return self
         return replace(self, transitions=None, coactivation=None)
 
     def check(self, layers: int, experts: int, top_k: int) -> None:
