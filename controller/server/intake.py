@@ -78,9 +78,12 @@ def read_push(data: bytes) -> tuple[Any, list[Pairs]]:
     push has."""
     try:
         rest, counts = _parts(memoryview(data))
-        push = profile_pb2.PushRequest.FromString(rest)
-        for one, _ in counts:
-            push.counts.add().MergeFromString(one)
+        if any(pairs for _, pairs in counts):
+            push = profile_pb2.PushRequest.FromString(b"".join(rest))
+            for one, _ in counts:
+                push.counts.add().MergeFromString(b"".join(one))
+        else:  # nothing to leave out
+            push = profile_pb2.PushRequest.FromString(data)
         _check_texts(push.id)
     except (DecodeError, IndexError) as error:
         raise _unreadable(PUSH).sized(data) from error
@@ -109,8 +112,8 @@ def _check_texts(message: Message) -> None:
             raise RequestError(f"{field.name} has {len(value):,} characters: give {most:,} at most")
 
 
-def _parts(push: memoryview) -> tuple[bytes, list[tuple[bytes, Pairs]]]:
-    """A push without its counts, and these, each without its pairs.
+def _parts(push: memoryview) -> tuple[list[memoryview], list[tuple[list[memoryview], Pairs]]]:
+    """The fields of a push without its counts, and of these, each without its pairs.
 
     Raises RequestError for more fields than anybody means; IndexError if it is cut short.
     """
@@ -125,10 +128,10 @@ def _parts(push: memoryview) -> tuple[bytes, list[tuple[bytes, Pairs]]]:
             else:
                 kept.append(field)
         if name == "counts":
-            counts.append((b"".join(kept), pairs))
+            counts.append((kept, pairs))
         else:
             rest.append(whole)
-    return b"".join(rest), counts
+    return rest, counts
 
 
 def _fields(message: memoryview, name: str) -> Iterator[tuple[memoryview, memoryview, int]]:
