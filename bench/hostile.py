@@ -188,7 +188,7 @@ def _keys(channel: Any) -> Call:
 
 def _registrations(channel: Any) -> Call:
     said = registration(1)
-    said.trouble = said.refused = said.actor = said.digest = "ä" * (10 * MB)
+    said.condition = said.refused = said.actor = said.digest = "ä" * (10 * MB)
     return _raw(channel, "FleetService/Register", said.SerializeToString())
 
 

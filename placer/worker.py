@@ -82,7 +82,7 @@ class Status:
     epoch, digest: of the plan that was applied last, as read back from the engine's map
     refused:   the epoch of a plan that it will not apply, and why
     tokens:    counted and pushed so far; ``dropped`` pushes were lost
-    trouble:   what keeps it from its work
+    condition: what keeps it from its work
     """
 
     worker: Worker
@@ -92,4 +92,4 @@ class Status:
     refused: str = ""
     tokens: int = 0
     dropped: int = 0
-    trouble: str = ""
+    condition: str = ""

@@ -134,7 +134,7 @@ class EngineApplier:
     def offer(self, epoch: int, plan: Plan) -> str:
         return "it takes its changes from the controller, through its actor"
 
-    def trouble(self) -> str:
+    def condition(self) -> str:
         return ""
 
 

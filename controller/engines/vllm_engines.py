@@ -110,8 +110,8 @@ class VllmEngines:
                 worker = member.registration
                 if worker.refused_epoch == epoch:
                     return Refused(f"{worker.id.worker}: {worker.refused}")
-                if worker.trouble:
-                    return Refused(f"{worker.id.worker}: {worker.trouble}")
+                if worker.condition:
+                    return Refused(f"{worker.id.worker}: {worker.condition}")
             if all(member.registration.digest == digest for member in members):
                 return Done()
             await self.ledger.clock.sleep(LOOK_S)

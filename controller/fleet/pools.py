@@ -44,7 +44,7 @@ class Registration:
     refused: str = ""
     tokens: int = 0
     dropped: int = 0
-    trouble: str = ""
+    condition: str = ""
     metrics: str = ""
     pod: Pod = NOWHERE
 

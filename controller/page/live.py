@@ -90,7 +90,7 @@ def joined(kept: Any, seen: Any) -> dict[str, Line]:
 def _row(message: Any) -> PoolRow:
     """Of a Pool message."""
     widths, engines = message.widths, message.engines
-    trouble = [text for engine in engines for text in engine.conditions]
+    conditions = [text for engine in engines for text in engine.conditions]
     running = message.operation
     return PoolRow(
         message.name,
@@ -107,5 +107,5 @@ def _row(message: Any) -> PoolRow:
         waits=message.proposed_plan,
         running=f"{running.id}: {running.progress}" if message.HasField("operation") else "",
         homes=message.homing.reason,
-        conditions=list(dict.fromkeys(trouble)),
+        conditions=list(dict.fromkeys(conditions)),
     )

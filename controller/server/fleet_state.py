@@ -182,7 +182,7 @@ class FleetState(FleetServiceServicer):
 
     def _engine(self, name: str, members: list[Member]) -> Any:
         registrations, width = [member.registration for member in members], width_of(members)
-        conditions = list(dict.fromkeys(one.trouble for one in registrations if one.trouble))
+        conditions = list(dict.fromkeys(one.condition for one in registrations if one.condition))
         more = [f"and {len(conditions) - CONDITIONS} more"] if len(conditions) > CONDITIONS else []
         return fleet_pb2.Engine(
             name=name,

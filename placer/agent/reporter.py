@@ -76,12 +76,12 @@ class Applier(Protocol):
     def offer(self, epoch: int, plan: Plan) -> str:
         """Apply ``plan`` when that can be, or say why not."""
 
-    def trouble(self) -> str:
+    def condition(self) -> str:
         """What keeps it from its work; empty if nothing does."""
 
 
 class Reporter:
-    """A worker's reporter. ``tick`` runs on the engine's thread. trouble: what never goes away"""
+    """A worker's reporter. ``tick`` runs on the engine's thread. condition: what never goes away"""
 
     def __init__(
         self,
@@ -90,10 +90,10 @@ class Reporter:
         recorder: Source | None,
         applying: Applier | None,
         clock: ThreadClock,
-        trouble: str = "",
+        condition: str = "",
     ) -> None:
         self.sink, self.recorder, self.applying = sink, recorder, applying
-        self._standing, self._clock = trouble, clock
+        self._standing, self._clock = condition, clock
         self.status = Status(worker)
         self.due_s = clock.monotonic() + PAUSE_S
         self._waiting: deque[tuple[int, Recording]] = deque()
@@ -196,7 +196,7 @@ class Reporter:
             self.applying.worker,
             tokens=before.tokens,
             dropped=before.dropped,
-            trouble=before.trouble,
+            condition=before.condition,
         )
         if self._found is not None:
             self._offer(self.applying, self._found)
@@ -208,17 +208,17 @@ class Reporter:
             self.status = replace(self.status, refused_epoch=self._epoch, refused=reason)
 
     def _report(self) -> None:
-        trouble = self._standing
+        condition = self._standing
         if self.applying is not None:
             if self.applying.epoch > self.status.epoch:
                 log.info("placer: plan %d is applied", self.applying.epoch)
             self.status = replace(
                 self.status, epoch=self.applying.epoch, digest=self.applying.digest
             )
-            trouble = self.applying.trouble() or trouble
-        if trouble and not self.status.trouble:
-            log.error("placer: %s", trouble)
-        self.status = replace(self.status, dropped=self._dropped, trouble=trouble)
+            condition = self.applying.condition() or condition
+        if condition and not self.status.condition:
+            log.error("placer: %s", condition)
+        self.status = replace(self.status, dropped=self._dropped, condition=condition)
         now_s = self._clock.monotonic()
         if self.status != self._reported or now_s >= self._report_s:
             self.sink.report(self.status)

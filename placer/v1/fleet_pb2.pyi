@@ -139,7 +139,7 @@ class RegisterRequest(_message.Message):
     REFUSED_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
-    TROUBLE_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     API_FIELD_NUMBER: _builtins.int
     POD_NAME_FIELD_NUMBER: _builtins.int
@@ -158,7 +158,7 @@ class RegisterRequest(_message.Message):
     tokens: _builtins.int
     """Counted and pushed so far; pushes that were dropped."""
     dropped: _builtins.int
-    trouble: _builtins.str
+    condition: _builtins.str
     """What keeps the worker from its work."""
     metrics: _builtins.str
     """Where its engine answers with its metrics, such as http://host:8000/metrics; empty if nobody said."""
@@ -185,7 +185,7 @@ class RegisterRequest(_message.Message):
         refused: _builtins.str = ...,
         tokens: _builtins.int = ...,
         dropped: _builtins.int = ...,
-        trouble: _builtins.str = ...,
+        condition: _builtins.str = ...,
         metrics: _builtins.str = ...,
         api: _builtins.str = ...,
         pod_name: _builtins.str = ...,
@@ -194,7 +194,7 @@ class RegisterRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "api", b"api", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "id", b"id", "metrics", b"metrics", "node", b"node", "pod_name", b"pod_name", "pod_uid", b"pod_uid", "refused", b"refused", "refused_epoch", b"refused_epoch", "shape", b"shape", "tokens", b"tokens", "trouble", b"trouble", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "api", b"api", "condition", b"condition", "digest", b"digest", "dropped", b"dropped", "epoch", b"epoch", "id", b"id", "metrics", b"metrics", "node", b"node", "pod_name", b"pod_name", "pod_uid", b"pod_uid", "refused", b"refused", "refused_epoch", b"refused_epoch", "shape", b"shape", "tokens", b"tokens", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

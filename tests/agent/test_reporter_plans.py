@@ -80,10 +80,10 @@ def test_a_plan_that_came_too_early_for_a_new_width_is_not_refused_for_ever(worl
 def test_a_rearrangement_that_stalls_is_reported_until_it_ends(world: World) -> None:
     world.applying.said = "a rebalance has not finished"
     world.round()
-    assert world.said.trouble == "a rebalance has not finished"
+    assert world.said.condition == "a rebalance has not finished"
     world.applying.said = ""
     world.round()
-    assert world.said.trouble == ""
+    assert world.said.condition == ""
 
 
 def test_what_never_goes_away_is_told_where_nothing_worse_is(clock: Clock) -> None:
@@ -93,7 +93,7 @@ def test_what_never_goes_away_is_told_where_nothing_worse_is(clock: Clock) -> No
     )
     for applying.said in ("", "a rebalance has not finished", ""):
         reporter._round()
-    assert [status.trouble for status in sink.statuses] == [
+    assert [status.condition for status in sink.statuses] == [
         "its experts are not seen",
         "a rebalance has not finished",
         "its experts are not seen",

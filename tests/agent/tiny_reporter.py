@@ -57,7 +57,7 @@ class Applying:
         self.offered.append(epoch)
         return self.reason
 
-    def trouble(self) -> str:
+    def condition(self) -> str:
         return self.said
 
 

@@ -116,7 +116,7 @@ def test_troubles_are_shown_and_stay_on_their_line(placer: Placer) -> None:
     with a_controller() as running:
         running.join()
         running.loop.conditions["ledger"] = "the disk is full\nfree some\x1b[2J space"
-        running.hear(trouble="a rank\nhangs")
+        running.hear(condition="a rank\nhangs")
         out = page(placer, "--to", running.address)
     assert "condition: ledger: the disk is full free some?[2J space" in out
     assert "a rank hangs" in out

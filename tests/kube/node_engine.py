@@ -138,7 +138,7 @@ class Agent:
 
     def __init__(self, rank: int, told: Mapping[str, Any], door: Elastic | None = None) -> None:
         self._rank, self.told, self._door = rank, told, door
-        self._trouble = ""
+        self._condition = ""
 
     @property
     def shape(self) -> ModelShape:
@@ -171,14 +171,14 @@ class Agent:
             threading.Thread(target=self._apply, args=(self._door, epoch, plan)).start()
         return ""
 
-    def trouble(self) -> str:
-        return self._trouble
+    def condition(self) -> str:
+        return self._condition
 
     def _apply(self, door: Elastic, epoch: int, plan: Plan) -> None:
         try:
             door.apply(epoch, plan)
         except PlacerError as error:
-            self._trouble = str(error)
+            self._condition = str(error)
 
 
 class Recorder:

@@ -20,7 +20,7 @@ class Told:
 
     map: list[int]
     voted: bool = False
-    trouble: str = ""
+    condition: str = ""
     epoch: int = 0
     digest: str = ""
     changes: int = 0
@@ -227,7 +227,7 @@ class Rank:
     def tell(self) -> Told:
         told = Told(self.map[0].tolist(), self.voted)
         if (one := self.applying) is not None:
-            told.trouble, told.epoch, told.digest = one.trouble(), one.epoch, one.digest
+            told.condition, told.epoch, told.digest = one.condition(), one.epoch, one.digest
             told.changes, told.slots, told.ep_size = (
                 one.changes, one.worker.slots, one.worker.ep_size
             )  # fmt: skip

@@ -156,11 +156,11 @@ def test_while_the_width_changes_the_engine_decides(old: object) -> None:
 def test_a_rearrangement_that_does_not_finish_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     applying = with_twin()
     monkeypatch.setattr("placer.agent.vllm.applying.STALLED_S", 0.0)
-    assert applying.trouble() == ""
-    said = applying.rearranging(applying.trouble, is_profile=False)
+    assert applying.condition() == ""
+    said = applying.rearranging(applying.condition, is_profile=False)
     assert "a rebalance has not finished" in said
     assert asked(applying) is OLD
-    assert applying.trouble() == ""
+    assert applying.condition() == ""
 
 
 def test_an_engine_without_its_balancer_is_told_to_start_it() -> None:
@@ -177,7 +177,7 @@ def test_until_there_is_a_verdict_the_engine_decides_and_nobody_is_asked() -> No
     applying.offer(1, NEW)
     for _ in range(3):
         assert asked(applying) == "the engine's map of 4 slots"
-    assert "no agent on rank 1: set PLACER_AGENT there" in applying.trouble()
+    assert "no agent on rank 1: set PLACER_AGENT there" in applying.condition()
 
 
 def test_a_store_that_fails_is_the_agents_trouble_and_not_the_engines() -> None:
@@ -185,7 +185,9 @@ def test_a_store_that_fails_is_the_agents_trouble_and_not_the_engines() -> None:
     group.store = None
     applying = Applying(lambda: (group, WORKER), Engines(), SystemClock())
     assert asked(applying) == "the engine's map of 4 slots"
-    assert "no plan is applied: the store of the engine's process group fails" in applying.trouble()
+    assert (
+        "no plan is applied: the store of the engine's process group fails" in applying.condition()
+    )
 
 
 def test_another_shape_is_another_worker_without_a_plan() -> None:

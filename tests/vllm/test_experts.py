@@ -182,9 +182,9 @@ def test_a_model_of_an_unknown_kind_is_never_said_to_have_no_experts(
     agent.reporter._round()
     (worker,), (status, *_) = workers, statuses
     assert (worker.layers, worker.experts, worker.top_k, worker.records) == (2, 4, 2, False)
-    assert "4 experts in 2 layers" in status.trouble
-    assert "OtherExperts" in status.trouble
-    assert "--moe-backend" in status.trouble
+    assert "4 experts in 2 layers" in status.condition
+    assert "OtherExperts" in status.condition
+    assert "--moe-backend" in status.condition
 
 
 @pytest.mark.parametrize("elastic", [False, True])

@@ -54,7 +54,7 @@ def test_the_first_rearrangement_of_an_engine_already_applies_a_plan(four: Four)
     four.do(TWO, "start_agent", AGREEMENT)
     four.do(TWO, "offer", 1, FOR_TWO)
     told = four.rearrange(TWO)
-    assert [(one.map, one.voted, one.epoch, one.trouble) for one in told] == [
+    assert [(one.map, one.voted, one.epoch, one.condition) for one in told] == [
         (FOR_TWO, True, 1, "")
     ] * 2
 
@@ -64,7 +64,7 @@ def test_a_plan_is_applied_at_every_width(four: Four) -> None:
     grow(four, [2, 3])
     four.do(ALL, "offer", 2, FOR_FOUR)
     told = four.rearrange(ALL)
-    assert [(one.map, one.epoch, one.trouble) for one in told] == [(FOR_FOUR, 2, "")] * 4
+    assert [(one.map, one.epoch, one.condition) for one in told] == [(FOR_FOUR, 2, "")] * 4
     assert {(one.slots, one.ep_size) for one in told} == {(8, 4)}
     told = four.rearrange(ALL, to=2)  # what leaves hands its experts over
     assert not any(one.voted for one in told)
@@ -72,7 +72,7 @@ def test_a_plan_is_applied_at_every_width(four: Four) -> None:
     four.do(TWO, "look")  # after a step
     four.do(TWO, "offer", 3, AGAIN_FOR_TWO)
     told = four.rearrange(TWO)
-    assert [(one.map, one.epoch, one.trouble) for one in told] == [(AGAIN_FOR_TWO, 3, "")] * 2
+    assert [(one.map, one.epoch, one.condition) for one in told] == [(AGAIN_FOR_TWO, 3, "")] * 2
     assert {(one.slots, one.ep_size) for one in told} == {(4, 2)}
 
 
@@ -106,7 +106,7 @@ def test_a_rank_without_an_agent_leaves_all_to_the_engine_and_is_named(
     assert not any(one.voted for told in seen for one in told)
     assert len({tuple(told[0].map) for told in seen}) == 3  # the engine's policy goes on
     for rank in agents:
-        assert f"no agent on rank {missing}: set PLACER_AGENT there" in seen[-1][rank].trouble
+        assert f"no agent on rank {missing}: set PLACER_AGENT there" in seen[-1][rank].condition
 
 
 def test_new_ranks_without_agents_leave_all_to_the_engine(four: Four) -> None:
@@ -115,7 +115,7 @@ def test_new_ranks_without_agents_leave_all_to_the_engine(four: Four) -> None:
     told = [four.rearrange(ALL) for _ in range(2)][-1]
     assert not any(one.voted for one in told)
     for rank in TWO:
-        assert "no agent on rank 2, 3: set PLACER_AGENT there" in told[rank].trouble
+        assert "no agent on rank 2, 3: set PLACER_AGENT there" in told[rank].condition
 
 
 def test_a_rank_of_another_version_leaves_all_to_the_engine_and_is_named(four: Four) -> None:
@@ -123,20 +123,20 @@ def test_a_rank_of_another_version_leaves_all_to_the_engine_and_is_named(four: F
     grow(four, [2, 3], version=AGREEMENT + 1)
     told = [four.rearrange(ALL) for _ in range(2)][-1]
     assert not any(one.voted for one in told)
-    assert "another version's agent on rank 2, 3: install the same placer" in told[0].trouble
-    assert "another version's agent on rank 0, 1" in told[3].trouble
+    assert "another version's agent on rank 2, 3: install the same placer" in told[0].condition
+    assert "another version's agent on rank 0, 1" in told[3].condition
 
 
 def test_ranks_that_leave_take_a_missing_agent_with_them(four: Four) -> None:
     two_with_agents(four)
     grow(four, [2])
-    assert "no agent on rank 3" in four.rearrange(ALL)[0].trouble
+    assert "no agent on rank 3" in four.rearrange(ALL)[0].condition
     four.rearrange(ALL, to=2)
     four.join(TWO)
     four.rearrange(TWO)
     four.do(TWO, "offer", 5, AGAIN_FOR_TWO)
     told = four.rearrange(TWO)
-    assert [(one.map, one.trouble) for one in told] == [(AGAIN_FOR_TWO, "")] * 2
+    assert [(one.map, one.condition) for one in told] == [(AGAIN_FOR_TWO, "")] * 2
 
 
 @pytest.mark.parametrize("missing", ALL)

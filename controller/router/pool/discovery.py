@@ -30,7 +30,7 @@ class Discovery:
         self._connect()
         self._beside = ThreadPoolExecutor(1, "discovery")
         self._knowledge = Knowledge(lambda: self._controller, pool, clock, vocabulary)
-        self._trouble = ""
+        self._condition = ""
 
     async def run(
         self,
@@ -84,9 +84,9 @@ class Discovery:
         self._channel = self._channels.get()
         self._controller = Controller(self._address, self._channel, self._settings)
 
-    def _tell(self, trouble: str) -> None:
-        if trouble and trouble != self._trouble:
-            log.warning("placer: %s: going on with the engines that are known", trouble)
-        elif self._trouble and not trouble:
+    def _tell(self, condition: str) -> None:
+        if condition and condition != self._condition:
+            log.warning("placer: %s: going on with the engines that are known", condition)
+        elif self._condition and not condition:
             log.warning("placer: the controller answers again")
-        self._trouble = trouble
+        self._condition = condition

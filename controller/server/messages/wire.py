@@ -63,7 +63,7 @@ def registration(message: Any) -> Registration:
     numbers = ("epoch", "refused_epoch", "tokens", "dropped")
     for name in numbers:
         number(name, getattr(message, name))
-    texts = ("actor", "api", "digest", "refused", "trouble", "metrics")
+    texts = ("actor", "api", "digest", "refused", "condition", "metrics")
     told = {name: getattr(message, name) for name in numbers}
     told |= {name: _line(getattr(message, name)) for name in texts}
     pod = Pod(*(_line(getattr(message, name)) for name in ("pod_name", "pod_uid", "node")))

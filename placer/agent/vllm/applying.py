@@ -75,7 +75,7 @@ class _Candidate:
 
 class Applying:
     """A rank's policy. The engine's threads call ``rebalance_experts``, ``rearranging``, ``look``
-    and ``verify``; another one ``offer`` and ``trouble``.
+    and ``verify``; another one ``offer`` and ``condition``.
 
     epoch, digest: of the plan that was applied last
     changes: how often the group or its shape was another one, the first time included
@@ -196,7 +196,7 @@ class Applying:
         if actual.digest == wanted.digest:
             self.epoch, self.digest, self._expected = expected.epoch, actual.digest, None
 
-    def trouble(self) -> str:
+    def condition(self) -> str:
         """What to report of a rearrangement that does not finish, or of ranks that cannot agree;
         empty if all is well."""
         entered_s = self._entered_s
@@ -216,7 +216,7 @@ class Applying:
         return self.agreed
 
     def _ask(self, what: Callable[[Verdict], object]) -> None:
-        """Ask the group's store; a fault there is the agent's trouble, not the engine's."""
+        """Ask the group's store; a fault there is the agent's condition, not the engine's."""
         try:
             if self._verdict is None:
                 ranks, name = self.ranks, self._clock.new_id()

@@ -230,7 +230,7 @@ async def test_in_memory_the_last_copy_of_an_expert_is_never_given_up() -> None:
     ("said", "why"),
     [
         ({"refused_epoch": 5, "refused": "too many slots"}, "w1: too many slots"),
-        ({"trouble": "out of memory"}, "w1: out of memory"),
+        ({"condition": "out of memory"}, "w1: out of memory"),
     ],
 )
 @in_virtual_time

@@ -156,7 +156,11 @@ async def test_status_says_how_engines_stand_and_what_they_lost() -> None:
         await world.pushed(a_push(4))  # 2 and 3 never came
         await world.register(engine="engine-2", worker="worker-1", epoch=9, digest="sha256:ab")
         await world.register(
-            engine="engine-2", tokens=70, dropped=5, trouble="stalled\nfor long", digest="sha256:ab"
+            engine="engine-2",
+            tokens=70,
+            dropped=5,
+            condition="stalled\nfor long",
+            digest="sha256:ab",
         )
         found = await world.fleet.Status(StatusRequest(pool="tiny"))
         (pool,) = found.pools

@@ -171,7 +171,7 @@ async def test_a_reason_that_is_not_too_long_is_kept_whole() -> None:
 @asynchronous
 async def test_a_request_beyond_its_methods_size_is_not_read() -> None:
     async with a_world() as world:
-        said = fleet_pb2.RegisterRequest(trouble="x" * intake.SMALL).SerializeToString()
+        said = fleet_pb2.RegisterRequest(condition="x" * intake.SMALL).SerializeToString()
         code, told = await refusal(raw(world, "FleetService/Register", said))
         assert code is INVALID
         assert told.endswith("/Register with 262,148 bytes: it takes 262,144 at most")
@@ -183,10 +183,10 @@ async def test_a_request_beyond_its_methods_size_is_not_read() -> None:
 @asynchronous
 async def test_what_a_worker_says_of_its_troubles_is_cut_and_never_refused() -> None:
     async with a_world() as world:
-        await world.register(trouble="x" * 5000, refused="y" * 5000, refused_epoch=3)
+        await world.register(condition="x" * 5000, refused="y" * 5000, refused_epoch=3)
         (member,) = world.loop.fleet.engine("tiny", "engine-1")
         found = member.registration
-        assert (found.trouble, found.refused) == (
+        assert (found.condition, found.refused) == (
             "x" * 1000,
             "y" * 1000,
         )
@@ -211,9 +211,9 @@ async def test_of_very_many_pools_and_engines_an_answer_names_a_few() -> None:
 async def test_of_many_troubles_of_an_engine_a_few_are_told() -> None:
     async with a_world() as world:
         for rank in range(9):
-            await world.register(worker=f"worker-{rank}", trouble=f"trouble {max(rank - 2, 0)}")
+            await world.register(worker=f"worker-{rank}", condition=f"condition {max(rank - 2, 0)}")
         ((engine,),) = [pool.engines for pool in (await world.fleet.Status(StatusRequest())).pools]
-        assert list(engine.conditions) == [*(f"trouble {at}" for at in range(4)), "and 3 more"]
+        assert list(engine.conditions) == [*(f"condition {at}" for at in range(4)), "and 3 more"]
 
 
 @asynchronous

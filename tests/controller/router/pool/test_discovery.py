@@ -89,8 +89,8 @@ async def test_while_the_controller_is_away_all_stays_as_it_was(
         found = Discovery("127.0.0.1:1", "chat", SystemClock())  # where nobody listens
         told: list[Mapping[str, Named]] = []
         task = asyncio.create_task(found.run(told.append, lambda *_: None))
-        await until(lambda: found._trouble)
-        assert "no controller answers" in found._trouble
+        await until(lambda: found._condition)
+        assert "no controller answers" in found._condition
         assert not told
         assert (await ask(here.port, COMPLETIONS, completion())).status == 200
         task.cancel()
@@ -141,6 +141,6 @@ async def test_a_front_finds_its_engines_through_a_real_controller_and_outlives_
             here = await running.__aenter__()
             await until(lambda: here.front.desk.doors.seats)
             assert (await ask(here.port, COMPLETIONS, completion())).status == 200
-        await until(lambda: discovery._trouble)  # the controller is gone
+        await until(lambda: discovery._condition)  # the controller is gone
         assert (await ask(here.port, COMPLETIONS, completion())).status == 200
         await running.__aexit__(None, None, None)

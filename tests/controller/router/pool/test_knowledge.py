@@ -79,7 +79,7 @@ async def test_a_front_follows_what_the_controller_tells_and_keeps_it_when_that_
             await until(lambda: not desk._plan)
             world.loop.homings.of.clear()
             await until(lambda: desk._plan)
-        await until(lambda: discovery._trouble)  # the controller is gone
+        await until(lambda: discovery._condition)  # the controller is gone
         assert desk._plan == a_placement(SWAPPED).digest
         await running.__aexit__(None, None, None)
 
