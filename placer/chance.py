@@ -11,6 +11,7 @@ whose loads would be as uncertain.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import floor, log2
 
 import numpy as np
 from scipy.special import stdtrit
@@ -24,6 +25,7 @@ from placer.problem import Problem
 from placer.profile import Profile, of_trace
 from placer.trace import Trace
 
+SIZES = 8  # of recordings that are drawn, from one to twice as many tokens
 LAYERS = 16  # that are drawn, enough to tell how much they differ
 TOKENS = 8192  # drawn at most: of longer recordings, what chance wins shrinks as 1 / sqrt(tokens)
 
@@ -104,8 +106,8 @@ def independent_tokens(profile: Profile) -> float:
 
 def _drawn(profile: Profile) -> Profile:
     """Chance, with no more told of it than of ``profile``."""
-    tokens = min(max(round(independent_tokens(profile)), 1), TOKENS)
-    found = _draw(profile.experts, profile.top_k, tokens)
+    tokens = min(max(independent_tokens(profile), 1.0), TOKENS)
+    found = _draw(profile.experts, profile.top_k, int(2 ** (floor(log2(tokens) * SIZES) / SIZES)))
     return replace(
         found,
         transitions=None if profile.transitions is None else found.transitions,
