@@ -7,6 +7,7 @@ from controller.fleet.pools import Pool
 from controller.fleet.token_tables import TokenTables
 from controller.fleet.workers import FleetError
 from controller.loop import Loop
+from controller.policies.policy import Kept
 from controller.server.messages import sampled
 from placer.cost.requests import costs_of
 from placer.errors import PlacerError
@@ -25,6 +26,7 @@ class GivenTables:
     def __init__(self, loop: Loop) -> None:
         self._loop, self._clock = loop, loop.ledger.clock
         self._tables = TokenTables(loop.traces, self._clock)
+        self._paid: dict[str, bool] = {}  # what is written down last, by pool
 
     async def once(self, request: Any) -> AsyncIterator[Any]:
         """Raises PlacerError where there are none."""
@@ -50,6 +52,13 @@ class GivenTables:
     async def look_at_homes(self) -> None:
         pools = self._loop.fleet.pools.values()
         await self._loop.homings.look(pools, self._stands, self._tables.foretold)
+        for pool, homing in self._loop.homings.of.items():
+            if homing.pays != self._paid.get(pool, True):
+                outcome = "by tables" if homing.pays else "by load"
+                kept, ledger = Kept(outcome, homing.reason, policy="homes"), self._loop.ledger
+                id = ledger.next_id("decision", "decision")
+                ledger.write("decision", id, homing.reason, kept, pool=pool)
+            self._paid[pool] = homing.pays
 
     async def _news(self, request: Any) -> Given | str:
         """Or why there are none, or none that are of use."""

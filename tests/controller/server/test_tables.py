@@ -186,6 +186,21 @@ async def test_where_they_win_nothing_there_are_none_and_status_says_why(tokens:
 
 
 @asynchronous
+async def test_history_tells_when_requests_begin_to_go_by_load_and_when_no_longer(
+    tokens: Path,
+) -> None:
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register()
+        look, homings = world.loop.looks["homes"], world.loop.homings.of
+        for pays in (True, False, False, True):
+            homings["tiny"] = Homing({}, f"pays: {pays}", pays)
+            await look()
+        found = [one.value for one in world.loop.ledger.records.newest("decision", pool="tiny")]
+        told = [(one.outcome, one.reason) for one in found if one.policy == "homes"]
+        assert told == [("by tables", "pays: True"), ("by load", "pays: False")]
+
+
+@asynchronous
 async def test_marked_requests_are_judged_by_the_rank_that_pushed_them(tokens: Path) -> None:
     async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
         await world.register(digest=STANDS)
