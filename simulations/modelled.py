@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -182,6 +182,7 @@ class PoolModel:
         state, model = self.serving.state, self.hardware.model
         shares = self.routing.shares[self.moment]
         window_s, self._pushed_s = max(now_s - self._pushed_s, 1e-3), now_s
+        told = False  # one engine tells of pairs for all
         for at, (name, engine) in enumerate(self.engines.items()):
             if engine.is_gone:
                 continue
@@ -197,8 +198,16 @@ class PoolModel:
                 for phase, tokens in counted.items()
                 if tokens > model.experts
             ]
+            if self.routing.affinity is not None and not told:
+                deltas, told = [self._with_pairs(one) for one in deltas], True
             pace = Pace(now[2] - then[2], min(now[3] - then[3], window_s), window_s)
             fleet.push(id, self._pushes, deltas, {"decode": pace})
+
+    def _with_pairs(self, delta: Delta) -> Delta:
+        assert self.routing.affinity is not None
+        pairs = self.routing.affinity.counts(self.moment, delta.tokens)
+        transitions, coactivation = (one.astype(np.uint32) for one in pairs)
+        return replace(delta, transitions=transitions, coactivation=coactivation)
 
     def register(self, fleet: Fleet, engine: str) -> WorkerId:
         """As what it is now."""

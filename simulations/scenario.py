@@ -30,7 +30,15 @@ from simulations.routing import Routing, drawn, of_trace
 from simulations.routing_fit.fit import fit
 from simulations.routing_fit.router import Router
 from simulations.state import Speeds
-from simulations.written import Drawn, DrawnRouting, HardwareSpeeds, LikeRouting, Pool, Spec
+from simulations.written import (
+    Drawn,
+    DrawnRouting,
+    HardwareSpeeds,
+    LikeRouting,
+    Pool,
+    RouterRouting,
+    Spec,
+)
 
 LIMIT = 2**20
 EFFICIENCY = 0.5  # of peak arithmetic in what is no expert, as the score has it for experts
@@ -136,7 +144,8 @@ class Scenario:
         }
         widest = max(spec.widest or spec.ranks, spec.ranks)
         lots = [seed, self._lots[name]]
-        arrivals, routing = self._arrivals(spec, lots), self._routing(spec, shape, lots)
+        together = self._policy(name, None).asks_for_affinity
+        arrivals, routing = self._arrivals(spec, lots), self._routing(spec, shape, lots, together)
         scheduled = self._spec.scheduled
         return PoolModel(name, hardware, routing, arrivals, engines, widest, scheduled)
 
@@ -154,15 +163,20 @@ class Scenario:
             found = read_arrivals(path, spec.context, told.holes).times(told.times)
         return found.between(0.0, seconds)
 
-    def _routing(self, spec: Pool, shape: ModelShape, seed: Sequence[int]) -> Routing:
+    def _routing(
+        self, spec: Pool, shape: ModelShape, seed: Sequence[int], together: bool
+    ) -> Routing:
         told = spec.routing
         if isinstance(told, DrawnRouting):
             return drawn(shape, seed=seed, **told.model_dump())
         if isinstance(told, LikeRouting):
             router = fitted(self.path.parent / told.like, read_model(told.of))
-            return router.routing(shape, told.turn_s, seed)
+            return routed(router, shape, told.turn_s, tuple(seed), together)
+        if isinstance(told, RouterRouting):
+            router = Router(**told.router.model_dump())
+            return routed(router, shape, told.turn_s, tuple(seed), together)
         trace = _trace(self.path.parent / told.routing, shape)
-        return of_trace(trace, told.parts, told.every_s)
+        return of_trace(trace, told.parts, told.every_s, together)
 
     def _upgrades(self, name: str, pool: Pool) -> list[Incident]:
         if (told := pool.upgrades) is None:
@@ -204,6 +218,13 @@ class Scenario:
                 most = min(sizes.most, spec.widest or spec.ranks)
                 pools = {**pools, name: replace(policy, autoscale=replace(sizes, most=most))}
         return Config(next(iter(pools.values())), pools, self._spec.every_s)
+
+
+@lru_cache(4)  # asked for by all controllers
+def routed(
+    router: Router, shape: ModelShape, turn_s: float, seed: tuple[int, ...], together: bool
+) -> Routing:
+    return router.routing(shape, turn_s, seed, together)
 
 
 @lru_cache  # asked for by all pools and controllers

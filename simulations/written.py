@@ -64,6 +64,26 @@ class LikeRouting(_Strict):
     turn_s: float = Field(default=0.0, ge=0)
 
 
+class WrittenRouter(_Strict):
+    """simulations.routing_fit.router.Router's numbers of endless traffic."""
+
+    skew: float = Field(default=0.0, ge=0, le=5)
+    variety: float = Field(default=0.0, ge=0, le=100)
+    shared: float = Field(default=0.0, ge=0, le=1)
+    clusters: int = Field(default=1, ge=1, le=64)
+    drift: float = Field(default=0.0, ge=0, le=1e6)
+    together: float = Field(default=0.0, ge=0, le=100)
+    factors: float = Field(default=1.0, ge=1, le=100)
+    stays: float = Field(default=0.0, ge=0, le=1)
+
+
+class RouterRouting(_Strict):
+    """Drawn by a router of these numbers. turn_s: as of ``LikeRouting``"""
+
+    router: WrittenRouter
+    turn_s: float = Field(default=0.0, ge=0)
+
+
 class HardwareSpeeds(_Strict):
     """What of simulations.state.Speeds is not taken from the hardware."""
 
@@ -108,7 +128,7 @@ class Pool(_Strict):
     context: int = Field(default=131_072, ge=2)
     speeds: HardwareSpeeds = HardwareSpeeds()
     arrivals: Drawn | Recorded
-    routing: DrawnRouting | RecordedRouting | LikeRouting = DrawnRouting()
+    routing: DrawnRouting | RecordedRouting | LikeRouting | RouterRouting = DrawnRouting()
     slo: Objectives = Objectives()
     failures: Failures | None = None
     upgrades: Upgrades | None = None

@@ -16,20 +16,17 @@ are a draw without replacement in proportion to the exponentials of the rest, wh
 drawn: of exponential variates, each over its expert's weight, the smallest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import atanh, ceil, exp
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from placer.arrays import FloatArray, IntArray
 from placer.model import ModelShape
 from placer.trace import Trace
-from simulations.routing import PARTS, Routing, limited, of_trace
+from simulations.routing import PARTS, Affinity, Floats, Routing, limited, of_trace
 
-Floats = npt.NDArray[np.floating[Any]]  # of either precision
 TOKENS_AT_A_TIME = 16_384
 LENGTHS, POPULARITY, CLUSTERS, REQUESTS, TOKENS, NOISE, CHOICE = range(7)  # lots of their own
 SHARED_TOKENS = 12_288  # that the loads of endless traffic are counted of
@@ -96,23 +93,30 @@ class Router:
     ) -> Trace:
         """Requests of these lengths, one after another. The same seed gives the same trace, and
         other numbers of the same seed change it as little as may be."""
+        noise = _lots(seed, NOISE)
+        found = np.empty((int(lens.sum()), layers, top_k), np.int64)
+        for layer, part, odds in self._odds(layers, experts, top_k, lens, seed):
+            race = noise.standard_exponential(odds.shape, np.float32)
+            race *= np.exp(np.minimum(-odds, FARTHEST))
+            found[part, layer] = np.argpartition(race, top_k - 1, axis=1)[:, :top_k]
+        return Trace(found, np.asarray(lens), experts)
 
-        def lots(of: int, layer: int = 0) -> np.random.Generator:
-            return np.random.default_rng([*np.atleast_1d(seed), of, layer])
+    def _odds(
+        self, layers: int, experts: int, top_k: int, lens: IntArray, seed: int | Sequence[int]
+    ) -> Iterator[tuple[int, slice, Floats]]:
+        """Of each layer, tokens by tokens: [tokens, experts] log odds below the largest."""
 
         def normal(of: int, layer: int, *shape: int) -> Floats:
-            return lots(of, layer).standard_normal(shape, np.float32)
+            return _lots(seed, of, layer).standard_normal(shape, np.float32)
 
         count, total, sizes = len(lens), int(lens.sum()), self.sizes.astype(np.float32)
         passed = self.mix((np.arange(count) + 0.5) / count).cumsum(axis=1)
-        chance = lots(CHOICE).random(count)
+        chance = _lots(seed, CHOICE).random(count)
         cluster = (chance[:, None] > passed[:, :-1]).sum(axis=1)
-        noise = lots(NOISE)
         row = np.repeat(np.arange(count), lens)
         own, common = np.sqrt(1 - self.shared), np.sqrt(self.shared)
         stays, fresh = np.float32(self.stays), np.float32(np.sqrt(1 - self.stays**2))
         factor = normal(TOKENS, 0, len(sizes), total)
-        found = np.empty((total, layers, top_k), np.int64)
         for layer in range(layers):
             of_cluster = normal(CLUSTERS, layer, self.clusters, experts)[cluster]
             of_request = own * normal(REQUESTS, layer, count, experts) + common * of_cluster
@@ -129,22 +133,84 @@ class Router:
                 part = slice(first, first + TOKENS_AT_A_TIME)
                 odds = of_request[row[part]] + factor[:, part].T @ direction
                 odds -= odds.max(axis=1, keepdims=True)
-                race = noise.standard_exponential(odds.shape, np.float32)
-                race *= np.exp(np.minimum(-odds, FARTHEST))
-                found[part, layer] = np.argpartition(race, top_k - 1, axis=1)[:, :top_k]
-        return Trace(found, np.asarray(lens), experts)
+                yield layer, part, odds
 
-    def routing(self, model: ModelShape, turn_s: float, seed: int | Sequence[int]) -> Routing:
+    def routing(
+        self, model: ModelShape, turn_s: float, seed: int | Sequence[int], together: bool = False
+    ) -> Routing:
         """Of endless traffic. turn_s: in which clusters come one after another, again and again; 0:
-        as many of each all the time"""
+        as many of each all the time; together: with which experts tokens use together"""
         apart = replace(self, drift=APART)  # each cluster's loads, which any mix is made of
         lens = np.ones(SHARED_TOKENS, np.int64)
-        trace = apart.draw(model.layers, model.experts, model.top_k, lens, seed)
-        each = of_trace(trace, self.clusters, 0.0).shares
-        if not turn_s:
-            return Routing(each.mean(axis=0)[None])
-        mix = self.mix((np.arange(PARTS) + 0.5) / PARTS)
-        return Routing(np.einsum("mc,cle->mle", mix, each), turn_s / PARTS)
+        dims = model.layers, model.experts, model.top_k
+        mix = np.full((1, self.clusters), 1 / self.clusters)
+        if turn_s:
+            mix = self.mix((np.arange(PARTS) + 0.5) / PARTS)
+        affinity = None
+        if together:
+            each, affinity = apart._expected(*dims, lens, seed, mix)
+        else:
+            each = of_trace(apart.draw(*dims, lens, seed), self.clusters, 0.0).shares
+        every_s = turn_s / PARTS if turn_s else 0.0
+        return Routing(np.einsum("mc,cle->mle", mix, each), every_s, affinity)
+
+    def _expected(
+        self, layers: int, experts: int, top_k: int, lens: IntArray, seed: int | Sequence[int],
+        mix: FloatArray,
+    ) -> tuple[FloatArray, Affinity]:  # fmt: skip
+        """[clusters, layers, experts] shares, and what tokens use together, of clusters that come
+        one after another: as the tokens' odds have it, without the lots of what is then drawn."""
+        parts = np.array_split(np.arange(int(lens.sum())), self.clusters)
+        shares = np.empty((self.clusters, layers, experts))
+        coactivation = np.empty((*shares.shape, experts), np.float32)
+        transitions = np.empty((self.clusters, layers - 1, experts, experts), np.float32)
+        before = used = np.empty((int(lens.sum()), experts), np.float32)
+        for layer, part, odds in self._odds(layers, experts, top_k, lens, seed):
+            if part.start == 0:
+                before, used = used, np.empty_like(used)
+            used[part] = chances(odds, top_k)
+            if part.stop < len(used):
+                continue
+            for at, tokens in enumerate(parts):
+                here = used[tokens]
+                shares[at, layer] = here.mean(axis=0)
+                coactivation[at, layer] = _beside(here, top_k)
+                if layer:
+                    pairs = before[tokens].T @ here
+                    transitions[at, layer - 1] = pairs / (len(tokens) * top_k**2)
+        return shares, Affinity(coactivation, transitions, mix)
+
+
+def _lots(seed: int | Sequence[int], of: int, layer: int = 0) -> np.random.Generator:
+    return np.random.default_rng([*np.atleast_1d(seed), of, layer])
+
+
+def chances(odds: Floats, top_k: int) -> Floats:
+    """[tokens, experts] that a token uses an expert of these log odds, top_k in all: in a race of
+    exponentials, 1 - exp(-t w), where t is such that they add up to that."""
+    odds = np.maximum(odds, -FARTHEST)
+    weights = np.exp(odds)
+    time = np.exp(-np.partition(odds, -top_k, axis=1)[:, [-top_k]])  # is it the last one's turn?
+    for _ in range(ROUNDS):
+        unused = np.exp(-time * weights)
+        over = odds.shape[1] - top_k - unused.sum(axis=1, keepdims=True)
+        slope = np.maximum((time * weights * unused).sum(axis=1, keepdims=True), 1e-9)
+        time *= np.exp(-np.clip(over / slope, -2, 2))  # a step of Newton's
+    found = 1 - np.exp(-time * weights)
+    told: Floats = np.minimum(found * (top_k / found.sum(axis=1, keepdims=True)), 1)
+    return told
+
+
+def _beside(used: Floats, top_k: int) -> Floats:
+    """[experts, experts] share of the tokens that use both, of the chances that each uses one: as
+    if these were independent, but for a token's using top_k - 1 beside each."""
+    pairs = (used.T @ used / len(used)).astype(np.float64)
+    np.fill_diagonal(pairs, 0.0)
+    wanted = np.maximum(used.mean(axis=0, dtype=np.float64) * (top_k - 1), 1e-12)
+    for _ in range(ROUNDS):
+        scale = np.sqrt(wanted / np.maximum(pairs.sum(axis=1), 1e-12))
+        pairs *= scale[:, None] * scale
+    return pairs
 
 
 def balancing(odds: Floats, shares: FloatArray) -> Floats:

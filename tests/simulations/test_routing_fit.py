@@ -6,18 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from controller.fleet.workers import Fleet
 from placer.errors import FileError, RoutingError
 from placer.files.routing import write_trace
 from placer.model import ModelShape, preset
+from placer.profile import of_trace
+from placer.virtual_clock import VirtualClock
+from simulations.routing import of_trace as recorded_routing
 from simulations.routing_fit.fit import clusters_of, fit
 from simulations.routing_fit.moments import moments
-from simulations.routing_fit.router import Router, balancing
+from simulations.routing_fit.router import Router, balancing, chances
 from simulations.scenario import Scenario
 from tests.builders import random_trace
 from tests.simulations.test_scenarios import POOL, written
 
 LAYERS, EXPERTS, TOP_K = 4, 32, 2
 LENS = np.full(120, 60)
+PAIRS = ("transitions", "coactivation")
 ALL = Router(
     skew=0.6, variety=1.5, shared=0.8, clusters=3, drift=1.5, together=2.5, factors=2.5, stays=0.9,
     length=60,
@@ -126,3 +131,53 @@ def test_loads_of_endless_traffic_turn_from_cluster_to_cluster() -> None:
     assert abs(routing.shares[0] - routing.shares[6]).max() > 0.1
     still = router.routing(model, turn_s=0.0, seed=1)
     np.testing.assert_allclose(still.shares[0], routing.shares[[0, 6]].mean(axis=0))
+
+
+def test_what_tokens_use_together_is_what_drawn_ones_do() -> None:
+    """Counts of 60,000 drawn tokens scatter about it; independence is far off."""
+    model = ModelShape("tiny", LAYERS, EXPERTS, TOP_K, hidden=8, moe_intermediate=4)
+    router = replace(ALL, drift=0.0)
+    drawn = of_trace(router.draw(LAYERS, EXPERTS, TOP_K, np.ones(60_000, np.int64), seed=5))
+    told = router.routing(model, 0.0, 5, together=True).profile(0, TOP_K)
+    for name in ("load", "coactivation", "transitions"):
+        one, other = (getattr(profile, name) / profile.tokens for profile in (drawn, told))
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.98, name
+        assert one.sum() == pytest.approx(other.sum(), rel=1e-3), name
+    alone = drawn.load[:, :, None] * drawn.load[:, None, :]
+    assert drawn.coactivation is not None
+    assert np.corrcoef(alone.ravel(), drawn.coactivation.ravel())[0, 1] < 0.9
+
+
+def test_chances_of_a_race_add_up_to_top_k() -> None:
+    """Of equal odds, all alike; of one far ahead, that one for sure."""
+    odds = np.array([[0, 0, 0, 0], [0, -30, -30, -30]], np.float32)
+    np.testing.assert_allclose(chances(odds, 2)[0], 0.5, atol=1e-6)
+    np.testing.assert_allclose(chances(odds, 2)[1], [1, 1 / 3, 1 / 3, 1 / 3], atol=1e-3)
+
+
+def test_a_recorded_trace_keeps_what_its_tokens_use_together() -> None:
+    trace = ALL.draw(LAYERS, EXPERTS, TOP_K, LENS, seed=5)
+    routing, recorded = recorded_routing(trace, 1, 0.0, together=True), of_trace(trace)
+    assert routing.affinity is not None
+    for part, name in zip(routing.affinity.counts(0, recorded.tokens), PAIRS, strict=True):
+        np.testing.assert_allclose(part, getattr(recorded, name), atol=1.0)
+
+
+def test_a_pool_whose_tokens_travel_tells_its_controller_what_they_use_together(
+    tmp_path: Path,
+) -> None:
+    """With counts that Profile takes; under allgather nobody does."""
+    routing = {"router": {"skew": 0.6, "together": 3.0, "factors": 2.0}}
+    for dispatch in ("dedup", "allgather"):
+        pool = {**POOL, "routing": routing, "policy": {**POOL["policy"], "dispatch": dispatch}}
+        world = Scenario(written(tmp_path, pools={"chat": pool})).world("eplb", 1)
+        model = world.pools["chat"]
+        fleet = Fleet(lambda _: 60.0, VirtualClock())
+        model.advance(60.0)
+        model.push(fleet, 60.0)
+        group = fleet.pools["chat"].group()
+        assert group is not None
+        profile = group.profile("decode", 0.0)
+        assert profile is not None
+        assert (profile.coactivation is not None) is (dispatch == "dedup")
+        world.ledger.close()
