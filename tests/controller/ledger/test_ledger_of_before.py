@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.ledger import statements as sql
 from controller.server import explain
 from placer.files.plans import parse_plan
 from placer.plan import Plan
@@ -23,6 +24,13 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     found = World([GOAL, GOAL], tmp_path / "placer.db", golden_ledger.ENDS_S)
     yield found
     found.disk.close()
+
+
+def test_the_newest_of_a_thing_is_found_without_looking_through_its_versions(world: World) -> None:
+    steps = world.disk._connection.execute(f"EXPLAIN QUERY PLAN {sql.LAST_OF}", ("", "")).fetchall()
+    assert [step[-1] for step in steps] == [
+        "SEARCH records USING COVERING INDEX records_by_id (kind=? AND id=?)"
+    ]
 
 
 def test_all_that_was_written_down_is_there(world: World) -> None:
