@@ -28,6 +28,7 @@ from bench.elastic.engines import an_engine, models, nearest
 from bench.timing import console
 from controller.changes.operations import Operation, Scale
 from controller.changes.runner import Runner
+from controller.changes.targets import pack
 from controller.config import Config, PoolPolicy
 from controller.elastic.hmm import Report
 from controller.engines.in_memory import MemoryPlanner
@@ -256,10 +257,11 @@ async def _change(pipe: Connection, path: Path, after: Placement | None) -> None
             id = ledger.next_id("operation", "op")
             change = Scale(after.gpus, now.gpus, goal)
             operation = Operation(
-                id, "", POOL, change, 1, clock.now(), {ENGINE: home},
+                id, "", POOL, change, 1, clock.now(), 1, ENGINE,
                 epoch=int(clock.now() * 1000), width=now.gpus,
             )  # fmt: skip
-            record = ledger.write("operation", id, "go", operation, pool=POOL, final=False)
+            told = {"pool": POOL, "final": False, "blob": pack({ENGINE: home})}
+            record = ledger.write("operation", id, "go", operation, **told)
             record = await runner.run(record)
         assert record is not None
         assert record.value.phase in ("succeeded", "rolled back"), record.value

@@ -186,11 +186,13 @@ class Loads:
             is_changing = running is not None and running.pool == name
             if self.capacity is None or is_changing or self.config.of(name).autoscale is not None:
                 continue
+            if not (asked := self.capacity.asked(name)):
+                continue
             engines = pool.engines.values()
             widths = [width.ranks for width in map(width_of, engines) if width is not None]
             if self.arbiter.queue.of(name) is not None or len(widths) < len(engines):
                 continue
-            if (await self.capacity.ready(name)).desired > sum(widths):
+            if asked > sum(widths):
                 await self.capacity.release(name, sum(widths))
 
     async def _refuse_lacking(self, pool: str, ranks: int) -> None:

@@ -101,6 +101,9 @@ class Capacity(Protocol):
     async def ask(self, pool: str, gpus: int) -> None:
         """It should have at least so many; once more is no harm."""
 
+    def asked(self, pool: str) -> int:
+        """GPUs that it should have, as was said; 0 if nobody said so."""
+
     async def ready(self, pool: str) -> Stock:
         """What it has now."""
 

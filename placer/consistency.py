@@ -50,9 +50,11 @@ def one_rank(load: Counts, alike: bool = True) -> int | None:
     """How many experts have load, the same in all layers if ``alike``, if that is half of them or
     fewer, which that many choices do not leave by chance."""
     used = (load > 0).any(axis=0).sum() if alike else (load > 0).sum(axis=1).max()
+    if 2 * used > load.shape[1]:
+        return None
     choices = load.sum(axis=1, dtype=np.float64)
     enough = choices[choices > 0].min(initial=np.inf) >= PLENTY * load.shape[1]
-    return int(used) if enough and 2 * used <= load.shape[1] else None
+    return int(used) if enough else None
 
 
 def check_pairs(

@@ -119,11 +119,10 @@ class Placement:
         return self._copies_in(1)[:, :, 0]
 
     def _copies_in(self, parts: int) -> IntArray:
-        layer, slot = np.nonzero(self.physical_to_logical != EMPTY)
-        expert = self.physical_to_logical[layer, slot]
+        table, rows = self.physical_to_logical, np.arange(self.layers)[:, None]
+        flat = (rows * self.experts + table) * parts + np.arange(self.slots) * parts // self.slots
         shape = (self.layers, self.experts, parts)
-        flat = np.ravel_multi_index((layer, expert, slot * parts // self.slots), shape)
-        return np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape)
+        return np.bincount(flat[table != EMPTY], minlength=int(np.prod(shape))).reshape(shape)
 
     def held_in(self, parts: int) -> BoolArray:
         """[layers, experts, parts] whether each of so many equal parts of the slots, GPUs or nodes,

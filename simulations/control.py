@@ -4,7 +4,7 @@ messages are the protocol's bytes."""
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,16 +52,16 @@ class Heard:
     cpu: float
 
 
-class Counted(WatchedLedger):
+class Counted(Ledger):
     """bytes, count: that were written"""
 
     bytes = count = 0
 
-    def put(self, *records: Record[Any]) -> Record[Any]:
-        found = super().put(*records)
-        written = [self.records.get(one.kind, one.id) for one in records]
-        self.count += len(records)
-        self.bytes += sum(len(one.text) for one in written if one is not None)
+    def put_all(self, records: Iterable[Record[Any]]) -> tuple[Record[Any], ...]:
+        records = list(records)
+        found = super().put_all(records)
+        self.count += len(found)
+        self.bytes += sum(len(one.text) for one in found)
         self.bytes += sum(len(one.blob) for one in records)
         return found
 
@@ -124,9 +124,11 @@ class Control:
         maps = {place: MemoryEngine(start, model.expert_bytes) for place in self.places}
         self.engines = Engines(maps, model, topology, clock)
         self.planner = Planner(clock)
-        self.ledger = Counted(Ledger(ledger, FORMS), clock)
+        self.ledger = Counted(ledger, FORMS)
         fleet = Fleet(lambda pool: policy.window_s, clock)
-        self.loop = Loop(config, self.ledger, fleet, self.engines, self.planner)
+        self.loop = Loop(
+            config, WatchedLedger(self.ledger, clock), fleet, self.engines, self.planner
+        )
         spacing = Spacing(clock)
         self._counts, self._state = Profiles(self.loop, spacing), FleetState(self.loop, spacing)
         shares = drawn(model, 1.0, 0.5, 1, 0.0, 0).shares[0]

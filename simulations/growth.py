@@ -82,7 +82,7 @@ async def _measured(control: Control, gpus: int, pools: int) -> Grown:
         await control.loop.tick()
         looks.append(time.process_time() - begun_s)
     look_bytes = (control.ledger.bytes - size) / LOOKS
-    control.ledger.records.close()
+    control.ledger.close()
     return Grown(
         gpus, pools, hearing[0].bytes_per_s, median(one.cpu for one in hearing), median(looks),
         control.planner.took_s, took_s - control.planner.took_s, look_bytes, size, records,

@@ -22,6 +22,7 @@ from placer.objective import Objective
 from placer.pace import Pace
 from placer.placement import Placement, linear
 from placer.problem import Problem
+from placer.profile import Profile
 from placer.topology import Topology
 from placer.worker import Worker
 from simulations.arrivals import Arrivals
@@ -52,22 +53,25 @@ class _Tables:
     hardware: Hardware
     routing: Routing
     known: dict[tuple[str, int], tuple[FloatArray, float]] = field(default_factory=dict)
+    profiles: dict[int, Profile] = field(default_factory=dict)
 
     def of(self, placement: Placement, moment: int) -> tuple[FloatArray, float]:
         key = placement.digest, moment
         if key not in self.known:
             problem = self.problem(placement, moment)
-            seconds = [step_seconds(problem, placement, 2**power) for power in range(GRID)]
+            seconds = step_seconds(problem, placement, [2**power for power in range(GRID)])
             balance = by_layer(rank_load(problem.profile.load, placement))
-            self.known[key] = np.array(seconds), float(balance.mean())
+            self.known[key] = seconds, float(balance.mean())
         return self.known[key]
 
     def problem(self, placement: Placement, moment: int) -> Problem:
         hardware = self.hardware
+        if moment not in self.profiles:
+            self.profiles[moment] = self.routing.profile(moment, hardware.model.top_k)
         return Problem(
             model=hardware.model,
             topology=hardware.topology.resized(placement.gpus),
-            profile=self.routing.profile(moment, hardware.model.top_k),
+            profile=self.profiles[moment],
             slots=placement.slots,
             objective=hardware.objective,
         )
@@ -194,7 +198,7 @@ class PoolModel:
             then, self._told[at] = self._told[at], now
             counted = {"prefill": now[0] - then[0], "decode": now[1] - then[1]}
             deltas = [
-                Delta(phase, model.top_k, tokens, 0, np.floor(shares * tokens).astype(np.uint32))
+                Delta(phase, model.top_k, tokens, 0, (shares * tokens).astype(np.uint32))
                 for phase, tokens in counted.items()
                 if tokens > model.experts
             ]

@@ -14,6 +14,7 @@ from controller.changes.operations import Apply, Change, Operation, Phase, Rollb
 from controller.changes.plans import Kept, Plans, PlanState
 from controller.changes.queue import Queue
 from controller.changes.runner import Runner
+from controller.changes.targets import pack, targets_of
 from controller.changes.totals import Totals
 from controller.config import Config, told_in_settings
 from controller.fleet.observed import observed_placements, refuse_lost, same_experts
@@ -138,12 +139,12 @@ class Arbiter:
 
         def change() -> Rollback:
             undone = self.history.to_undo(pool)
-            goal = next(iter(undone.rollback_targets.values()))
-            stand = self.ledger.placement(undone.goal).gpus
+            goal = next(iter(targets_of(self.ledger.records, undone).values()))
+            stand = self.ledger.placement(undone.value.goal).gpus
             resized = stand != self.ledger.placement(goal).gpus
             if resized and self.fleet.pool(pool).group(stand) is None:
                 resized = False  # it was halted before any engine had that width
-            return Rollback(undone.plan_id, goal, stand if resized else 0)
+            return Rollback(undone.value.plan_id, goal, stand if resized else 0)
 
         return await self._begin(pool, change, key, reason)
 
@@ -190,11 +191,9 @@ class Arbiter:
 
     def placements_in_use(self) -> set[str]:
         """Digests that a plan, an operation or a worker still speaks of."""
-        records = self.ledger.records
-        plans, operations = records.newest("plan"), records.newest("operation")
+        plans = self.ledger.records.newest("plan")
         found = {end for plan in plans for end in (plan.value.digest, plan.value.before)}
-        for one in operations:
-            found |= {one.value.goal, *one.value.rollback_targets.values()}
+        found |= self.history.ends()
         pools = self.fleet.pools.values()
         return found | {one.registration.digest for pool in pools for one in pool.members.values()}
 
@@ -264,12 +263,14 @@ class Arbiter:
             id = waiting.id if waiting else self.ledger.next_id("operation", "op")
             epoch = max(int(now_s * 1000), self._newest_epoch(pool) + 1)
             operation = Operation(
-                id, key, pool.name, change, size, now_s, targets, epoch=epoch, width=width
-            )
+                id, key, pool.name, change, size, now_s, len(targets), next(iter(targets), ""),
+                epoch=epoch, width=width,
+            )  # fmt: skip
             first = Record("operation", id, 1, now_s, reason, operation, pool.name, final=False)
             if waiting is not None:
                 operation = replace(operation, other_keys=waiting.value.other_keys)
                 first = waiting.next(now_s, reason, value=operation)
+            first = replace(first, blob=pack(targets))
             record: Record[Operation] = self.ledger.put(first, *beside)
             self._task = asyncio.create_task(self._run(record))
             return record

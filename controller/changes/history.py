@@ -5,6 +5,7 @@ from itertools import takewhile
 
 from controller.changes.operations import Apply, Operation, Phase
 from controller.changes.plans import Kept, PlanState
+from controller.changes.targets import targets_of
 from controller.fleet.observed import same_experts
 from controller.fleet.workers import NAME, FleetError, UnknownError
 from controller.ledger.ledger import Record, Unreadable
@@ -16,6 +17,7 @@ class History:
 
     def __init__(self, ledger: WatchedLedger) -> None:
         self.ledger = ledger
+        self._targets: dict[str, frozenset[str]] = {}  # of operations that were begun
 
     def get(self, id: str) -> Record[Operation]:
         record = self.ledger.records.get("operation", id)
@@ -37,7 +39,7 @@ class History:
                 return record
         return None
 
-    def to_undo(self, pool: str) -> Operation:
+    def to_undo(self, pool: str) -> Record[Operation]:
         """The last change. Raises FleetError if there is none, Unreadable if it cannot be read."""
         last = self.last_change(pool)
         number = 0 if last is None else last.number
@@ -49,8 +51,18 @@ class History:
                 )
         if last is None:
             raise FleetError(f"{pool} was never changed: there is nothing to roll back to")
-        undone: Operation = last.value
-        return undone
+        return last
+
+    def ends(self) -> set[str]:
+        """Digests of the maps that operations lead to, and back to."""
+        operations, known = self.ledger.records.newest("operation"), self._targets
+        self._targets = {one.id: known[one.id] for one in operations if one.id in known}
+        for one in operations:
+            if one.value.engines and one.id not in known:
+                with suppress(Unreadable):  # then nobody goes back there
+                    targets = targets_of(self.ledger.records, one)
+                    self._targets[one.id] = frozenset(targets.values())
+        return {one.value.goal for one in operations}.union(*self._targets.values())
 
     def of_plan(self, plan: Record[Kept]) -> Record[Operation] | None:
         """That applied it; None if it cannot be read."""

@@ -3,7 +3,7 @@
 The record says what is about to be asked of which engine, and is written before it is asked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar, TypeAlias
@@ -93,8 +93,9 @@ class Operation:
     key:    the caller's; the same again is the same operation
     other_keys: of those who asked for the same before, while it waited for its turn
     back_key: of whoever told it to go back
-    rollback_targets: each engine's before, to go back to; engines are changed in this order
-    at, state, round, rounds: the engine, the machine's state, and its round
+    engines: how many it changes, one after another; targets.py knows where they stood
+    at, engine: whose turn it is: its number, and its name
+    state, round, rounds: the machine's state, and its round
     epoch:  of the attempt, unix milliseconds: grows even if a ledger is lost
     tries:  of going back
     why:    what made it go back, or ended it
@@ -102,6 +103,7 @@ class Operation:
     left_out: those that had another width when it was their turn
     seconds, bytes: so far, by state
     moved:  slots that were given another expert, on the way back too
+    rollback_targets: as targets.py tells, of operations that were begun when each step wrote them
     """
 
     id: str
@@ -110,7 +112,8 @@ class Operation:
     change: Change
     expert_bytes: int
     begun_s: float
-    rollback_targets: Mapping[str, str] = field(default_factory=dict)
+    engines: int = 0
+    engine: str = ""
     phase: Phase = Phase.RUNNING
     at: int = 0
     state: State = State.STAGING
@@ -128,6 +131,7 @@ class Operation:
     seconds: Mapping[str, float] = field(default_factory=dict)
     bytes: Mapping[str, int] = field(default_factory=dict)
     other_keys: tuple[str, ...] = ()
+    rollback_targets: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -158,14 +162,9 @@ class Operation:
     def is_final(self) -> bool:
         return self.phase not in (Phase.WAITING, Phase.RUNNING, Phase.RETURNING)
 
-    @property
-    def engine(self) -> str:
-        return list(self.rollback_targets)[self.at]
-
-    @property
-    def target(self) -> str:
-        """Digest of the placement that the engine should get now."""
-        return self.rollback_targets[self.engine] if self.phase is Phase.RETURNING else self.goal
+    def target(self, targets: Mapping[str, str]) -> str:
+        """Digest of the placement that the engine should get now. targets: as targets.py tells"""
+        return targets[self.engine] if self.phase is Phase.RETURNING else self.goal
 
     @property
     def has_no_round_left(self) -> bool:
@@ -198,8 +197,9 @@ class Operation:
             self, seconds=times, bytes={state: size for state, size in sizes.items() if size}
         )
 
-    def after(self, event: Event, now_s: float) -> "Operation":
-        """What follows from an event: the machine's next state, or the next engine's first."""
+    def after(self, event: Event, now_s: float, engines: Sequence[str]) -> "Operation":
+        """What follows from an event: the machine's next state, or the next engine's first.
+        engines: all that it changes, in their order"""
         state = TRANSITIONS[self.state, event]
         phase, at_round, tries = self.phase, self.round, self.tries
         if event in (Event.REFUSED, Event.LOST, Event.LATE, Event.ABORT):
@@ -212,17 +212,17 @@ class Operation:
         if state is State.HALTED:
             return replace(moved, phase=Phase.HALTED)
         if state is State.SETTLED:
-            return moved._settled(now_s)
+            return moved._settled(now_s, engines)
         return moved._begun(now_s) if state is State.STAGING else moved
 
-    def _settled(self, now_s: float) -> "Operation":
+    def _settled(self, now_s: float, engines: Sequence[str]) -> "Operation":
         going_back = self.phase is Phase.RETURNING
         at = self.at - 1 if going_back else self.at + 1
         if at < 0:
             return replace(self, phase=Phase.ROLLED_BACK)
-        if at == len(self.rollback_targets):
+        if at == len(engines):
             return replace(self, phase=Phase.SUCCEEDED)
-        return replace(self, at=at, state=State.STAGING)._begun(now_s)
+        return replace(self, at=at, engine=engines[at], state=State.STAGING)._begun(now_s)
 
     def _begun(self, now_s: float) -> "Operation":
         epoch = max(self.epoch + 1, int(now_s * 1000))
@@ -243,6 +243,12 @@ def _read(row: dict[str, Any]) -> Operation:
     told = {_FORMERLY.get(name, name): value for name, value in row.items()}
     if (change := _CHANGES.get(told["kind"])) is None:
         raise ValueError(f"is of kind {told['kind']!r:.40}, which this version does not know")
+    if "engine" not in told:
+        engines = list(told["rollback_targets"])
+        told |= {
+            "engines": len(engines),
+            "engine": dict(enumerate(engines)).get(told["at"], ""),
+        }
     return _OPERATION.validate_python({**told, "change": change.validate_python(told)})
 
 
@@ -261,8 +267,8 @@ def _check(record: Record[Operation]) -> None:
     counts = (found.width, found.expert_bytes, found.round, found.rounds, found.epoch, found.tries)
     if not all(0 <= one < 2**63 for one in (*counts, found.moved, found.copied_bytes)):
         raise ValueError("counts what cannot be counted")
-    if found.phase not in NOT_BEGUN and not 0 <= found.at < len(found.rollback_targets):
-        raise ValueError(f"is at engine {found.at} of {len(found.rollback_targets)}")
+    if found.phase not in NOT_BEGUN and not 0 <= found.at < found.engines:
+        raise ValueError(f"is at engine {found.at} of {found.engines}")
 
 
 FORM = Form(_read, _write, _check)

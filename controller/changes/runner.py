@@ -6,10 +6,12 @@ and those that were changed before it go back.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from controller.changes.operations import Operation, Phase
+from controller.changes.targets import targets_of
 from controller.config import Config
 from controller.ledger.ledger import LedgerError, Record, Unreadable
 from controller.ledger.records import form_of
@@ -69,12 +71,23 @@ class Runner:
     async def run(self, record: Record[Operation], is_restart: bool = False) -> Record[Operation]:
         """To its end. Raises LedgerError if a step cannot be written down: nothing moves then,
         until it is run again."""
-        operation, attempt = record.value, None
+        try:
+            targets = targets_of(self.ledger.records, record)
+        except Unreadable as error:  # an engine forgets what was half done at its next attempt
+            why = f"{error}; {record.pool} stands at a valid map in between: propose a plan"
+            ended = replace(record.value, state=State.HALTED, phase=Phase.HALTED, why=why)
+            return self.ledger.follow(record, why, value=ended, final=True)
+        return await self._run(record, targets, is_restart)
+
+    async def _run(
+        self, record: Record[Operation], targets: Mapping[str, str], is_restart: bool
+    ) -> Record[Operation]:
+        operation, attempt, engines = record.value, None, list(targets)
         event = Event.RESTART if is_restart else None
         self._hear_abort(operation.id)
         while True:
             if event is not None:
-                operation = operation.after(event, self.ledger.clock.now())
+                operation = operation.after(event, self.ledger.clock.now(), engines)
                 if operation.phase in (Phase.RETURNING, Phase.ROLLED_BACK):
                     operation = replace(operation, back_key=self._abort_key or operation.back_key)
                 if operation.state in (State.STAGING, State.DISCARDING):
@@ -86,7 +99,7 @@ class Runner:
                 return record
             try:
                 if attempt is None and operation.state is not State.DISCARDING:
-                    attempt = await self._attempt(operation)
+                    attempt = await self._attempt(operation, targets)
                     operation = replace(operation, rounds=len(attempt.rounds))
                     other = not operation.change.resizes and attempt.after.gpus != operation.width
                     if other and operation.width:
@@ -114,11 +127,11 @@ class Runner:
         except Unreadable as error:  # that there is one says enough
             self._abort = f"an operator wanted it back: {error}"
 
-    async def _attempt(self, operation: Operation) -> Attempt:
-        """From what stands to the target, in rounds that keep to the pool's budget."""
+    async def _attempt(self, operation: Operation, targets: Mapping[str, str]) -> Attempt:
+        """From what stands to where the engine should, in rounds that keep to the pool's budget."""
         pool, engine = operation.pool, operation.engine
         before = await self.engines.stands(pool, engine)
-        goal = self.ledger.placement(operation.target)
+        goal = self.ledger.placement(operation.target(targets))
         if goal.gpus != before.gpus and not operation.change.resizes:
             goal = before  # it was resized: what is meant is another engine
         if goal.gpus != before.gpus or self.engines.moves_itself(pool, engine):

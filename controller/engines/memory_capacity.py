@@ -29,6 +29,9 @@ class MemoryCapacity:
         self._stocks[pool] = replace(now, desired=gpus, allocated=allocated)
         self._coming[pool] = _Coming(self.clock.monotonic() + self.comes_s, allocated)
 
+    def asked(self, pool: str) -> int:
+        return self._stocks.get(pool, Stock()).desired
+
     async def ready(self, pool: str) -> Stock:
         return self._now(pool)
 

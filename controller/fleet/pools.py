@@ -104,8 +104,8 @@ def width_of(members: Iterable[Member]) -> Width | None:
     known = list(members)
     since_s = max(member.last_seen_s for member in known) - GONE_S
     workers = [one.registration.worker for one in known if one.last_seen_s > since_s]
-    said = {Width(worker.ep_size, worker.slots) for worker in workers}
-    return said.pop() if len(said) == 1 else None
+    said = {(worker.ep_size, worker.slots) for worker in workers}  # of thousands, every second
+    return Width(*said.pop()) if len(said) == 1 else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

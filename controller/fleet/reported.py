@@ -1,10 +1,10 @@
 """GPUs of pools whose pods somebody else starts, ends and reports, such as an operator of
 Kubernetes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from controller.fleet.pools import Member, width_of
+from controller.fleet.pools import Member, Width, width_of
 from controller.fleet.workers import Fleet
 from controller.ledger.ledger import LedgerError, Record
 from controller.ledger.records import form_of
@@ -60,13 +60,19 @@ class ReportedCapacity:
     async def release(self, pool: str, gpus: int) -> None:
         self._want(pool, gpus)
 
+    def asked(self, pool: str) -> int:
+        return self._of(pool).desired
+
     async def ready(self, pool: str) -> Stock:
         return self.stock(pool)
 
     def stock(self, pool: str) -> Stock:
-        there = [members for members in self._engines(pool).values() if width_of(members)]
-        active = sum(len(self._serving(members)) for members in there)
-        traffic = sum(len(self._serving(members)) for members in there if self._is_whole(members))
+        active = traffic = 0
+        for members in self._engines(pool).values():
+            width = width_of(members)
+            serving = self._serving(members, width)
+            active += serving
+            traffic += serving if width is not None and serving == width.ranks else 0
         known = self._reports.get(pool)
         if known is None:
             gpus = max(self._asked.get(pool, active), active)
@@ -113,18 +119,15 @@ class ReportedCapacity:
         found = self._fleet.pools.get(pool)
         return {} if found is None else found.engines
 
-    def _serving(self, members: Iterable[Member]) -> list[Member]:
-        """Those that are heard, of the engine's width."""
-        them = list(members)
-        width = width_of(them)
-        return [
-            one
-            for one in them
-            if width and self._fleet.is_heard(one)
+    def _serving(self, members: Iterable[Member], width: Width | None) -> int:
+        """How many are heard, of the engine's width."""
+        return sum(
+            width is not None
+            and self._fleet.is_heard(one)
             and one.registration.worker.ep_size == width.ranks
-        ]  # fmt: skip
+            for one in members
+        )
 
-    def _is_whole(self, members: Iterable[Member]) -> bool:
-        them = list(members)
-        width = width_of(them)
-        return width is not None and len(self._serving(them)) == width.ranks
+    def _is_whole(self, members: Collection[Member]) -> bool:
+        width = width_of(members)
+        return width is not None and self._serving(members, width) == width.ranks

@@ -27,6 +27,8 @@ CREATE INDEX records_by_kind ON records (kind);
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {FORMAT}
 """
+# The newest version of a thing, however many there are. Ledgers of before get it, too.
+_INDEX = "CREATE INDEX IF NOT EXISTS records_by_id ON records (kind, id)"
 
 MAGIC = b"SQLite format 3\0"
 # A -wal that stays behind would be read into whatever comes in the file's place.
@@ -97,6 +99,8 @@ def connect(path: Path | None, claim: Claim | None = None) -> sqlite3.Connection
             if not connection.execute("PRAGMA user_version").fetchone()[0]:
                 for statement in _SCHEMA.split(";"):
                     connection.execute(statement)
+        with suppress(sqlite3.OperationalError):  # without room for it, all takes longer
+            connection.execute(_INDEX)
     except BaseException:
         connection.close()
         raise

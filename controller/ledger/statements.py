@@ -3,16 +3,15 @@
 from controller.ledger.records import LARGEST
 
 READ = "kind, id, version, at_s, reason, body, pool, final, number"
-# The newest version is the one that was written last, whatever its own number says. The plus keeps
-# SQLite to the index of kinds and ids: in that of kinds alone it would walk past all other things.
-LAST_OF = "SELECT max(+number) FROM records WHERE kind = ? AND id = ?"
+# The newest version is the one that was written last, whatever its own number says.
+LAST_OF = "SELECT max(number) FROM records WHERE kind = ? AND id = ?"
 # Its version, if that is one, and the largest of the thing: they differ where a row was damaged.
 _SOUND = f"typeof(version) = 'integer' AND version BETWEEN 1 AND {LARGEST}"
 VERSIONS = f"""
 SELECT (SELECT version FROM records WHERE number = ({LAST_OF}) AND {_SOUND}),
     (SELECT ifnull(max(version), 0) FROM records WHERE kind = ? AND id = ? AND {_SOUND})
 """
-NEWEST = "number = (SELECT max(+number) FROM records WHERE kind = r.kind AND id = r.id)"
+NEWEST = "number = (SELECT max(number) FROM records WHERE kind = r.kind AND id = r.id)"
 STILL = f"""
 SELECT number FROM records AS r
 WHERE number IN (SELECT value FROM json_each(?)) AND {NEWEST} ORDER BY number
@@ -53,7 +52,7 @@ DELETE FROM records WHERE number IN (
             SELECT max(number) FROM records WHERE kind = :kind GROUP BY id)) AS earlier
     WHERE place > :earlier OR at_s < :since_s AND (
         SELECT final FROM records WHERE kind = :kind AND id = earlier.id
-        ORDER BY +number DESC LIMIT 1))
+        ORDER BY number DESC LIMIT 1))
 RETURNING number
 """
 PRUNES = (PRUNE, PRUNE_EARLIER)

@@ -76,8 +76,8 @@ class Told:
         steps: list[tuple[float, float]] = []
         for one in self._ledger.newest("operation", pool=pool)[::-1]:
             operation, change = one.value, one.value.change
-            if isinstance(change, Scale) and operation.is_final and operation.rollback_targets:
-                engines, at = len(operation.rollback_targets), self._at(operation.begun_s)
+            if isinstance(change, Scale) and operation.is_final and operation.engines:
+                engines, at = operation.engines, self._at(operation.begun_s)
                 after = change.ranks if operation.phase == "succeeded" else change.before
                 steps += [(at, engines * change.before), (self._at(one.at_s), engines * after)]
         if gpus and at_s:

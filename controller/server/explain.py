@@ -81,5 +81,5 @@ def _figures(records: Sequence[Record[Any]]) -> list[str]:
                         f"{operation.copied_bytes / 1e6:,.1f} MB copied, longest pause "
                         f"{operation.longest_pause_s * 1e3:.0f} ms"
                     )
-                told.append(f"{record.id}: {copied}, {len(operation.rollback_targets)} engines")
+                told.append(f"{record.id}: {copied}, {operation.engines} engines")
     return told

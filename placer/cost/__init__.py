@@ -1,6 +1,7 @@
 """What a placement costs: balance, traffic, compute, memory and moves, behind one ``score``."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -62,19 +63,14 @@ def score(
 
     Raises PlacementError if no slot holds an expert: its tokens cannot be served.
     """
-    if lost := placement.lost:
-        raise PlacementError(
-            "no slot of layer {} holds expert {}: its tokens cannot be served, so there is nothing "
-            "to measure; placer plan --current mends such a map".format(*lost[0])
-        )
+    _refuse_lost(placement)
     if trace is None:
         load = problem.profile.load
         flows = _expected(problem, placement, only_timed, homes)
     else:
         load = trace.load.astype(np.float64)
         flows = traffic.measured(trace, placement, problem.objective.dispatch, homes)
-    unknown = trace is None and problem.profile.unknown is not None
-    uncertain_s = outlook.uncertain_seconds(problem, placement) if unknown else 0.0
+    uncertain_s = _uncertain_s(problem, placement) if trace is None else 0.0
     by_part = _seconds(problem, placement, load, flows, uncertain_s)
     dispatch_s, experts_s, combine_s = by_part
 
@@ -94,6 +90,36 @@ def score(
         experts_s=float(experts_s.sum()),
         combine_s=float(combine_s.sum()),
     )
+
+
+def step_seconds(
+    problem: Problem, placement: Placement, tokens_per_gpu: Sequence[int]
+) -> Sequence[float]:
+    """``score``'s ``step_s``, as expected, of steps with so many tokens a GPU each."""
+    _refuse_lost(placement)
+    load, flows = problem.profile.load, _expected(problem, placement, True, None)
+    found = []
+    for tokens in tokens_per_gpu:
+        objective = replace(problem.objective, tokens_per_gpu=tokens)
+        step = replace(problem, objective=objective)
+        uncertain_s = _uncertain_s(step, placement)
+        found.append(float(_seconds(step, placement, load, flows, uncertain_s).sum()))
+    return found
+
+
+def _refuse_lost(placement: Placement) -> None:
+    if lost := placement.lost:
+        raise PlacementError(
+            "no slot of layer {} holds expert {}: its tokens cannot be served, so there is nothing "
+            "to measure; placer plan --current mends such a map".format(*lost[0])
+        )
+
+
+def _uncertain_s(problem: Problem, placement: Placement) -> FloatArray | float:
+    """What experts take at least, where a part of the traffic is not known."""
+    if problem.profile.unknown is None:
+        return 0.0
+    return outlook.uncertain_seconds(problem, placement)
 
 
 def _expected(

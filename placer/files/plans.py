@@ -183,7 +183,8 @@ def _parse(data: Any) -> PlanFile:
 def _layout(value: Any, indent: str = "") -> str:
     """JSON where only what holds lists or objects is broken into lines: one a layer, one a move."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    if not any(isinstance(part, dict | list) and part for part in parts):
+    nested = {dict, list}.intersection(map(type, parts))  # quickly: most are lists of numbers
+    if not nested or not any(isinstance(part, dict | list) and part for part in parts):
         return json.dumps(value)
     inner = indent + " "
     if isinstance(value, dict):

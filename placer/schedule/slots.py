@@ -58,6 +58,7 @@ class Slots:
         self._in_scratch: dict[Seat, list[int]] = defaultdict(list)
         self._begun = np.zeros(len(copies), dtype=np.bool_)
         self._rings: list[list[int]] = []  # joined and not yet committed
+        self._changed: set[int] = set()  # layers in which there may be a ring that was none before
         self._landing: list[int] = []  # copies of this round that go to open slots
         self._borrowed: list[int] = []  # GPUs whose scratch memory these use until the round ends
         self._sort_slots(before, after)
@@ -92,6 +93,7 @@ class Slots:
             self.room[gpu] -= 1
             self.held[layer, gpu] += 1
             self._in_scratch[layer, gpu].append(copy)
+            self._changed.add(layer)
             return None
         slot = self._take(layer, gpu)
         self.slot[copy] = slot
@@ -154,12 +156,12 @@ class Slots:
     def tidy(self, after: Placement) -> tuple[list[tuple[int, int]], list[Transfer]]:
         """What is left when every copy serves: slots to empty, and second copies inside a GPU."""
         drops, twins = [], []
+        stands, goal = self.table.tolist(), after.physical_to_logical.tolist()
         for (layer, gpu), slots in sorted(self._open.items()):
-            here = slice(gpu * self._size, (gpu + 1) * self._size)
-            wanted = Counter(after.physical_to_logical[layer, here].tolist())
-            spare = [self.table[layer, slot] for slot in slots]
-            stays = Counter(self.table[layer, here].tolist()) - Counter(spare)
-            for slot, expert in zip(slots, (wanted - stays).elements(), strict=True):
+            here = range(gpu * self._size, (gpu + 1) * self._size)
+            wanted = Counter([goal[layer][slot] for slot in here])
+            wanted.subtract([stands[layer][slot] for slot in here if slot not in slots])
+            for slot, expert in zip(slots, wanted.elements(), strict=True):
                 if self.table[layer, slot] != EMPTY:
                     drops.append((layer, slot))
                 self.table[layer, slot] = expert
@@ -180,6 +182,7 @@ class Slots:
             return
         if self._keeper.get((layer, expert)) == gpu:
             self._sent.add((layer, expert))
+            self._changed.add(layer)
         else:
             self._set_open(layer, gpu, self._waiting.pop((layer, expert, gpu)))
 
@@ -204,7 +207,8 @@ class Slots:
         return committed
 
     def _around_rings(self) -> list[int]:
-        for layer in sorted({layer for layer, _ in self._sent}):
+        changed, self._changed = self._changed, set()
+        for layer in sorted(changed):
             while ring := _ring(self._ways(layer)):
                 self.join(ring)
         closed = [ring for ring in self._rings if self._begun[ring].all()]

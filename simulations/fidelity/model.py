@@ -60,7 +60,7 @@ def predicted(
     serving = Serving(arrivals, 1, placement.gpus, placement.gpus, speeds)
     problem = _problem(engine.shape, constants, placement, load)
     state = serving.state
-    state.table[0] = [step_seconds(problem, placement, 2**power) for power in range(GRID)]
+    state.table[0] = step_seconds(problem, placement, [2**power for power in range(GRID)])
     for one, at_s in enumerate(arrivals.at_s):
         serving.advance(at_s)
         serving.place(one, at_s)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from controller.changes.targets import targets_of
 from controller.engines.in_memory import MemoryEngine, MemoryEngines
 from controller.ledger.watched import WatchedLedger
 from controller.migration.commands import Command, Lost, Outcome, Stage
@@ -119,7 +120,10 @@ class Network(MemoryEngines):
         now = next((one for one in self.watch.open.values() if one.pool == pool), None)
         if not isinstance(command, Stage) or now is None or self.ledger is None:
             return None
-        return self.ledger.placement(now.target)
+        record = self.ledger.records.get("operation", now.id)
+        assert record is not None
+        targets = targets_of(self.ledger.records, record)
+        return self.ledger.placement(record.value.target(targets))
 
     def _carry_out(self, engine: Engine, pool: str, command: Command) -> Outcome:
         before = engine.memory.placement

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from controller.changes.targets import targets_of
 from controller.engines.in_memory import MemoryEngine
 from controller.fleet import snapshots
 from controller.fleet.pools import WorkerId
@@ -130,7 +131,7 @@ async def test_an_engine_that_is_resized_while_a_plan_waits_is_left_out_of_it() 
     applying, applied = world.disk.versions("plan", "plan-1")[2:]
     assert applying.reason == "go; left out: e1 has 4 ranks now"
     assert (applied.value.state, world.stands("e1")) == ("applied", WIDE.digest)
-    assert list(world.arbiter.history.get("op-1").value.rollback_targets) == ["e0"]
+    assert list(targets_of(world.disk, world.arbiter.history.get("op-1"))) == ["e0"]
 
 
 @in_virtual_time

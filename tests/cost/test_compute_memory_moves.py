@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placer.cost import compute, memory, moves, score
+from placer.cost import compute, memory, moves, score, step_seconds
 from placer.objective import DISPATCHES, Dispatch, Objective
 from placer.problem import Problem
 from placer.topology import Gpu, Link
@@ -106,3 +106,13 @@ def test_what_no_time_depends_on_may_be_left_out(problem: Problem, dispatch: Dis
     if dispatch == "allgather":
         whole = replace(whole, fanout_gpus=None, fanout_nodes=None)
     assert timed == replace(whole, hops=None)
+
+
+@given(worlds(), st.sampled_from(DISPATCHES))
+def test_steps_of_several_sizes_take_what_the_score_says_of_each(
+    problem: Problem, dispatch: Dispatch
+) -> None:
+    sizes = 1, 64, 5000
+    each = [replace(problem, objective=Objective(dispatch, tokens_per_gpu=one)) for one in sizes]
+    told = step_seconds(each[0], problem.linear, sizes)
+    assert told == [score(one, one.linear).step_s for one in each]

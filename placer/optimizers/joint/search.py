@@ -147,7 +147,7 @@ class State(NamedTuple):
     where:    [E, R] the GPUs that hold each expert, in no order
     colocated: [P, E] mean number of the place's experts that a token uses together with the expert
     ahead:    [G, E] the same, of those that choose their replica before the expert does
-    shares:   [E, G] share of each expert's tokens that each GPU serves
+    shares:   [E, G] share of each expert's tokens that each GPU serves by the rule
     follow:   [E, G] seconds of arithmetic that each GPU gains of an expert's replicas elsewhere, a
               unit of ``ahead``
     pull:     [2, G, E] the same of all replicas there of experts with a lower id than the expert,
@@ -601,22 +601,22 @@ def refresh(layer: Layer, rules: Rules, state: State) -> None:
     """Bring all experts' shares up to date."""
     state.sums[ARITHMETIC] = 0.0
     for e in range(layer.use.shape[0]):
-        share(layer, rules, state, e)
+        if rules.by_rule:
+            share(layer, rules, state, e)
+        even = 1.0 / state.replicas[0, e]
         for at in range(state.replicas[0, e]):
             k = state.where[e, at]
-            state.sums[ARITHMETIC, k] += layer.arithmetic[e] * state.shares[e, k]
+            part = state.shares[e, k] if rules.by_rule else even
+            state.sums[ARITHMETIC, k] += layer.arithmetic[e] * part
     add_up(rules, state, layer.standing.shape[1])
 
 
 @compiled
 def share(layer: Layer, rules: Rules, state: State, expert: Any) -> None:
-    """Bring an expert's shares up to date, and what hangs on them."""
+    """Bring an expert's shares by the rule up to date, and what hangs on them."""
     n = state.replicas[0, expert]
     state.holders[:n] = state.where[expert, :n]
-    if rules.by_rule:
-        divide(layer, rules, state, (expert, n), (expert, expert))
-    else:
-        state.fresh[0, :n], state.fresh[2, :n] = 1.0 / n, 0.0
+    divide(layer, rules, state, (expert, n), (expert, expert))
     for k in range(layer.standing.shape[1]):
         if state.shares[expert, k] > 0.0 and state.held[k, expert] == 0:
             state.shares[expert, k] = 0.0

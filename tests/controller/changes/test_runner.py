@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from controller.changes import runner
 from controller.changes.operations import Apply, Operation, Phase
 from controller.changes.runner import RETRY_S, TRIES, Runner
+from controller.changes.targets import pack
 from controller.engines.in_memory import MemoryEngine, MemoryPlanner
 from controller.ledger.ledger import LedgerFull, Record
 from controller.ledger.watched import WatchedLedger
@@ -62,8 +63,10 @@ class Story:
         self.start()
         digests = [self.ledger.keep_placement(one) for one in (goal, *homes)]
         kept = dict(zip(("e0", "e1"), digests[1:], strict=True))
-        began = Operation("op-1", "", POOL, Apply("plan-1", digests[0]), BYTES, BEGIN_S, kept)
-        self.ledger.write("operation", "op-1", "go", began, pool=POOL, final=False)
+        change = Apply("plan-1", digests[0])
+        began = Operation("op-1", "", POOL, change, BYTES, BEGIN_S, len(kept), "e0")
+        told = {"pool": POOL, "final": False, "blob": pack(kept)}
+        self.ledger.write("operation", "op-1", "go", began, **told)
 
     def start(self) -> None:
         """Another controller, that knows what was written down."""

@@ -4,8 +4,9 @@ From the repository's root, at commit b4a1a3f with this file and tests/controlle
 
     python -m tests.controller.ledger.golden_ledger
 
-It is never made again: later controllers must read what that one wrote. Its clock went from second
-1000 to ENDS_S. Two engines of a pool had this life:
+whole_operations.db is the same of commit ac27ec2, where each step of an operation still wrote where
+all its engines had stood. Neither is made again: later controllers must read what those wrote.
+Their clocks went from second 1000 to ENDS_S. Two engines of a pool had this life:
 
 1. The loop saw skewed traffic, waited, and proposed plan-1, which nobody approved.
 2. plan-2 (GOAL) was applied by op-1, and the engines acknowledged it.
@@ -32,6 +33,7 @@ from tests.controller.tiny_pool import (
 )
 
 PATH = Path(__file__).with_suffix(".db")
+KEPT = (PATH, PATH.with_name("whole_operations.db"))
 ENDS_S = BEGIN_S + 3 * TICK_S
 
 

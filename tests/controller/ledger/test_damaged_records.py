@@ -153,6 +153,26 @@ async def test_a_plan_whose_operation_cannot_be_read_is_halted_and_others_go_on(
     assert (world.stand_at(GOAL), world.states()["plan-2"]) == (True, "applied")
 
 
+@pytest.mark.parametrize("change", ["blob = NULL", "blob = x'00'", 'blob = \'{"e0": ""}\''])
+@in_virtual_time
+async def test_an_operation_that_cannot_say_where_its_engines_stood_is_halted(change: str) -> None:
+    world = World()
+    world.engines.moods = {4: "done, killed"}
+    await world.apply(GOAL)
+    with pytest.raises(KilledError):
+        await world.arbiter.settle()
+    world.disk._connection.execute(f"UPDATE records SET {change} WHERE kind = 'operation'")
+    world.start()
+    await world.tick()
+    assert (world.states(), world.arbiter.running) == ({"plan-1": "halted"}, None)
+    with pytest.raises(Unreadable, match=r"operation op-1 .*: do without it, or put a backup"):
+        await world.arbiter.rollback(POOL, "", "back")
+    assert named(world) == ["operation op-1"]
+    await world.apply(GOAL)
+    await world.arbiter.settle()
+    assert (world.stand_at(GOAL), world.states()["plan-2"]) == (True, "applied")
+
+
 @pytest.mark.parametrize("change", ["body = '{}'", "blob = x'00'", "blob = zeroblob(32)"])
 @in_virtual_time
 async def test_an_operation_whose_goal_cannot_be_read_goes_back(change: str) -> None:

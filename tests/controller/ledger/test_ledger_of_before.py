@@ -1,4 +1,5 @@
-"""A ledger that controller 0.1.0 wrote is gone on with; golden_ledger.py tells how it was made."""
+"""Ledgers that earlier controllers wrote are gone on with; golden_ledger.py tells how they were
+made."""
 
 import shutil
 from collections.abc import Iterator
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.ledger import statements as sql
 from controller.server import explain
 from placer.files.plans import parse_plan
 from placer.plan import Plan
@@ -15,13 +17,20 @@ from tests.controller.tiny_pool import GOAL, HOME, OTHER, POOL, World, only
 ENDS = {"op-1": "succeeded", "op-2": "succeeded", "op-3": "succeeded", "op-5": "rolled back"}
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+@pytest.fixture(params=golden_ledger.KEPT, ids=lambda path: path.stem)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """The next controller, on a copy. No engine had committed anything of op-6."""
-    shutil.copy(golden_ledger.PATH, tmp_path / "placer.db")
+    shutil.copy(request.param, tmp_path / "placer.db")
     found = World([GOAL, GOAL], tmp_path / "placer.db", golden_ledger.ENDS_S)
     yield found
     found.disk.close()
+
+
+def test_the_newest_of_a_thing_is_found_without_looking_through_its_versions(world: World) -> None:
+    steps = world.disk._connection.execute(f"EXPLAIN QUERY PLAN {sql.LAST_OF}", ("", "")).fetchall()
+    assert [step[-1] for step in steps] == [
+        "SEARCH records USING COVERING INDEX records_by_id (kind=? AND id=?)"
+    ]
 
 
 def test_all_that_was_written_down_is_there(world: World) -> None:
