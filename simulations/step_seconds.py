@@ -4,31 +4,50 @@ from dataclasses import replace
 
 import numpy as np
 
-from placer.arrays import FloatArray
-from placer.cost import score
+from placer.arrays import FloatArray, IntArray
+from placer.cost import compute, score
 from placer.cost.balance import rank_load
-from placer.cost.compute import activation_seconds, by_gpu, reading_seconds
 from placer.placement import EMPTY, Placement
 from placer.problem import Problem
+from simulations.kernels import GRID
 
 MAXIMA = 256  # layers of steps that are drawn, at least
 MANY = 256  # tokens of an expert, in the mean, that are as good as their mean
+FEW = 8  # tokens of a step, whose experts are drawn token by token
 
 
-def step_seconds(problem: Problem, placement: Placement, tokens_per_gpu: int) -> float:
-    """Of all MoE layers, to be expected: placer's own score, which takes a step's tokens for the
-    mean of the traffic, and how much longer the slowest GPU of a drawn step takes. Few tokens are
-    never spread as evenly as many."""
-    objective = replace(problem.objective, tokens_per_gpu=tokens_per_gpu)
-    problem = replace(problem, objective=objective)
-    tokens = tokens_per_gpu * placement.gpus
-    mean_s = score(problem, placement, only_timed=True).step_s
+def sizes(ranks: int) -> IntArray:
+    """[GRID] tokens of the steps that the kernels of engines know, between which they guess."""
+    return np.array([1, *(ranks * 2**power for power in range(GRID - 1))])
+
+
+def grid(problem: Problem, placement: Placement, ranks: int) -> FloatArray:
+    """[GRID] seconds of such steps, of tokens that so many ranks bring."""
+    tokens = sizes(ranks).tolist()
+    return np.array([step_seconds(problem, placement, count) for count in tokens])
+
+
+def step_seconds(problem: Problem, placement: Placement, tokens: int) -> float:
+    """Of all MoE layers, to be expected of a step with so many tokens in all: placer's own score,
+    which takes them for the mean of the traffic, and how much longer the slowest GPU of a drawn
+    step takes. Few tokens are never spread as evenly as many."""
+    each = max(tokens // placement.gpus, 1)
+    problem = replace(problem, objective=replace(problem.objective, tokens_per_gpu=each))
+    scored_s = score(problem, placement, only_timed=True).step_s
     if tokens * problem.model.top_k > MANY * placement.experts:
-        return mean_s
+        return scored_s
     shares = np.minimum(problem.profile.load / problem.profile.tokens, 1.0)
-    mean = by_gpu(problem, placement, rank_load(shares * tokens, placement), shares * tokens)
-    longer_s = drawn_seconds(problem, placement, shares, tokens) - np.maximum(*mean).max(1).sum()
-    return mean_s + max(float(longer_s), 0.0)
+    mean_s = _mean_seconds(problem, placement, shares * tokens)
+    longer_s = max(drawn_seconds(problem, placement, shares, tokens) - mean_s, 0.0)
+    if tokens < placement.gpus:  # what is scored has a token on each
+        longer_s += mean_s - _mean_seconds(problem, placement, shares * placement.gpus)
+    return scored_s + longer_s
+
+
+def _mean_seconds(problem: Problem, placement: Placement, load: FloatArray) -> float:
+    """Of the experts. load: [layers, experts] activations of a step"""
+    by_gpu = compute.by_gpu(problem, placement, rank_load(load, placement), load)
+    return float(np.maximum(*by_gpu).max(axis=1).sum())
 
 
 def drawn_seconds(problem: Problem, placement: Placement, shares: FloatArray, tokens: int) -> float:
@@ -36,11 +55,13 @@ def drawn_seconds(problem: Problem, placement: Placement, shares: FloatArray, to
 
     shares: [layers, experts]
     """
-    draws = -(-MAXIMA // placement.layers)
-    activations = round(tokens * shares[0].sum())
-    chances = shares / shares.sum(axis=1, keepdims=True)
-    size = draws, placement.layers
-    drawn = np.random.default_rng(tokens).multinomial(activations, chances, size)
+    lots, draws = np.random.default_rng(tokens), -(-MAXIMA // placement.layers)
+    if tokens > FEW:
+        activations = round(tokens * shares[0].sum())
+        chances = shares / shares.sum(axis=1, keepdims=True)
+        drawn = lots.multinomial(activations, chances, (draws, placement.layers))
+    else:
+        drawn = np.sum([_chosen(lots, shares, draws) for _ in range(tokens)], axis=0)
     table, replicas = placement.physical_to_logical, placement.replicas
     layer = np.arange(placement.layers)[:, None]
     slots = np.maximum(table, 0)
@@ -51,5 +72,20 @@ def drawn_seconds(problem: Problem, placement: Placement, shares: FloatArray, to
     computed, read = (
         np.where(table == EMPTY, 0.0, one).reshape(by_rank).sum(3) for one in (each, used)
     )
-    slowest = np.maximum(computed * activation_seconds(problem), read * reading_seconds(problem))
+    slowest = np.maximum(
+        computed * compute.activation_seconds(problem), read * compute.reading_seconds(problem)
+    )
     return float(slowest.max(axis=2).sum(axis=1).mean())
+
+
+def _chosen(lots: np.random.Generator, shares: FloatArray, draws: int) -> IntArray:
+    """[draws, layers, experts] whether a token goes there: to different ones, as often as their
+    shares say, which are laid end to end in any order; where a whole number lies after a random
+    shift, it goes."""
+    every = np.broadcast_to(np.arange(shares.shape[1]), (draws, *shares.shape))
+    order = lots.permuted(every, axis=2)
+    ends = np.take_along_axis(shares[None], order, axis=2).cumsum(axis=2)
+    passed = np.floor(ends + lots.random((draws, len(shares), 1))).astype(np.int64)
+    found = np.zeros_like(passed)
+    np.put_along_axis(found, order, np.diff(passed, axis=2, prepend=0), axis=2)
+    return found

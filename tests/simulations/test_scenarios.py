@@ -189,6 +189,13 @@ def test_a_day_has_its_mean_and_its_top_in_the_afternoon() -> None:
     assert (day.prompt + day.output).max() == 900
 
 
+def test_a_minute_that_is_cut_short_has_as_many_a_second() -> None:
+    begun = diurnal(100.0, 90, 0.0, bursts=0, prompt=10, output=10, longest=90, seed=0)
+    assert len(begun) == pytest.approx(9000, rel=0.05)
+    assert begun.at_s.max() < 90
+    assert (begun.at_s >= 60).mean() == pytest.approx(1 / 3, rel=0.05)
+
+
 def test_shares_are_of_tokens_that_use_top_k_experts_each() -> None:
     found = limited(np.array([[1e6, 1.0, 1.0, 2.0]]), 2)
     assert found[0, 0] == 1.0

@@ -81,11 +81,15 @@ def test_ranks_of_an_engine_step_together_and_wait_for_the_slowest() -> None:
 
 def test_experts_take_what_the_table_says_of_the_tokens_of_a_mean_rank() -> None:
     none = Speeds(0.0, 0.0, 0.0, 0.0, token_budget=64)
-    for tokens, seconds in ((1, 1.0), (2, 2.0), (3, 3.0), (6, 6.0), (32, 32.0)):
-        here = serving(coming((0.0, tokens, 1)), speeds=none)
-        here.state.table[:] = 2.0 ** np.arange(GRID)
+    table = [0.5, *2.0 ** np.arange(GRID - 1)]  # of one token in all, and of 1, 2, 4 a rank
+    for ranks, tokens, seconds in (
+        (1, 1, 1.0), (1, 2, 2.0), (1, 3, 3.0), (1, 6, 6.0), (1, 32, 32.0),
+        (4, 1, 0.5), (4, 2, 0.5 + 0.5 / 3), (4, 4, 1.0), (4, 6, 1.5), (4, 32, 8.0),
+    ):  # fmt: skip
+        here = serving(coming((0.0, tokens, 1)), ranks=ranks, speeds=none)
+        here.state.table[:] = table
         serve(here, [(0, 0)])
-        assert here.state.first_s[0] == seconds
+        assert here.state.first_s[0] == pytest.approx(seconds)
 
 
 def test_context_is_read_in_every_step() -> None:
