@@ -58,7 +58,7 @@ class _Tables:
         if key not in self.known:
             problem = self.problem(placement, moment)
             balance = by_layer(rank_load(problem.profile.load, placement))
-            seconds = grid(problem, placement, placement.gpus)
+            seconds = grid(problem, placement)
             self.known[key] = seconds, float(balance.mean())
         return self.known[key]
 

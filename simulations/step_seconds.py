@@ -13,35 +13,30 @@ from simulations.kernels import GRID
 
 MAXIMA = 256  # layers of steps that are drawn, at least
 MANY = 256  # tokens of an expert, in the mean, that are as good as their mean
-FEW = 8  # tokens of a step, whose experts are drawn token by token
+FEW = 4  # tokens of a step, whose experts are drawn token by token
 
 
-def sizes(ranks: int) -> IntArray:
-    """[GRID] tokens of the steps that the kernels of engines know, between which they guess."""
-    return np.array([1, *(ranks * 2**power for power in range(GRID - 1))])
+SIZES = 2 ** np.arange(GRID)  # of steps, in tokens, that the kernels of engines know
 
 
-def grid(problem: Problem, placement: Placement, ranks: int) -> FloatArray:
-    """[GRID] seconds of such steps, of tokens that so many ranks bring."""
-    tokens = sizes(ranks).tolist()
-    return np.array([step_seconds(problem, placement, count) for count in tokens])
+def grid(problem: Problem, placement: Placement) -> FloatArray:
+    """[GRID] seconds of steps of SIZES."""
+    return np.array([step_seconds(problem, placement, tokens) for tokens in SIZES.tolist()])
 
 
 def step_seconds(problem: Problem, placement: Placement, tokens: int) -> float:
     """Of all MoE layers, to be expected of a step with so many tokens in all: placer's own score,
-    which takes them for the mean of the traffic, and how much longer the slowest GPU of a drawn
-    step takes. Few tokens are never spread as evenly as many."""
-    each = max(tokens // placement.gpus, 1)
+    but that it takes them for the mean of the traffic, and the slowest GPU of a drawn step takes
+    longer. Few tokens are never spread as evenly as many."""
+    each = max(round(tokens / placement.gpus), 1)
     problem = replace(problem, objective=replace(problem.objective, tokens_per_gpu=each))
     scored_s = score(problem, placement, only_timed=True).step_s
-    if tokens * problem.model.top_k > MANY * placement.experts:
-        return scored_s
     shares = np.minimum(problem.profile.load / problem.profile.tokens, 1.0)
-    mean_s = _mean_seconds(problem, placement, shares * tokens)
-    longer_s = max(drawn_seconds(problem, placement, shares, tokens) - mean_s, 0.0)
-    if tokens < placement.gpus:  # what is scored has a token on each
-        longer_s += mean_s - _mean_seconds(problem, placement, shares * placement.gpus)
-    return scored_s + longer_s
+    scored_s -= _mean_seconds(problem, placement, shares * each * placement.gpus)
+    experts_s = _mean_seconds(problem, placement, shares * tokens)
+    if tokens * problem.model.top_k <= MANY * placement.experts:
+        experts_s = max(experts_s, drawn_seconds(problem, placement, shares, tokens))
+    return scored_s + experts_s
 
 
 def _mean_seconds(problem: Problem, placement: Placement, load: FloatArray) -> float:

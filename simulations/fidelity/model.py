@@ -17,7 +17,7 @@ from simulations.arrivals import Arrivals
 from simulations.fidelity.seen import Seen
 from simulations.serving import Serving
 from simulations.state import Speeds
-from simulations.step_seconds import grid, sizes, step_seconds
+from simulations.step_seconds import SIZES, grid, step_seconds
 
 MANY = 2**30
 FREE = 1e24  # a rate at which it takes no time
@@ -72,7 +72,7 @@ def predicted(
     serving = Serving(arrivals, 1, ranks, ranks, speeds)
     state = serving.state
     problem = _problem(engine.shape, constants, placement, load)
-    state.table[0] = grid(problem, placement, ranks) + constants.token_s * sizes(ranks)
+    state.table[0] = grid(problem, placement) + constants.token_s * SIZES
     for one, at_s in enumerate(arrivals.at_s):
         serving.advance(at_s)
         serving.place(one, at_s)
