@@ -1,6 +1,5 @@
 """The local engine, unpaced: real processes that compute, one a rank."""
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -59,14 +58,10 @@ class _Kept(Tally):
 
 
 class Server:
-    """A fresh engine on a placement, each of whose ranks has a core, as long as there are so many.
-    It serves what comes, and then what comes next."""
+    """A fresh engine on a placement. It serves what comes, and then what comes next."""
 
     def __init__(self, model: Path, placement: Placement) -> None:
         self._engine, self._placement = Watched(model, placement), placement
-        cores = sorted(os.sched_getaffinity(0))
-        for rank, pid in enumerate(self._engine.pids()):
-            os.sched_setaffinity(pid, {cores[rank % len(cores)]})
         for command in _commands(self._engine, placement):
             insist(self._engine, command)
         for one in [self._engine.submit(range(20), 16) for _ in range(WARM_UP)]:

@@ -124,7 +124,7 @@ def test_one_of_many_requests_scheduled_comes_to_about_the_same(tmp_path: Path) 
     assert some.requests == full.requests
     errors = form_errors(Scenario(written(tmp_path, scheduled=10)), "none", 1)
     assert errors["TPOT p50"] == abs(some.tpot_s["p50"] / full.tpot_s["p50"] - 1)
-    assert some.tpot_s["p50"] == pytest.approx(full.tpot_s["p50"], rel=0.05)
+    assert some.tpot_s["p50"] == pytest.approx(full.tpot_s["p50"], rel=0.08)
 
 
 @pytest.mark.parametrize(
