@@ -17,7 +17,7 @@ from simulations.arrivals import Arrivals
 from simulations.fidelity.seen import Seen
 from simulations.serving import Serving
 from simulations.state import Speeds
-from simulations.step_seconds import SIZES, grid, step_seconds
+from simulations.step_seconds import grid, step_seconds
 
 MANY = 2**30
 FREE = 1e24  # a rate at which it takes no time
@@ -28,15 +28,13 @@ class Constants:
     """What is fitted of an engine on this machine.
 
     overhead_s: of a step, whatever is in it
-    token_s:    of any rank's token, in what the engine does for all ranks
-    rank_token_s: of a rank's own token outside the experts
+    token_s:    of a token of the rank that has most, outside the experts
     expert_s:   of an expert that gets tokens at all, however many
     link_s:     until ranks have what others sent them: twice a layer
     """
 
     overhead_s: float
     token_s: float
-    rank_token_s: float
     expert_s: float
     link_s: float
 
@@ -66,13 +64,13 @@ def predicted(
     """load: [layers, experts] activations, as they were recorded before"""
     ranks = engine.ranks(placement)
     speeds = Speeds(
-        constants.overhead_s, 0.0, constants.rank_token_s, 0.0,
+        constants.overhead_s, 0.0, constants.token_s, 0.0,
         token_budget=engine.budget, prompt_budget=engine.prompts, switch_s=0.0,
     )  # fmt: skip
     serving = Serving(arrivals, 1, ranks, ranks, speeds)
     state = serving.state
     problem = _problem(engine.shape, constants, placement, load)
-    state.table[0] = grid(problem, placement) + constants.token_s * SIZES
+    state.table[0] = grid(problem, placement)
     for one, at_s in enumerate(arrivals.at_s):
         serving.advance(at_s)
         serving.place(one, at_s)
@@ -98,29 +96,29 @@ def _problem(
 
 
 def fitted(engine: Engine, seen: Seen) -> Constants:
-    """On an engine's steps, by least squares. What a rank does is told by how ranks differ in a
+    """On an engine's steps, by least squares. What an expert takes is told by how ranks differ in a
     step, since a host's pace is not even: who has more to do waits less (of a single one, by how
-    steps differ). What is left of steps is the engine's, and what is left of waiting is links'."""
+    steps differ). What they wait beyond that is links'; and what a step takes beyond its experts,
+    of which a rank's own work is a part, is by its tokens."""
     assert seen.steps is not None
     seconds, tokens, experts, waited_s = seen.steps
-    active = experts.sum(axis=1)
+    active, most = experts.sum(axis=1), experts.max(axis=2).sum(axis=1)
     axis = int(tokens.shape[1] > 1)
     every = tokens, active, seconds[:, None] - waited_s
     own, of_experts, work_s = ((one - one.mean(axis, keepdims=True)).ravel() for one in every)
-    (rank_token_s, expert_s), _ = nnls(np.stack([own, of_experts], axis=1), work_s)
-    slowest_s = rank_token_s * tokens.max(axis=1) + expert_s * experts.max(axis=2).sum(axis=1)
-    mean_s = rank_token_s * tokens.mean(axis=1) + expert_s * active.mean(axis=1)
-    known = np.stack([np.ones(len(seconds)), tokens.sum(axis=1)], axis=1)
-    (fixed_s, token_s), _ = nnls(known, seconds - slowest_s)
-    links_s = max(float((waited_s.mean(axis=1) - slowest_s + mean_s).mean()), 0.0)
+    (own_s, expert_s), _ = nnls(np.stack([own, of_experts], axis=1), work_s)
+    known = np.stack([np.ones(len(seconds)), tokens.max(axis=1)], axis=1)
+    (fixed_s, token_s), _ = nnls(known, seconds - expert_s * most)
+    uneven_s = own_s * (tokens.max(axis=1) - tokens.mean(axis=1))
+    uneven_s += expert_s * (most - active.mean(axis=1))
+    links_s = max(float((waited_s.mean(axis=1) - uneven_s).mean()), 0.0)
     link_s = links_s / (2 * engine.shape.layers)
-    found = fixed_s - links_s, token_s, rank_token_s, expert_s, link_s
-    return Constants(*map(float, found))
+    return Constants(*map(float, (fixed_s - links_s, token_s, expert_s, link_s)))
 
 
 def slowest(engine: Engine, placement: Placement, load: FloatArray, tokens: IntArray) -> FloatArray:
     """[steps] experts of each layer's busiest rank that get tokens, to be expected of so many."""
-    problem = _problem(engine.shape, Constants(0.0, 0.0, 0.0, 1.0, 0.0), placement, load)
+    problem = _problem(engine.shape, Constants(0.0, 0.0, 1.0, 0.0), placement, load)
     some, which = np.unique(tokens, return_inverse=True)
     found = np.array([step_seconds(problem, placement, size) for size in some.tolist()])
     return found[which]
