@@ -16,7 +16,7 @@ LOADS, RATIO, SCALING = 0.02, 0.05, 0.15
 
 
 class Steps(NamedTuple):
-    """Of an engine, one after another.
+    """What an engine did, one after another.
 
     seconds: [steps]; tokens: [steps, ranks] of each rank's requests
     active:  [steps, layers, ranks] experts of a rank that got tokens, of anybody's
