@@ -100,9 +100,9 @@ def diurnal(
     rate = per_s * (1 + swing * np.cos(2 * np.pi * (moments / 86_400 - 15 / 24)))
     for begin in rng.random(rng.poisson(bursts * seconds / 86_400)) * seconds:
         rate[(moments >= begin) & (moments < begin + 600)] *= 2
-    counts = rng.poisson(rate * np.minimum(60.0, seconds - moments))
-    at_s = np.sort(np.repeat(moments, counts) + rng.random(counts.sum()) * 60.0)
-    at_s = at_s[at_s < seconds]
+    lasts = np.minimum(60.0, seconds - moments)
+    counts = rng.poisson(rate * lasts)
+    at_s = np.sort(np.repeat(moments, counts) + rng.random(counts.sum()) * np.repeat(lasts, counts))
 
     def lengths(mean: int) -> IntArray:
         drawn = rng.lognormal(np.log(mean) - 0.5, 1.0, len(at_s))

@@ -5,7 +5,7 @@ The ranks of an engine step together. In a step each rank decodes a token of eve
 runs there and prefills prompts, first come first served, up to its token budget; it takes
 
     overhead_s + max over ranks (max(dense_read_s, tokens * dense_token_s) + context * kv_token_s)
-               + experts_s(tokens of a mean rank)
+               + experts_s(tokens of all ranks)
 
 where ``experts_s`` is what placer's own score says of the placement that is served and the traffic
 that comes, by the tokens of a step. A request starts where its whole KV fits, with what is cached
@@ -24,7 +24,7 @@ import numpy as np
 from controller.samples import GAP_BOUNDS, TTFT_BOUNDS
 from simulations.caches import cached, forget, hold, leave, needs
 
-GRID = 15  # seconds of a step's experts are told for 1, 2, 4, ... tokens a GPU
+GRID = 20  # seconds of a step's experts are told for 1, 2, 4, ... tokens of all ranks
 SEATS = 512  # requests that run on a rank, at most
 BEGAN, ENDED = 0, 1
 NOBODY, NEVER = -1, 2**62  # a step that does not come
@@ -100,10 +100,8 @@ def _leave(s: Any, engine: int, at: int, every: int) -> None:
 
 
 @compiled
-def _experts_s(table: Any, tokens: float) -> float:
+def _experts_s(table: Any, tokens: int) -> float:
     """Between two of the table's, as if it were straight."""
-    if tokens <= 1:
-        return table[0]
     power = min(int(np.log2(tokens)), GRID - 2)
     share = tokens / 2.0**power - 1
     return table[power] + (table[power + 1] - table[power]) * share
@@ -150,7 +148,7 @@ def _begin(s: Any, engine: int, widest: int, speeds: Any, most: int, until: floa
         total += tokens
     if total == 0:
         return False
-    even_s = overhead_s + _experts_s(s.table[engine], total / s.ranks[engine])
+    even_s = overhead_s + _experts_s(s.table[engine], total)
     slow, pause_s = s.slow[engine], s.pause_s[engine]
     each_s, more_s = (even_s + slowest) * slow + pause_s, 0.0
     left_s = until - s.end_s[engine]

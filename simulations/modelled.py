@@ -26,11 +26,11 @@ from placer.profile import Profile
 from placer.topology import Topology
 from placer.worker import Worker
 from simulations.arrivals import Arrivals
-from simulations.kernels import BEGAN, GRID, NOBODY
+from simulations.kernels import BEGAN, NOBODY
 from simulations.routing import Routing
 from simulations.serving import Serving
 from simulations.state import Speeds
-from simulations.step_seconds import step_seconds
+from simulations.step_seconds import grid
 
 FORGETS = 2**62  # an epoch after all others
 
@@ -59,8 +59,8 @@ class _Tables:
         key = placement.digest, moment
         if key not in self.known:
             problem = self.problem(placement, moment)
-            seconds = step_seconds(problem, placement, [2**power for power in range(GRID)])
             balance = by_layer(rank_load(problem.profile.load, placement))
+            seconds = grid(problem, placement)
             self.known[key] = seconds, float(balance.mean())
         return self.known[key]
 

@@ -7,32 +7,43 @@ import numpy as np
 
 from placer import cost
 from placer.arrays import FloatArray, IntArray
+from placer.cost import compute
 from placer.cost.balance import rank_load
-from placer.cost.compute import activation_seconds, by_gpu, reading_seconds
 from placer.placement import EMPTY, Placement
 from placer.problem import Problem
 from placer.profile import Profile
+from simulations.kernels import GRID
 
 MAXIMA = 256  # layers of steps that are drawn, at least
 MANY = 256  # tokens of an expert, in the mean, that are as good as their mean
+FEW = 4  # tokens of a step, whose experts are drawn token by token
+SIZES = 2 ** np.arange(GRID)  # of steps, in tokens, that the kernels of engines know
 
 
-def step_seconds(
-    problem: Problem, placement: Placement, tokens_per_gpu: Sequence[int]
-) -> FloatArray:
-    """Of all MoE layers, to be expected of steps with so many tokens a GPU each: placer's own
-    score, which takes a step's tokens for the mean of the traffic, and how much longer the slowest
-    GPU of a drawn step takes. Few tokens are never spread as evenly as many."""
-    shares = _shares(problem.profile)
-    found = np.array(cost.step_seconds(problem, placement, tokens_per_gpu))
-    for at, tokens in enumerate(placement.gpus * each for each in tokens_per_gpu):
-        if tokens * problem.model.top_k > MANY * placement.experts:
-            continue
-        load = shares * tokens
-        mean = by_gpu(problem, placement, rank_load(load, placement), load)
-        longer_s = drawn_seconds(problem, placement, tokens) - np.maximum(*mean).max(1).sum()
-        found[at] += max(float(longer_s), 0.0)
+def grid(problem: Problem, placement: Placement) -> FloatArray:
+    """[GRID] seconds of steps of SIZES."""
+    return step_seconds(problem, placement, SIZES.tolist())
+
+
+def step_seconds(problem: Problem, placement: Placement, tokens: Sequence[int]) -> FloatArray:
+    """Of all MoE layers, to be expected of steps with so many tokens in all: placer's own score,
+    but that it takes them for the mean of the traffic, and the slowest GPU of a drawn step takes
+    longer. Few tokens are never spread as evenly as many."""
+    shares, gpus = _shares(problem.profile), placement.gpus
+    scored = [max(round(one / gpus), 1) for one in tokens]  # tokens of each GPU
+    found = np.array(cost.step_seconds(problem, placement, scored))
+    for at, one in enumerate(tokens):
+        experts_s = _mean_seconds(problem, placement, shares * one)
+        if one * problem.model.top_k <= MANY * placement.experts:
+            experts_s = max(experts_s, drawn_seconds(problem, placement, one))
+        found[at] += experts_s - _mean_seconds(problem, placement, shares * scored[at] * gpus)
     return found
+
+
+def _mean_seconds(problem: Problem, placement: Placement, load: FloatArray) -> float:
+    """Of the experts. load: [layers, experts] activations of a step"""
+    by_gpu = compute.by_gpu(problem, placement, rank_load(load, placement), load)
+    return float(np.maximum(*by_gpu).max(axis=1).sum())
 
 
 def drawn_seconds(problem: Problem, placement: Placement, tokens: int) -> float:
@@ -50,18 +61,36 @@ def drawn_seconds(problem: Problem, placement: Placement, tokens: int) -> float:
     computed, read = (
         np.where(table == EMPTY, 0.0, one).reshape(by_rank).sum(3) for one in (each, used)
     )
-    slowest = np.maximum(computed * activation_seconds(problem), read * reading_seconds(problem))
+    slowest = np.maximum(
+        computed * compute.activation_seconds(problem), read * compute.reading_seconds(problem)
+    )
     return float(slowest.max(axis=2).sum(axis=1).mean())
 
 
 @lru_cache(maxsize=256)  # most of the time that a table takes; placements share their traffic
 def _drawn(profile: Profile, tokens: int) -> IntArray:
     """[draws, layers, experts] activations of steps of so many tokens."""
-    shares, size = _shares(profile), (-(-MAXIMA // profile.layers), profile.layers)
-    activations = round(tokens * shares[0].sum())
-    chances = shares / shares.sum(axis=1, keepdims=True)
-    drawn = np.random.default_rng(tokens).multinomial(activations, chances, size)
-    return drawn.astype(np.int32)
+    shares, draws = _shares(profile), -(-MAXIMA // profile.layers)
+    lots = np.random.default_rng(tokens)
+    if tokens > FEW:
+        activations = round(tokens * shares[0].sum())
+        chances = shares / shares.sum(axis=1, keepdims=True)
+        return lots.multinomial(activations, chances, (draws, profile.layers)).astype(np.int32)
+    every = [_chosen(lots, shares, draws) for _ in range(tokens)]
+    return np.sum(every, axis=0, dtype=np.int32)
+
+
+def _chosen(lots: np.random.Generator, shares: FloatArray, draws: int) -> IntArray:
+    """[draws, layers, experts] whether a token goes there: to different ones, as often as their
+    shares say, which are laid end to end in any order; where a whole number lies after a random
+    shift, it goes."""
+    every = np.broadcast_to(np.arange(shares.shape[1]), (draws, *shares.shape))
+    order = lots.permuted(every, axis=2)
+    ends = np.take_along_axis(shares[None], order, axis=2).cumsum(axis=2)
+    passed = np.floor(ends + lots.random((draws, len(shares), 1))).astype(np.int64)
+    found = np.zeros_like(passed)
+    np.put_along_axis(found, order, np.diff(passed, axis=2, prepend=0), axis=2)
+    return found
 
 
 def _shares(profile: Profile) -> FloatArray:

@@ -1,10 +1,10 @@
 """python -m simulations.fidelity: the engine model beside real engines."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
@@ -20,13 +20,20 @@ from simulations.arrivals import Arrivals, diurnal
 from simulations.fidelity import local, vllm
 from simulations.fidelity.model import Engine, fitted, predicted
 from simulations.fidelity.scaling import scaling
-from simulations.fidelity.seen import Compared, Seen, compared, ratio
+from simulations.fidelity.seen import Compared, Seen, compared, joined, ratio
 
 CONTEXT = 200  # tokens of a prompt and its answer
 RANKS = 2
-OTHER, HOT, ALONE = "other arrivals", "hot experts on one rank", "one rank"
-AGAIN = (2, 3)  # seeds of prompts, for a fresh engine each
-Serve = Callable[[Placement, Arrivals, int], Seen]
+KNOWN, OTHER, HOT, ALONE = "known", "other arrivals", "hot experts on one rank", "one rank"
+AGAIN = (1, 2)  # seeds of prompts, for a fresh engine each
+TURN_S = 2.0  # of one engine; then it is another's: what the machine does meanwhile hits them alike
+
+
+class Case(NamedTuple):
+    """What an engine is to do. parts: of the requests, one after another"""
+
+    placement: Placement
+    parts: Sequence[Arrivals]
 
 
 def main(
@@ -42,12 +49,9 @@ def main(
     try:
         shape = replace(read_model(str(model)), weight_bits=32)
         if python is None:
-            engine, serve = Engine(shape, local.BUDGET, local.PROMPTS), partial(local.serve, model)
+            rows = [*_local(model, shape, per_s, seconds), *scaling(model)]
         else:
-            engine, serve = Engine(shape, vllm.BUDGET), partial(vllm.serve, python, model)
-        rows = list(_judged(engine, serve, per_s, seconds, is_local=python is None))
-        if python is None:
-            rows += scaling(model)
+            rows = list(_vllm(python, model, shape, per_s, seconds))
     except PlacerError as error:
         stop("usage", str(error), 2)
     shown = Table("", "predicted", "measured", "error", "two engines", "goal", "KS", "", box=None)
@@ -61,39 +65,80 @@ def main(
     out.print(shown)
 
 
-def _judged(
-    engine: Engine, serve: Serve, per_s: float, seconds: float, is_local: bool
+def _local(model: Path, shape: ModelShape, per_s: float, seconds: float) -> Iterator[Compared]:
+    """All engines live at once, and take turns."""
+    cases = _cases(shape, per_s, seconds, TURN_S)
+    with local.Server(model, cases[KNOWN].placement) as one:
+        load = one.serve(cases[KNOWN].parts[0], seed=0).load
+    cases[HOT] = Case(_hot(load, shape), cases[OTHER].parts)
+    turns = [(name, again) for name in cases for again in AGAIN]
+    seen: dict[tuple[str, int], list[Seen]] = {turn: [] for turn in turns}
+    with ExitStack() as stack:
+        servers = {
+            turn: stack.enter_context(local.Server(model, cases[turn[0]].placement))
+            for turn in turns
+        }
+        for at in range(max(len(case.parts) for case in cases.values())):
+            for name, again in turns if at % 2 else turns[::-1]:
+                for part in cases[name].parts[at : at + 1]:
+                    seen[name, again].append(servers[name, again].serve(part, 10 * at + again))
+    runs = {name: [joined(seen[name, again]) for again in AGAIN] for name in cases}
+    engine = Engine(shape, local.BUDGET, local.PROMPTS)
+    yield from _judged(engine, cases, runs)
+
+
+def _vllm(
+    python: Path, model: Path, shape: ModelShape, per_s: float, seconds: float
 ) -> Iterator[Compared]:
-    """Engines take turns, so that what the machine does meanwhile is in how much two of a kind
-    differ."""
-    shape = engine.shape
-    even, alone = (linear(shape.layers, shape.experts, shape.experts, n) for n in (RANKS, 1))
-    known = serve(even, _sizes(per_s, seconds, 24, 24, seed=1), 1)
-    constants = fitted(engine, even, known)
+    """One engine after another: each takes the whole machine, and half a minute to start. No hot
+    experts: its EPLB comes to no map that is given, without slots to spare."""
+    cases, engine = (
+        _cases(shape, per_s, seconds, seconds),
+        Engine(shape, vllm.BUDGET, is_split=True),
+    )
+    runs: dict[str, list[Seen]] = {name: [] for name in cases}
+    for again in AGAIN:
+        for name, case in cases.items():
+            (part,) = case.parts
+            runs[name].append(vllm.serve(python, model, engine, case.placement, part, again))
+    yield from _judged(engine, cases, runs)
+
+
+def _judged(
+    engine: Engine, cases: Mapping[str, Case], runs: Mapping[str, Sequence[Seen]]
+) -> Iterator[Compared]:
+    known = joined(runs[KNOWN])
+    constants = fitted(engine, known)
     told = ", ".join(f"{name} {seconds:.2e}" for name, seconds in asdict(constants).items())
     out.print(f"fitted on {len(known.first_s)} requests to {RANKS} ranks: {told}")
-    other, fewer = (
-        _sizes(per_s / 2, seconds, *sizes, seed=seed)
-        for seed, sizes in ((2, (40, 32)), (3, (24, 24)))
-    )
-    cases = {OTHER: (even, other), HOT: (_hot(known.load, shape), other), ALONE: (alone, fewer)}
-    if not is_local:
-        del cases[HOT]  # its EPLB comes to no map that is given, without slots to spare
-    runs: dict[str, list[Seen]] = {name: [] for name in cases}
-    for seed in AGAIN:
-        for name, case in cases.items():
-            runs[name].append(serve(*case, seed))
-    ours = {name: predicted(engine, constants, *case, known.load) for name, case in cases.items()}
-    for name in cases:
-        yield from compared(name, ours[name], runs[name])
-    if is_local:
-        measured = runs[HOT], runs[OTHER]
-        yield ratio(f"{HOT}: steps over even ones", (ours[HOT], ours[OTHER]), measured)
+    ours = {
+        name: joined(
+            [predicted(engine, constants, case.placement, part, known.load) for part in case.parts]
+        )
+        for name, case in cases.items()
+    }
+    for name in runs:
+        if name != KNOWN:
+            yield from compared(name, ours[name], runs[name])
+    if HOT in runs:
+        found = (ours[HOT], ours[OTHER]), (runs[HOT], runs[OTHER])
+        yield ratio(f"{HOT}: steps over even ones", *found)
 
 
-def _sizes(per_s: float, seconds: float, prompt: int, output: int, seed: int) -> Arrivals:
-    """Lengths are log-normal."""
-    return diurnal(per_s, seconds, 0.0, 0.0, prompt, output, CONTEXT, seed)
+def _cases(shape: ModelShape, per_s: float, seconds: float, turn_s: float) -> dict[str, Case]:
+    def parts(share: float, prompt: int, output: int, seed: int) -> list[Arrivals]:
+        """Lengths are log-normal."""
+        whole = diurnal(per_s * share, seconds, 0.0, 0.0, prompt, output, CONTEXT, seed)
+        begins = np.arange(0.0, seconds, turn_s)
+        found = [whole.between(begin, begin + turn_s) for begin in begins]
+        return [part for part in found if len(part)]
+
+    even, alone = (linear(shape.layers, shape.experts, shape.experts, n) for n in (RANKS, 1))
+    return {
+        KNOWN: Case(even, parts(1.0, 24, 24, seed=1)),
+        OTHER: Case(even, parts(0.5, 40, 32, seed=2)),
+        ALONE: Case(alone, parts(0.5, 24, 24, seed=3)),
+    }
 
 
 def _hot(load: FloatArray, shape: ModelShape) -> Placement:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import nnls
 
-from placer.arrays import FloatArray
+from placer.arrays import FloatArray, IntArray
 from placer.cost.balance import rank_load
 from placer.model import ModelShape
 from placer.objective import Objective
@@ -15,34 +15,43 @@ from placer.profile import Profile
 from placer.topology import Gpu, Link, Topology
 from simulations.arrivals import Arrivals
 from simulations.fidelity.seen import Seen
-from simulations.kernels import GRID
 from simulations.serving import Serving
 from simulations.state import Speeds
-from simulations.step_seconds import step_seconds
+from simulations.step_seconds import grid, step_seconds
 
 MANY = 2**30
 FREE = 1e24  # a rate at which it takes no time
-FITS = 400  # simulations of a fit, about
 
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """What is fitted of an engine on this machine: seconds of a step, and in it of a token outside
-    the experts, of a token of context, and of a token in one expert."""
+    """What is fitted of an engine on this machine.
+
+    overhead_s: of a step, whatever is in it
+    token_s:    of a token of the rank that has most, outside the experts
+    expert_s:   of an expert that gets tokens at all, however many
+    link_s:     until ranks have what others sent them: twice a layer
+    """
 
     overhead_s: float
-    dense_token_s: float
-    kv_token_s: float
-    expert_token_s: float
+    token_s: float
+    expert_s: float
+    link_s: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Engine:
-    """What is known of it. budget: tokens of a rank's step; prompts: of prompts in it"""
+    """What is known of it. budget: tokens of a rank's step; prompts: of prompts in it; is_split:
+    whether each request is all ranks' (tensor parallelism), and not one's own"""
 
     shape: ModelShape
     budget: int
     prompts: int = MANY
+    is_split: bool = False
+
+    def ranks(self, placement: Placement) -> int:
+        """That have requests of their own."""
+        return 1 if self.is_split else placement.gpus
 
 
 def predicted(
@@ -53,14 +62,15 @@ def predicted(
     load: FloatArray,
 ) -> Seen:
     """load: [layers, experts] activations, as they were recorded before"""
+    ranks = engine.ranks(placement)
     speeds = Speeds(
-        constants.overhead_s, 0.0, constants.dense_token_s, constants.kv_token_s,
+        constants.overhead_s, 0.0, constants.token_s, 0.0,
         token_budget=engine.budget, prompt_budget=engine.prompts, switch_s=0.0,
     )  # fmt: skip
-    serving = Serving(arrivals, 1, placement.gpus, placement.gpus, speeds)
-    problem = _problem(engine.shape, constants, placement, load)
+    serving = Serving(arrivals, 1, ranks, ranks, speeds)
     state = serving.state
-    state.table[0] = step_seconds(problem, placement, [2**power for power in range(GRID)])
+    problem = _problem(engine.shape, constants, placement, load)
+    state.table[0] = grid(problem, placement)
     for one, at_s in enumerate(arrivals.at_s):
         serving.advance(at_s)
         serving.place(one, at_s)
@@ -72,35 +82,42 @@ def predicted(
 def _problem(
     shape: ModelShape, constants: Constants, placement: Placement, load: FloatArray
 ) -> Problem:
-    objective, gpus = Objective(), placement.gpus
-    flops = shape.expert_flops / constants.expert_token_s / objective.efficiency
-    gpu = Gpu(flops, flops, 2**40, FREE)
-    link = Link(FREE, 0.0)
+    rate = shape.expert_bytes / max(constants.expert_s, 1 / FREE)
+    gpu = Gpu(FREE, FREE, 2**40, rate)
+    link = Link(FREE, constants.link_s)
     tokens = float(load[0].sum()) / shape.top_k
     return Problem(
         model=shape,
-        topology=Topology("this machine", gpus, 1, gpu, link, link),
+        topology=Topology("this machine", placement.gpus, 1, gpu, link, link),
         profile=Profile(load, shape.top_k, tokens, sequences=0, sampled=True),
         slots=placement.slots,
-        objective=objective,
+        objective=Objective(),
     )
 
 
-def fitted(engine: Engine, placement: Placement, seen: Seen) -> Constants:
-    """Those with which requests' seconds come out: their means, and by the mean of squared
-    logarithms each."""
-    measured = seen.seconds.values()
+def fitted(engine: Engine, seen: Seen) -> Constants:
+    """On an engine's steps, by least squares. What an expert takes is told by how ranks differ in a
+    step, since a host's pace is not even: who has more to do waits less (of a single one, by how
+    steps differ). What they wait beyond that is links'; and what a step takes beyond its experts,
+    of which a rank's own work is a part, is by its tokens."""
+    assert seen.steps is not None
+    seconds, tokens, experts, waited_s = seen.steps
+    active, most = experts.sum(axis=1), experts.max(axis=2).sum(axis=1)
+    axis = int(tokens.shape[1] > 1)
+    every = tokens, active, seconds[:, None] - waited_s
+    own, of_experts, work_s = ((one - one.mean(axis, keepdims=True)).ravel() for one in every)
+    (own_s, expert_s), _ = nnls(np.stack([own, of_experts], axis=1), work_s)
+    known = np.stack([np.ones(len(seconds)), tokens.max(axis=1)], axis=1)
+    (fixed_s, token_s), _ = nnls(known, seconds - expert_s * most)
+    uneven_s = own_s * (tokens.max(axis=1) - tokens.mean(axis=1))
+    uneven_s += expert_s * (most - active.mean(axis=1))
+    links_s = max(float((waited_s.mean(axis=1) - uneven_s).mean()), 0.0)
+    link_s = links_s / (2 * engine.shape.layers)
+    return Constants(*map(float, (fixed_s - links_s, token_s, expert_s, link_s)))
 
-    def error(logs: FloatArray) -> float:
-        constants = Constants(*np.exp(logs).tolist())
-        ours = predicted(engine, constants, placement, seen.arrivals, seen.load).seconds
-        return sum(
-            float((of.mean() / theirs.mean() - 1) ** 2 + (np.log(of / theirs) ** 2).mean())
-            for of, theirs in zip(ours.values(), measured, strict=True)
-        )
 
-    step_s = float(np.median(seen.seconds["TPOT"]))
-    layers = engine.shape.layers * engine.shape.top_k
-    start = np.log([step_s / 2, step_s / 20, step_s / 1e4, step_s / 20 / layers])
-    found = minimize(error, start, method="Nelder-Mead", options={"maxfev": FITS, "adaptive": True})
-    return Constants(*np.exp(found.x).tolist())
+def slowest(engine: Engine, placement: Placement, load: FloatArray, tokens: IntArray) -> FloatArray:
+    """[steps] experts of each layer's busiest rank that get tokens, to be expected of so many."""
+    problem = _problem(engine.shape, Constants(0.0, 0.0, 1.0, 0.0), placement, load)
+    some, which = np.unique(tokens, return_inverse=True)
+    return step_seconds(problem, placement, some.tolist())[which]

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -19,7 +21,8 @@ from simulations.fidelity.seen import SCALING, Compared
 
 WIDTHS = (2, 4, 2, 3, 4, 3, 2)
 FITTED = ((2, 4), (4, 2))
-ROUNDS = 6
+ROUNDS = 6  # of two engines each
+STANDBYS = 2
 FROM_MEMORY = Speeds(disk_bytes_per_s=1.0)  # a checkpoint would be slower
 LINK = Link(1e9, 0.0)  # bytes a second, and no latency: from one's memory to another's
 Pair = tuple[int, int]
@@ -36,9 +39,9 @@ def scaling(model: Path) -> Iterator[Compared]:
                 continue
             measured = [one.took_s for one in changes]
             ours = pace * median(one.expected_s for one in changes)
-            halves = [median(measured[at::2]) for at in (0, 1)]
+            engines = [median(measured[at::2]) for at in (0, 1)]
             theirs = median(measured)
-            repeated = abs(halves[0] - halves[1]) / theirs
+            repeated = abs(engines[0] - engines[1]) / theirs
             told = ours * 1e3, theirs * 1e3
             what = f"from {before} to {after} ranks"
             yield Compared(what, *told, repeated, SCALING, "{:.1f} ms")
@@ -71,20 +74,31 @@ class Change:
 
 
 def _measured(model: Path) -> dict[Pair, list[Change]]:
+    """Of two engines in turns, the first one's first."""
     found: dict[Pair, list[Change]] = {}
-    for _ in range(ROUNDS):
-        with LocalEngine(model, WIDTHS[0], smallest=2, standbys=2, spares=2) as engine:
-            for epoch, pair in enumerate(pairwise(WIDTHS), 1):
-                change = Change(engine, pair[1])
-                after = change.way().after
-                begun_s = time.perf_counter()
-                for command in _commands(engine.placement, after, epoch):
-                    insist(engine, command)
-                change.took_s = time.perf_counter() - begun_s
-                insist(engine, Release(epoch))
-                time.sleep(2.0)  # until standbys are there again
-                found.setdefault(pair, []).append(change)
+    with ExitStack() as stack:
+        start = partial(LocalEngine, model, WIDTHS[0], smallest=2, standbys=STANDBYS, spares=2)
+        engines = [stack.enter_context(start()) for _ in range(2)]
+        epoch = 0
+        for _ in range(ROUNDS):
+            for pair in pairwise(WIDTHS):
+                epoch += 1
+                for engine in engines:
+                    found.setdefault(pair, []).append(_changed(engine, pair[1], epoch))
     return found
+
+
+def _changed(engine: LocalEngine, ranks: int, epoch: int) -> Change:
+    change = Change(engine, ranks)
+    after = change.way().after
+    begun_s = time.perf_counter()
+    for command in _commands(engine.placement, after, epoch):
+        insist(engine, command)
+    change.took_s = time.perf_counter() - begun_s
+    insist(engine, Release(epoch))
+    while len(engine.standbys()) < STANDBYS:  # processes that start would disturb who follows
+        time.sleep(0.05)
+    return change
 
 
 def _commands(before: Placement, after: Placement, epoch: int) -> Sequence[Command]:

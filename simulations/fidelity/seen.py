@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import ks_2samp
 
-from placer.arrays import FloatArray
+from placer.arrays import FloatArray, IntArray
 from simulations.arrivals import Arrivals
 
 # Shares by which a prediction may be off, or else by which two fresh engines differ.
@@ -14,11 +15,26 @@ GOALS = {"TPOT": 0.017, "latency": 0.022, "TTFT": 0.10}
 LOADS, RATIO, SCALING = 0.02, 0.05, 0.15
 
 
+class Steps(NamedTuple):
+    """What an engine did, one after another.
+
+    seconds: [steps]; tokens: [steps, ranks] of each rank's requests
+    active:  [steps, layers, ranks] experts of a rank that got tokens, of anybody's
+    waited_s: [steps, ranks] for other ranks
+    """
+
+    seconds: FloatArray
+    tokens: IntArray
+    active: FloatArray
+    waited_s: FloatArray
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
     """first_s, last_s: [requests] when their first and last tokens came, from the beginning
 
     load: [layers, experts], rank_load: [layers, ranks] activations
+    steps: None of what is predicted
     """
 
     arrivals: Arrivals
@@ -26,6 +42,7 @@ class Seen:
     last_s: FloatArray
     load: FloatArray
     rank_load: FloatArray
+    steps: Steps | None = None
 
     @property
     def seconds(self) -> Mapping[str, FloatArray]:
@@ -46,6 +63,25 @@ class Seen:
         """[layers, ranks] of a layer's activations."""
         found: FloatArray = self.rank_load / self.rank_load.sum(axis=1, keepdims=True)
         return found
+
+
+def joined(parts: Sequence[Seen]) -> Seen:
+    """Of one engine, or of several that are alike; each part has a beginning of its own."""
+    asked = [one.arrivals for one in parts]
+    arrivals = Arrivals(
+        np.concatenate([one.at_s for one in asked]),
+        np.concatenate([one.prompt for one in asked]),
+        np.concatenate([one.output for one in asked]),
+    )
+    steps = [one.steps for one in parts if one.steps is not None]
+    return Seen(
+        arrivals,
+        np.concatenate([one.first_s for one in parts]),
+        np.concatenate([one.last_s for one in parts]),
+        np.sum([one.load for one in parts], axis=0),
+        np.sum([one.rank_load for one in parts], axis=0),
+        Steps(*map(np.concatenate, zip(*steps, strict=True))) if steps else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,17 @@ from placer.placement import Placement
 from simulations.arrivals import Arrivals
 from simulations.fidelity import vllm_script
 from simulations.fidelity.local import VOCABULARY
-from simulations.fidelity.seen import Seen
+from simulations.fidelity.model import Engine, slowest
+from simulations.fidelity.seen import Seen, Steps
 
 BUDGET = 2048  # tokens of a step, more than ever come
 
 
-def serve(python: Path, model: Path, placement: Placement, arrivals: Arrivals, seed: int) -> Seen:
-    """By a fresh engine, with experts in order, whose prompts are drawn."""
+def serve(
+    python: Path, model: Path, engine: Engine, placement: Placement, arrivals: Arrivals, seed: int
+) -> Seen:
+    """By a fresh engine, with experts in order, whose prompts are drawn. Of its steps nobody knows
+    the experts, which are those to be expected, and what ranks wait, which is taken for nothing."""
     lots = np.random.default_rng(seed)
     told = {
         "ranks": placement.gpus,
@@ -51,5 +55,8 @@ def serve(python: Path, model: Path, placement: Placement, arrivals: Arrivals, s
         found = json.loads(lines[0].removeprefix(vllm_script.MARK))
         profiles = [read_profile(one) for one in sorted(Path(folder).glob("worker-*/*.npz"))]
     load = np.sum([one.load for one in profiles], axis=0)
-    first_s, last_s = np.array(found["first_s"]), np.array(found["last_s"])
-    return Seen(arrivals, first_s, last_s, load, rank_load(load, placement))
+    first_s, last_s, took_s = (np.array(found[one]) for one in ("first_s", "last_s", "took_s"))
+    tokens = np.array(found["tokens"])[:, None]
+    experts = slowest(engine, placement, load, tokens[:, 0])[:, None, None]
+    steps = Steps(took_s, tokens, experts, np.zeros(tokens.shape))
+    return Seen(arrivals, first_s, last_s, load, rank_load(load, placement), steps)

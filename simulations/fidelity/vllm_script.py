@@ -22,6 +22,7 @@ def main(model: str) -> None:
     )  # fmt: skip
     engine, count = llm.llm_engine, len(told["prompts"])
     first_s, last_s = [0.0] * count, [0.0] * count
+    took_s, tokens = list[float](), list[int]()  # of each step
 
     def add(name: str, prompt: list[int], tokens: int) -> None:
         how = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
@@ -31,21 +32,32 @@ def main(model: str) -> None:
         add(f"warm-{at}", prompt, 16)
     while engine.has_unfinished_requests():
         engine.step()
-    begun_s, following = time.perf_counter(), 0
+    begun_s, following, step_s = time.perf_counter(), 0, 0.0
     while following < count or engine.has_unfinished_requests():
         now_s = time.perf_counter() - begun_s
+        if not engine.has_unfinished_requests():
+            step_s = now_s
         while following < count and told["at_s"][following] <= now_s:
             add(str(following), told["prompts"][following], told["outputs"][following])
             following += 1
         if not engine.has_unfinished_requests():
             time.sleep(max(told["at_s"][following] - now_s, 0.0))
             continue
-        for output in engine.step():
-            last_s[int(output.request_id)] = now_s = time.perf_counter() - begun_s
-            if len(output.outputs[0].token_ids) == 1:
-                first_s[int(output.request_id)] = now_s
+        outputs = engine.step()
+        now_s, computed = time.perf_counter() - begun_s, 0
+        for output in outputs:
+            last_s[one := int(output.request_id)] = now_s
+            is_first = len(output.outputs[0].token_ids) == 1
+            computed += len(told["prompts"][one]) if is_first else 1
+            if is_first:
+                first_s[one] = now_s
+        if computed:
+            took_s.append(now_s - step_s)
+            tokens.append(computed)
+            step_s = now_s
     time.sleep(WRITTEN_S)
-    print(f"\n{MARK}{json.dumps({'first_s': first_s, 'last_s': last_s})}", flush=True)
+    found = {"first_s": first_s, "last_s": last_s, "took_s": took_s, "tokens": tokens}
+    print(f"\n{MARK}{json.dumps(found)}", flush=True)
 
 
 if __name__ == "__main__":

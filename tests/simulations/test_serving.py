@@ -79,13 +79,13 @@ def test_ranks_of_an_engine_step_together_and_wait_for_the_slowest() -> None:
     assert apart.state.first_s.tolist() == [8.0, 2.0]
 
 
-def test_experts_take_what_the_table_says_of_the_tokens_of_a_mean_rank() -> None:
+def test_experts_take_what_the_table_says_of_the_tokens_of_all_ranks() -> None:
     none = Speeds(0.0, 0.0, 0.0, 0.0, token_budget=64)
-    for tokens, seconds in ((1, 1.0), (2, 2.0), (3, 3.0), (6, 6.0), (32, 32.0)):
-        here = serving(coming((0.0, tokens, 1)), speeds=none)
+    for ranks, tokens in ((1, 1), (1, 2), (1, 3), (1, 6), (1, 32), (4, 1), (4, 6)):
+        here = serving(coming((0.0, tokens, 1)), ranks=ranks, speeds=none)
         here.state.table[:] = 2.0 ** np.arange(GRID)
         serve(here, [(0, 0)])
-        assert here.state.first_s[0] == seconds
+        assert here.state.first_s[0] == tokens
 
 
 def test_context_is_read_in_every_step() -> None:

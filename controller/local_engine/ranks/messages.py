@@ -93,11 +93,12 @@ class Step:
 @dataclass(frozen=True, slots=True, eq=False)
 class Stepped:
     """What a step brought. next_tokens, and sums of what they were chosen from: of the pieces that
-    sample, in order; experts: [tokens, layers, top_k]"""
+    sample, in order; experts: [tokens, layers, top_k]; waited_s: for other ranks"""
 
     next_tokens: list[int]
     sums: list[int]
     experts: IntArray
+    waited_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from controller.local_engine.ranks.messages import (
     Switch,
 )
 from placer.arrays import IntArray
-from placer.clock import SystemClock
+from placer.clock import Readings, SystemClock
 from placer.memory.memfd import Memfd
 from placer.memory.process import NEVER, answer
 from placer.memory.ranges import Range
@@ -49,19 +49,21 @@ DEVICE = Memfd()
 
 class Group:
     """Ranks that step together, as one of them sees it: sockets to the others, and the memory that
-    they share."""
+    they share. waited_s: in all meetings"""
 
-    def __init__(self, exchange: Exchange, peers: Sequence[int]) -> None:
-        self.exchange = exchange
+    def __init__(self, exchange: Exchange, peers: Sequence[int], clock: Readings) -> None:
+        self.exchange, self._clock, self.waited_s = exchange, clock, 0.0
         self._peers = [socket.socket(fileno=os.dup(one)) for one in peers]
 
     def meet(self) -> None:
         """Wait until all are here. Raises OSError or EOFError if one is gone."""
+        begun_s = self._clock.monotonic()
         for peer in self._peers:
             peer.sendall(b"\0")
         for peer in self._peers:
             if not peer.recv(1):
                 raise EOFError
+        self.waited_s += self._clock.monotonic() - begun_s
 
     def hang_up(self) -> None:
         for peer in self._peers:
@@ -161,7 +163,7 @@ class Rank:
         if message.group:
             exchange, *peers = descriptors
             shared = Exchange(DEVICE, exchange, self.sizes, message.group)
-            group = Group(shared, peers)
+            group = Group(shared, peers, self.clock)
         else:
             assert self.serving is not None
             group = self.serving.group
@@ -185,7 +187,7 @@ class Rank:
 
     def _step(self, pieces: tuple[Piece, ...]) -> Stepped | Aborted:
         assert self.serving is not None
-        begun_s = self.clock.monotonic()
+        begun_s, waited_s = self.clock.monotonic(), self.serving.group.waited_s
         places = [
             (token, piece.seat, position)
             for piece in pieces
@@ -207,7 +209,8 @@ class Rank:
         ends = np.cumsum([len(piece.tokens) for piece in pieces], dtype=np.int64)
         last = ends[[piece.samples for piece in pieces]] - 1
         sums = [crc32(row.tobytes()) for row in x[last]]
-        found = Stepped(self.model.next_tokens(x[last]).tolist(), sums, experts)
+        waited_s = self.serving.group.waited_s - waited_s
+        found = Stepped(self.model.next_tokens(x[last]).tolist(), sums, experts, waited_s)
         if self.pace is not None:
             due_s = begun_s + self.pace.step_s + self.pace.token_s * len(tokens)
             self.clock.wait(NEVER, max(due_s - self.clock.monotonic(), 0.0))
