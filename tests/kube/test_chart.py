@@ -266,11 +266,10 @@ def test_the_certificate_has_every_name_that_somebody_asks_for(template: Templat
     known = set(one(objects, "Certificate", "placer-tls")["spec"]["dnsNames"])
     (endpoint,) = one(objects, "ServiceMonitor", "placer-a")["spec"]["endpoints"]
     asked = {endpoint["tlsConfig"]["serverName"]}
-    asked |= {
-        text.partition("=")[2].partition(":")[0]
-        for name, _ in pods(objects)
-        for text in container(objects, name)["args"]
-        if text.startswith(("--controller=", "--to="))
-    }
+    for name, _ in pods(objects):
+        spec = container(objects, name)
+        told = [text.partition("=")[2] for text in spec["args"]]
+        told += [each.get("value", "") for each in spec["env"]]
+        asked |= {text.partition(":")[0] for text in told if ".svc:" in text}
     assert asked == {"placer-a.moe.svc", "placer-controller.moe.svc"}
     assert asked <= known

@@ -84,7 +84,7 @@ CASES: dict[str, tuple[Any, Callable[[Objects], Any], Any]] = {
     "clusterWide": ({"clusterWide": True}, lambda o: option(o, OPERATOR, "--namespace"), []),
     "controller.enabled": ({"controller": ELSEWHERE}, lambda o: names(o, "StatefulSet"), set()),
     "controller.address": ({"controller": ELSEWHERE},
-        lambda o: option(o, OPERATOR, "--controller"), ["other:7077"]),
+        lambda o: environment(o, OPERATOR)["PLACER_CONTROLLER"]["value"], "other:7077"),
     "controller.config": ({"controller": {"config": {"every_s": 5}}}, settings, {"every_s": 5}),
     "controller.page.enabled": (PAGE,
         lambda o: (option(o, CONTROLLER, "--page"),
