@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from controller.kube.wanted import conditions, plans, policy, width
+from controller.kube.wanted import conditions, news, plans, policy, width
 from controller.kube.wanted.conditions import Condition
 from controller.kube.wanted.selectors import text_of
 from controller.kube.wanted.world import Wanted, World, rfc3339
@@ -11,7 +11,6 @@ from placer.v1 import fleet_pb2
 
 NOTHING: Condition = (False, "None", "")
 STEP = 0.05  # by which the balancedness changes before it is told again
-ACTS = ("propose", "act")
 
 
 def reconcile(world: World) -> Wanted:
@@ -127,9 +126,8 @@ def _said(world: World) -> dict[str, Any]:
     if pool.outcome:
         # Its numbers change at each look: it is told again when it is another one.
         kept = before.get("decision") or {}
-        same = kept.get("outcome") == pool.outcome and (
-            pool.outcome not in ACTS or _first(kept.get("reason", "")) == _first(pool.reason)
-        )
+        was = kept.get("outcome", ""), kept.get("reason", "")
+        same = was[0] == pool.outcome and news.about(*was) == news.about(pool.outcome, pool.reason)
         status["decision"] = kept if same else {
             "outcome": pool.outcome, "reason": pool.reason[:2000], "at": rfc3339(pool.decided_s),
         }  # fmt: skip
@@ -216,11 +214,6 @@ def _stalled(world: World, found: width.Width, kept: plans.Plans) -> Condition:
     if kept.foreign:
         return True, "ForeignPlan", kept.foreign
     return NOTHING
-
-
-def _first(text: str) -> str:
-    """The plan that a decision is about: "plan-1: the MoE layers ..."."""
-    return text.partition(":")[0]
 
 
 def _sentence(error: Exception) -> str:

@@ -172,6 +172,18 @@ def test_another_decision_is_told(outcome: str, reason: str, at: str) -> None:
     assert wanted(fleet(status=first.status), pool=later).status["decision"]["at"] == at
 
 
+def test_a_plan_that_waits_is_one_decision_until_it_waits_for_something_else() -> None:
+    first = wanted(pool=pool(outcome="propose", reason="plan-1: 20% less: advisory", decided_s=1.0))
+    kept = fleet(status=first.status)
+    for reason, is_told in (
+        ("plan-1 waits for approval: 20% less", False),
+        ("plan-1 waits for its turn: ann approved it", True),
+        ("plan-2: 30% less: advisory", True),
+    ):
+        later = pool(outcome="propose", reason=reason, decided_s=31.0)
+        assert (wanted(kept, pool=later).status != first.status) == is_told
+
+
 def test_progress_is_told_in_words_that_stand() -> None:
     running = scaled("RUNNING", kind="apply", progress="engine-1: copying, round 2 of 5")
     found = wanted(operations=[running])
