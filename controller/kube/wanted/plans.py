@@ -79,7 +79,7 @@ def body_of(fleet: Fleet, plan: Any, moves: Sequence[Mapping[str, Any]]) -> Obje
     spec: dict[str, Any] = {
         "fleet": fleet.name, "pool": plan.pool, "planId": plan.id, "digest": plan.digest,
         "epoch": plan.epoch, "ledgerId": plan.ledger_id, "score": {"gain": round(plan.gain, 4)},
-        "reasons": [text[:2048] for text in (plan.reason, *plan.reasons)][:16],
+        "reasons": [text[:2048] for text in plan.reasons or (plan.reason,)][:16],
         "moves": {"experts": plan.moved, "bytes": plan.moved_bytes, "ranks": _ranks(moves)},
     }  # fmt: skip
     if plan.HasField("score_before_s"):
