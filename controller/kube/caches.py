@@ -172,8 +172,8 @@ class Caches:
 
 
 def claims(fleet: Fleet) -> list[Claim]:
-    """What it says is its own."""
-    pool = ("pool", fleet.pool)
+    """What it says is its own. Nothing is shared by two namespaces."""
+    pool = ("pool", fleet.namespace, fleet.pool)
     if fleet.reference is None:
         return [pool, (SELECTOR, fleet.namespace)]
     group = fleet.reference.get("workerGroup", "")

@@ -137,10 +137,10 @@ def told(pool: Any) -> Any:
     if pool is None:
         return None
     return (
-        pool.model, pool.outcome, about(pool.outcome, pool.reason), round(pool.balancedness, 2), pool.applied_plan,
-        pool.proposed_plan, maps(pool), pool.stock.SerializeToString(deterministic=True),
-        tuple(pool.releasable_pods), pool.operation.id, pool.operation.phase,
-        pool.operation.progress.partition(",")[0],
+        pool.model, pool.outcome, about(pool.outcome, pool.reason), round(pool.balancedness, 2),
+        pool.applied_plan, pool.proposed_plan, maps(pool),
+        pool.stock.SerializeToString(deterministic=True), tuple(pool.releasable_pods),
+        pool.operation.id, pool.operation.phase, pool.operation.progress.partition(",")[0],
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def of_fleet(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Event]
 
 
 def about(outcome: str, reason: str) -> str:
-    """The plan that a decision is about: "plan-1: the MoE layers ..."; empty if it is about none."""
+    """The plan that it is about: "plan-1: the MoE layers ..."; empty if it is about none."""
     return reason.partition(":")[0].removesuffix(AGAIN) if outcome in ACTS else ""
 
 

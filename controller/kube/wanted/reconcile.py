@@ -5,7 +5,7 @@ from typing import Any
 from controller.kube.wanted import conditions, news, plans, policy, width
 from controller.kube.wanted.conditions import Condition
 from controller.kube.wanted.selectors import text_of
-from controller.kube.wanted.world import Wanted, World, rfc3339
+from controller.kube.wanted.world import Fleet, Wanted, World, rfc3339
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2
 
@@ -19,6 +19,8 @@ def reconcile(world: World) -> Wanted:
         return Wanted(fleet.status)
     if world.seen.away:
         return _away(world)
+    if not fleet.has_own_pool:
+        return _refused(world, _not_its_own(fleet))
     if world.first is not None:
         return _conflict(world)
     if fault := fleet.spec.get("fault"):
@@ -78,12 +80,18 @@ def _conflict(world: World) -> Wanted:
     fleet, first = world.fleet, world.first
     assert first is not None
     what = f"pool {fleet.pool}" if fleet.pool == first.pool else fleet.title
-    elsewhere = f"{first.namespace}/" if first.namespace != fleet.namespace else ""
     told = (
-        f"MoEFleet {elsewhere}{first.name} claimed {what} before: delete one of the two, or give "
-        "this one another workload and pool"
+        f"MoEFleet {first.name} claimed {what} before: delete one of the two, or give this one "
+        "another workload and pool"
     )
     return _stands_still(world, "Conflict", told)
+
+
+def _not_its_own(fleet: Fleet) -> str:
+    return (
+        f"spec.pool {fleet.pool} is none of namespace {fleet.namespace}: delete this MoEFleet, and "
+        f"make one whose pool begins with {fleet.namespace}., or without one"
+    )
 
 
 def _refused(world: World, told: str) -> Wanted:

@@ -64,17 +64,16 @@ def test_a_workload_and_its_pods_are_its_fleets() -> None:
     assert world.asked() == {"chat"}
 
 
-def test_of_two_fleets_of_one_name_that_share_a_pool_one_was_first_though_made_at_once() -> None:
+def test_nobody_was_first_with_a_pool_of_another_namespace_however_old() -> None:
     world = World()
     fleets = [
         Fleet(world.hear(
-            FLEETS, "chat", {"workload": of("chat"), "model": "m", "pool": "shared"},
-            namespace=namespace, uid=namespace, creationTimestamp="2026",
+            FLEETS, "chat", {"workload": of("chat"), "model": "m", "pool": "moe.chat"},
+            namespace=namespace, uid=namespace, creationTimestamp=made,
         ))
-        for namespace in ("there", "here")
+        for namespace, made in (("moe", "2026"), ("evil", "2025"))
     ]  # fmt: skip
-    found = [world.caches.first(one, []) for one in fleets]
-    assert [one and one.namespace for one in found] == ["here", None]
+    assert [world.caches.first(one, []) for one in fleets] == [None, None]
 
 
 def test_the_older_fleet_of_a_workload_was_first_and_then_the_name_decides() -> None:

@@ -124,11 +124,14 @@ def test_a_workload_that_is_not_there_is_named() -> None:
     assert condition(found)[2] == "there is no StatefulSet chat in moe: make it"
 
 
-def test_a_fleet_elsewhere_that_has_its_pool_is_named_with_its_namespace() -> None:
-    first = fleet("chat")
-    first.object["metadata"]["namespace"] = "there"
-    found = wanted(fleet(pool="shared"), first=first)
-    assert condition(found)[2].startswith("MoEFleet there/chat claimed")
+@pytest.mark.parametrize("name", ["code.chat", "moe-2.chat", "chat", "moe"])
+def test_a_pool_of_another_namespace_is_not_its_to_have_whoever_was_first(name: str) -> None:
+    found = reconcile(world(fleet(pool=name)))
+    told = condition(found, "Stalled")
+    assert told[:2] == ("True", "PolicyRefused")
+    assert told[2].startswith(f"spec.pool {name} is none of namespace moe: delete this MoEFleet")
+    assert not found.calls
+    assert not found.plans
 
 
 def test_a_fleet_whose_workload_another_claimed_before_does_nothing() -> None:
