@@ -40,7 +40,7 @@ WORKLOADS: list[Any] = [
     {"selector": SELECTOR},
 ]  # fmt: skip
 REST: Any = {
-    "model": "m", "pool": "chat", "topology": {"fromNodeLabels": True}, "redundancy": 4,
+    "model": "m", "pool": "moe.chat", "topology": {"fromNodeLabels": True}, "redundancy": 4,
     "mode": "advisory", "objective": {"dispatch": "dedup", "maxMoved": 0.1}, "guard": 0.1,
     "budgets": [{"reasons": ["Scale"], "schedule": "0 22 * * *", "duration": "8h"},
                 {"bytesPerMinute": "10G"}],
@@ -49,7 +49,7 @@ REST: Any = {
 }  # fmt: skip
 PLAN: Any = {
     "fleet": "chat",
-    "pool": "chat",
+    "pool": "moe.chat",
     "planId": "plan-1",
     "digest": DIGEST,
     "epoch": 5,
@@ -113,7 +113,7 @@ def looked_at(caches: Caches) -> None:
         workload = caches.workload(fleet)
         selector = selectors.selector_of(fleet.spec, workload)
         pods = caches.pods(fleet, selector)
-        seen = Seen(ledger="ledger-1", pool=pool(), plans={"plan-1": plan(pool="chat")})
+        seen = Seen(ledger="ledger-1", pool=pool(), plans={"plan-1": plan(pool="moe.chat")})
         reconcile(World(
             fleet=fleet, seen=seen, now=NOW, first=caches.first(fleet, pods), workload=workload,
             selector=selector, pods=pods, products=caches.products(pods),
