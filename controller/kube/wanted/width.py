@@ -267,4 +267,4 @@ def _gpus_each(group: Any, pods: Sequence[Object]) -> int:
 
 
 def _is_leaving(pod: Object) -> bool:
-    return pod["ended"] or "deletionTimestamp" in pod["metadata"]
+    return "deletionTimestamp" in pod["metadata"]

@@ -21,9 +21,9 @@ class World:
         api: Any = TinyApi()
         self.caches = Caches(api, ["moe"], VirtualClock(), self.wanted.append)
 
-    def hear(self, kind: Kind, name: str, spec: Any, **meta: Any) -> Any:
+    def hear(self, kind: Kind, name: str, spec: Any, status: Any = None, **meta: Any) -> Any:
         said = {"name": name, "namespace": "moe", "uid": f"uid-{name}", "resourceVersion": "1"}
-        found = {"metadata": said | meta, "spec": spec}
+        found = {"metadata": said | meta, "spec": spec, "status": status or {}}
         for one in self.caches._of[kind]:
             one._take("ADDED", found)
         return TRIMS[kind](found)
@@ -62,6 +62,15 @@ def test_a_workload_and_its_pods_are_its_fleets() -> None:
     world.hear(PODS, "chat-0", {}, labels={"app": "chat"})
     world.hear(PODS, "other-0", {}, labels={"app": "other"})
     assert world.asked() == {"chat"}
+
+
+def test_pods_that_have_ended_are_gone_though_they_are_there() -> None:
+    world = World()
+    fleet, selector = world.fleet("chat", of("chat")), {"matchLabels": {"app": "chat"}}
+    for number, phase in enumerate(("Running", "Failed", "Succeeded", "Pending")):
+        world.hear(PODS, f"chat-{number}", {}, {"phase": phase}, labels={"app": "chat"})
+    found = world.caches.pods(fleet, selector)
+    assert [one["metadata"]["name"] for one in found] == ["chat-0", "chat-3"]
 
 
 def test_nobody_was_first_with_a_pool_of_another_namespace_however_old() -> None:
