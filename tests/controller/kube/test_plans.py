@@ -96,6 +96,15 @@ def test_deleting_what_waits_rejects_it() -> None:
     assert (asked.method, asked.request.plan_id) == ("Reject", "plan-1")
 
 
+def test_an_object_of_a_fleet_that_is_gone_goes_and_rejects_nothing() -> None:
+    """As one that was made anew finds those of the one before, until they are collected."""
+    before = {**plan_object(), "owner": "uid-before"}
+    named = fleet(status={"plans": {"proposed": NAME}})
+    for now in (fleet(), named):
+        found = wanted(now, plans=KNOWN, objects=[before])
+        assert (found.calls, found.obsolete, found.plans) == ([], [before], [KNOWN["plan-1"]])
+
+
 def test_deleting_what_was_approved_makes_it_again() -> None:
     before = fleet(status={"plans": {"proposed": NAME}})
     found = wanted(before, plans={"plan-1": plan(state=state("APPROVED"))})
