@@ -106,8 +106,8 @@ class Acting:
         fleet = world.fleet
         if wanted.patch is not None and world.workload is not None:
             await self._resize(fleet, world.workload, wanted.patch)
-        for one in wanted.obsolete:  # first: one that is made may have the name of one
-            await self._delete(one)
+        for gone in wanted.obsolete:  # first: one that is made may have the name of one
+            await self._delete(gone)
         for plan in wanted.plans:
             await self._make(fleet, plan)
         for name, status in wanted.statuses.items():

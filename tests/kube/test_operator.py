@@ -133,6 +133,27 @@ def test_deleting_a_plan_that_waits_rejects_it(world: World) -> None:
     assert world.cluster.get("mplan", "-n", world.namespace)["items"] == []
 
 
+def test_a_fleet_that_is_made_anew_rejects_nothing(world: World) -> None:
+    """What the one before it left is collected by the server, at some time."""
+    world.serve("chat")
+    with world.operating():
+        world.become("chat", "Serving")
+        world.stand_in.propose(f"{world.namespace}.chat")
+        before = plan_in(world.cluster, world.namespace, "Proposed")["metadata"]
+        world.cluster.kubectl("delete", "moef", "chat", "-n", world.namespace)
+        world.apply("chat")
+
+        def anew() -> bool:
+            found = world.cluster.get("mplan", "-n", world.namespace)["items"]
+            return [one["metadata"]["name"] for one in found] == [before["name"]] and (
+                found[0]["metadata"]["uid"] != before["uid"]
+            )
+
+        until(anew, "the plan is an object of the new fleet's")
+        world.settled()
+    assert world.stand_in.calls["Reject"] == 0
+
+
 def test_up_and_down_pods_come_first_and_go_last(world: World) -> None:
     world.serve("chat", 2)
     with world.operating():

@@ -120,8 +120,8 @@ def heard(caches: Caches, kind: Kind, spec: Any, name: str = "chat", status: Any
 def looked_at(caches: Caches) -> list[str]:
     """As the operator does. Of each fleet, why it is ready or not."""
     ready = []
-    for found in list(caches.all(FLEETS)):
-        fleet = Fleet(found)
+    for one in list(caches.all(FLEETS)):
+        fleet = Fleet(one)
         workload = caches.workload(fleet)
         selector = selectors.selector_of(fleet.spec, workload)
         pods = caches.pods(fleet, selector)
@@ -132,10 +132,10 @@ def looked_at(caches: Caches) -> list[str]:
             plans=caches.plans(fleet),
         ))  # fmt: skip
         news.of_fleet(fleet.status, found.status)
-        for one in caches.plans(fleet):
-            name = one["metadata"]["name"]
-            if name in found.statuses:
-                news.of_plan(name, one["status"], found.statuses[name])
+        for name in found.statuses:
+            before = caches.get(PLANS, ("moe", name))
+            assert before is not None
+            news.of_plan(name, before["status"], found.statuses[name])
         ready.append(found.status["conditions"][0]["reason"])
     return ready
 
