@@ -42,7 +42,7 @@ class Kept:
         wrote it
     epoch:   unix milliseconds of its proposal, each once; 0 if it was kept before that was said
     before_s, after_s: of the MoE layers in a step; None if they are not known
-    reasons: of some of its moves, and which rules it mends
+    reasons: why it was proposed, which rules it mends, and of some of its moves
     approver, key: who approved or rejected it, as they said, and their idempotency key
     """
 
@@ -125,7 +125,7 @@ class Plans:
             epoch=self._next_epoch(),
             before_s=fit.before.step_s if fit else None,
             after_s=fit.after.step_s if fit else None,
-            reasons=_reasons(plan),
+            reasons=(reason, *_reasons(plan)),
         )
         text = plan_text(plan).encode()
         self.ledger.keep_placement(plan.placement)

@@ -106,6 +106,8 @@ class Acting:
         fleet = world.fleet
         if wanted.patch is not None and world.workload is not None:
             await self._resize(fleet, world.workload, wanted.patch)
+        for gone in wanted.obsolete:  # first: one that is made may have the name of one
+            await self._delete(gone)
         for plan in wanted.plans:
             await self._make(fleet, plan)
         for name, status in wanted.statuses.items():
@@ -114,8 +116,6 @@ class Acting:
                 for event in news.of_plan(name, one.get("status") or {}, status):
                     await self._tell(fleet, event)
                 await self._say(PLANS, one, status)
-        for one in wanted.obsolete:
-            await self._delete(one)
         if wanted.status != fleet.status:
             for event in news.of_fleet(fleet.status, wanted.status):
                 await self._tell(fleet, event)

@@ -89,11 +89,12 @@ class Caches:
         return self.get(kind, (fleet.namespace, fleet.reference["name"]))
 
     def pods(self, fleet: Fleet, selector: Mapping[str, Any]) -> list[Object]:
+        """Those that have not ended, as evicted ones have that nobody deletes."""
         if not selector:
             return []
         found = [
             pod for pod in self.all(PODS, fleet.namespace)
-            if matches(selector, pod["metadata"].get("labels") or {})
+            if not pod["ended"] and matches(selector, pod["metadata"].get("labels") or {})
         ]  # fmt: skip
         return sorted(found, key=name_of)
 
@@ -172,8 +173,8 @@ class Caches:
 
 
 def claims(fleet: Fleet) -> list[Claim]:
-    """What it says is its own."""
-    pool = ("pool", fleet.pool)
+    """What it says is its own. Nothing is shared by two namespaces."""
+    pool = ("pool", fleet.namespace, fleet.pool)
     if fleet.reference is None:
         return [pool, (SELECTOR, fleet.namespace)]
     group = fleet.reference.get("workerGroup", "")

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from controller.kube.wanted.news import about
 from controller.kube.wanted.world import Call, Seen
 from placer.v1 import fleet_pb2, placement_pb2, policy_pb2
 from placer.v1.fleet_pb2_grpc import FleetServiceStub
@@ -135,12 +136,11 @@ def told(pool: Any) -> Any:
     """Of a fleet_pb2.Pool what objects say, without what changes all the time."""
     if pool is None:
         return None
-    about = pool.reason.partition(":")[0] if pool.outcome in ("propose", "act") else ""
     return (
-        pool.model, pool.outcome, about, round(pool.balancedness, 2), pool.applied_plan,
-        pool.proposed_plan, maps(pool), pool.stock.SerializeToString(deterministic=True),
-        tuple(pool.releasable_pods), pool.operation.id, pool.operation.phase,
-        pool.operation.progress.partition(",")[0],
+        pool.model, pool.outcome, about(pool.outcome, pool.reason), round(pool.balancedness, 2),
+        pool.applied_plan, pool.proposed_plan, maps(pool),
+        pool.stock.SerializeToString(deterministic=True), tuple(pool.releasable_pods),
+        pool.operation.id, pool.operation.phase, pool.operation.progress.partition(",")[0],
     )  # fmt: skip
 
 

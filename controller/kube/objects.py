@@ -1,8 +1,10 @@
 """The kinds of objects that the operator knows, and what it keeps of each: with thousands of pods
 that is what its memory is made of."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -56,6 +58,8 @@ RAY_GROUP, RAY_CLUSTER = "ray.io/group", "ray.io/cluster"
 LWS_NAME = "leaderworkerset.sigs.k8s.io/name"
 OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 _PLAN = {"fleet": "", "pool": "", "planId": "", "digest": "", "epoch": 0, "ledgerId": ""}
+_CONDITION = ("type", "status", "reason", "lastTransitionTime")
+_SHARE = re.compile(r"\d+(\.\d+)?")
 _KEPT = (
     "name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp",
     "deletionTimestamp",
@@ -84,14 +88,41 @@ def plan(found: Object) -> Object:
     approval = _dict(said.get("approval"))
     if all(_is_a(str, approval.get(key, "")) for key in ("digest", "by")) and approval:
         spec["approval"] = approval
-    return _own(PLANS, found, spec)
+    return {**_own(PLANS, found, spec), "owner": _owner(found)}
+
+
+def _owner(found: Object) -> str:
+    """The uid of whose it is; empty if it is nobody's."""
+    owners = found["metadata"].get("ownerReferences") or []
+    return next((str(one["uid"]) for one in owners if one.get("controller")), "")
 
 
 def _own(kind: Kind, found: Object, spec: Any) -> Object:
     return {
         "apiVersion": kind.api_version, "kind": kind.name, "metadata": _meta(found),
-        "spec": spec, "status": _dict(found.get("status")),
+        "spec": spec, "status": _status(_dict(found.get("status"))),
     }  # fmt: skip
+
+
+def _status(said: Object) -> Object:
+    """Without what makes no sense: it is said anew."""
+    conditions = said.get("conditions")
+    makes_sense = {
+        "width": _is_map(said.get("width"), int), "plans": _is_map(said.get("plans"), str),
+        "decision": _is_map(said.get("decision"), str, "outcome", "reason", "at"),
+        "phase": isinstance(said.get("phase"), str),
+        "balancedness": bool(_SHARE.fullmatch(str(said.get("balancedness")))),
+        "conditions": isinstance(conditions, list)
+        and all(_is_map(one, str | int, *_CONDITION) for one in conditions),
+    }  # fmt: skip
+    return {key: value for key, value in said.items() if makes_sense.get(key, True)}
+
+
+def _is_map(value: Any, of: type | UnionType, *needed: str) -> bool:
+    """needed: its keys, among others"""
+    if not isinstance(value, dict) or not set(needed) <= value.keys():
+        return False
+    return all(isinstance(one, of) for one in value.values())
 
 
 def _fault(spec: Any) -> str:

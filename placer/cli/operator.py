@@ -21,7 +21,9 @@ LEASE = "placer-operator"
 
 
 def operator(
-    controller: Annotated[str, typer.Option(help="The controller's host:port.")],
+    controller: Annotated[
+        str, typer.Option(envvar="PLACER_CONTROLLER", help="The controller's host:port.")
+    ],
     namespace: Annotated[
         list[str] | None,
         typer.Option(help="Whose fleets it looks after; again for each. Without it: all."),

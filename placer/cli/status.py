@@ -81,7 +81,10 @@ def _show(found: Controller, pool: Any) -> None:
         facts.add_row("  waits", _waiting(found, pool))
     if pool.HasField("operation"):
         at = pool.operation
-        words = f"{at.id}, {at.kind} of {at.plan_id} for {span(now_s - at.begun_s)}: {at.progress}"
+        what = at.kind + (f" of {at.plan_id}" if at.plan_id else "")
+        if at.HasField("resize"):
+            what += f" to {at.resize.ranks} ranks"
+        words = f"{at.id}, {what} for {span(now_s - at.begun_s)}: {at.progress}"
         facts.add_row("  runs", Text(plain(words), style=ATTENTION))
     out.print(facts)
     out.print(_engines(pool.engines))

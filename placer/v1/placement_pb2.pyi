@@ -127,7 +127,9 @@ class Plan(_message.Message):
     """As in Operation, of an approved plan."""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Which rules it mends, and of some of its moves why; empty if it was kept before that was said."""
+        """Why it was proposed, which rules it mends, and of some of its moves why; empty if it was kept
+        before that was said.
+        """
 
     @_builtins.property
     def acknowledgements(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankAcknowledgement]:

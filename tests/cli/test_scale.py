@@ -63,3 +63,16 @@ def test_the_same_width_is_bad_usage(placer: Placer, running: Running) -> None:
     ended = placer("scale", "tiny", "--ranks", "2", "--to", running.address, "--json")
     assert (ended.code, ended.json["status"]) == (2, "error")
     assert ended.json["reason"] == "engines of tiny have 2 ranks already"
+
+
+def test_a_change_at_work_says_which_width_it_is_for(
+    placer: Placer, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> None:
+        with running.clock.busy():  # for longer than anybody waits
+            await running.event_loop.create_future()
+
+    monkeypatch.setattr(running.engines, "carry_out", never)
+    running.do(running.loop.loads.scale("tiny", 4, "key", "more load", False))
+    status = " ".join(placer("status", "--to", running.address).out.split())
+    assert "op-1, scale to 4 ranks for " in status

@@ -48,6 +48,7 @@ FLEETS: list[tuple[list[tuple[str, Any]], str, str]] = [
     ([("pool", "")], "spec.pool", "pool is a name: letters"),
     ([("pool", "a b")], "spec.pool", "pool is a name: letters"),
     ([("pool", "x" * 201)], "spec.pool", "more than 200"),
+    ([("pool", "chat")], "spec.pool", "write NAMESPACE.NAME, in PLACER_POOL too, or leave it out"),
     ([("model", GONE)], "spec.model", "Required value"),
     ([("model", "")], "spec.model", "such as deepseek-ai/DeepSeek-V3"),
     ([("topology", {})], "spec.topology", "exactly one of preset, such as h100"),

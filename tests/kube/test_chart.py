@@ -215,13 +215,41 @@ def test_a_key_that_nobody_knows_is_refused_at_every_level(template: Template) -
             template(values)
 
 
+def here(**controller: Any) -> Any:
+    return {"controller": controller}
+
+
+def elsewhere(**controller: Any) -> Any:
+    """Of a controller of another release, whose token and authority are known."""
+    known = {"tokens": {"secretName": "t"}, "tls": {"secretName": "s"}}
+    return known | here(enabled=False, address="a:1", **controller)
+
+
 @pytest.mark.parametrize(
     ("values", "remedy"),
     [
         ({"clusterWide": True, "namespaces": ["a"]}, "leave namespaces empty, or set clusterWide"),
-        ({"controller": {"enabled": False}}, "needs the host:port of another; set it"),
+        (elsewhere() | here(enabled=False), "needs the host:port of another; set it"),
+        (here(address="a:1"), "leave it empty, or set controller.enabled to false"),
+        (elsewhere(config={"every_s": 5}), "controller.config is of a controller of this release"),
+        (elsewhere(page={"enabled": True}), "controller.page.enabled is of .* set controller"),
+        (elsewhere(ray={"address": "b:2"}), "controller.ray.address is of .* write it where"),
+        (elsewhere(storage={"className": "fast"}), "controller.storage.className is of"),
+        (elsewhere(storage={"existingClaim": "c"}), "controller.storage.existingClaim is of"),
+        (elsewhere() | {"tokens": {}}, "tokens.secretName: .* give a Secret with those"),
+        (elsewhere() | {"tls": {}}, "tls.secretName: .* that one's ca.crt, or the tls.issuer.name"),
+        (here(ray={"tokenSecret": "t"}), "give its controller.ray.address, or leave it empty"),
+        (
+            here(storage={"existingClaim": "c", "className": "fast"}),
+            "className is for a new claim, and existingClaim names one: leave one of them empty",
+        ),
+        (
+            {"tls": {"secretName": "s", "issuer": {"name": "corporate"}}},
+            "tls.issuer.name makes certificates, and tls.secretName names one",
+        ),
+        ({"admission": {"enabled": False, "mutating": True}}, "set that to true, or mutating to f"),
         ({"routers": [ROUTER, ROUTER]}, "two are called a: give each a name of its own"),
-        ({"controller": {"storage": {"size": "0Gi"}}}, "/controller/storage/size"),
+        (here(storage={"size": "0Gi"}), "/controller/storage/size"),
         ({"image": {"tag": "sha256:abc"}}, "/image/tag"),
     ],
 )
@@ -266,11 +294,10 @@ def test_the_certificate_has_every_name_that_somebody_asks_for(template: Templat
     known = set(one(objects, "Certificate", "placer-tls")["spec"]["dnsNames"])
     (endpoint,) = one(objects, "ServiceMonitor", "placer-a")["spec"]["endpoints"]
     asked = {endpoint["tlsConfig"]["serverName"]}
-    asked |= {
-        text.partition("=")[2].partition(":")[0]
-        for name, _ in pods(objects)
-        for text in container(objects, name)["args"]
-        if text.startswith(("--controller=", "--to="))
-    }
+    for name, _ in pods(objects):
+        spec = container(objects, name)
+        told = [text.partition("=")[2] for text in spec["args"]]
+        told += [each.get("value", "") for each in spec["env"]]
+        asked |= {text.partition(":")[0] for text in told if ".svc:" in text}
     assert asked == {"placer-a.moe.svc", "placer-controller.moe.svc"}
     assert asked <= known

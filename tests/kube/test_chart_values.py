@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.kube.conftest import CHART
+from tests.kube.conftest import CHART, ChartError
 from tests.kube.rendered import (
     Objects,
     container,
@@ -27,7 +27,9 @@ PICKER = FRONT | {"name": "picks", "kind": "picker"}
 SMALL = {"requests": {"cpu": "2"}}
 PEER = [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
 PAGE = {"controller": {"page": {"enabled": True}}}
-ELSEWHERE = {"enabled": False, "address": "other:7077"}
+ELSEWHERE = {
+    "controller": {"enabled": False, "address": "other:7077"}, "tokens": {"secretName": "theirs"},
+}  # fmt: skip
 Template = Callable[..., Objects]
 
 
@@ -82,9 +84,9 @@ CASES: dict[str, tuple[Any, Callable[[Objects], Any], Any]] = {
     "namespaces": ({"namespaces": ["a", "b"]},
         lambda o: option(o, OPERATOR, "--namespace"), ["a", "b"]),
     "clusterWide": ({"clusterWide": True}, lambda o: option(o, OPERATOR, "--namespace"), []),
-    "controller.enabled": ({"controller": ELSEWHERE}, lambda o: names(o, "StatefulSet"), set()),
-    "controller.address": ({"controller": ELSEWHERE},
-        lambda o: option(o, OPERATOR, "--controller"), ["other:7077"]),
+    "controller.enabled": (ELSEWHERE, lambda o: names(o, "StatefulSet"), set()),
+    "controller.address": (ELSEWHERE,
+        lambda o: environment(o, OPERATOR)["PLACER_CONTROLLER"]["value"], "other:7077"),
     "controller.config": ({"controller": {"config": {"every_s": 5}}}, settings, {"every_s": 5}),
     "controller.page.enabled": (PAGE,
         lambda o: (option(o, CONTROLLER, "--page"),
@@ -211,6 +213,35 @@ def test_without_it_something_else_is_rendered(defaults: dict[bool, Objects], ke
     except (AssertionError, KeyError):
         return  # it is not even there
     assert found != expected
+
+
+# Settings that have a default, of what is off unless it is asked for.
+OFF = {
+    "global", "controller.ray.image.repository", "controller.ray.image.tag", "tls.issuer.kind",
+    "tls.issuer.group", "networkPolicy.clientsFrom", "networkPolicy.pageFrom",
+    "metrics.serviceMonitor.interval", "metrics.serviceMonitor.labels",
+    "metrics.prometheusRule.labels", "metrics.dashboard.labels",
+}  # fmt: skip
+
+
+def alone(key: str) -> Any:
+    """The case's value of that key, without the others that go with it."""
+    found = CASES[key][0]
+    for part in key.split("."):
+        found = found[part]
+    for part in reversed(key.split(".")):
+        found = {part: found}
+    return found
+
+
+@pytest.mark.parametrize("key", sorted(key for key in CASES if "[]" not in key))
+def test_a_value_alone_shows_or_is_refused(template: Template, key: str) -> None:
+    fixed = {} if key.startswith("tokens") else {"tokens": {"secretName": "drawn"}}
+    try:
+        shows = template(fixed | alone(key)) != template(fixed)
+    except ChartError:
+        return
+    assert shows == (key not in OFF)
 
 
 def test_every_key_of_the_readme_has_a_case() -> None:

@@ -23,7 +23,7 @@ VALID: list[list[tuple[str, Any]]] = [
     selector(matchLabels={"app": "chat"}),
     expression(key="app", operator="In", values=["chat", "code"]),
     expression(key="app", operator="Exists"),
-    [("pool", "chat")],
+    [("pool", "default.talk")],
     [("topology", {"preset": "h200", "nodes": 4})],
     [("topology", {"fromNodeLabels": True})],
     [("redundancy", 32), ("mode", "automatic")],
@@ -135,9 +135,9 @@ def test_status_and_spec_are_written_apart(chat: Cluster) -> None:
     assert after["status"] == {"pool": "default.chat"}
 
 
-@pytest.mark.parametrize("value", ["chat", None])
+@pytest.mark.parametrize("value", ["default.second", None])
 def test_a_pool_may_not_change(crds: Cluster, value: str | None) -> None:
-    crds.kubectl("create", "-f", "-", stdin=fleet([("pool", "first")], "pooled"))
+    crds.kubectl("create", "-f", "-", stdin=fleet([("pool", "default.first")], "pooled"))
     try:
         patch = yaml.safe_dump({"spec": {"pool": value}})
         said = crds.refused("patch", "moef", "pooled", "--type=merge", "-p", patch)

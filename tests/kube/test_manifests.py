@@ -101,7 +101,7 @@ class TestManifest:
         assert authority["secret"]["name"] == certificate["secretName"]
 
     def test_the_fleet_is_its_workloads(self, path: Path) -> None:
-        spec = fleet(path)["spec"]
+        spec, name = fleet(path)["spec"], fleet(path)["metadata"]["name"]
         reference = spec["workload"]["reference"]
         (workload,) = (
             each for each in documents(path.read_text())
@@ -110,7 +110,7 @@ class TestManifest:
         assert workload["metadata"]["name"] == reference["name"]
         groups = [each["groupName"] for each in workload["spec"].get("workerGroupSpecs", [])]
         assert groups == [reference.get("workerGroup")] * len(groups)
-        assert spec["pool"] == environment(path)["PLACER_POOL"]
+        assert environment(path)["PLACER_POOL"] == f"$(POD_NAMESPACE).{name}"
         assert f"vllm serve {spec['model']} " in path.read_text()
         assert spec["redundancy"] == option(path, "num_redundant_experts")
         is_deduplicating = "deepep" in path.read_text()

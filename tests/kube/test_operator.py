@@ -35,8 +35,8 @@ class World:
     def on(self, work: Callable[..., Any], *arguments: Any) -> Any:
         return worlds.on(self.cluster.kubeconfig, lambda api: work(api, *arguments))
 
-    def operating(self, **options: Any) -> Any:
-        where = ("--namespace", self.namespace, "--lease", self.namespace)
+    def operating(self, *more: str, **options: Any) -> Any:
+        where = ("--namespace", self.namespace, "--lease", self.namespace, *more)
         return operating(self.folder, self.config, self.address, *where, **options)
 
     def serve(self, name: str, ranks: int = 2, *changes: Any) -> None:
@@ -133,6 +133,27 @@ def test_deleting_a_plan_that_waits_rejects_it(world: World) -> None:
     assert world.cluster.get("mplan", "-n", world.namespace)["items"] == []
 
 
+def test_a_fleet_that_is_made_anew_rejects_nothing(world: World) -> None:
+    """What the one before it left is collected by the server, at some time."""
+    world.serve("chat")
+    with world.operating():
+        world.become("chat", "Serving")
+        world.stand_in.propose(f"{world.namespace}.chat")
+        before = plan_in(world.cluster, world.namespace, "Proposed")["metadata"]
+        world.cluster.kubectl("delete", "moef", "chat", "-n", world.namespace)
+        world.apply("chat")
+
+        def anew() -> bool:
+            found = world.cluster.get("mplan", "-n", world.namespace)["items"]
+            return [one["metadata"]["name"] for one in found] == [before["name"]] and (
+                found[0]["metadata"]["uid"] != before["uid"]
+            )
+
+        until(anew, "the plan is an object of the new fleet's")
+        world.settled()
+    assert world.stand_in.calls["Reject"] == 0
+
+
 def test_up_and_down_pods_come_first_and_go_last(world: World) -> None:
     world.serve("chat", 2)
     with world.operating():
@@ -177,6 +198,23 @@ def test_the_second_fleet_of_a_workload_is_told_so_and_takes_over_when_the_first
         world.become("late", "Pending")
         gone = f"{world.namespace}.chat"
         until(lambda: not world.stand_in.policies[gone].policy, "its policy goes with it")
+
+
+def test_a_pool_of_another_namespace_is_nobodys_to_take_however_early(world: World) -> None:
+    pool, there = f"{world.namespace}.chat", world.cluster.namespace(f"{world.namespace}-evil")
+    world.on(worlds.workload, there, "chat", 2)
+    world.on(worlds.apply, FLEETS, there, worlds.fleet(there, "chat", ("pool", pool)))
+    with world.operating("--namespace", there):
+        become(world.cluster, there, "chat", "PolicyRefused")
+        assert pool not in world.stand_in.policies
+        time.sleep(1.1)  # a server tells times to the second
+        world.serve("chat")
+        world.become("chat", "Serving")
+        world.stand_in.propose(pool)
+        plan_in(world.cluster, world.namespace, "Proposed")
+        world.settled()
+    assert world.cluster.get("mplan", "-n", there)["items"] == []
+    assert world.stand_in.policies[pool].reason.startswith(f"MoEFleet {world.namespace}/chat")
 
 
 def test_pods_that_go_and_a_model_that_is_another(world: World) -> None:

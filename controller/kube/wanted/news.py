@@ -6,6 +6,8 @@ from typing import Any
 from controller.kube.objects import Event
 from controller.kube.wanted import conditions
 
+ACTS = ("propose", "act")
+AGAIN = " waits for approval"  # a plan that was proposed, at each look after that
 QUIET = ("Idle", "None")
 GOOD = ("Serving", "Scaling", "Applying", "Waiting")
 
@@ -25,6 +27,11 @@ def of_fleet(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Event]
     if old and new and (old["outcome"], old["at"]) != (new["outcome"], new["at"]):
         found.append(Event(f"Decided{new['outcome'].capitalize()}", new["reason"]))
     return found
+
+
+def about(outcome: str, reason: str) -> str:
+    """The plan that it is about: "plan-1: the MoE layers ..."; empty if it is about none."""
+    return reason.partition(":")[0].removesuffix(AGAIN) if outcome in ACTS else ""
 
 
 def of_plan(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Event]:

@@ -41,7 +41,12 @@ class Plans:
 
 def plans_of(world: World) -> Plans:
     found, seen = Plans(), world.seen
-    objects = {one["metadata"]["name"]: one for one in world.plans}
+    # Of a fleet of that name that is gone: they go, though nobody rejected what they are of.
+    others = [one for one in world.plans if one.get("owner", "") not in ("", world.fleet.uid)]
+    left = {one["metadata"]["name"] for one in others}
+    objects = {
+        one["metadata"]["name"]: one for one in world.plans if one["metadata"]["name"] not in left
+    }
     for plan in seen.plans.values():
         name = name_of(world.fleet, plan)
         if name in objects:
@@ -50,7 +55,7 @@ def plans_of(world: World) -> Plans:
             if PHASES.get(plan.state) in ("Proposed", "Approved") and not found.proposed:
                 found.proposed = name
         elif PHASES.get(plan.state) in TO_SHOW and plan.digest:
-            _missing(world, name, plan, found)
+            _missing(world, name, plan, found, was_anothers=name in left)
     approved = []
     for name, one in sorted(objects.items()):
         plan, why = _of(world, one)
@@ -67,6 +72,7 @@ def plans_of(world: World) -> Plans:
     if approved:
         found.foreign = f"{'; '.join(approved)}: delete it, and approve one of this controller's"
     _prune(objects.values(), found)
+    found.obsolete += others
     return found
 
 
@@ -79,7 +85,7 @@ def body_of(fleet: Fleet, plan: Any, moves: Sequence[Mapping[str, Any]]) -> Obje
     spec: dict[str, Any] = {
         "fleet": fleet.name, "pool": plan.pool, "planId": plan.id, "digest": plan.digest,
         "epoch": plan.epoch, "ledgerId": plan.ledger_id, "score": {"gain": round(plan.gain, 4)},
-        "reasons": [text[:2048] for text in (plan.reason, *plan.reasons)][:16],
+        "reasons": [text[:2048] for text in plan.reasons or (plan.reason,)][:16],
         "moves": {"experts": plan.moved, "bytes": plan.moved_bytes, "ranks": _ranks(moves)},
     }  # fmt: skip
     if plan.HasField("score_before_s"):
@@ -116,10 +122,10 @@ def _ranks(moves: Sequence[Mapping[str, Any]]) -> list[dict[str, int]]:
     ]
 
 
-def _missing(world: World, name: str, plan: Any, found: Plans) -> None:
+def _missing(world: World, name: str, plan: Any, found: Plans, was_anothers: bool) -> None:
     """One that was there while it waited, and is not any more, was deleted by somebody."""
     before = (world.fleet.status.get("plans") or {}).get("proposed")
-    if name != before or PHASES[plan.state] != "Proposed":
+    if was_anothers or name != before or PHASES[plan.state] != "Proposed":
         found.new.append(plan)
         if PHASES[plan.state] == "Proposed":
             found.proposed = found.proposed or name

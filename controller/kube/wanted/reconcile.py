@@ -2,16 +2,15 @@
 
 from typing import Any
 
-from controller.kube.wanted import conditions, plans, policy, width
+from controller.kube.wanted import conditions, news, plans, policy, width
 from controller.kube.wanted.conditions import Condition
 from controller.kube.wanted.selectors import text_of
-from controller.kube.wanted.world import Wanted, World, rfc3339
+from controller.kube.wanted.world import Fleet, Wanted, World, rfc3339
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2
 
 NOTHING: Condition = (False, "None", "")
 STEP = 0.05  # by which the balancedness changes before it is told again
-ACTS = ("propose", "act")
 
 
 def reconcile(world: World) -> Wanted:
@@ -20,6 +19,8 @@ def reconcile(world: World) -> Wanted:
         return Wanted(fleet.status)
     if world.seen.away:
         return _away(world)
+    if not fleet.has_own_pool:
+        return _refused(world, _not_its_own(fleet))
     if world.first is not None:
         return _conflict(world)
     if fault := fleet.spec.get("fault"):
@@ -79,12 +80,18 @@ def _conflict(world: World) -> Wanted:
     fleet, first = world.fleet, world.first
     assert first is not None
     what = f"pool {fleet.pool}" if fleet.pool == first.pool else fleet.title
-    elsewhere = f"{first.namespace}/" if first.namespace != fleet.namespace else ""
     told = (
-        f"MoEFleet {elsewhere}{first.name} claimed {what} before: delete one of the two, or give "
-        "this one another workload and pool"
+        f"MoEFleet {first.name} claimed {what} before: delete one of the two, or give this one "
+        "another workload and pool"
     )
     return _stands_still(world, "Conflict", told)
+
+
+def _not_its_own(fleet: Fleet) -> str:
+    return (
+        f"spec.pool {fleet.pool} is none of namespace {fleet.namespace}: delete this MoEFleet, and "
+        f"make one whose pool begins with {fleet.namespace}., or without one"
+    )
 
 
 def _refused(world: World, told: str) -> Wanted:
@@ -127,9 +134,8 @@ def _said(world: World) -> dict[str, Any]:
     if pool.outcome:
         # Its numbers change at each look: it is told again when it is another one.
         kept = before.get("decision") or {}
-        same = kept.get("outcome") == pool.outcome and (
-            pool.outcome not in ACTS or _first(kept.get("reason", "")) == _first(pool.reason)
-        )
+        was = kept.get("outcome", ""), kept.get("reason", "")
+        same = was[0] == pool.outcome and news.about(*was) == news.about(pool.outcome, pool.reason)
         status["decision"] = kept if same else {
             "outcome": pool.outcome, "reason": pool.reason[:2000], "at": rfc3339(pool.decided_s),
         }  # fmt: skip
@@ -216,11 +222,6 @@ def _stalled(world: World, found: width.Width, kept: plans.Plans) -> Condition:
     if kept.foreign:
         return True, "ForeignPlan", kept.foreign
     return NOTHING
-
-
-def _first(text: str) -> str:
-    """The plan that a decision is about: "plan-1: the MoE layers ..."."""
-    return text.partition(":")[0]
 
 
 def _sentence(error: Exception) -> str:

@@ -97,13 +97,17 @@ class _Widening:
 
     def _states(self) -> dict[str, int]:
         stock = self.pool.stock if self.pool is not None else fleet_pb2.Stock()
-        active = stock.active or sum(one.ranks for one in self.engines)
         replicas = self.group["replicas"] if self.group is not None else len(self.pods)
-        return {
-            "desired": self.wish or max((one.ranks for one in self.engines), default=0),
-            "allocated": replicas, "available": len(self.ready),
-            "engineActive": active, "traffic": stock.traffic,
+        found = {
+            "desired": max((one.ranks for one in self.engines), default=0),
+            "engineActive": stock.active or sum(one.ranks for one in self.engines),
+            "traffic": stock.traffic,
         }  # fmt: skip
+        if any(not one.ranks for one in self.engines):  # between two widths, it serves on
+            found |= self.fleet.status.get("width") or {}
+        if self.wish:
+            found["desired"] = self.wish
+        return {**found, "allocated": replicas, "available": len(self.ready)}
 
     def _report(self, found: Width) -> None:
         """The pods that there are, whenever that changes."""
@@ -263,4 +267,4 @@ def _gpus_each(group: Any, pods: Sequence[Object]) -> int:
 
 
 def _is_leaving(pod: Object) -> bool:
-    return pod["ended"] or "deletionTimestamp" in pod["metadata"]
+    return "deletionTimestamp" in pod["metadata"]

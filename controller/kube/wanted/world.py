@@ -35,10 +35,9 @@ class Fleet:
         return "deletionTimestamp" in self.object["metadata"]
 
     @property
-    def age(self) -> tuple[str, str, str]:
-        """Of two fleets the one where this is less was first."""
-        made = self.object["metadata"].get("creationTimestamp", "")
-        return made, self.name, self.namespace
+    def age(self) -> tuple[str, str]:
+        """Of two fleets of a namespace the one where this is less was first."""
+        return self.object["metadata"].get("creationTimestamp", ""), self.name
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -51,6 +50,11 @@ class Fleet:
     @property
     def pool(self) -> str:
         return str(self.spec.get("pool") or f"{self.namespace}.{self.name}")
+
+    @property
+    def has_own_pool(self) -> bool:
+        """Whether it is one of its namespace: no namespace's name has a dot."""
+        return self.pool.startswith(f"{self.namespace}.")
 
     @property
     def reference(self) -> Mapping[str, Any] | None:

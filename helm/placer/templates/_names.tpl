@@ -24,9 +24,6 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{/* Namespaces of fleets, as JSON; none: all there are. */}}
 {{- define "placer.namespaces" -}}
-{{- if and .Values.clusterWide .Values.namespaces -}}
-{{- fail "clusterWide and namespaces exclude each other: leave namespaces empty, or set clusterWide to false" -}}
-{{- end -}}
 {{- .Values.clusterWide | ternary list (.Values.namespaces | default (list .Release.Namespace)) | toJson -}}
 {{- end }}
 

@@ -21,9 +21,9 @@ class World:
         api: Any = TinyApi()
         self.caches = Caches(api, ["moe"], VirtualClock(), self.wanted.append)
 
-    def hear(self, kind: Kind, name: str, spec: Any, **meta: Any) -> Any:
+    def hear(self, kind: Kind, name: str, spec: Any, status: Any = None, **meta: Any) -> Any:
         said = {"name": name, "namespace": "moe", "uid": f"uid-{name}", "resourceVersion": "1"}
-        found = {"metadata": said | meta, "spec": spec}
+        found = {"metadata": said | meta, "spec": spec, "status": status or {}}
         for one in self.caches._of[kind]:
             one._take("ADDED", found)
         return TRIMS[kind](found)
@@ -64,17 +64,25 @@ def test_a_workload_and_its_pods_are_its_fleets() -> None:
     assert world.asked() == {"chat"}
 
 
-def test_of_two_fleets_of_one_name_that_share_a_pool_one_was_first_though_made_at_once() -> None:
+def test_pods_that_have_ended_are_gone_though_they_are_there() -> None:
+    world = World()
+    fleet, selector = world.fleet("chat", of("chat")), {"matchLabels": {"app": "chat"}}
+    for number, phase in enumerate(("Running", "Failed", "Succeeded", "Pending")):
+        world.hear(PODS, f"chat-{number}", {}, {"phase": phase}, labels={"app": "chat"})
+    found = world.caches.pods(fleet, selector)
+    assert [one["metadata"]["name"] for one in found] == ["chat-0", "chat-3"]
+
+
+def test_nobody_was_first_with_a_pool_of_another_namespace_however_old() -> None:
     world = World()
     fleets = [
         Fleet(world.hear(
-            FLEETS, "chat", {"workload": of("chat"), "model": "m", "pool": "shared"},
-            namespace=namespace, uid=namespace, creationTimestamp="2026",
+            FLEETS, "chat", {"workload": of("chat"), "model": "m", "pool": "moe.chat"},
+            namespace=namespace, uid=namespace, creationTimestamp=made,
         ))
-        for namespace in ("there", "here")
+        for namespace, made in (("moe", "2026"), ("evil", "2025"))
     ]  # fmt: skip
-    found = [world.caches.first(one, []) for one in fleets]
-    assert [one and one.namespace for one in found] == ["here", None]
+    assert [world.caches.first(one, []) for one in fleets] == [None, None]
 
 
 def test_the_older_fleet_of_a_workload_was_first_and_then_the_name_decides() -> None:

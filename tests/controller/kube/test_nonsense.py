@@ -19,7 +19,7 @@ from controller.kube.objects import (
     STATEFUL_SETS,
     Kind,
 )  # fmt: skip
-from controller.kube.wanted import selectors
+from controller.kube.wanted import news, selectors
 from controller.kube.wanted.reconcile import reconcile
 from controller.kube.wanted.world import Fleet, Seen, World
 from placer.virtual_clock import VirtualClock
@@ -40,7 +40,7 @@ WORKLOADS: list[Any] = [
     {"selector": SELECTOR},
 ]  # fmt: skip
 REST: Any = {
-    "model": "m", "pool": "chat", "topology": {"fromNodeLabels": True}, "redundancy": 4,
+    "model": "m", "pool": "moe.chat", "topology": {"fromNodeLabels": True}, "redundancy": 4,
     "mode": "advisory", "objective": {"dispatch": "dedup", "maxMoved": 0.1}, "guard": 0.1,
     "budgets": [{"reasons": ["Scale"], "schedule": "0 22 * * *", "duration": "8h"},
                 {"bytesPerMinute": "10G"}],
@@ -49,13 +49,24 @@ REST: Any = {
 }  # fmt: skip
 PLAN: Any = {
     "fleet": "chat",
-    "pool": "chat",
+    "pool": "moe.chat",
     "planId": "plan-1",
     "digest": DIGEST,
     "epoch": 5,
     "ledgerId": "ledger-1",
     "approval": {"approved": True, "digest": DIGEST, "by": "alice"},
 }
+STATUS: Any = {
+    "phase": "Proposed", "balancedness": "0.61", "plans": {"applied": "chat-1", "proposed": "a"},
+    "width": {"desired": 2, "allocated": 2, "available": 2, "engineActive": 2, "traffic": 2},
+    "decision": {"outcome": "hold", "reason": "0 tokens", "at": "2026-01-01T00:00:00Z"},
+    "operation": {"id": "op-1", "queue": 0}, "liveWidth": {"possible": True}, "pool": "moe.chat",
+    "conditions": [{
+        "type": "Ready", "status": "True", "reason": "Serving", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }],
+    "acknowledgements": [{"rank": 0, "state": "Applied"}],
+}  # fmt: skip
 TEMPLATE = {"metadata": {"labels": LABELS}, "spec": CONTAINERS}
 OTHERS: list[tuple[Kind, Any]] = [
     (PODS, {"nodeName": "node", **CONTAINERS}),
@@ -96,29 +107,37 @@ def variants(spec: Any) -> Iterator[Any]:
             yield changed
 
 
-def heard(caches: Caches, kind: Kind, spec: Any, name: str = "chat") -> None:
+def heard(caches: Caches, kind: Kind, spec: Any, name: str = "chat", status: Any = None) -> None:
     meta = {
         "name": name, "uid": f"uid-{name}", "resourceVersion": "1", "labels": LABELS,
         **({"namespace": "moe"} if kind.namespaced else {}),
     }  # fmt: skip
     for one in caches._of[kind]:
         one.objects.clear()
-        one._take("ADDED", {"metadata": meta, "spec": spec})
+        one._take("ADDED", {"metadata": meta, "spec": spec, "status": status or {}})
 
 
-def looked_at(caches: Caches) -> None:
-    """As the operator does."""
-    for found in list(caches.all(FLEETS)):
-        fleet = Fleet(found)
+def looked_at(caches: Caches) -> list[str]:
+    """As the operator does. Of each fleet, why it is ready or not."""
+    ready = []
+    for one in list(caches.all(FLEETS)):
+        fleet = Fleet(one)
         workload = caches.workload(fleet)
         selector = selectors.selector_of(fleet.spec, workload)
         pods = caches.pods(fleet, selector)
-        seen = Seen(ledger="ledger-1", pool=pool(), plans={"plan-1": plan(pool="chat")})
-        reconcile(World(
+        seen = Seen(ledger="ledger-1", pool=pool(), plans={"plan-1": plan(pool="moe.chat")})
+        found = reconcile(World(
             fleet=fleet, seen=seen, now=NOW, first=caches.first(fleet, pods), workload=workload,
             selector=selector, pods=pods, products=caches.products(pods),
             plans=caches.plans(fleet),
         ))  # fmt: skip
+        news.of_fleet(fleet.status, found.status)
+        for name in found.statuses:
+            before = caches.get(PLANS, ("moe", name))
+            assert before is not None
+            news.of_plan(name, before["status"], found.statuses[name])
+        ready.append(found.status["conditions"][0]["reason"])
+    return ready
 
 
 def world(workload: Any) -> Caches:
@@ -139,6 +158,17 @@ def test_a_fleet_of_nonsense_ends_nobody(workload: Any) -> None:
         for kind, other in OTHERS:
             heard(caches, kind, other)
         looked_at(caches)
+
+
+def test_a_status_of_nonsense_is_said_anew() -> None:
+    spec = {"workload": WORKLOADS[0], **REST, "topology": {"preset": "h100"}}
+    caches = world(WORKLOADS[0])
+    heard(caches, FLEETS, spec)
+    [fine] = looked_at(caches)
+    for status in variants(STATUS):
+        heard(caches, FLEETS, spec, status=status)
+        heard(caches, PLANS, PLAN, status=status)
+        assert looked_at(caches) == [fine], status
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)

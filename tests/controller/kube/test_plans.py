@@ -36,6 +36,14 @@ def test_a_proposal_becomes_an_object_of_its_fleet() -> None:
     assert body["spec"]["moves"]["ranks"] == [{"rank": 1, "in": 1, "out": 0}]
 
 
+def test_an_object_says_why_its_plan_was_proposed_though_it_was_approved_before() -> None:
+    approved = plan(reason="mode is automatic", reasons=["it pays", "layer 0, expert 3: hot"])
+    told = plans.body_of(fleet(), approved, [])["spec"]["reasons"]
+    assert told == ["it pays", "layer 0, expert 3: hot"]
+    of_an_earlier_release = plans.body_of(fleet(), plan(), [])
+    assert of_an_earlier_release["spec"]["reasons"] == ["it pays"]
+
+
 def test_of_many_ranks_those_with_the_most_moves_are_told() -> None:
     moves = [{"gpu": gpu, "source": 0} for gpu in range(100) for _ in range(1 + gpu % 2)]
     told = plans.body_of(fleet(), plan(), moves)["spec"]["moves"]["ranks"]
@@ -86,6 +94,15 @@ def test_deleting_what_waits_rejects_it() -> None:
     before = fleet(status={"plans": {"proposed": NAME}})
     asked = call(wanted(before, plans=KNOWN))
     assert (asked.method, asked.request.plan_id) == ("Reject", "plan-1")
+
+
+def test_an_object_of_a_fleet_that_is_gone_goes_and_rejects_nothing() -> None:
+    """As one that was made anew finds those of the one before, until they are collected."""
+    before = {**plan_object(), "owner": "uid-before"}
+    named = fleet(status={"plans": {"proposed": NAME}})
+    for now in (fleet(), named):
+        found = wanted(now, plans=KNOWN, objects=[before])
+        assert (found.calls, found.obsolete, found.plans) == ([], [before], [KNOWN["plan-1"]])
 
 
 def test_deleting_what_was_approved_makes_it_again() -> None:

@@ -124,11 +124,14 @@ def test_a_workload_that_is_not_there_is_named() -> None:
     assert condition(found)[2] == "there is no StatefulSet chat in moe: make it"
 
 
-def test_a_fleet_elsewhere_that_has_its_pool_is_named_with_its_namespace() -> None:
-    first = fleet("chat")
-    first.object["metadata"]["namespace"] = "there"
-    found = wanted(fleet(pool="shared"), first=first)
-    assert condition(found)[2].startswith("MoEFleet there/chat claimed")
+@pytest.mark.parametrize("name", ["code.chat", "moe-2.chat", "chat", "moe"])
+def test_a_pool_of_another_namespace_is_not_its_to_have_whoever_was_first(name: str) -> None:
+    found = reconcile(world(fleet(pool=name)))
+    told = condition(found, "Stalled")
+    assert told[:2] == ("True", "PolicyRefused")
+    assert told[2].startswith(f"spec.pool {name} is none of namespace moe: delete this MoEFleet")
+    assert not found.calls
+    assert not found.plans
 
 
 def test_a_fleet_whose_workload_another_claimed_before_does_nothing() -> None:
@@ -170,6 +173,18 @@ def test_another_decision_is_told(outcome: str, reason: str, at: str) -> None:
     first = wanted(pool=pool(outcome="hold", reason="10 tokens", decided_s=1.0))
     later = pool(outcome=outcome, reason=reason, decided_s=31.0)
     assert wanted(fleet(status=first.status), pool=later).status["decision"]["at"] == at
+
+
+def test_a_plan_that_waits_is_one_decision_until_it_waits_for_something_else() -> None:
+    first = wanted(pool=pool(outcome="propose", reason="plan-1: 20% less: advisory", decided_s=1.0))
+    kept = fleet(status=first.status)
+    for reason, is_told in (
+        ("plan-1 waits for approval: 20% less", False),
+        ("plan-1 waits for its turn: ann approved it", True),
+        ("plan-2: 30% less: advisory", True),
+    ):
+        later = pool(outcome="propose", reason=reason, decided_s=31.0)
+        assert (wanted(kept, pool=later).status != first.status) == is_told
 
 
 def test_progress_is_told_in_words_that_stand() -> None:

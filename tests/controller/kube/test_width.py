@@ -79,6 +79,18 @@ def test_an_operation_that_runs_is_waited_for() -> None:
     assert found.patch is None
 
 
+def test_between_two_widths_ranks_are_as_they_were_said_last() -> None:
+    """Its workers do not agree while it switches, and requests are answered."""
+    said = {"desired": 3, "allocated": 3, "available": 3, "engineActive": 3, "traffic": 3}
+    running = [scaled("RUNNING", progress="engine-0: releasing")]
+    for now, desired in (
+        (fleet(status={"width": said}, width={"ranks": 2}), 2),
+        (fleet(status={"width": said}), 3),
+    ):
+        found = wanted(now, pool=pool(0), workload=workload(3), pods=pods(3), operations=running)
+        assert found.status["width"] == {**said, "desired": desired}
+
+
 def test_fewer_ranks_ask_the_engine_first() -> None:
     found = wanted(wide(1, desired=2))
     assert call(found).method == "ScaleTo"

@@ -154,11 +154,12 @@ async def test_a_plan_says_of_which_ledger_it_is_what_it_wins_and_why() -> None:
         status = await world.fleet.Status(fleet_pb2.StatusRequest())
         assert status.ledger_id == plan.ledger_id
         assert 1 - plan.score_after_s / plan.score_before_s == pytest.approx(plan.gain)
-        assert plan.reasons[0].startswith("layer 0, expert ")
+        assert plan.reasons[0] == plan.reason
+        assert plan.reasons[1].startswith("layer 0, expert ")
         given = await world.proposed(IN_ORDER)
         assert given.epoch > plan.epoch
         assert not given.HasField("score_before_s")
-        assert list(given.reasons) == []
+        assert list(given.reasons) == [given.reason]
 
 
 @asynchronous
