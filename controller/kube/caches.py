@@ -54,7 +54,7 @@ class Caches:
     def unsynced(self) -> list[str]:
         """What is not known yet, and why."""
         return [
-            f"{one.kind.plural} of {one.namespace or 'the cluster'}: {one.trouble or 'listing'}"
+            f"{one.kind.plural} of {one.namespace or 'the cluster'}: {one.condition or 'listing'}"
             for one in self._informers
             if not one.synced
         ]

@@ -23,7 +23,7 @@ class Informer:
 
     objects: by namespace and name
     synced:  whether that is all there is, or was at some moment
-    trouble: what keeps it from the newest; empty if nothing does
+    condition: what keeps it from the newest; empty if nothing does
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Informer:
         self._api, self.kind, self.namespace, self._clock = api, kind, namespace, clock
         self._changed, self._trim = changed, trim
         self.objects: dict[Name, Object] = {}
-        self.synced, self.trouble = False, ""
+        self.synced, self.condition = False, ""
         self._version = ""  # up to which all is known; empty while nothing is
         self._written: dict[Name, Object] = {}  # while a list is under way
 
@@ -43,24 +43,24 @@ class Informer:
             try:
                 if not self._version:
                     await self._list()
-                failures, self.trouble = 0, ""
+                failures, self.condition = 0, ""
                 async for event in self._api.watch(self.kind, self.namespace, self._version):
                     self._version = event["object"]["metadata"]["resourceVersion"]
                     self._take(event["type"], event["object"])
             except ApiError as error:
                 if error.status == GONE:
                     self._version = ""
-                    if not self.trouble:  # once: a server that answers so for ever is not hurried
-                        self.trouble = str(error)
+                    if not self.condition:  # once: a server that answers so for ever is not hurried
+                        self.condition = str(error)
                         continue
                 if error.status == NOT_FOUND:
                     self._become({})
                     self.synced, self._version = True, ""
                     await self._clock.sleep(UNKNOWN_S)
                     continue
-                if str(error) != self.trouble and error.status:
+                if str(error) != self.condition and error.status:
                     log.warning("placer: %s: trying again", error)
-                self.trouble, failures = str(error), failures + 1
+                self.condition, failures = str(error), failures + 1
                 backoff_s = min(FIRST_S * 2 ** (failures - 1), LONGEST_S)
                 lot = 0.5 + self._clock.random.random() / 2
                 await self._clock.sleep(max(error.retry_after_s, backoff_s * lot))

@@ -131,7 +131,7 @@ async def test_who_may_not_look_is_not_synced_and_says_why(world: World) -> None
     world.api.refuses = [ApiError(403, "GET moefleets: forbidden")] * 2
     await world.pass_by(0.05)
     assert not world.informer.synced
-    assert world.informer.trouble == "GET moefleets: forbidden"
+    assert world.informer.condition == "GET moefleets: forbidden"
 
 
 @looked_at
