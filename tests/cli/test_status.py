@@ -1,7 +1,6 @@
-import re
-
 """`placer status`, and how every verb fails that needs a controller."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -266,4 +265,4 @@ def test_a_pool_of_two_widths_tells_of_each(placer: Placer) -> None:
         out = page(placer, "--to", running.address)
     assert "tiny tiny on 2 ranks, 4 slots a layer and 4 ranks, 4 slots a layer " in out
     assert "on 4 ranks hold: 0 tokens of mixed traffic in 300 s < " in out
-    assert "engine-3 4 1 0 s ago" in out
+    assert re.search(r"engine-3 4 1 \d+ s ago", out)
