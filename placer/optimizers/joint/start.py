@@ -31,9 +31,8 @@ def whole_nodes(problem: Problem) -> IntArray | None:
     latency is waited for until the last expert has come."""
     objective, nodes = problem.objective, problem.topology.nodes
     slots, gpus = problem.slots // nodes, problem.topology.gpus_per_node
-    if nodes == 1 or slots < problem.model.experts or objective.dispatch == "allgather":
-        return None
-    if problem.current is not None or objective.keep_groups:
+    has_room = nodes > 1 and slots >= problem.model.experts
+    if not has_room or objective.dispatch == "allgather" or objective.keep_groups:
         return None
     load = problem.profile.load
     table = separate(rebalance(load, slots, 1, 1, gpus), load, gpus, 1)
