@@ -186,7 +186,7 @@ class PoolModel:
         state, model = self.serving.state, self.hardware.model
         shares = self.routing.shares[self.moment]
         window_s, self._pushed_s = max(now_s - self._pushed_s, 1e-3), now_s
-        told = False  # one engine tells of pairs for all
+        told = False  # one engine that serves tells of pairs for all
         for at, (name, engine) in enumerate(self.engines.items()):
             if engine.is_gone:
                 continue
@@ -202,7 +202,7 @@ class PoolModel:
                 for phase, tokens in counted.items()
                 if tokens > model.experts
             ]
-            if self.routing.affinity is not None and not told:
+            if self.routing.affinity is not None and deltas and not told:
                 deltas, told = [self._with_pairs(one) for one in deltas], True
             pace = Pace(now[2] - then[2], min(now[3] - then[3], window_s), window_s)
             fleet.push(id, self._pushes, deltas, {"decode": pace})
