@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import replace
 
 from controller.changes.arbiter import Arbiter
-from controller.changes.operations import Operation, Phase, Scale
+from controller.changes.operations import Operation, Phase
 from controller.changes.sizing import asked, sized, widths
 from controller.config import Config
 from controller.fleet.pools import Group, Pool, width_of
@@ -165,9 +165,9 @@ class Loads:
 
     async def begin(self, waiting: Record[Operation]) -> None:
         """What waited for its turn, if its GPUs are there."""
-        pool, change = waiting.pool, waiting.value.change
-        assert isinstance(change, Scale)
-        ranks = change.ranks
+        pool, scale = waiting.pool, waiting.value.scale
+        assert scale is not None  # nothing else waits here
+        ranks = scale.ranks
         if pool not in self.fleet.pools and self.arbiter.ledger.age_s(waiting) > FORGOTTEN_S:
             self.arbiter.queue.withdraw(waiting, f"{pool} is gone")
             return
@@ -241,7 +241,7 @@ class Loads:
         ledger, failures = self.arbiter.ledger, 0
         rested_s, resize_s = None, RESIZE_S
         for record in ledger.records.newest("operation", LATELY, pool, final=True):
-            if not isinstance(record.value.change, Scale):
+            if record.value.scale is None:
                 continue
             if rested_s is None:
                 rested_s = ledger.age_s(record)

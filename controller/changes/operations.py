@@ -134,6 +134,11 @@ class Operation:
     rollback_targets: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def scale(self) -> Scale | None:
+        """The change of width, if it is one."""
+        return self.change if isinstance(self.change, Scale) else None
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """By which it is known."""
         return (self.key, self.back_key, *self.other_keys)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from controller.changes import rank_loads
-from controller.changes.operations import Operation, Scale
+from controller.changes.operations import Operation
 from controller.changes.plans import Kept, PlanState
 from controller.ledger.ledger import Ledger, Record
 from placer.errors import PlacerError
@@ -75,11 +75,11 @@ class Told:
         found = {BALANCE: line(at_s, [one.value.balancedness for one in decisions])}
         steps: list[tuple[float, float]] = []
         for one in self._ledger.newest("operation", pool=pool)[::-1]:
-            operation, change = one.value, one.value.change
-            if isinstance(change, Scale) and operation.is_final and operation.engines:
+            operation, scale = one.value, one.value.scale
+            if scale is not None and operation.is_final and operation.engines:
                 engines, at = operation.engines, self._at(operation.begun_s)
-                after = change.ranks if operation.phase == "succeeded" else change.before
-                steps += [(at, engines * change.before), (self._at(one.at_s), engines * after)]
+                after = scale.ranks if operation.phase == "succeeded" else scale.before
+                steps += [(at, engines * scale.before), (self._at(one.at_s), engines * after)]
         if gpus and at_s:
             steps = [(at_s[0], steps[0][1] if steps else gpus), *steps, (at_s[-1], gpus)]
         steps.sort()

@@ -50,12 +50,14 @@ def releasable(loop: Loop, pool: str) -> list[str]:
 
 def operation(loop: Loop, record: Record[Operation]) -> Any:
     """With its place among those that wait, and the pods that nobody needs since."""
-    told, change = wire.operation(record), record.value.change
+    told, scale = wire.operation(record), record.value.scale
     told.queue = loop.arbiter.queue.place(record.id)
-    if isinstance(change, Scale) and record.value.phase is Phase.WAITING:
-        told.progress = _waits_for(loop, record.pool, change)
-    elif isinstance(change, Scale) and record.value.phase is Phase.SUCCEEDED:
-        spare = releasable(loop, record.pool) if change.ranks < change.before else []
+    if scale is None:
+        return told
+    if record.value.phase is Phase.WAITING:
+        told.progress = _waits_for(loop, record.pool, scale)
+    elif record.value.phase is Phase.SUCCEEDED:
+        spare = releasable(loop, record.pool) if scale.ranks < scale.before else []
         last = loop.arbiter.history.last_change(record.pool) if spare else None
         if last is not None and last.id == record.id:
             told.released_pods.extend(spare)

@@ -221,14 +221,13 @@ def plan(record: Record[Kept], ledger_id: str, file: bytes = b"") -> Any:
 def operation(record: Record[Operation]) -> Any:
     found = record.value
     phase = fleet_pb2.OperationPhase.Value(f"OPERATION_PHASE_{_upper(found.phase)}")
-    change = found.change
     return fleet_pb2.Operation(
         id=found.id, idempotency_key=found.key, pool=found.pool, kind=found.kind, phase=phase,
         plan_id=found.plan_id, progress=found.progress, reason=found.why or record.reason,
         begun_s=found.begun_s, changed_s=record.at_s, copied_bytes=found.copied_bytes,
         longest_pause_s=found.longest_pause_s, version=record.version, ranks=found.width,
         seconds=found.seconds, bytes=found.bytes,
-        resize=resize(change) if isinstance(change, Scale) else None, epoch=found.epoch,
+        resize=resize(found.scale) if found.scale is not None else None, epoch=found.epoch,
     )  # fmt: skip
 
 
