@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from controller.changes.arbiter import Arbiter
-from controller.changes.operations import Operation
 from controller.changes.runner import Runner
 from controller.config import Config
 from controller.fleet import snapshots
@@ -18,7 +17,7 @@ from controller.fleet.pools import Group, Pool, Registration
 from controller.fleet.reported import ReportedCapacity
 from controller.fleet.traces import SampledRequests
 from controller.fleet.workers import Fleet
-from controller.ledger.ledger import LedgerError, Record
+from controller.ledger.ledger import LedgerError
 from controller.ledger.watched import WatchedLedger
 from controller.loads import Loads
 from controller.policies import POLICIES
@@ -162,13 +161,14 @@ class Loop:
 
     async def _look(self, group: Group) -> None:
         """Observe the engines of one pool and width, and decide."""
-        now, key = self.ledger.clock.now(), (group.pool, group.ranks)
-        running = self._at_work(group)
+        now, key, history = self.ledger.clock.now(), (group.pool, group.ranks), self.arbiter.history
+        running = history.at_work(*key)
         if running is not None:  # what stands is in between
             reason = f"{running.id} is at work: {running.value.progress}"
             last, decisions = self.views.get(key, View({}, now)), {"": Decision("wait", reason)}
             self._decided(key, replace(last, decisions=decisions, at_s=now))
             return
+        stood = history.last_changes(*key)
         asked = await self.question(group)
         answer: Answer
         if isinstance(asked, Hold):
@@ -177,6 +177,8 @@ class Loop:
             problem, unseen = asked
             answer = await self._answer(group, problem, unseen)
             view = self._view(group, problem, now)
+        if history.at_work(*key) is not None or history.last_changes(*key) != stood:
+            return  # the answer is about where these engines were: something changed them meanwhile
         self._answers[key] = answer
         balance = view.score.balancedness if view.score else 1.0
         scaling = self.loads.scaling(group, balance)
@@ -185,9 +187,11 @@ class Loop:
 
     async def _look_at_size(self, pool: Pool) -> None:
         await self.loads.read(pool)
-        if (group := pool.group()) is None or self._at_work(group) is not None:
+        if (group := pool.group()) is None:
             return
         key, now = (group.pool, group.ranks), self.ledger.clock.now()
+        if self.arbiter.history.at_work(*key) is not None:
+            return
         view = self.views.get(key, View({}, now))
         balance = view.score.balancedness if view.score else 1.0
         scaling = self.loads.scaling(group, balance)
@@ -197,13 +201,6 @@ class Loop:
             decision = await self._take(group, decision, view)
             decisions = {**view.decisions, SIZES: decision}
             self._decided(key, replace(view, decisions=decisions, at_s=now))
-
-    def _at_work(self, group: Group) -> Record[Operation] | None:
-        """The operation that changes these engines, if one does."""
-        running = self.arbiter.running
-        if running is None or running.pool != group.pool:
-            return None
-        return running if running.value.width in (0, group.ranks) else None
 
     async def _answer(self, group: Group, problem: Problem, unseen: Unseen | None) -> Answer:
         optimizer = self.config.of(group.pool).optimizer

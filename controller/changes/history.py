@@ -32,6 +32,13 @@ class History:
                 return record
         return None
 
+    def at_work(self, pool: str, width: int) -> Record[Operation] | None:
+        """The operation that changes the pool's engines of this width now, if one does."""
+        for record in self.ledger.open("operation", pool):
+            if record.value.phase is not Phase.WAITING and record.value.width in (0, width):
+                return record
+        return None
+
     def last_change(self, pool: str, width: int = 0) -> Record[Operation] | None:
         """The newest operation that left the pool elsewhere, or its engines of this width."""
         for record in self._ended(pool, width):

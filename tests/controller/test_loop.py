@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 
 from controller.config import Config, Hours
-from controller.engines.in_memory import MemoryEngine
+from controller.engines.in_memory import MemoryEngine, MemoryPlanner
 from controller.fleet.pools import WorkerId
 from controller.loop import AGAIN_S
+from controller.policies.policy import Answer
 from controller.server.messages.wire import outcome
 from placer.plan import Hold, Infeasible, Plan
 from tests.controller.tiny_pool import (
@@ -87,6 +88,24 @@ async def test_an_advisor_waits_proposes_and_moves_nothing_until_it_is_approved(
     world.arbiter.plans.approve("plan-1", plan.version, "ann looked at it")
     await world.tick(TICK_S)
     assert (world.states(), is_even(world)) == ({"plan-1": "applied"}, True)
+
+
+@in_virtual_time
+async def test_a_plan_for_where_engines_were_before_a_change_is_dropped() -> None:
+    world = World(confirmations=1, cooldown_s=0.0)
+    planner = world.loop.planner
+
+    class Slow(MemoryPlanner):
+        async def answer(self, *asked: Any) -> Answer:
+            answer = await planner.answer(*asked)
+            await world.apply(GOAL)
+            await world.arbiter.settle()
+            return answer
+
+    world.loop.planner = Slow(world.clock)
+    world.count(SKEWED)
+    await world.tick()
+    assert (world.states(), world.stand_at(GOAL)) == ({"plan-1": "applied"}, True)
 
 
 @in_virtual_time
