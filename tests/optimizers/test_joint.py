@@ -278,6 +278,24 @@ def test_the_gpu_that_owns_most_tokens_is_known_of_a_trace_with_requests_for_all
         assert terms.rules(a_problem(trace, objective=DEDUP)).owned == owned
 
 
+def test_what_a_gpu_owns_goes_into_other_nodes_by_its_place() -> None:
+    """GPUs own 4, 3 | 2, 1 tokens, node by node: 4 of a mean of 2.5, and the first place 6 of 5."""
+    trace = a_trace([[[0, 1]]] * 10, seq_lens=[4, 3, 2, 1])
+    found = terms.rules(a_problem(trace, gpus=4, nodes=2, objective=DEDUP))
+    assert (found.owned, found.owned_node) == (1.2, 1.6)
+
+
+def test_of_links_and_network_the_slower_is_felt() -> None:
+    trace = random_trace(0, tokens=200, layers=2, experts=8)
+    problem = a_problem(trace, gpus=4, nodes=2, objective=Objective("coherent"))
+    layer, row = terms.layers(problem)[0], np.arange(8)
+    rules = terms.rules(problem, [layer])
+    slow = rules._replace(visit_s=1.0, node_visit_s=1e-3, latency_s=0.0, node_latency_s=0.0)
+    assert terms.felt(layer, slow, row) == pytest.approx([1 / 4, 0.0], abs=1e-8)
+    slow = rules._replace(visit_s=1e-3, node_visit_s=1.0, latency_s=0.0, node_latency_s=0.0)
+    assert terms.felt(layer, slow, row) == pytest.approx([0.0, 1 / 2], abs=1e-8)
+
+
 @pytest.mark.parametrize("dispatch", ["allgather", "dedup"])
 @pytest.mark.parametrize("seed", range(6))
 def test_no_layer_gets_slower_on_what_was_recorded(dispatch: Dispatch, seed: int) -> None:

@@ -93,7 +93,9 @@ class Rules(NamedTuple):
                 elsewhere visits it
     latency_s, node_latency_s: seconds that they take however few tokens visit, if any does
     overlap:    share of them that experts' work hides
-    owned:      tokens of the GPU that owns most, over the mean
+    owned:      tokens of the place, in all nodes, whose GPUs own most, over the mean: local links
+                carry what the GPU in the owner's place forwards
+    owned_node: of the GPU that owns most, which sends them over the network
     slowest, slowest_node: how many standard deviations the slowest GPU and node is above the mean
     coherent:   whether ``leaving`` counts
     by_rule:    whether replicas share as the dispatch rule says (``sharing.shares``), or evenly
@@ -114,6 +116,7 @@ class Rules(NamedTuple):
     node_latency_s: float
     overlap: float
     owned: float
+    owned_node: float
     slowest: float
     slowest_node: float
     coherent: bool
@@ -236,16 +239,18 @@ def step_seconds(rules: Rules, totals: Totals, gpus: int) -> float:
     experts = slowest(seconds, squares, latest, gpus, rules.slowest, noise)
     vary = noise / max(seconds * seconds, TINY)
     local = slowest(visits, visits2, busiest, gpus, rules.slowest, vary * visits * visits)
-    most = rules.owned  # or the one that owns most tokens sends most
+    most, most_node = rules.owned, rules.owned_node  # or who owns most tokens sends most
     if rules.coherent:
-        most = max(most, 1.0 + rules.slowest * math.sqrt(max(owned / gpus - 1.0, 0.0)))
+        uneven = math.sqrt(max(owned / gpus - 1.0, 0.0))
+        most = max(most, 1.0 + rules.slowest * uneven / math.sqrt(rules.nodes))
+        most_node = max(most_node, 1.0 + rules.slowest * uneven)
     local = max(local, visits / gpus * most)
     links = link_seconds(local, rules.visit_s, rules.latency_s)
     if rules.nodes > 1:
         above = rules.slowest_node
         spread = vary * node_visits * node_visits
         node = slowest(node_visits, node_visits2, busiest_node, rules.nodes, above, spread)
-        node = max(node, node_visits / rules.nodes * most)
+        node = max(node, node_visits / rules.nodes * most_node)
         links = max(links, link_seconds(node, rules.node_visit_s, rules.node_latency_s))
     return both(rules, experts, links)
 
@@ -786,7 +791,7 @@ def recorded_s(layer: Layer, rules: Rules, state: State) -> float:
     visits = max(state.totals[9], state.totals[4] * most)
     links = link_seconds(visits, rules.visit_s, rules.latency_s)
     if rules.nodes > 1:
-        most = rules.owned / rules.nodes
+        most = rules.owned_node / rules.nodes
         visits = max(state.totals[10], state.totals[6] * most)
         links = max(links, link_seconds(visits, rules.node_visit_s, rules.node_latency_s))
     return seconds_of(layer, state) - state.step[0] + both(rules, state.totals[8], links)
@@ -1185,6 +1190,7 @@ def _compile() -> None:
         0.0,
         0.0,
         0.0,
+        1.0,
         1.0,
         1.0,
         1.0,
