@@ -232,9 +232,8 @@ def test_where_tokens_come_from_pulls_on_the_layer_after() -> None:
     problem = a_problem(trace, objective=Objective("coherent"))
     layers = terms.layers(problem)
     table = a_placement([[0, 1, 2, 3], [0, 1, 2, 3]]).physical_to_logical
-    second = terms.with_neighbours(problem, layers[1], table, 1)
+    first, second = terms.with_neighbours(problem, layers, table)
     assert second.standing[3, 0] < 0 == second.standing[3, 1]
-    first = terms.with_neighbours(problem, layers[0], table, 0)
     assert first.leaving[0, 1] > 0 == first.leaving[0, 0]
 
 
@@ -246,6 +245,20 @@ def test_the_kernel_shares_replicas_as_the_score_does() -> None:
         state = settle(terms.layers(problem)[0], terms.rules(problem), row)
         share = shares(problem.profile, problem.placement(row[None]), "dedup")[0]
         assert state.shares == pytest.approx(share)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_kernel_knows_where_coherent_tokens_are(nodes: int) -> None:
+    trace, objective = (
+        random_trace(3, tokens=500, layers=2, experts=8, top_k=3),
+        Objective("coherent"),
+    )
+    problem = large(a_problem(trace, slots=16, gpus=4, nodes=nodes, objective=objective))
+    table = np.array([[*range(8), 7, 3, 1, 0, 6, 2, 4, 5], [*range(8), 5, 5, 4, 6, 7, 2, 1, 0]])
+    _, layer = terms.with_neighbours(problem, terms.layers(problem), table)
+    state = settle(layer, terms.rules(problem), table[1])
+    share = shares(problem.profile, problem.placement(table), "coherent")[1]
+    assert state.shares == pytest.approx(share)
 
 
 def test_even_the_smallest_worlds_are_searched() -> None:

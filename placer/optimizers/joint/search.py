@@ -66,6 +66,8 @@ class Layer(NamedTuple):
     standing:   [E, G] seconds a step for the expert's being on the GPU: the price of bringing it
                 there, less what is saved by its being where its tokens come from
     leaving:    [E, G] seconds saved a step by an expert, over r, that is where its tokens go next
+    owners:     [E, G] chance that a token that uses the expert is at home on the GPU; empty, unless
+                that is known: alike for all
     owning:     [E] tokens that stay where the expert ran, over their mean a GPU; empty, unless they
                 stay
     visitors:   [P, E] of the tokens whose home is elsewhere, of each place, the chance that one
@@ -81,6 +83,7 @@ class Layer(NamedTuple):
     reading: FloatArray
     standing: FloatArray
     leaving: FloatArray
+    owners: FloatArray
     owning: FloatArray
     visitors: FloatArray
     visiting: npt.NDArray[np.float32]
@@ -520,25 +523,29 @@ def divide(layer: Layer, rules: Rules, state: State, whose: Pair, pair: Pair) ->
         state.fresh[2, at] = rest / use
         total += state.fresh[1, at]
     if n == 2 and rules.nodes == 1:
-        more = (gpus - 2) / (2 * gpus)
+        one = owned(layer, rules, (expert, state.holders[0]))[0]
+        other = owned(layer, rules, (expert, state.holders[1]))[0]
+        more = (1.0 - one - other) / 2
         by = more * (state.fresh[1, 0] - state.fresh[1, 1])
-        state.fresh[0, 0], state.fresh[0, 1] = 0.5 + by, 0.5 - by
+        state.fresh[0, 0], state.fresh[0, 1] = one + more + by, other + more - by
         state.fresh[2, 0] *= more
         state.fresh[2, 1] *= more
         return
-    every, nodes = 0.0, 1.0
+    every, elsewhere = 0.0, 1.0
     for at in range(n):
         every += taken(state.fresh[1, at], (total - state.fresh[1, at]) / (n - 1), n)
-        if rules.nodes > 1 and at > 0:  # one node more, unless an earlier replica is in it
-            node = state.holders[at] // per_node
-            for other in range(at):
-                if state.holders[other] // per_node == node:
-                    break
-            else:
-                nodes += 1.0
+        here, around = owned(layer, rules, (expert, state.holders[at]))
+        if rules.nodes == 1:
+            elsewhere -= here
+            continue
+        for other in range(at):  # its node counts once
+            if state.holders[other] // per_node == state.holders[at] // per_node:
+                break
+        else:
+            elsewhere -= around
     for at in range(n):
         chance = state.fresh[1, at]
-        elsewhere = (rules.nodes - nodes) * per_node if rules.nodes > 1 else gpus - n
+        here, around = owned(layer, rules, (expert, state.holders[at]))
         found = elsewhere * taken(chance, (total - chance) / (n - 1), n) / every
         grows = elsewhere * following(total / n, n)
         if rules.nodes > 1:
@@ -547,15 +554,32 @@ def divide(layer: Layer, rules: Rules, state: State, whose: Pair, pair: Pair) ->
                 if state.holders[other] // per_node == node:
                     mates += 1
                     near += state.fresh[1, other]
+                    around -= owned(layer, rules, (expert, state.holders[other]))[0]
             for other in range(n):
                 if state.holders[other] // per_node == node:
                     one = state.fresh[1, other]
                     inside += taken(one, (near - one) / max(mates - 1, 1), mates)
             one = taken(chance, (near - chance) / max(mates - 1, 1), mates)
-            found += (per_node - mates) * one / inside
-            grows += (per_node - mates) * following(near / mates, mates)
-        state.fresh[0, at] = (1.0 + found) / gpus
-        state.fresh[2, at] *= grows / gpus
+            found += around * one / inside
+            grows += around * following(near / mates, mates)
+        state.fresh[0, at] = here + found
+        state.fresh[2, at] *= grows
+
+
+@inlined
+def owned(layer: Layer, rules: Rules, whose: Pair) -> Pair:
+    """The chance that a token that uses the expert is at home on the GPU, and in its node."""
+    expert, k = whose
+    gpus = layer.standing.shape[1]
+    per_node = gpus // rules.nodes
+    if not len(layer.owners):
+        return 1.0 / gpus, 1.0 / rules.nodes
+    around = 0.0
+    if rules.nodes > 1:
+        first = k // per_node * per_node
+        for other in range(first, first + per_node):
+            around += layer.owners[expert, other]
+    return layer.owners[expert, k], around
 
 
 @compiled
@@ -953,6 +977,7 @@ def descend(
             layer.reading,
             layer.standing + price * away,
             layer.leaving,
+            layer.owners,
             layer.owning,
             layer.visitors,
             layer.visiting,
@@ -1107,7 +1132,8 @@ def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> I
         return state.slots
     sure = Layer(
         layer.use, layer.pairs, np.zeros_like(layer.risk), np.zeros((0, 0)), layer.arithmetic,
-        layer.reading, layer.standing, layer.leaving, layer.owning, layer.visitors, layer.visiting,
+        layer.reading, layer.standing, layer.leaving, layer.owners, layer.owning, layer.visitors,
+        layer.visiting,
     )  # fmt: skip
     tighten(sure, rules, state)
     if recorded_s(sure, rules, state) <= enough:
@@ -1179,7 +1205,18 @@ def _compile() -> None:
     experts, rates = np.zeros(2), np.zeros((2, 4))
     square, none, nobody = np.zeros((2, 2)), np.zeros(0), np.zeros((0, 2, 2), dtype=np.float32)
     layer = Layer(
-        experts, square, experts, square, experts, rates, square, square, none, square[:0], nobody
+        experts,
+        square,
+        experts,
+        square,
+        experts,
+        rates,
+        square,
+        square,
+        square[:0],
+        none,
+        square[:0],
+        nobody,
     )
     tables = np.ones((2, 4))
     rules = Rules(

@@ -7,7 +7,7 @@ from placer.arrays import FloatArray, IntArray
 from placer.cost import compute, links, moves, outlook, steps
 from placer.cost.homes import homes as least_loaded
 from placer.cost.owned import Kinds
-from placer.cost.sharing import away
+from placer.cost.sharing import away, owners, shares
 from placer.optimizers.joint.search import CHANCE, Layer, Rules, settle
 from placer.problem import Problem
 
@@ -121,6 +121,7 @@ def layers(problem: Problem) -> list[Layer]:
             reading=reading[at],
             standing=nowhere,
             leaving=nowhere,
+            owners=nowhere[:0],
             owning=owning[at],
             visitors=np.zeros((0, experts)),
             visiting=np.zeros((0, experts, experts), dtype=np.float32),
@@ -217,34 +218,36 @@ def _step_seconds(problem: Problem) -> float:
     return experts + problem.model.layers * exchange
 
 
-def with_neighbours(problem: Problem, layer: Layer, table: IntArray, at: int) -> Layer:
-    """``layer``, the one ``at``, with what is saved by standing where tokens come from and go to.
+def with_neighbours(problem: Problem, layers: list[Layer], table: IntArray) -> list[Layer]:
+    """``layers`` with what is saved by standing where tokens come from and go to, and with where
+    they are.
 
-    table: [layers, slots] the experts of the layers beside it
+    table: [layers, slots] the experts of the layers beside each
     """
-    transitions, tokens, model = problem.profile.transitions, problem.profile.tokens, problem.model
+    profile, model, gpus = problem.profile, problem.model, problem.topology.gpus
+    transitions = profile.transitions
     assert transitions is not None  # is_coherent
-    found = rules(problem, [layer])
+    known, placement = rules(problem, layers), problem.placement(table)
+    served = shares(profile, placement, "coherent")
     there = model.dispatch_bytes / (model.dispatch_bytes + model.combine_bytes)
-    standing, leaving = layer.standing.copy(), np.zeros_like(layer.leaving)
-    levels = (problem.topology.gpus, found.nodes)
-    for places, seconds in zip(levels, felt(layer, found, table[at]), strict=False):
-        width = problem.topology.gpus // places
-        saved = seconds * there / tokens  # dispatch, but not combine
-        if at > 0:
-            share = _share(table[at - 1], model.experts, places)
-            standing -= np.repeat(saved * transitions[at - 1].T @ share, width, axis=1)
-        if at + 1 < len(table):
-            held = _share(table[at + 1], model.experts, places) > 0
-            leaving += np.repeat(saved * transitions[at] @ held, width, axis=1)
-    return layer._replace(standing=standing, leaving=leaving)
-
-
-def _share(row: IntArray, experts: int, places: int) -> FloatArray:
-    """[experts, places] share of each expert's replicas in each place."""
-    held = np.zeros((experts, places))
-    np.add.at(held, (row, np.arange(len(row)) * places // len(row)), 1.0)
-    return held / np.maximum(held.sum(axis=1, keepdims=True), 1)
+    found = []
+    for at, layer in enumerate(layers):
+        standing, leaving = layer.standing.copy(), np.zeros_like(layer.leaving)
+        levels = (gpus, known.nodes)
+        for places, seconds in zip(levels, felt(layer, known, table[at]), strict=False):
+            width = gpus // places
+            saved = seconds * there / profile.tokens  # dispatch, but not combine
+            if at > 0:
+                share = served[at - 1].reshape(-1, places, width).sum(axis=2)
+                standing -= np.repeat(saved * transitions[at - 1].T @ share, width, axis=1)
+            if at + 1 < len(layers):
+                held = placement.held_in(places)[at + 1]
+                leaving += np.repeat(saved * transitions[at] @ held, width, axis=1)
+        layer = layer._replace(standing=standing, leaving=leaving)
+        if known.by_rule:
+            layer = layer._replace(owners=owners(profile, served, at))
+        found.append(layer)
+    return found
 
 
 def felt(layer: Layer, rules: Rules, row: IntArray) -> list[float]:
