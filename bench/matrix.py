@@ -3,15 +3,18 @@
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from rich.table import Table
 
 from bench.timing import console
-from placer import model, topology
+from placer import model, planner, topology
 from placer.cost import score
 from placer.files.routing import read_trace
 from placer.model import ModelShape
@@ -30,6 +33,7 @@ GPUS, REDUNDANT = (2, 4, 8, 16, 32), (0, 32)
 TOPOLOGIES = ("h100", "gb200-nvl72", "a100", "pcie-l40s", "ascend-910b")
 PHASES = ("prefill", "decode")
 SPLITS = 5
+TOLD = 50  # combinations between lines of progress
 EQUAL = 1e-9  # a ratio above 1 by less is rounding
 
 
@@ -72,10 +76,16 @@ class Outcome:
 
 def run() -> None:
     """All combinations, or every n-th with MATRIX=n; then held out, with HELD_OUT=n."""
-    known = {one.name: one for one in recordings()}
+    known = recordings()
     step = int(os.environ.get("MATRIX", "1"))
-    begun = time.perf_counter()
-    outcomes = [outcome(known[one.recording], one) for one in list(settings(known))[::step]]
+    begun, some = time.perf_counter(), list(settings(known))[::step]
+    outcomes: list[Outcome] = []
+    with ProcessPoolExecutor() as pool:
+        for one in pool.map(outcome, some):
+            outcomes.append(one)
+            if not len(outcomes) % TOLD:
+                ratios = [found.solved for found in outcomes]
+                print(f"{len(outcomes)} of {len(some)}: mean {np.mean(ratios):.4f}", flush=True)
     console.print(f"{len(outcomes)} combinations in {time.perf_counter() - begun:.0f} s")
     console.print(_table(outcomes))
     for one in sorted(outcomes, key=lambda found: -found.searched)[:10]:
@@ -85,7 +95,13 @@ def run() -> None:
         console.print(_held_out(known, list(settings(known))[::step]))
 
 
-def recordings() -> Iterator[Recording]:
+@cache
+def recordings() -> dict[str, Recording]:
+    """By name; read once, also for the processes that are forked afterwards."""
+    return {one.name: one for one in _read()}
+
+
+def _read() -> Iterator[Recording]:
     lite, oss = model.preset("deepseek-v2-lite"), model.preset("gpt-oss-20b")
     paths = [(lite, path) for path in sorted((DATA / "deepseek-v2-lite-routing").glob("*.npz"))]
     decode = (DATA / "gpt-oss-20b-decode" / f"{name}.npz" for name in ("stem", "humanities"))
@@ -123,14 +139,13 @@ def problem(recording: Recording, setting: Setting) -> Problem:
     )
 
 
-def outcome(recording: Recording, setting: Setting) -> Outcome:
-    task = problem(recording, setting)
-    best = min(
-        score(task, optimizer(name)(task).placement, task.trace).step_s
-        for name in ("linear", "eplb")
-    )
-    solution = solve(task, "joint")
-    searched = optimizer("joint")(task).placement
+def outcome(setting: Setting) -> Outcome:
+    task = problem(recordings()[setting.recording], setting)
+    found = {name: optimizer(name)(task) for name in ("linear", "eplb", "joint")}
+    best = min(score(task, found[name].placement, task.trace).step_s for name in ("linear", "eplb"))
+    searched = found["joint"].placement
+    with mock.patch.object(planner, "optimizer", lambda name: lambda _: found[name]):  # once
+        solution = solve(task, "joint")
     if not isinstance(solution, Solution):
         raise SystemExit(f"{setting}: {solution.reason}")
     return Outcome(

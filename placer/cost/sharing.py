@@ -12,15 +12,18 @@ Of r replicas that a token visits anyway with the chances v, independently, one 
 
 with the mean chance of the others for theirs: exact for two replicas. Then
 
-    share = 1/G + (GPUs of the node without a replica)/G * q(of the node's)
-                + (GPUs of nodes without a replica)/G * q(of all).
+    share = P(here) + P(on a GPU of the node without a replica) * q(of the node's)
+                    + P(in a node without a replica) * q(of all),
+
+where a token is on each GPU as likely or, under ``coherent``, where one of its experts of the layer
+before was served (``owners``).
 
 Under ``allgather`` the hash alone decides, evenly.
 """
 
 import numpy as np
 
-from placer.arrays import FloatArray, IntArray, pair_entries
+from placer.arrays import BoolArray, FloatArray, IntArray, pair_entries
 from placer.objective import Dispatch
 from placer.placement import Placement
 from placer.profile import Profile
@@ -84,15 +87,44 @@ def shares(profile: Profile, placement: Placement, dispatch: Dispatch) -> FloatA
     chance[layer, experts[first], gpu] = visited(near[first], profile.top_k)
 
     several = replicas > 1
-    found, held, chance = even, held[several], chance[several]
-    size = gpus // nodes
-    by_node = held.reshape(-1, nodes, size)
-    in_node = by_node.sum(axis=2)
-    inside = _taken(chance.reshape(by_node.shape), by_node).reshape(held.shape)
-    home_node = np.repeat(size - in_node, size, axis=1)
-    elsewhere = size * (in_node == 0).sum(axis=1)[:, None]
-    found[several] = held * (1 + home_node * inside + elsewhere * _taken(chance, held)) / gpus
+    if dispatch != "coherent" or profile.transitions is None:
+        home = np.full((1, gpus), 1 / gpus)
+        even[several] = _divided(held[several], chance[several], home, nodes)
+        return even
+    for at, some in enumerate(several):  # where tokens are follows from the layer before
+        home = owners(profile, even, at)[some]
+        even[at, some] = _divided(held[at, some], chance[at, some], home, nodes)
+    return even
+
+
+def owners(profile: Profile, shares: FloatArray, layer: int) -> FloatArray:
+    """[experts, gpus] the chance that a token that uses the expert is on the GPU, under
+    ``coherent``: where one of its experts of the layer before was served, each as likely.
+
+    shares: [layers, experts, gpus] of each expert's tokens that each GPU serves
+    """
+    even = np.full(shares.shape[1:], 1 / shares.shape[2])
+    if layer == 0 or profile.transitions is None:
+        return even
+    there = profile.transitions[layer - 1].T @ shares[layer - 1]
+    total = there.sum(axis=1, keepdims=True)
+    found: FloatArray = np.divide(there, total, out=even, where=total > 0)
     return found
+
+
+def _divided(held: BoolArray, chance: FloatArray, home: FloatArray, nodes: int) -> FloatArray:
+    """[rows, gpus] the shares of experts with several replicas.
+
+    held, chance: [rows, gpus] where they are, and the chance that a token visits that anyway
+    home:         [rows or 1, gpus] that a token is there
+    """
+    by_node = held.reshape(len(held), nodes, held.shape[1] // nodes)
+    inside = _taken(chance.reshape(by_node.shape), by_node).reshape(held.shape)
+    away = (home * ~held).reshape(by_node.shape).sum(axis=2)
+    near, here = np.repeat(away, by_node.shape[2], axis=1), by_node.any(axis=2)
+    elsewhere = (away * ~here).sum(axis=1, keepdims=True)
+    shares: FloatArray = held * (home + near * inside + elsewhere * _taken(chance, held))
+    return shares
 
 
 def _taken(chance: FloatArray, held: np.ndarray) -> FloatArray:

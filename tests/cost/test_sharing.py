@@ -81,6 +81,15 @@ def test_without_co_activations_company_is_by_chance() -> None:
     assert share == pytest.approx(shares(profile, placement, "dedup")[0])
 
 
+def test_a_coherent_token_is_served_where_the_layer_before_left_it() -> None:
+    """Of 4 tokens 3 use expert 0, on GPU 0, and then all use expert 2, which both GPUs hold."""
+    trace = a_trace([[[0], [2]]] * 3 + [[[1], [2]]])
+    placement = a_placement([[0, 2, 1, 2], [0, 2, 1, 2]])
+    served = shares(of_trace(trace), placement, "coherent")[1, 2]
+    assert served.tolist() == [0.75, 0.25]
+    assert served == pytest.approx(measured(trace, placement, "coherent").served[1] / 4)
+
+
 def test_under_allgather_company_is_of_no_matter() -> None:
     # Most tokens that use 0 also use 1 or 2, on the GPU of one of its three replicas.
     trace = random_trace(3, tokens=9000, layers=1, experts=6, top_k=3)

@@ -232,9 +232,8 @@ def test_where_tokens_come_from_pulls_on_the_layer_after() -> None:
     problem = a_problem(trace, objective=Objective("coherent"))
     layers = terms.layers(problem)
     table = a_placement([[0, 1, 2, 3], [0, 1, 2, 3]]).physical_to_logical
-    second = terms.with_neighbours(problem, layers[1], table, 1)
+    first, second = terms.with_neighbours(problem, layers, table)
     assert second.standing[3, 0] < 0 == second.standing[3, 1]
-    first = terms.with_neighbours(problem, layers[0], table, 0)
     assert first.leaving[0, 1] > 0 == first.leaving[0, 0]
 
 
@@ -246,6 +245,20 @@ def test_the_kernel_shares_replicas_as_the_score_does() -> None:
         state = settle(terms.layers(problem)[0], terms.rules(problem), row)
         share = shares(problem.profile, problem.placement(row[None]), "dedup")[0]
         assert state.shares == pytest.approx(share)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_kernel_knows_where_coherent_tokens_are(nodes: int) -> None:
+    trace, objective = (
+        random_trace(3, tokens=500, layers=2, experts=8, top_k=3),
+        Objective("coherent"),
+    )
+    problem = large(a_problem(trace, slots=16, gpus=4, nodes=nodes, objective=objective))
+    table = np.array([[*range(8), 7, 3, 1, 0, 6, 2, 4, 5], [*range(8), 5, 5, 4, 6, 7, 2, 1, 0]])
+    _, layer = terms.with_neighbours(problem, terms.layers(problem), table)
+    state = settle(layer, terms.rules(problem), table[1])
+    share = shares(problem.profile, problem.placement(table), "coherent")[1]
+    assert state.shares == pytest.approx(share)
 
 
 def test_even_the_smallest_worlds_are_searched() -> None:
@@ -276,6 +289,24 @@ def test_the_gpu_that_owns_most_tokens_is_known_of_a_trace_with_requests_for_all
     both = a_trace(tokens, seq_lens=[3, 1])
     for trace, owned in ((both, 1.5), (a_trace(tokens), 1.0)):
         assert terms.rules(a_problem(trace, objective=DEDUP)).owned == owned
+
+
+def test_what_a_gpu_owns_goes_into_other_nodes_by_its_place() -> None:
+    """GPUs own 4, 3 | 2, 1 tokens, node by node: 4 of a mean of 2.5, and the first place 6 of 5."""
+    trace = a_trace([[[0, 1]]] * 10, seq_lens=[4, 3, 2, 1])
+    found = terms.rules(a_problem(trace, gpus=4, nodes=2, objective=DEDUP))
+    assert (found.owned, found.owned_node) == (1.2, 1.6)
+
+
+def test_of_links_and_network_the_slower_is_felt() -> None:
+    trace = random_trace(0, tokens=200, layers=2, experts=8)
+    problem = a_problem(trace, gpus=4, nodes=2, objective=Objective("coherent"))
+    layer, row = terms.layers(problem)[0], np.arange(8)
+    rules = terms.rules(problem, [layer])
+    slow = rules._replace(visit_s=1.0, node_visit_s=1e-3, latency_s=0.0, node_latency_s=0.0)
+    assert terms.felt(layer, slow, row) == pytest.approx([1 / 4, 0.0], abs=1e-8)
+    slow = rules._replace(visit_s=1e-3, node_visit_s=1.0, latency_s=0.0, node_latency_s=0.0)
+    assert terms.felt(layer, slow, row) == pytest.approx([0.0, 1 / 2], abs=1e-8)
 
 
 @pytest.mark.parametrize("dispatch", ["allgather", "dedup"])

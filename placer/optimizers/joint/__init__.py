@@ -106,10 +106,7 @@ def _within_limit(
 ) -> Solution:
     """The best that moves no more than ``max_moved``, and what the first of its moves win."""
     rules, price = terms.rules(problem, layers), terms.price(problem)
-    if terms.is_coherent(problem):
-        free = [terms.with_neighbours(problem, one, table, at) for at, one in enumerate(layers)]
-    else:
-        free = layers
+    free = terms.with_neighbours(problem, layers, table) if terms.is_coherent(problem) else layers
     path = descent(free, rules, current, table, 0.0)
     first = tuple(
         (share, problem.placement(path.until(problem.further(share))))
@@ -136,7 +133,7 @@ def _traffic(
     """[layers, slots] the best for traffic, too: annealed, and then with the best moves on top."""
     rules, begun = terms.rules(problem, layers), _annealed(problem, current, layers, table, most)
     if terms.is_coherent(problem):
-        layers = [terms.with_neighbours(problem, one, begun, at) for at, one in enumerate(layers)]
+        layers = terms.with_neighbours(problem, layers, begun)
     price = terms.price(problem)
     return descent(layers, rules, current, begun, price).until(most, price)
 
@@ -215,10 +212,7 @@ def _search(
         table = follow(problem, _anneal(dict(enumerate(layers)), alone, half, table))
     schedule = schedule._replace(iterations=iterations // TURNS, hot=min(first, WARM))
     for turn in range(TURNS):
-        mine = {
-            at: terms.with_neighbours(problem, layers[at], table, at)
-            for at in range(turn % 2, len(table), 2)
-        }
+        mine = dict(list(enumerate(terms.with_neighbours(problem, layers, table)))[turn % 2 :: 2])
         table = _anneal(mine, rules, schedule, table)
     return table
 

@@ -66,6 +66,8 @@ class Layer(NamedTuple):
     standing:   [E, G] seconds a step for the expert's being on the GPU: the price of bringing it
                 there, less what is saved by its being where its tokens come from
     leaving:    [E, G] seconds saved a step by an expert, over r, that is where its tokens go next
+    owners:     [E, G] chance that a token that uses the expert is at home on the GPU; empty, unless
+                that is known: alike for all
     owning:     [E] tokens that stay where the expert ran, over their mean a GPU; empty, unless they
                 stay
     visitors:   [P, E] of the tokens whose home is elsewhere, of each place, the chance that one
@@ -81,6 +83,7 @@ class Layer(NamedTuple):
     reading: FloatArray
     standing: FloatArray
     leaving: FloatArray
+    owners: FloatArray
     owning: FloatArray
     visitors: FloatArray
     visiting: npt.NDArray[np.float32]
@@ -93,7 +96,9 @@ class Rules(NamedTuple):
                 elsewhere visits it
     latency_s, node_latency_s: seconds that they take however few tokens visit, if any does
     overlap:    share of them that experts' work hides
-    owned:      tokens of the GPU that owns most, over the mean
+    owned:      tokens of the place, in all nodes, whose GPUs own most, over the mean: local links
+                carry what the GPU in the owner's place forwards
+    owned_node: of the GPU that owns most, which sends them over the network
     slowest, slowest_node: how many standard deviations the slowest GPU and node is above the mean
     coherent:   whether ``leaving`` counts
     by_rule:    whether replicas share as the dispatch rule says (``sharing.shares``), or evenly
@@ -114,6 +119,7 @@ class Rules(NamedTuple):
     node_latency_s: float
     overlap: float
     owned: float
+    owned_node: float
     slowest: float
     slowest_node: float
     coherent: bool
@@ -236,16 +242,18 @@ def step_seconds(rules: Rules, totals: Totals, gpus: int) -> float:
     experts = slowest(seconds, squares, latest, gpus, rules.slowest, noise)
     vary = noise / max(seconds * seconds, TINY)
     local = slowest(visits, visits2, busiest, gpus, rules.slowest, vary * visits * visits)
-    most = rules.owned  # or the one that owns most tokens sends most
+    most, most_node = rules.owned, rules.owned_node  # or who owns most tokens sends most
     if rules.coherent:
-        most = max(most, 1.0 + rules.slowest * math.sqrt(max(owned / gpus - 1.0, 0.0)))
+        uneven = math.sqrt(max(owned / gpus - 1.0, 0.0))
+        most = max(most, 1.0 + rules.slowest * uneven / math.sqrt(rules.nodes))
+        most_node = max(most_node, 1.0 + rules.slowest * uneven)
     local = max(local, visits / gpus * most)
     links = link_seconds(local, rules.visit_s, rules.latency_s)
     if rules.nodes > 1:
         above = rules.slowest_node
         spread = vary * node_visits * node_visits
         node = slowest(node_visits, node_visits2, busiest_node, rules.nodes, above, spread)
-        node = max(node, node_visits / rules.nodes * most)
+        node = max(node, node_visits / rules.nodes * most_node)
         links = max(links, link_seconds(node, rules.node_visit_s, rules.node_latency_s))
     return both(rules, experts, links)
 
@@ -515,25 +523,29 @@ def divide(layer: Layer, rules: Rules, state: State, whose: Pair, pair: Pair) ->
         state.fresh[2, at] = rest / use
         total += state.fresh[1, at]
     if n == 2 and rules.nodes == 1:
-        more = (gpus - 2) / (2 * gpus)
+        one = owned(layer, rules, (expert, state.holders[0]))[0]
+        other = owned(layer, rules, (expert, state.holders[1]))[0]
+        more = (1.0 - one - other) / 2
         by = more * (state.fresh[1, 0] - state.fresh[1, 1])
-        state.fresh[0, 0], state.fresh[0, 1] = 0.5 + by, 0.5 - by
+        state.fresh[0, 0], state.fresh[0, 1] = one + more + by, other + more - by
         state.fresh[2, 0] *= more
         state.fresh[2, 1] *= more
         return
-    every, nodes = 0.0, 1.0
+    every, elsewhere = 0.0, 1.0
     for at in range(n):
         every += taken(state.fresh[1, at], (total - state.fresh[1, at]) / (n - 1), n)
-        if rules.nodes > 1 and at > 0:  # one node more, unless an earlier replica is in it
-            node = state.holders[at] // per_node
-            for other in range(at):
-                if state.holders[other] // per_node == node:
-                    break
-            else:
-                nodes += 1.0
+        here, around = owned(layer, rules, (expert, state.holders[at]))
+        if rules.nodes == 1:
+            elsewhere -= here
+            continue
+        for other in range(at):  # its node counts once
+            if state.holders[other] // per_node == state.holders[at] // per_node:
+                break
+        else:
+            elsewhere -= around
     for at in range(n):
         chance = state.fresh[1, at]
-        elsewhere = (rules.nodes - nodes) * per_node if rules.nodes > 1 else gpus - n
+        here, around = owned(layer, rules, (expert, state.holders[at]))
         found = elsewhere * taken(chance, (total - chance) / (n - 1), n) / every
         grows = elsewhere * following(total / n, n)
         if rules.nodes > 1:
@@ -542,15 +554,32 @@ def divide(layer: Layer, rules: Rules, state: State, whose: Pair, pair: Pair) ->
                 if state.holders[other] // per_node == node:
                     mates += 1
                     near += state.fresh[1, other]
+                    around -= owned(layer, rules, (expert, state.holders[other]))[0]
             for other in range(n):
                 if state.holders[other] // per_node == node:
                     one = state.fresh[1, other]
                     inside += taken(one, (near - one) / max(mates - 1, 1), mates)
             one = taken(chance, (near - chance) / max(mates - 1, 1), mates)
-            found += (per_node - mates) * one / inside
-            grows += (per_node - mates) * following(near / mates, mates)
-        state.fresh[0, at] = (1.0 + found) / gpus
-        state.fresh[2, at] *= grows / gpus
+            found += around * one / inside
+            grows += around * following(near / mates, mates)
+        state.fresh[0, at] = here + found
+        state.fresh[2, at] *= grows
+
+
+@inlined
+def owned(layer: Layer, rules: Rules, whose: Pair) -> Pair:
+    """The chance that a token that uses the expert is at home on the GPU, and in its node."""
+    expert, k = whose
+    gpus = layer.standing.shape[1]
+    per_node = gpus // rules.nodes
+    if not len(layer.owners):
+        return 1.0 / gpus, 1.0 / rules.nodes
+    around = 0.0
+    if rules.nodes > 1:
+        first = k // per_node * per_node
+        for other in range(first, first + per_node):
+            around += layer.owners[expert, other]
+    return layer.owners[expert, k], around
 
 
 @compiled
@@ -786,7 +815,7 @@ def recorded_s(layer: Layer, rules: Rules, state: State) -> float:
     visits = max(state.totals[9], state.totals[4] * most)
     links = link_seconds(visits, rules.visit_s, rules.latency_s)
     if rules.nodes > 1:
-        most = rules.owned / rules.nodes
+        most = rules.owned_node / rules.nodes
         visits = max(state.totals[10], state.totals[6] * most)
         links = max(links, link_seconds(visits, rules.node_visit_s, rules.node_latency_s))
     return seconds_of(layer, state) - state.step[0] + both(rules, state.totals[8], links)
@@ -948,6 +977,7 @@ def descend(
             layer.reading,
             layer.standing + price * away,
             layer.leaving,
+            layer.owners,
             layer.owning,
             layer.visitors,
             layer.visiting,
@@ -1102,7 +1132,8 @@ def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> I
         return state.slots
     sure = Layer(
         layer.use, layer.pairs, np.zeros_like(layer.risk), np.zeros((0, 0)), layer.arithmetic,
-        layer.reading, layer.standing, layer.leaving, layer.owning, layer.visitors, layer.visiting,
+        layer.reading, layer.standing, layer.leaving, layer.owners, layer.owning, layer.visitors,
+        layer.visiting,
     )  # fmt: skip
     tighten(sure, rules, state)
     if recorded_s(sure, rules, state) <= enough:
@@ -1174,7 +1205,18 @@ def _compile() -> None:
     experts, rates = np.zeros(2), np.zeros((2, 4))
     square, none, nobody = np.zeros((2, 2)), np.zeros(0), np.zeros((0, 2, 2), dtype=np.float32)
     layer = Layer(
-        experts, square, experts, square, experts, rates, square, square, none, square[:0], nobody
+        experts,
+        square,
+        experts,
+        square,
+        experts,
+        rates,
+        square,
+        square,
+        square[:0],
+        none,
+        square[:0],
+        nobody,
     )
     tables = np.ones((2, 4))
     rules = Rules(
@@ -1185,6 +1227,7 @@ def _compile() -> None:
         0.0,
         0.0,
         0.0,
+        1.0,
         1.0,
         1.0,
         1.0,

@@ -7,8 +7,8 @@ from placer.arrays import FloatArray, IntArray
 from placer.cost import compute, links, moves, outlook, steps
 from placer.cost.homes import homes as least_loaded
 from placer.cost.owned import Kinds
-from placer.cost.sharing import away
-from placer.optimizers.joint.search import Layer, Rules
+from placer.cost.sharing import away, owners, shares
+from placer.optimizers.joint.search import CHANCE, Layer, Rules, settle
 from placer.problem import Problem
 
 ROUNDING = 1e-9  # of shares
@@ -34,6 +34,7 @@ def rules(problem: Problem, layers: list[Layer] | None = None) -> Rules:
         node_visit_s = there_and_back * (nodes - 1) / gpus / topology.network.bytes_per_s
         latency_s = 2 * topology.local.latency_s * (size > 1)
         node_latency_s = 2 * topology.network.latency_s * (nodes > 1)
+    owned, owned_node = _most_owned(problem)
     most = np.arange(most_replicas(problem) + 2)
     by_level = [away(most, places, objective.dispatch) for places in (gpus, nodes)]
     share, colocated = (np.stack(tables) for tables in zip(*by_level, strict=True))
@@ -45,7 +46,8 @@ def rules(problem: Problem, layers: list[Layer] | None = None) -> Rules:
         latency_s=latency_s,
         node_latency_s=node_latency_s,
         overlap=objective.overlap,
-        owned=_most_owned(problem),
+        owned=owned,
+        owned_node=owned_node,
         slowest=outlook.slowest(gpus),
         slowest_node=outlook.slowest(nodes),
         coherent=is_coherent(problem) or bool(layers and len(layers[0].visitors)),
@@ -58,18 +60,20 @@ def rules(problem: Problem, layers: list[Layer] | None = None) -> Rules:
     )
 
 
-def _most_owned(problem: Problem) -> float:
-    """Tokens of the GPU that owns most, over the mean, as the score has it; 1 where that is not
-    known: without a trace, if it has no request for some GPU, of traffic to come. ``coherent``
-    tokens have other owners after every layer.
+def _most_owned(problem: Problem) -> tuple[float, float]:
+    """Tokens of the place in all nodes, and of the GPU, that own most, over their means, as the
+    score has them; 1 where that is not known: without a trace, if it has no request for some GPU,
+    of traffic to come. ``coherent`` tokens have other owners after every layer.
     """
-    trace, gpus = problem.trace, problem.topology.gpus
+    trace, topology = problem.trace, problem.topology
+    gpus = topology.gpus
     if trace is None or len(trace.seq_lens) < gpus or not trace.tokens:
-        return 1.0
+        return 1.0, 1.0
     if is_coherent(problem) or problem.profile.unknown is not None:
-        return 1.0
+        return 1.0, 1.0
     owned = np.bincount(least_loaded(trace.seq_lens, gpus), trace.seq_lens, gpus)
-    return float(owned.max() / owned.mean())
+    places = owned.reshape(topology.nodes, -1).sum(axis=0)
+    return float(places.max() / places.mean()), float(owned.max() / owned.mean())
 
 
 def most_replicas(problem: Problem) -> int:
@@ -117,6 +121,7 @@ def layers(problem: Problem) -> list[Layer]:
             reading=reading[at],
             standing=nowhere,
             leaving=nowhere,
+            owners=nowhere[:0],
             owning=owning[at],
             visitors=np.zeros((0, experts)),
             visiting=np.zeros((0, experts, experts), dtype=np.float32),
@@ -213,33 +218,56 @@ def _step_seconds(problem: Problem) -> float:
     return experts + problem.model.layers * exchange
 
 
-def with_neighbours(problem: Problem, layer: Layer, table: IntArray, at: int) -> Layer:
-    """``layer``, the one ``at``, with what is saved by standing where tokens come from and go to.
+def with_neighbours(problem: Problem, layers: list[Layer], table: IntArray) -> list[Layer]:
+    """``layers`` with what is saved by standing where tokens come from and go to, and with where
+    they are.
 
-    table: [layers, slots] the experts of the layers beside it
+    table: [layers, slots] the experts of the layers beside each
     """
-    transitions, tokens, model = problem.profile.transitions, problem.profile.tokens, problem.model
+    profile, model, gpus = problem.profile, problem.model, problem.topology.gpus
+    transitions = profile.transitions
     assert transitions is not None  # is_coherent
-    found = rules(problem)
+    known, placement = rules(problem, layers), problem.placement(table)
+    served = shares(profile, placement, "coherent")
     there = model.dispatch_bytes / (model.dispatch_bytes + model.combine_bytes)
-    standing, leaving = layer.standing.copy(), np.zeros_like(layer.leaving)
-    for places, seconds in (
-        (problem.topology.gpus, found.visit_s / problem.topology.gpus),
-        (found.nodes, found.node_visit_s / found.nodes),
-    ):
-        width = problem.topology.gpus // places
-        saved = seconds * there / tokens  # dispatch, but not combine
-        if at > 0:
-            share = _share(table[at - 1], model.experts, places)
-            standing -= np.repeat(saved * transitions[at - 1].T @ share, width, axis=1)
-        if at + 1 < len(table):
-            held = _share(table[at + 1], model.experts, places) > 0
-            leaving += np.repeat(saved * transitions[at] @ held, width, axis=1)
-    return layer._replace(standing=standing, leaving=leaving)
+    found = []
+    for at, layer in enumerate(layers):
+        standing, leaving = layer.standing.copy(), np.zeros_like(layer.leaving)
+        levels = (gpus, known.nodes)
+        for places, seconds in zip(levels, felt(layer, known, table[at]), strict=False):
+            width = gpus // places
+            saved = seconds * there / profile.tokens  # dispatch, but not combine
+            if at > 0:
+                share = served[at - 1].reshape(-1, places, width).sum(axis=2)
+                standing -= np.repeat(saved * transitions[at - 1].T @ share, width, axis=1)
+            if at + 1 < len(layers):
+                held = placement.held_in(places)[at + 1]
+                leaving += np.repeat(saved * transitions[at] @ held, width, axis=1)
+        layer = layer._replace(standing=standing, leaving=leaving)
+        if known.by_rule:
+            layer = layer._replace(owners=owners(profile, served, at))
+        found.append(layer)
+    return found
 
 
-def _share(row: IntArray, experts: int, places: int) -> FloatArray:
-    """[experts, places] share of each expert's replicas in each place."""
-    held = np.zeros((experts, places))
-    np.add.at(held, (row, np.arange(len(row)) * places // len(row)), 1.0)
-    return held / np.maximum(held.sum(axis=1, keepdims=True), 1)
+def felt(layer: Layer, rules: Rules, row: IntArray) -> list[float]:
+    """Seconds a step that a visit less saves, of one a token: to a GPU and, if there are several
+    nodes, to a node; where slots hold the experts of ``row``.
+
+    Of both the slower counts. What either takes of that is the derivative of their 4-norm, which is
+    their maximum but for where they are alike, and where an exchange may turn them round (norms
+    from 3 to 8 end alike).
+    """
+    gpus = layer.standing.shape[1]
+    if rules.nodes == 1:
+        return [rules.visit_s / gpus]
+    visits = settle(layer, rules, row.astype(np.int64)).sums[CHANCE]
+    local = visits[:gpus], rules.visit_s, rules.latency_s, rules.slowest
+    network = visits[gpus:], rules.node_visit_s, rules.node_latency_s, rules.slowest_node
+    takes = [
+        (there.mean() + above * there.std()) * visit_s + latency_s
+        for there, visit_s, latency_s, above in (local, network)
+    ]
+    slower = max(sum(seconds**4 for seconds in takes) ** (1 / 4), NO_STEP)
+    each = rules.visit_s / gpus, rules.node_visit_s / rules.nodes
+    return [one * (took / slower) ** 3 for one, took in zip(each, takes, strict=True)]
