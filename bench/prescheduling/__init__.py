@@ -11,12 +11,12 @@ from bench.prescheduling import speed
 from bench.timing import console
 from controller.router.scheduling.decide import SCHEDULERS
 from simulations.streams.engines import SCHEDULES, decoded
-from simulations.streams.local_rate import HOMES, best_found, cases, rates
+from simulations.streams.local_rate import AT_HOME, HOMES, best_found, cases, rates
 from simulations.streams.step import compared
 from simulations.streams.worlds import SPLITS, World, worlds
 
 GPUS, RECORDINGS = (4, 8), 3
-PLANS = os.environ.get("PLANS", f"joint,{HOMES},cocluster").split(",")
+PLANS = os.environ.get("PLANS", f"joint,{HOMES},cocluster,{AT_HOME}").split(",")
 PARTS = os.environ.get("PARTS", "rates,step,engines,speed").split(",")
 
 
@@ -49,7 +49,7 @@ def _rates(world: World) -> Table:
             some = list(cases(world, gpus, plan, SPLITS))
             found = [rates(case) for case in some]
             offline = np.mean([one["table, offline"] for one in found])
-            if plan == HOMES:
+            if plan in (HOMES, AT_HOME):
                 best = [best_found(case, plan) for case in some]
                 table.add_row(f"{gpus}", plan, "best found on what is judged", _mean(best))
             for name in ("oracle, offline", "table, offline", *SCHEDULERS):

@@ -19,6 +19,7 @@ from placer.planner import solve
 from placer.problem import Problem
 from placer.tables import TokenTable
 from placer.tables.owning import local
+from simulations.streams.at_home import made_for_lar
 from simulations.streams.centroids import centroids, on_ranks
 from simulations.streams.chosen import (
     drawn,
@@ -31,6 +32,7 @@ from simulations.streams.worlds import Requests, World, table_of
 
 STREAM, WINDOW = 3000, 8  # requests; of a window, a rank
 HOMES = "joint+homes"  # joint of a profile that knows clusters of requests
+AT_HOME = "lar"  # made for LAR alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,8 @@ def cases(world: World, gpus: int, plan: str, splits: int, redundant: int = 0) -
 
 
 def placed(problem: Problem, plan: str) -> Placement:
+    if plan == AT_HOME:
+        return made_for_lar(problem)
     solution = solve(problem, "joint" if plan == HOMES else plan)
     if not isinstance(solution, Solution):
         raise SystemExit(f"{plan}: {solution.reason}")
