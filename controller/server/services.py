@@ -48,32 +48,37 @@ class Profiles(ProfileServiceServicer):
     @streaming
     async def Push(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for data in requests:
-            is_large = len(data) > LIGHT
-            push = await self._read(is_large, wire.push, data)
-            CALLER.get().check(push.id.pool, push.id.engine, push.id.worker)
-            if is_large:
-                id = push.id
-                await self._spacing.turn(f"{id.pool}/{id.engine}/{id.worker}", len(data))
-            said = self.fleet.member(push.id).registration
-            refused, wants_affinity = push.refused, self._wants_affinity(push.id)
-            if not refused:
-                deltas = push.deltas if wants_affinity else [one.lean for one in push.deltas]
-                wanted, found = self.config.of(push.id.pool).traces, []
-                try:
-                    if wanted.requests and push.trace is not None:
-                        parts = push.trace, deltas, wanted.token_ids
-                        found = await self._read(is_large, sampled.requests, *parts)
-                    if self.fleet.push(push.id, push.sequence, deltas, push.paces):
-                        rank = said.worker.ep_rank if said.worker.tp_size <= 1 else -1
-                        where = said.digest, push.id.engine
-                        at = [replace(one, plan=where[0], engine=where[1]) for one in found]
-                        at = [one if one.rank >= 0 else replace(one, rank=rank) for one in at]
-                        self.traces.add(push.id.pool, at)
-                except RoutingError as error:
-                    refused = str(error)
-            yield profile_pb2.PushResponse(
-                sequence=push.sequence, refused=refused, send_affinity=wants_affinity
-            )
+            answer = await self._take(data)
+            del data  # hundreds of workers would each have their last one here until their next
+            yield answer
+
+    async def _take(self, data: bytes) -> Any:
+        is_large = len(data) > LIGHT
+        push = await self._read(is_large, wire.push, data)
+        CALLER.get().check(push.id.pool, push.id.engine, push.id.worker)
+        if is_large:
+            id = push.id
+            await self._spacing.turn(f"{id.pool}/{id.engine}/{id.worker}", len(data))
+        said = self.fleet.member(push.id).registration
+        refused, wants_affinity = push.refused, self._wants_affinity(push.id)
+        if not refused:
+            deltas = push.deltas if wants_affinity else [one.lean for one in push.deltas]
+            wanted, found = self.config.of(push.id.pool).traces, []
+            try:
+                if wanted.requests and push.trace is not None:
+                    parts = push.trace, deltas, wanted.token_ids
+                    found = await self._read(is_large, sampled.requests, *parts)
+                if self.fleet.push(push.id, push.sequence, deltas, push.paces):
+                    rank = said.worker.ep_rank if said.worker.tp_size <= 1 else -1
+                    where = said.digest, push.id.engine
+                    at = [replace(one, plan=where[0], engine=where[1]) for one in found]
+                    at = [one if one.rank >= 0 else replace(one, rank=rank) for one in at]
+                    self.traces.add(push.id.pool, at)
+            except RoutingError as error:
+                refused = str(error)
+        return profile_pb2.PushResponse(
+            sequence=push.sequence, refused=refused, send_affinity=wants_affinity
+        )
 
     @streaming
     async def ReadTraces(self, request: Any) -> AsyncIterator[Any]:
