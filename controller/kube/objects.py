@@ -55,6 +55,7 @@ WORKLOADS = (DEPLOYMENTS, STATEFUL_SETS, LEADER_WORKER_SETS, RAY_CLUSTERS)
 PRODUCT = "nvidia.com/gpu.product"
 GPUS = ("nvidia.com/gpu", "amd.com/gpu", "huawei.com/Ascend910")
 RAY_GROUP, RAY_CLUSTER = "ray.io/group", "ray.io/cluster"
+REPLICA_SET = "ReplicaSet"
 LWS_NAME = "leaderworkerset.sigs.k8s.io/name"
 OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 _PLAN = {"fleet": "", "pool": "", "planId": "", "digest": "", "epoch": 0, "ledgerId": ""}
@@ -88,13 +89,22 @@ def plan(found: Object) -> Object:
     approval = _dict(said.get("approval"))
     if all(_is_a(str, approval.get(key, "")) for key in ("digest", "by")) and approval:
         spec["approval"] = approval
-    return {**_own(PLANS, found, spec), "owner": _owner(found)}
+    return {**_own(PLANS, found, spec), "owner": _owner(found).get("uid", "")}
 
 
-def _owner(found: Object) -> str:
-    """The uid of whose it is; empty if it is nobody's."""
+def _owner(found: Object) -> Object:
+    """The reference to whose it is; empty if it is nobody's."""
     owners = found["metadata"].get("ownerReferences") or []
-    return next((str(one["uid"]) for one in owners if one.get("controller")), "")
+    return next((dict(one) for one in owners if one.get("controller")), {})
+
+
+def _maker(found: Object) -> tuple[str, str]:
+    """Kind and name of the workload that made a pod; both empty if none did."""
+    owner = _owner(found)
+    kind, name = owner.get("kind", ""), owner.get("name", "")
+    if kind == REPLICA_SET:  # of a Deployment, with the hash of its template behind the name
+        return DEPLOYMENTS.name, name.rpartition("-")[0]
+    return kind, name
 
 
 def _own(kind: Kind, found: Object, spec: Any) -> Object:
@@ -177,6 +187,7 @@ def pod(found: Object) -> Object:
     )
     return {
         "metadata": _meta(found, "labels"),
+        "maker": _maker(found),
         "node": found.get("spec", {}).get("nodeName", ""),
         "ready": ready and "deletionTimestamp" not in found["metadata"],
         "ended": status.get("phase") in ("Succeeded", "Failed"),
