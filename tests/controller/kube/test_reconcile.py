@@ -289,12 +289,21 @@ def test_the_topology_is_what_the_pods_nodes_say() -> None:
     assert json.loads(call.request.policy)["topology"] == "h200"
 
 
-def test_nodes_that_say_two_things_are_told() -> None:
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("NVIDIA-H200", "NVIDIA-H100"),
+        ("NVIDIA-H100", "NVIDIA-B300"),  # of which there is no preset
+        ("NVIDIA-GH200-480GB", "NVIDIA-GH200-480GB"),
+        ("NVIDIA-RTX-A1000", "NVIDIA-RTX-A1000"),
+    ],
+)
+def test_nodes_that_say_two_things_or_what_no_preset_is_are_told(one: str, two: str) -> None:
     labelled = fleet(topology={"fromNodeLabels": True})
     pods = [pod(0), pod(1, node="node-2")]
-    products = {"node-1": "NVIDIA-H200", "node-2": "NVIDIA-H100"}
-    found = reconcile(world(labelled, pods=pods, products=products))
-    assert "NVIDIA-H100, NVIDIA-H200, which is no one preset" in condition(found)[2]
+    found = reconcile(world(labelled, pods=pods, products={"node-1": one, "node-2": two}))
+    said = ", ".join(sorted({one, two}))
+    assert f"say {said}, which is no one preset" in condition(found)[2]
 
 
 def test_a_raycluster_that_scales_itself_cannot_be_scaled_live() -> None:
