@@ -28,7 +28,7 @@ from tests.kube import worlds
 from tests.kube.cluster import NONE, ROOT, Cluster, found
 from tests.kube.faults import FAULTS
 from tests.kube.kills import killed
-from tests.kube.operators import Running, become, condition, operating, until
+from tests.kube.operators import WITHIN_S, Kept, Running, become, condition, operating, until
 from tests.kube.proxy import Asked, Proxy, between, kubeconfig
 from tests.kube.stand_in import StandIn, serving
 
@@ -36,7 +36,7 @@ FLEET_COUNT, CHANGES = int(os.environ.get("FLEETS", "200")), int(os.environ.get(
 IDLE_S, IDLE_KILLS = float(os.environ.get("IDLE_S", "300")), int(os.environ.get("IDLE_KILLS", "30"))
 KILLS = int(os.environ.get("KILLS", "200"))
 ROUNDS = int(os.environ.get("ROUNDS", "5"))  # of a fault, a failover and an installation
-MB = 2**20
+MB, LOOK_S = 2**20, 0.05
 INTO = "placer-system"  # where tests' servers know the operator's ServiceAccount
 
 
@@ -249,8 +249,9 @@ def pair(cluster: Cluster, folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def install(cluster: Cluster, folder: Path) -> Iterator[tuple[str, str, str]]:
-    """With the operator as a process, which starts as its pod would, once the chart is there."""
-    times, chart, stand_in = [], ROOT / "helm/placer", StandIn()
+    """With the operator as a process, which starts as its pod would, once the chart is there, and
+    again if it ends."""
+    whole, charts, starts, chart, stand_in = [], [], 0, ROOT / "helm/placer", StandIn()
     cluster.namespace(INTO)
     worlds.on(cluster.kubeconfig, lambda api: worlds.served(api, stand_in, INTO, "chat"))
     user = cluster.account(INTO, "placer-operator", folder)
@@ -258,15 +259,28 @@ def install(cluster: Cluster, folder: Path) -> Iterator[tuple[str, str, str]]:
         begun = time.monotonic()
         options = ("-n", INTO, "--set", "tls.secretName=placer-tls")
         cluster.helm("install", "placer", chart, *options)
+        charts.append(time.monotonic() - begun)
         where = ("--namespace", INTO, "--lease", "placer-operator")
-        with serving(stand_in) as address, operating(folder, user, address, *where):
-            worlds.on(cluster.kubeconfig, lambda api: worlds.make(api, INTO, ["chat"]))
-            become(cluster, INTO, "chat", "Serving")
-            times.append(time.monotonic() - begun)
+        with serving(stand_in) as address, Kept(folder, user, address, *where) as kept:
+            worlds.on(cluster.kubeconfig, _made_and_ready)
+            whole.append(time.monotonic() - begun)
+        starts += kept.starts
         cluster.kubectl("delete", "moef", "chat", "-n", INTO)
         cluster.helm("uninstall", "placer", "-n", INTO)
-    told = f"median {median(times):.1f} s, most {max(times):.1f} s of {ROUNDS}"
+    told = f"median {median(whole):.1f} s, most {max(whole):.1f} s of {ROUNDS}"
     yield "helm install to a Ready fleet", told, "below 10 s"
+    yield "  of it helm's", f"median {median(charts):.1f} s", "-"
+    yield "  starts of the operator", str(starts), str(ROUNDS)
+    if starts > ROUNDS:
+        console.print((folder / "operator-0.log").read_text())
+
+
+async def _made_and_ready(api: Api) -> None:
+    """Asked from here: kubectl, again and again, takes more of the processor than the operator."""
+    await worlds.make(api, INTO, ["chat"])
+    async with asyncio.timeout(WITHIN_S):
+        while condition(await api.get(FLEETS, INTO, "chat")) != "Serving":
+            await asyncio.sleep(LOOK_S)
 
 
 def absence(cluster: Cluster, folder: Path) -> Iterator[tuple[str, str, str]]:

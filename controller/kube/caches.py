@@ -16,7 +16,7 @@ from controller.kube.objects import (
     Kind,
     Object,
 )
-from controller.kube.wanted.selectors import matches, selector_of
+from controller.kube.wanted.selectors import has, matches, selector_of
 from controller.kube.wanted.world import Fleet
 from placer.clock import Clock
 
@@ -94,7 +94,7 @@ class Caches:
             return []
         found = [
             pod for pod in self.all(PODS, fleet.namespace)
-            if not pod["ended"] and matches(selector, pod["metadata"].get("labels") or {})
+            if not pod["ended"] and has(fleet.spec, selector, pod)
         ]  # fmt: skip
         return sorted(found, key=name_of)
 
@@ -128,7 +128,7 @@ class Caches:
         for one in map(Fleet, self.all(FLEETS, fleet.namespace)):
             if one.reference is not None:
                 selector = selector_of(one.spec, self.workload(one))
-                if any(matches(selector, pod["metadata"].get("labels") or {}) for pod in pods):
+                if any(has(one.spec, selector, pod) for pod in pods):
                     found.append(one)
         return found
 
@@ -165,11 +165,15 @@ class Caches:
             name = (fleet.namespace, fleet.name)
             self._wanted(name)
             if before is None or after is None or before["spec"] != after["spec"]:
+                rivals = set(self._claims.get((SELECTOR, fleet.namespace), ()))
+                if fleet.reference is None:  # its pods may be anybody's
+                    rivals.update(map(name_of, self.all(FLEETS, fleet.namespace)))
                 for claim in claims(fleet):
-                    rivals = self._claims.setdefault(claim, set())
-                    for rival in (*rivals, *self._claims.get((SELECTOR, fleet.namespace), ())):
-                        self._wanted(rival)
-                    (rivals.add if one is after else rivals.discard)(name)
+                    claimed = self._claims.setdefault(claim, set())
+                    rivals |= claimed
+                    (claimed.add if one is after else claimed.discard)(name)
+                for rival in rivals:
+                    self._wanted(rival)
 
 
 def claims(fleet: Fleet) -> list[Claim]:

@@ -1,5 +1,6 @@
 """What is known of one pool, and the questions that fill it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,13 +55,13 @@ class Known:
     checked: set[str] = field(default_factory=set)
     stale: set[str] = field(default_factory=set)
 
-    def seen(self, ledger: str, busy: str, now_s: float) -> Seen:
+    def seen(self, ledger: str, busy: str, seats: Mapping[str, Any], now_s: float) -> Seen:
         self.refused = {key: kept for key, kept in self.refused.items() if kept[1] > now_s}
         return Seen(
             ledger=ledger, pool=self.pool, policy=self.policy, plans=dict(self.plans),
             unknown=frozenset(self.unknown), operations=tuple(self.operations),
             reported=self.reported, refused={key: why for key, (why, _) in self.refused.items()},
-            checked=frozenset(self.checked), busy=busy,
+            checked=frozenset(self.checked), seats=seats, busy=busy,
         )  # fmt: skip
 
     async def refresh(self, door: Door, wanted: frozenset[str]) -> None:

@@ -4,7 +4,6 @@ that is what its memory is made of."""
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import UnionType
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
@@ -55,11 +54,34 @@ WORKLOADS = (DEPLOYMENTS, STATEFUL_SETS, LEADER_WORKER_SETS, RAY_CLUSTERS)
 PRODUCT = "nvidia.com/gpu.product"
 GPUS = ("nvidia.com/gpu", "amd.com/gpu", "huawei.com/Ascend910")
 RAY_GROUP, RAY_CLUSTER = "ray.io/group", "ray.io/cluster"
+REPLICA_SET = "ReplicaSet"
 LWS_NAME = "leaderworkerset.sigs.k8s.io/name"
 OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 _PLAN = {"fleet": "", "pool": "", "planId": "", "digest": "", "epoch": 0, "ledgerId": ""}
-_CONDITION = ("type", "status", "reason", "lastTransitionTime")
-_SHARE = re.compile(r"\d+(\.\d+)?")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+# What a status is like: a value of the kind, or a pattern of texts.
+_STATUS: dict[str, Any] = {
+    "observedGeneration": 0, "pool": "", "ledger": "", "engines": 0, "selector": "", "phase": "",
+    "width": dict.fromkeys(("desired", "allocated", "available", "engineActive", "traffic"), 0),
+    "liveWidth": {"possible": True, "reason": "", "remedy": ""},
+    "decision": {"outcome": "", "reason": "", "at": _TIME},
+    "plans": {"applied": "", "proposed": ""},
+    "operation": {"id": "", "kind": "", "phase": "", "progress": "", "queue": 0},
+    "balancedness": re.compile(r"\d+(\.\d+)?"),
+    "conditions": [{
+        "type": re.compile("Ready|Reconciling|Stalled"),
+        "status": re.compile("True|False|Unknown"), "reason": re.compile(".+"),
+        "lastTransitionTime": _TIME, "message": "", "observedGeneration": 0,
+    }],
+    "acknowledgements": [{
+        "engine": "", "rank": 0, "pod": "", "epoch": 0, "digest": "", "state": "", "reason": "",
+    }],
+}  # fmt: skip
+_NEEDED = {
+    "decision": {"outcome", "reason", "at"},
+    "conditions": {"type", "status", "reason", "lastTransitionTime"},
+    "acknowledgements": {"rank"},
+}
 _KEPT = (
     "name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp",
     "deletionTimestamp",
@@ -88,13 +110,22 @@ def plan(found: Object) -> Object:
     approval = _dict(said.get("approval"))
     if all(_is_a(str, approval.get(key, "")) for key in ("digest", "by")) and approval:
         spec["approval"] = approval
-    return {**_own(PLANS, found, spec), "owner": _owner(found)}
+    return {**_own(PLANS, found, spec), "owner": _owner(found).get("uid", "")}
 
 
-def _owner(found: Object) -> str:
-    """The uid of whose it is; empty if it is nobody's."""
+def _owner(found: Object) -> Object:
+    """The reference to whose it is; empty if it is nobody's."""
     owners = found["metadata"].get("ownerReferences") or []
-    return next((str(one["uid"]) for one in owners if one.get("controller")), "")
+    return next((dict(one) for one in owners if one.get("controller")), {})
+
+
+def _maker(found: Object) -> tuple[str, str]:
+    """Kind and name of the workload that made a pod; both empty if none did."""
+    owner = _owner(found)
+    kind, name = owner.get("kind", ""), owner.get("name", "")
+    if kind == REPLICA_SET:  # of a Deployment, with the hash of its template behind the name
+        return DEPLOYMENTS.name, name.rpartition("-")[0]
+    return kind, name
 
 
 def _own(kind: Kind, found: Object, spec: Any) -> Object:
@@ -105,24 +136,29 @@ def _own(kind: Kind, found: Object, spec: Any) -> Object:
 
 
 def _status(said: Object) -> Object:
-    """Without what makes no sense: it is said anew."""
-    conditions = said.get("conditions")
-    makes_sense = {
-        "width": _is_map(said.get("width"), int), "plans": _is_map(said.get("plans"), str),
-        "decision": _is_map(said.get("decision"), str, "outcome", "reason", "at"),
-        "phase": isinstance(said.get("phase"), str),
-        "balancedness": bool(_SHARE.fullmatch(str(said.get("balancedness")))),
-        "conditions": isinstance(conditions, list)
-        and all(_is_map(one, str | int, *_CONDITION) for one in conditions),
-    }  # fmt: skip
-    return {key: value for key, value in said.items() if makes_sense.get(key, True)}
+    """Without what makes no sense, which the server would refuse again: it is said anew."""
+    return {key: value for key, value in said.items() if _makes_sense(key, value)}
 
 
-def _is_map(value: Any, of: type | UnionType, *needed: str) -> bool:
-    """needed: its keys, among others"""
-    if not isinstance(value, dict) or not set(needed) <= value.keys():
+def _makes_sense(key: str, value: Any) -> bool:
+    """What is not known is left to its schema."""
+    if key not in _STATUS:
+        return True
+    parts = value if isinstance(value, list) else [value]
+    needed = _NEEDED.get(key, set())
+    return _is_like(value, _STATUS[key]) and all(not needed or needed <= set(one) for one in parts)
+
+
+def _is_like(value: Any, example: Any) -> bool:
+    if isinstance(example, re.Pattern):
+        return isinstance(value, str) and example.fullmatch(value) is not None
+    if not _is_a(type(example), value):
         return False
-    return all(isinstance(one, of) for one in value.values())
+    if isinstance(example, list):
+        return all(_is_like(one, example[0]) for one in value)
+    if isinstance(example, dict):
+        return all(_is_like(value[key], example[key]) for key in value.keys() & example.keys())
+    return True
 
 
 def _fault(spec: Any) -> str:
@@ -177,6 +213,7 @@ def pod(found: Object) -> Object:
     )
     return {
         "metadata": _meta(found, "labels"),
+        "maker": _maker(found),
         "node": found.get("spec", {}).get("nodeName", ""),
         "ready": ready and "deletionTimestamp" not in found["metadata"],
         "ended": status.get("phase") in ("Succeeded", "Failed"),

@@ -132,7 +132,8 @@ class Operator:
 
     def _pool_changed(self, pool: str) -> None:
         for one in map(Fleet, self._caches.all(FLEETS)):
-            if pool in ("", one.pool):
+            selects = one.reference is None and pool.startswith(f"{one.namespace}.")
+            if pool in ("", one.pool) or selects:  # pods of that pool, it may be
                 self._queue.add((one.namespace, one.name))
 
     def _unready(self) -> list[str]:

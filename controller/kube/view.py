@@ -56,6 +56,7 @@ class View:
         self._changed = changed
         self.ledger = self.away = ""
         self._pools: dict[str, Known] = {}
+        self._seats: dict[str, Any] = {}  # pools, by the uids of their pods
         self._cursor = 0
         self._watched = self._polled = False
         self._silent_since_s: float | None = None
@@ -91,7 +92,7 @@ class View:
             raise UnansweredError(f"another controller answers at {self._address}: look again")
         running = [one.pool.operation for one in self._pools.values() if one.pool is not None]
         busy = next((f"{of.id} ({of.kind}) of {of.pool}" for of in running if of.id), "")
-        return one.seen(self.ledger, busy, self._clock.monotonic())
+        return one.seen(self.ledger, busy, self._seats, self._clock.monotonic())
 
     async def call(self, pool: str, call: Call) -> None:
         """What it answers, or why it refuses, is seen from then on. Raises UnansweredError."""
@@ -226,6 +227,11 @@ class View:
             self._cursor, self._watched = 0, False
         was_polled, self._polled = self._polled, True
         found = {pool.name: pool for pool in answer.pools}
+        self._seats = {
+            seat.pod_uid: pool
+            for pool in answer.pools for engine in pool.engines for seat in engine.seats
+            if seat.pod_uid
+        }  # fmt: skip
         for name in found.keys() | self._pools.keys():
             one, pool = self._known(name), found.get(name)
             before, one.pool = one.pool, pool

@@ -339,11 +339,19 @@ def test_objects_of_an_earlier_schema(world: World) -> None:
         world.serve("chat")
         nonsense = {"metadata": {"name": "nonsense"}, "spec": {"workload": "chat", "model": 7}}
         world.on(worlds.apply, FLEETS, world.namespace, nonsense)
+        late = worlds.fleet(world.namespace, "chat")
+        late["metadata"]["name"] = "late"
+        world.on(worlds.apply, FLEETS, world.namespace, late)
+        said = {"engines": "two", "operation": [1], "conditions": [{"type": "Ready"}]}
+        world.on(lambda api: api.patch(
+            FLEETS, world.namespace, "late", {"status": said}, of="status"
+        ))  # fmt: skip
     finally:
         now = world.cluster.get("crd", "moefleets.placer.dev")["metadata"]["resourceVersion"]
         restored = {**crd, "metadata": {**crd["metadata"], "resourceVersion": now}}
         world.cluster.kubectl("replace", "-f", "-", stdin=restored)
     with world.operating() as running:
         world.become("chat", "Serving")
-        until(lambda: running.metric("placer_operator_reconciles_total") > 2, "it looks at both")
+        world.become("late", "Conflict")  # whose status is all said anew
+        until(lambda: running.metric("placer_operator_reconciles_total") > 2, "it looks at all")
         world.cluster.kubectl("delete", "moef", "nonsense", "-n", world.namespace)

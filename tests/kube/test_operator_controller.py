@@ -34,14 +34,14 @@ HOT = np.array([500, 500, 100, 100] * LAYERS, "<u4")  # of rank 0's two experts 
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
+def serving(folder: Path, *options: str | Path) -> Iterator[str]:
     """A controller's address."""
     (folder / "config.yaml").write_text(CONFIG)
     process = subprocess.Popen(
         [
             sys.executable, "-m", "placer.cli.main", "serve", "--host", "process",
             "--listen", "127.0.0.1:0", "--ledger", str(folder / "placer.db"),
-            "--config", str(folder / "config.yaml"),
+            "--config", str(folder / "config.yaml"), *map(str, options),
         ],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,10 @@ from controller.kube.wanted.world import Call, Fleet, World
 from placer.errors import PlacerError
 from placer.v1 import policy_pb2
 
-# What NVIDIA's feature discovery calls GPUs, by a part of the label's value.
+# What NVIDIA's feature discovery calls GPUs, by a word of the label's value: a GH200 is no H200.
 PRODUCTS = (
     ("GB200", "gb200-nvl72"), ("H200", "h200"), ("H100", "h100"), ("A100", "a100"),
-    ("L40S", "pcie-l40s"), ("Ascend910B", "ascend-910b"),
+    ("L40S", "pcie-l40s"), ("Ascend910B[1-4]?", "ascend-910b"),
 )  # fmt: skip
 SAMPLED = 1000  # requests a phase, for tables: as docs/controller.md has it
 KINDS = ("Rebalance", "Repair")
@@ -94,10 +95,10 @@ def _topology(world: World) -> dict[str, Any]:
     if not given.get("fromNodeLabels"):
         return {"topology": given.get("preset"), "nodes": given.get("nodes")}
     products = {world.products.get(pod["node"], "") for pod in world.pods if pod["node"]} - {""}
-    presets = {preset for product in products for part, preset in PRODUCTS if part in product}
     if not products:
         return {}  # until a pod is on a node that says what it is
-    if len(presets) != 1:
+    presets = set(map(_preset, products))
+    if len(presets) != 1 or "" in presets:
         raise SpecError(
             f"topology.fromNodeLabels: the nodes' nvidia.com/gpu.product say "
             f"{', '.join(sorted(products))}, which is no one preset: give topology.preset"
@@ -107,6 +108,12 @@ def _topology(world: World) -> dict[str, Any]:
         for engine in (world.seen.pool.engines if world.seen.pool else ())
     ]
     return {"topology": presets.pop(), "nodes": max(nodes, default=0) or None}
+
+
+def _preset(product: str) -> str:
+    """Empty if there is none of it."""
+    known = (preset for word, preset in PRODUCTS if re.search(rf"\b{word}\b", product))
+    return next(known, "")
 
 
 def _autoscale(spec: Mapping[str, Any]) -> dict[str, Any] | None:

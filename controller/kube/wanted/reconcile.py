@@ -162,6 +162,8 @@ def _ready(world: World) -> Condition:
             return False, "NoPods", f"there is no {fleet.title} in {fleet.namespace}: make it"
         told = f"no pod matches {text_of(world.selector)}: start the engines, or correct"
         return False, "NoPods", f"{told} spec.workload"
+    if (stray := _stray(world)) is not None:
+        return stray
     if pool is None or not pool.engines:
         return (
             False,
@@ -181,6 +183,24 @@ def _ready(world: World) -> Condition:
             ),
         )
     return True, "Serving", f"the controller looks after pool {fleet.pool}{_redundant(world)}"
+
+
+def _stray(world: World) -> Condition | None:
+    """That the workload's pods are ranks of another pool, or the ranks of this pool in others."""
+    fleet, pool = world.fleet, world.seen.pool
+    for pod in world.pods:
+        name, other = pod["metadata"]["name"], world.pool_of(pod)
+        if other is not None and other.model != fleet.spec["model"]:
+            told = f"{name} serves {other.model} in pool {other.name}, and spec.model is"
+            told = f"{told} {fleet.spec['model']}: correct spec.workload or spec.model"
+            return False, "PodsOfAnotherModel", told
+        if other is not None and (pool is None or not pool.engines):
+            told = f"{name} registered for pool {other.name}: give the pods"
+            return False, "Pending", f"{told} PLACER_POOL={fleet.pool}, or correct spec.workload"
+    if not world.stray:
+        return None
+    told = f"ranks of pool {fleet.pool} run in other pods, such as {world.stray}"
+    return False, "Pending", f"{told}: correct spec.workload, or the PLACER_POOL of those pods"
 
 
 def _redundant(world: World) -> str:

@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from controller.kube.objects import LWS_NAME, RAY_CLUSTER, RAY_GROUP, Object
+from controller.kube.objects import (
+    DEPLOYMENTS,
+    LWS_NAME,
+    RAY_CLUSTER,
+    RAY_GROUP,
+    STATEFUL_SETS,
+    Object,
+)
+
+MAKERS = (STATEFUL_SETS.name, DEPLOYMENTS.name)  # whose selectors are whatever somebody wrote
 
 
 def selector_of(spec: Mapping[str, Any], workload: Object | None) -> dict[str, Any]:
@@ -19,6 +28,17 @@ def selector_of(spec: Mapping[str, Any], workload: Object | None) -> dict[str, A
     if kind == "LeaderWorkerSet":
         return {"matchLabels": {LWS_NAME: name}}
     return dict(workload["selector"])
+
+
+def has(spec: Mapping[str, Any], selector: Mapping[str, Any], pod: Object) -> bool:
+    """Whether a pod is the fleet's. Selectors of two workloads may overlap; whose a pod is, is then
+    told by who made it."""
+    if not matches(selector, pod["metadata"].get("labels") or {}):
+        return False
+    reference, maker = spec["workload"].get("reference"), pod["maker"]
+    if reference is None or reference["kind"] not in MAKERS or not any(maker):
+        return True
+    return bool(maker == (reference["kind"], reference["name"]))
 
 
 def matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:

@@ -57,7 +57,9 @@ class _Widening:
         self.engines = list(self.pool.engines) if self.pool is not None else []
         self.count = max(len(self.engines), 1)
         self.group = workloads.group_of(self.fleet, world.workload)
-        self.pods = [pod for pod in world.pods if not _is_leaving(pod)]
+        self.pods = [
+            pod for pod in world.pods if not _is_leaving(pod) and world.pool_of(pod) is None
+        ]
         self.each = _gpus_each(self.group, self.pods)
         self.ready = [pod for pod in self.pods if pod["ready"]]
         spec = self.fleet.spec
@@ -78,6 +80,8 @@ class _Widening:
             live |= {"reason": reason, "remedy": remedy}
         found = Width(self._states(), live)
         self._report(found)
+        if self.world.stray:
+            return found
         if self.pool is None or not self.engines:
             self._raise(found)
             return found

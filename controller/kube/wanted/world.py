@@ -82,6 +82,7 @@ class Seen:
     reported:   the ReportCapacityRequest that it was sent last by this operator
     refused:    why it refused calls, by their keys
     checked:    keys of dry runs that it did not refuse
+    seats:      fleet_pb2.Pool by the uid of each pod that a rank of it runs in, of all pools
     busy:       the operation that runs, of whatever pool; empty if none does
     away:       why it cannot be asked; then nothing else is known
     """
@@ -95,6 +96,7 @@ class Seen:
     reported: Any = None
     refused: Mapping[str, str] = field(default_factory=dict)
     checked: frozenset[str] = frozenset()
+    seats: Mapping[str, Any] = field(default_factory=dict)
     busy: str = ""
     away: str = ""
 
@@ -118,6 +120,23 @@ class World:
     pods: Sequence[Object] = ()
     products: Mapping[str, str] = field(default_factory=dict)
     plans: Sequence[Object] = ()
+
+    def pool_of(self, pod: Object) -> Any:
+        """Another pool than the fleet's, of which a pod is a rank; None if it is of none."""
+        found = self.seen.seats.get(pod["metadata"]["uid"])
+        return None if found is None or found.name == self.fleet.pool else found
+
+    @property
+    def stray(self) -> str:
+        """A pod that a rank of its pool runs in, where all of them run in pods that are not the
+        fleet's; empty where they do not."""
+        engines = self.seen.pool.engines if self.seen.pool is not None else ()
+        ranks = {
+            seat.pod_uid: seat.pod_name or seat.pod_uid
+            for engine in engines for seat in engine.seats if seat.pod_uid
+        }  # fmt: skip
+        mine = [pod["metadata"]["uid"] for pod in self.pods]
+        return min(ranks.values(), default="") if mine and ranks.keys().isdisjoint(mine) else ""
 
 
 @dataclass(frozen=True, slots=True)

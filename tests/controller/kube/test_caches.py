@@ -28,6 +28,11 @@ class World:
             one._take("ADDED", found)
         return TRIMS[kind](found)
 
+    def forget(self, kind: Kind, name: str) -> None:
+        gone = {"metadata": {"name": name, "namespace": "moe", "resourceVersion": "2"}}
+        for one in self.caches._of[kind]:
+            one._take("DELETED", gone)
+
     def fleet(self, name: str, workload: Any, made: str = "2026", **spec: Any) -> Fleet:
         said = {"workload": workload, "model": "m", **spec}
         return Fleet(self.hear(FLEETS, name, said, creationTimestamp=made))
@@ -101,6 +106,43 @@ def test_when_the_first_changes_the_second_is_asked_again() -> None:
     world.asked()
     world.fleet("first", of("other"))
     assert {"first", "second"} <= world.asked()
+
+
+@pytest.mark.parametrize("workload", [labelled(app="other"), None])
+def test_when_a_selector_goes_or_changes_whoever_it_clashed_with_is_asked_again(
+    workload: Any,
+) -> None:
+    world = World()
+    world.fleet("first", labelled(tier="gpu"), made="2025")
+    second = world.fleet("second", of("chat"))
+    pod = world.hear(PODS, "chat-0", {}, labels={"app": "chat", "tier": "gpu"})
+    assert world.first(second, [pod]) == "first"
+    world.asked()
+    if workload is None:
+        world.forget(FLEETS, "first")
+    else:
+        world.fleet("first", workload, made="2025")
+    assert "second" in world.asked()
+    assert world.first(second, [pod]) == ""
+
+
+@pytest.mark.parametrize("kind", ["StatefulSet", "Deployment"])
+def test_of_two_workloads_whose_selectors_overlap_each_has_the_pods_that_it_made(
+    kind: str,
+) -> None:
+    world, selector = World(), {"matchLabels": {"app": "vllm"}}
+    makers = {"StatefulSet": ("StatefulSet", ""), "Deployment": ("ReplicaSet", "-5d9c7")}
+    fleets = []
+    for name in ("chat", "code"):
+        reference = {"reference": {"kind": kind, "name": name}}
+        fleets.append(world.fleet(name, reference))
+        of, behind = makers[kind]
+        owner = {"kind": of, "name": name + behind, "uid": f"uid-{name}", "controller": True}
+        said = {"labels": {"app": "vllm"}, "ownerReferences": [owner]}
+        world.hear(PODS, f"{name}-0", {}, **said)
+    for fleet in fleets:
+        [pod] = world.caches.pods(fleet, selector)
+        assert pod["metadata"]["name"] == f"{fleet.name}-0"
 
 
 def test_two_fleets_of_one_pool_clash() -> None:

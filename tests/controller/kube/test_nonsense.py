@@ -3,9 +3,12 @@ One that makes no sense is one's own trouble: the others are looked after."""
 
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from jsonschema import Draft7Validator  # type: ignore[import-untyped]
 
 from controller.kube.caches import Caches
 from controller.kube.objects import (
@@ -77,6 +80,7 @@ OTHERS: list[tuple[Kind, Any]] = [
     (RAY_CLUSTERS, {"enableInTreeAutoscaling": False, "workerGroupSpecs": [
         {"groupName": "gpus", "replicas": 2, "maxReplicas": 4, "template": TEMPLATE}]}),
 ]  # fmt: skip
+MATTERS = ("type", "required", "items", "properties")  # words are told anew
 NONSENSE: tuple[Any, ...] = (
     None,
     "",
@@ -169,6 +173,21 @@ def test_a_status_of_nonsense_is_said_anew() -> None:
         heard(caches, FLEETS, spec, status=status)
         heard(caches, PLANS, PLAN, status=status)
         assert looked_at(caches) == [fine], status
+
+
+@pytest.mark.parametrize("kind", [FLEETS, PLANS])
+def test_of_a_status_nothing_is_kept_that_its_schema_refuses(kind: Kind) -> None:
+    """While a fleet stands still or the controller is away, all else stays as it was said last."""
+    path = Path(__file__).parents[3] / f"helm/placer-crds/templates/{kind.plural}.yaml"
+    version = yaml.safe_load(path.read_text())["spec"]["versions"][0]
+    schema = Draft7Validator(version["schema"]["openAPIV3Schema"]["properties"]["status"])
+    caches, spec = world(WORKLOADS[0]), {"workload": WORKLOADS[0], **REST}
+    for status in variants(STATUS):
+        heard(caches, kind, PLAN if kind is PLANS else spec, status=status)
+        found = caches.get(kind, ("moe", "chat"))
+        assert found is not None
+        errors = [one for one in schema.iter_errors(found["status"]) if one.validator in MATTERS]
+        assert errors == [], status
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)

@@ -11,6 +11,7 @@ from controller.kube.wanted.reconcile import reconcile
 from controller.kube.wanted.world import Fleet
 from placer.v1 import fleet_pb2
 from tests.controller.kube.tiny_fleet import (
+    MODEL,
     NOW,
     condition,
     fleet,
@@ -117,6 +118,58 @@ OTHER = fleet_pb2.Pool(model="Qwen3", engines=[fleet_pb2.Engine()])
 )
 def test_why_a_fleet_is_not_ready(reason: str, changes: dict[str, Any]) -> None:
     assert condition(wanted(**changes))[:2] == ("False", reason)
+
+
+def seated(name: str, model: str, *pods: str) -> Any:
+    """A pool with a rank in each of these pods."""
+    found = fleet_pb2.Pool(name=name, model=model)
+    seats = [fleet_pb2.Seat(rank=at, pod_uid=uid, pod_name=uid) for at, uid in enumerate(pods)]
+    found.engines.add(name="engine-0", ranks=len(pods), seats=seats)
+    return found
+
+
+MINE, OTHERS = ("uid-0", "uid-1"), ("uid-7", "uid-8")
+A_FLEET, ANOTHER, SAME = (
+    seated("moe.chat", MODEL, *OTHERS),
+    seated("moe.code", "Qwen3", *MINE),
+    seated("moe.talk", MODEL, *MINE),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "reason", "told"),
+    [
+        (None, ANOTHER, "PodsOfAnotherModel",
+         "chat-0 serves Qwen3 in pool moe.code, and spec.model is DeepSeek-V3: correct "
+         "spec.workload or spec.model"),
+        (A_FLEET, ANOTHER, "PodsOfAnotherModel", "chat-0 serves Qwen3 in pool moe.code"),
+        (None, SAME, "Pending", "chat-0 registered for pool moe.talk: give the pods PLACER_POOL="),
+        (A_FLEET, None, "Pending", "ranks of pool moe.chat run in other pods, such as uid-7: "),
+        (seated("moe.chat", MODEL, *MINE), None, "Serving", ""),
+        (seated("moe.chat", MODEL, "uid-0", "uid-7"), None, "Serving", ""),  # one is made anew
+    ],
+)  # fmt: skip
+def test_a_workload_whose_pods_are_other_engines_is_told(
+    mine: Any, other: Any, reason: str, told: str
+) -> None:
+    pools = [one for one in (mine, other) if one is not None]
+    seats = {seat.pod_uid: one for one in pools for engine in one.engines for seat in engine.seats}
+    found = wanted(pool=mine, seats=seats)
+    assert condition(found)[1] == reason
+    assert told in condition(found)[2]
+
+
+def test_pods_of_other_engines_are_no_room_for_these() -> None:
+    wish = fleet(width={"ranks": 3})
+    pods = [pod(at) for at in range(3)]
+    changes: Any = {"pods": pods, "workload": workload(3)}
+    own, other = seated("moe.chat", MODEL, *MINE), seated("moe.code", "Qwen3", "uid-2")
+    found = wanted(wish, pool=own, **changes)
+    assert [one.method for one in found.calls] == ["ScaleTo"]
+    found = wanted(wish, pool=own, seats={"uid-2": other}, **changes)
+    assert found.calls == []
+    found = wanted(wish, pool=A_FLEET, workload=workload(2))
+    assert (found.calls, found.patch) == ([], None)
 
 
 def test_a_workload_that_is_not_there_is_named() -> None:
@@ -236,12 +289,21 @@ def test_the_topology_is_what_the_pods_nodes_say() -> None:
     assert json.loads(call.request.policy)["topology"] == "h200"
 
 
-def test_nodes_that_say_two_things_are_told() -> None:
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("NVIDIA-H200", "NVIDIA-H100"),
+        ("NVIDIA-H100", "NVIDIA-B300"),  # of which there is no preset
+        ("NVIDIA-GH200-480GB", "NVIDIA-GH200-480GB"),
+        ("NVIDIA-RTX-A1000", "NVIDIA-RTX-A1000"),
+    ],
+)
+def test_nodes_that_say_two_things_or_what_no_preset_is_are_told(one: str, two: str) -> None:
     labelled = fleet(topology={"fromNodeLabels": True})
     pods = [pod(0), pod(1, node="node-2")]
-    products = {"node-1": "NVIDIA-H200", "node-2": "NVIDIA-H100"}
-    found = reconcile(world(labelled, pods=pods, products=products))
-    assert "NVIDIA-H100, NVIDIA-H200, which is no one preset" in condition(found)[2]
+    found = reconcile(world(labelled, pods=pods, products={"node-1": one, "node-2": two}))
+    said = ", ".join(sorted({one, two}))
+    assert f"say {said}, which is no one preset" in condition(found)[2]
 
 
 def test_a_raycluster_that_scales_itself_cannot_be_scaled_live() -> None:

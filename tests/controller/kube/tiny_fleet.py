@@ -31,7 +31,14 @@ def fleet(name: str = "chat", made: str = "2026-01-01", generation: int = 1, **s
 
 def pod(number: int, ready: bool = True, **changes: Any) -> dict[str, Any]:
     meta = {"name": f"chat-{number}", "uid": f"uid-{number}", "labels": {"app": "chat"}}
-    found = {"metadata": meta, "node": "node-1", "ready": ready, "ended": False, "gpus": 0}
+    found = {
+        "metadata": meta,
+        "maker": ("", ""),
+        "node": "node-1",
+        "ready": ready,
+        "ended": False,
+        "gpus": 0,
+    }
     return {**found, **changes}
 
 
