@@ -17,7 +17,7 @@ LARGE = ("deepseek-288", "kimi-512", "ten-thousand")  # hours of work: for the f
 HOUR_S, MINUTE_S = 3600.0, 60.0
 OURS, NOBODY = "placer", "none"  # controllers of scenarios
 # Differences of shares that are none: with three seeds of busy.yaml placer's share in time is off
-# EPLB's by -0.0053, -0.0059 and -0.0021, that is, by as much more or less with another seed.
+# EPLB's by -0.0017, +0.0007 and -0.0001, that is, by as much more or less with another seed.
 ALIKE_IN_TIME, ALIKE_HOURS = 0.002, 0.005
 PLENTY = 0.995  # in time, where there is little left to win
 FEW = 4  # pools that are told of one by one

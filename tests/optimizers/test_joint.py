@@ -28,7 +28,7 @@ from placer.optimizers.joint.search import (
     visit_chance,
     weigh,
 )
-from placer.optimizers.joint.start import start
+from placer.optimizers.joint.start import replicated, start
 from placer.placement import Placement
 from placer.problem import Problem
 from placer.topology import Link
@@ -190,6 +190,29 @@ def test_a_running_plan_is_only_touched_up() -> None:
     assert after > before
     frozen = replace(again, objective=Objective(max_moved=0.0))
     assert joint(frozen).digest == running.digest
+
+
+def test_a_running_plan_gets_the_replicas_that_its_load_asks_for() -> None:
+    """Of 14 tokens 8 want expert 0, and the redundant slot is with one that nobody wants."""
+    running = a_placement([[0, 1, 2, 3, 4, 1]], experts=5)
+    task = large(a_problem(loads([[8, 0, 1, 2, 3]]), slots=6, current=running))
+    assert np.bincount(replicated(task, start(task))[0]).tolist() == [2, 1, 1, 1, 1]
+    free = replace(task, objective=replace(task.objective, max_moved=1.0))
+    assert score(task, running).balancedness == pytest.approx(7 / 9)
+    assert score(task, joint(free)).balancedness == 1.0
+
+
+@QUICK
+@given(seed=st.integers(0, 10_000))
+def test_replicas_go_where_the_expert_is_not(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    load = rng.lognormal(0, 1.5, (2, 12)) * rng.integers(0, 2, (2, 1)) * 1000 + 1
+    running = joint(
+        a_problem(loads((rng.lognormal(0, 1, (2, 12)) * 1000).tolist()), slots=16, gpus=4)
+    )
+    task = a_problem(loads(load.tolist()), slots=16, gpus=4, current=running)
+    found = task.placement(replicated(task, start(task)))
+    assert not violations(found, task.objective, task.model, task.topology)
 
 
 @pytest.mark.parametrize("gpus", [4, 6])

@@ -40,10 +40,10 @@ from placer.cost import score
 from placer.cost.moves import arrivals
 from placer.cost.owned import Kinds, cluster_homes
 from placer.optimizers.joint import terms, together
-from placer.optimizers.joint.descent import descent
+from placer.optimizers.joint.descent import Descent, descent
 from placer.optimizers.joint.relabel import follow
 from placer.optimizers.joint.search import Layer, Rules, Schedule, anneal
-from placer.optimizers.joint.start import start, whole_nodes
+from placer.optimizers.joint.start import replicated, start, whole_nodes
 from placer.placement import Placement
 from placer.plan import Solution
 from placer.problem import Problem
@@ -105,7 +105,7 @@ def _within_limit(
     problem: Problem, current: Placement, layers: list[Layer], table: IntArray
 ) -> Solution:
     """The best that moves no more than ``max_moved``, and what the first of its moves win."""
-    rules, price = terms.rules(problem, layers), terms.price(problem)
+    rules = terms.rules(problem, layers)
     free = terms.with_neighbours(problem, layers, table) if terms.is_coherent(problem) else layers
     path = descent(free, rules, current, table, 0.0)
     first = tuple(
@@ -116,15 +116,33 @@ def _within_limit(
     most, told = problem.further(problem.objective.max_moved), problem.objective.max_moved
     why = f"nothing moves with --max-moved {told:g}"
     if most > 0:
-        found = path.until(most, price)
         if len(layers[0].pairs):
-            found = _traffic(problem, current, layers, table, most)
-        placement = problem.placement(found)
+            placement = problem.placement(_traffic(problem, current, layers, table, most))
+        else:
+            placement = _balanced(problem, current, layers, path, most)
         if 0 < arrivals(current, placement).sum() <= most:
             return Solution(placement, first=first)
         # Also if empty slots of the current plan, which had to be filled, are more.
         why = f"nothing pays with --max-moved {told:g}"
     return Solution(current, notes=(why,), first=first)
+
+
+def _balanced(
+    problem: Problem, current: Placement, layers: list[Layer], path: Descent, most: int
+) -> Placement:
+    """The best for balance alone, from what runs or from as many replicas as loads ask for."""
+    price, objective = terms.price(problem), problem.objective
+    best = problem.placement(path.until(most, price))
+    if objective.keep_groups or objective.survive_node:  # a replica may not go just anywhere
+        return best
+    table = replicated(problem, path.start)
+    if np.array_equal(table, path.start):
+        return best
+    path = descent(layers, terms.rules(problem, layers), current, table, price)
+    if path.begun > most:
+        return best
+    found = best, problem.placement(path.until(most, price))
+    return min(found, key=lambda one: _step_s(problem, one) + price * arrivals(current, one).sum())
 
 
 def _traffic(

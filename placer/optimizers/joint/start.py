@@ -4,6 +4,7 @@ import numpy as np
 
 from placer.arrays import FloatArray, IntArray
 from placer.packing import hierarchical, rebalance, separate
+from placer.placement import EMPTY
 from placer.problem import Problem
 from placer.repair import repair
 
@@ -37,6 +38,35 @@ def whole_nodes(problem: Problem) -> IntArray | None:
     load = problem.profile.load
     table = separate(rebalance(load, slots, 1, 1, gpus), load, gpus, 1)
     return np.tile(table, nodes).astype(np.int64)
+
+
+def replicated(problem: Problem, table: IntArray) -> IntArray:
+    """[layers, slots] ``table`` with as many replicas of each expert as its load asks for: they
+    take slots of experts that have too many, of the heaviest GPUs, and go to the lightest.
+
+    Exchanges that make GPUs alike do not come there: an expert with most of a GPU's load stays
+    whole among idle ones, and its GPU is the slowest as soon as traffic changes."""
+    load, gpus, slots = problem.profile.load, problem.topology.gpus, problem.slots
+    table, gpu_of = table.copy(), np.arange(slots) * gpus // slots
+    for row, use, even in zip(table, load, rebalance(load, slots, 1, 1, gpus), strict=True):
+        if not use.any():
+            continue
+        has, wants = (np.bincount(one, minlength=len(use)) for one in (row, even))
+        each = use / wants
+        by_gpu = np.bincount(gpu_of, each[row], gpus)
+        free = []
+        for expert in np.repeat(np.arange(len(use)), np.maximum(has - wants, 0)):
+            slot = max(np.flatnonzero(row == expert), key=lambda slot: by_gpu[gpu_of[slot]])
+            by_gpu[gpu_of[slot]] -= each[expert]
+            row[slot] = EMPTY
+            free.append(slot)
+        lacking = np.repeat(np.arange(len(use)), np.maximum(wants - has, 0))
+        for expert in lacking[np.argsort(-each[lacking], kind="stable")]:
+            is_there = np.isin(gpu_of[free], gpu_of[row == expert])
+            slot = free.pop(np.lexsort((by_gpu[gpu_of[free]], is_there))[0])
+            by_gpu[gpu_of[slot]] += each[expert]
+            row[slot] = expert
+    return separate(table, load, gpus, 1)
 
 
 def on_two_nodes(load: FloatArray, slots: int, gpus: int, nodes: int) -> list[int]:
