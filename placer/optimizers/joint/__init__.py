@@ -43,7 +43,7 @@ from placer.optimizers.joint import terms, together
 from placer.optimizers.joint.descent import Descent, descent
 from placer.optimizers.joint.relabel import follow
 from placer.optimizers.joint.search import Layer, Rules, Schedule, anneal
-from placer.optimizers.joint.start import replicated, start, whole_nodes
+from placer.optimizers.joint.start import replicas_wanted, replicated, start, whole_nodes
 from placer.placement import Placement
 from placer.plan import Solution
 from placer.problem import Problem
@@ -53,6 +53,7 @@ HOTTEST, HOT, WARM, COLD = 1.0, 0.1, 0.02, 0.003
 TURNS = 6  # of even and odd layers, where they depend on each other
 TRIES, NEAR = 8, 0.7  # prices of moves that are tried, until so much of ``max_moved`` is used
 HOME_TURNS = 2  # of the placement given requests' homes, and homes given the placement
+TWICE = 2  # the load that a slot would need to have: exchanges alone did not come far then
 FIRST = (0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the slots, of which it is told what they win
 STEEPEST = 16.0  # factor of the price from one try to the next
 ENOUGH = 50  # iterations for each two slots
@@ -135,9 +136,11 @@ def _balanced(
     best = problem.placement(path.until(most, price))
     if objective.keep_groups or objective.survive_node:  # a replica may not go just anywhere
         return best
-    table = replicated(problem, path.start)
-    if np.array_equal(table, path.start):
+    load = problem.profile.load
+    heaviest = (load / best.replicas).max(axis=1)
+    if (heaviest < TWICE * (load / replicas_wanted(problem)).max(axis=1)).all():
         return best
+    table = replicated(problem, path.start)
     path = descent(layers, terms.rules(problem, layers), current, table, price)
     if path.begun > most:
         return best

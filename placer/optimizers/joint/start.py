@@ -40,6 +40,15 @@ def whole_nodes(problem: Problem) -> IntArray | None:
     return np.tile(table, nodes).astype(np.int64)
 
 
+def replicas_wanted(problem: Problem) -> IntArray:
+    """[layers, experts] as many of each expert as its load asks for."""
+    load = problem.profile.load
+    found = np.zeros(load.shape, dtype=np.int64)
+    rows = rebalance(load, problem.slots, 1, 1, problem.topology.gpus)
+    np.add.at(found, (np.arange(len(load))[:, None], rows), 1)
+    return found
+
+
 def replicated(problem: Problem, table: IntArray) -> IntArray:
     """[layers, slots] ``table`` with as many replicas of each expert as its load asks for: they
     take slots of experts that have too many, of the heaviest GPUs, and go to the lightest.
@@ -48,10 +57,10 @@ def replicated(problem: Problem, table: IntArray) -> IntArray:
     whole among idle ones, and its GPU is the slowest as soon as traffic changes."""
     load, gpus, slots = problem.profile.load, problem.topology.gpus, problem.slots
     table, gpu_of = table.copy(), np.arange(slots) * gpus // slots
-    for row, use, even in zip(table, load, rebalance(load, slots, 1, 1, gpus), strict=True):
+    for row, use, wants in zip(table, load, replicas_wanted(problem), strict=True):
         if not use.any():
             continue
-        has, wants = (np.bincount(one, minlength=len(use)) for one in (row, even))
+        has = np.bincount(row, minlength=len(use))
         each = use / wants
         by_gpu = np.bincount(gpu_of, each[row], gpus)
         free = []
