@@ -137,8 +137,8 @@ def _balanced(
     if objective.keep_groups or objective.survive_node:  # a replica may not go just anywhere
         return best
     load = problem.profile.load
-    heaviest = (load / best.replicas).max(axis=1)
-    if (heaviest < TWICE * (load / replicas_wanted(problem)).max(axis=1)).all():
+    heaviest, needed = ((load / r).max(axis=1) for r in (best.replicas, replicas_wanted(problem)))
+    if not ((heaviest >= TWICE * needed) & (needed > 0)).any():
         return best
     table = replicated(problem, path.start)
     path = descent(layers, terms.rules(problem, layers), current, table, price)
