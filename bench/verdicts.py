@@ -2,7 +2,8 @@
 
 A router that chooses every expert alike, of other tokens for each seed, swept over widths and
 redundancies; as a trace, half of it held out, as its profile, and as loads alone. SEEDS=n takes so
-many seeds a setting. Nothing should be recommended in more than CHANCE of them.
+many seeds a setting, FROM=k begins at the k-th setting (from 0): all 27 take about two core-hours.
+Nothing should be recommended in more than CHANCE of them.
 """
 
 import os
@@ -27,6 +28,7 @@ from placer.trials import CHANCE, Case, Study
 from placer.whatif import advise
 
 SEEDS = int(os.environ.get("SEEDS", "1000"))
+FROM = int(os.environ.get("FROM", "0"))
 MODEL = ModelShape(name="small", layers=2, experts=8, top_k=2, hidden=2048, moe_intermediate=1024)
 TOKENS = (100, 400, 2000)
 SEQUENCE = 10  # tokens
@@ -36,7 +38,7 @@ SOURCES = ("trace", "profile", "loads")
 def run() -> None:
     print(f"recommended of {SEEDS} seeds, {MODEL.dims}, 2 and 4 GPUs, 0, 4 and 8 redundant slots")
     with ProcessPoolExecutor(initializer=plan_chance_once) as pool:
-        for tokens, source, dispatch in product(TOKENS, SOURCES, DISPATCHES):
+        for tokens, source, dispatch in list(product(TOKENS, SOURCES, DISPATCHES))[FROM:]:
             one = partial(verdict, tokens, source, dispatch)
             found = Counter(pool.map(one, range(SEEDS), chunksize=10))
             mark = "" if found["recommended"] <= CHANCE * SEEDS else "  TOO MANY"
