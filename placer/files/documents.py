@@ -14,7 +14,7 @@ import yaml
 from placer.errors import FileError
 
 DEEPEST = 64  # lists and objects inside each other
-MOST_NODES = 2**17  # of a YAML document, its aliases written out
+MOST_NODES = 2**16  # of a YAML document, its aliases written out: read within a second
 YAML_LIMIT = 2**22  # characters
 
 
