@@ -61,7 +61,7 @@ class Setup:
         return "" if here == ADDRESS else f" --to {here}"
 
 
-class ActorDoor(Engines, Metrics, Protocol):
+class ActorEngines(Engines, Metrics, Protocol):
     """To engines that are actors."""
 
 
@@ -105,7 +105,7 @@ async def assembled(
 async def run(
     setup: Setup,
     planner: Planner,
-    by_actor: Callable[[Fleet], ActorDoor],
+    by_actor: Callable[[Fleet], ActorEngines],
     ready: Callable[[int], None],
 ) -> None:
     """One controller, until cancelled.

@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from controller.config import _ConfigSpec
-from controller.router.desk.settings import Limits
+from controller.router.shared.settings import Limits
 
 CHART = Path(__file__).parent / "placer"
 WIDTH = 260

@@ -1,4 +1,4 @@
-"""All engines of a fleet, each through its own door."""
+"""All engines of a fleet, each through its own adapter."""
 
 from controller.fleet.workers import Fleet
 from controller.migration.commands import Command, Outcome
@@ -15,15 +15,15 @@ class FleetEngines:
         self.fleet, self.by_actor, self.by_agent = fleet, by_actor, by_agent
 
     def moves_itself(self, pool: str, engine: str) -> bool:
-        return self._door(pool, engine).moves_itself(pool, engine)
+        return self._adapter(pool, engine).moves_itself(pool, engine)
 
     async def stands(self, pool: str, engine: str) -> Placement:
-        return await self._door(pool, engine).stands(pool, engine)
+        return await self._adapter(pool, engine).stands(pool, engine)
 
     async def carry_out(self, pool: str, engine: str, command: Command) -> Outcome:
-        return await self._door(pool, engine).carry_out(pool, engine, command)
+        return await self._adapter(pool, engine).carry_out(pool, engine, command)
 
-    def _door(self, pool: str, engine: str) -> Engines:
+    def _adapter(self, pool: str, engine: str) -> Engines:
         try:
             member = self.fleet.engine(pool, engine)[0]
         except PlacerError as error:
@@ -42,5 +42,5 @@ class FleetMetrics:
             member = self.fleet.engine(pool, engine)[0]
         except PlacerError as error:
             raise EngineLostError(str(error)) from error
-        door = self.by_actor if member.registration.actor else self.by_address
-        return await door.sample(pool, engine)
+        adapter = self.by_actor if member.registration.actor else self.by_address
+        return await adapter.sample(pool, engine)

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from controller.engines.ray_engines import NAMESPACE
-from controller.local_engine.door import Door
+from controller.local_engine.api_server import ApiServer
 from controller.local_engine.local_engine import EngineStatus, LocalEngine
 from controller.migration.commands import Command, Outcome
 from controller.samples import Sample
@@ -63,8 +63,8 @@ class EngineActor:
             standbys=serving.standbys,
             spares=serving.standbys,
         )
-        self._door = Door(self.engine)
-        identity = Identity(serving.pool, serving.engine, serving.actor, api=self._door.url)
+        self._server = ApiServer(self.engine)
+        identity = Identity(serving.pool, serving.engine, serving.actor, api=self._server.url)
         clock, applier = SystemClock(), EngineApplier(serving, self.engine)
         worker = applier.worker
         sink = GrpcSink(serving.address, worker, identity, self.engine.shape, clock)
@@ -93,7 +93,7 @@ class EngineActor:
 
     def close(self) -> None:
         self._reporter.close()
-        self._door.close()
+        self._server.close()
         self.engine.close()
 
 

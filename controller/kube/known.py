@@ -55,13 +55,13 @@ class Known:
     checked: set[str] = field(default_factory=set)
     stale: set[str] = field(default_factory=set)
 
-    def seen(self, ledger: str, busy: str, seats: Mapping[str, Any], now_s: float) -> Seen:
+    def seen(self, ledger: str, busy: str, pool_of_pod: Mapping[str, Any], now_s: float) -> Seen:
         self.refused = {key: kept for key, kept in self.refused.items() if kept[1] > now_s}
         return Seen(
             ledger=ledger, pool=self.pool, policy=self.policy, plans=dict(self.plans),
             unknown=frozenset(self.unknown), operations=tuple(self.operations),
             reported=self.reported, refused={key: why for key, (why, _) in self.refused.items()},
-            checked=frozenset(self.checked), seats=seats, busy=busy,
+            checked=frozenset(self.checked), pool_of_pod=pool_of_pod, busy=busy,
         )  # fmt: skip
 
     async def refresh(self, door: Door, wanted: frozenset[str]) -> None:
@@ -152,7 +152,7 @@ def maps(pool: Any) -> Any:
     return tuple(
         (
             one.name, one.digest, one.epoch, one.ranks, one.slots,
-            tuple((seat.rank, seat.pod_uid, seat.node) for seat in one.seats),
+            tuple((pod.rank, pod.pod_uid, pod.node) for pod in one.rank_pods),
         )
         for one in pool.engines
     )  # fmt: skip

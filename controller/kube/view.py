@@ -228,9 +228,9 @@ class View:
         was_polled, self._polled = self._polled, True
         found = {pool.name: pool for pool in answer.pools}
         self._seats = {
-            seat.pod_uid: pool
-            for pool in answer.pools for engine in pool.engines for seat in engine.seats
-            if seat.pod_uid
+            pod.pod_uid: pool
+            for pool in answer.pools for engine in pool.engines for pod in engine.rank_pods
+            if pod.pod_uid
         }  # fmt: skip
         for name in found.keys() | self._pools.keys():
             one, pool = self._known(name), found.get(name)

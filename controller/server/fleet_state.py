@@ -195,8 +195,8 @@ class FleetState(FleetServiceServicer):
             conditions=[*conditions[:CONDITIONS], *more],
             ranks=width.ranks if width else 0,
             slots=width.slots if width else 0,
-            doors=_doors(registrations),
-            seats=pods.seats(members),
+            endpoints=_endpoints(registrations),
+            rank_pods=pods.rank_pods(members),
         )
 
 
@@ -232,14 +232,16 @@ class Ledgers(LedgerServiceServicer):
         return found
 
 
-def _doors(registrations: list[Registration]) -> list[Any]:
+def _endpoints(registrations: list[Registration]) -> list[Any]:
     """Where its ranks take requests."""
     found: dict[str, set[int]] = {}
     for one in registrations:
         if one.api:
             rank = one.worker.ep_rank // max(one.worker.tp_size, 1)
             found.setdefault(one.api, set()).add(rank)
-    return [fleet_pb2.Door(address=api, ranks=sorted(them)) for api, them in sorted(found.items())]
+    return [
+        fleet_pb2.Endpoint(address=api, ranks=sorted(them)) for api, them in sorted(found.items())
+    ]
 
 
 def _history(records: Ledger, limit: int, pool: str | None) -> Any:

@@ -60,11 +60,11 @@ def front(
     try:
         import uvloop
 
-        from controller.router.desk.access_log import AccessLog
-        from controller.router.desk.desk import Desk
-        from controller.router.desk.settings import read_limits
         from controller.router.front import front as fronts
         from controller.router.scheduling.scheduler import Scheduler
+        from controller.router.shared.access_log import AccessLog
+        from controller.router.shared.request_router import RequestRouter
+        from controller.router.shared.settings import read_limits
         from controller.server.security import Listening
         from placer.cost.requests import Costs
     except ImportError as error:
@@ -78,12 +78,12 @@ def front(
     limits, clock = read_limits(config), SystemClock()
     chosen = Scheduler([], Costs(0.0, 0.0, 0.0), name=scheduler)
     key = routing.bearer(engine_key)
-    desk = Desk(chosen, limits, clock, AccessLog(access_log), key, tokens is not None)
-    desk.tokenizing = routing.tokenizing(tokenizer, desk)
+    router = RequestRouter(chosen, limits, clock, AccessLog(access_log), key, tokens is not None)
+    router.tokenizing = routing.tokenizing(tokenizer, router)
     found = fronts.Front(
-        desk,
+        router,
         listening,
-        routing.named(engine or []),
+        routing.listed(engine or []),
         routing.discovery(controller, pool, clock, tokenizer),
     )
 

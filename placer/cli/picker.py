@@ -65,11 +65,11 @@ def picker(
     try:
         import uvloop
 
-        from controller.router.desk.access_log import AccessLog
-        from controller.router.desk.desk import Desk
-        from controller.router.desk.settings import read_limits
         from controller.router.picker import picker as pickers
         from controller.router.scheduling.scheduler import Scheduler
+        from controller.router.shared.access_log import AccessLog
+        from controller.router.shared.request_router import RequestRouter
+        from controller.router.shared.settings import read_limits
         from controller.server.security import Listening
         from placer.cost.requests import Costs
     except ImportError as error:
@@ -84,10 +84,10 @@ def picker(
         note(fault)
     limits, clock = read_limits(config), SystemClock()
     chosen = Scheduler([], Costs(0.0, 0.0, 0.0), name=scheduler)
-    desk = Desk(chosen, limits, clock, AccessLog(""), routing.bearer(engine_key), False)
-    desk.tokenizing = routing.tokenizing(tokenizer, desk)
+    router = RequestRouter(chosen, limits, clock, AccessLog(""), routing.bearer(engine_key), False)
+    router.tokenizing = routing.tokenizing(tokenizer, router)
     found = pickers.Picker(
-        desk, listening, routing.named(engine or []),
+        router, listening, routing.listed(engine or []),
         routing.discovery(controller, pool, clock, tokenizer),
         only_rank, metrics,
     )  # fmt: skip

@@ -80,8 +80,8 @@ async def run(found: Any, what: str, listen: str) -> None:
         note("what was under way is cut")
 
 
-def named(engines: list[str]) -> dict[str, Any]:
-    from controller.router.pool.doors import Named
+def listed(engines: list[str]) -> dict[str, Any]:
+    from controller.router.pool.endpoints import Listed
     from controller.router.wire.addresses import address
 
     found: dict[str, Any] = {}
@@ -90,7 +90,7 @@ def named(engines: list[str]) -> dict[str, Any]:
             where = address(url).url
             if where in found:
                 raise PlacerError(f"--engine {where} is given twice: name each address once")
-            found[where] = Named(f"{ENGINE}-{number}", (rank,) if "," in text else ())
+            found[where] = Listed(f"{ENGINE}-{number}", (rank,) if "," in text else ())
     return found
 
 
@@ -107,14 +107,14 @@ def discovery(controller: str, pool: str, clock: Any, tokenizer: str) -> Any:
     return Discovery(controller, pool, clock, vocabulary_of(own))
 
 
-def tokenizing(tokenizer: str, desk: Any) -> Any:
+def tokenizing(tokenizer: str, router: Any) -> Any:
     if not tokenizer:
         return None
     from controller.router.bodies.tokenizing import EngineTokenizer, LocalTokenizer
 
-    scored = desk.limits.scored_tokens
+    scored = router.limits.scored_tokens
     if tokenizer == ENGINE:
-        return EngineTokenizer(desk.doors, desk.key, scored)
+        return EngineTokenizer(router.endpoints, router.key, scored)
     return LocalTokenizer(Path(tokenizer), scored)
 
 

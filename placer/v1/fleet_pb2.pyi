@@ -598,8 +598,8 @@ class Engine(_message.Message):
     CONDITIONS_FIELD_NUMBER: _builtins.int
     RANKS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
-    DOORS_FIELD_NUMBER: _builtins.int
-    SEATS_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
+    RANK_PODS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     digest: _builtins.str
     """Of the map that serves."""
@@ -615,11 +615,11 @@ class Engine(_message.Message):
     @_builtins.property
     def conditions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def doors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Door]:
+    def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Endpoint]:
         """Where it takes requests, as far as its workers say."""
 
     @_builtins.property
-    def seats(self) -> _containers.RepeatedCompositeFieldContainer[Global___Seat]:
+    def rank_pods(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankPod]:
         """Where its ranks run, as far as they say."""
 
     def __init__(
@@ -635,20 +635,20 @@ class Engine(_message.Message):
         conditions: _abc.Iterable[_builtins.str] | None = ...,
         ranks: _builtins.int = ...,
         slots: _builtins.int = ...,
-        doors: _abc.Iterable[Global___Door] | None = ...,
-        seats: _abc.Iterable[Global___Seat] | None = ...,
+        endpoints: _abc.Iterable[Global___Endpoint] | None = ...,
+        rank_pods: _abc.Iterable[Global___RankPod] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "digest", b"digest", "doors", b"doors", "dropped", b"dropped", "epoch", b"epoch", "name", b"name", "ranks", b"ranks", "seats", b"seats", "silent_s", b"silent_s", "slots", b"slots", "tokens", b"tokens", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "digest", b"digest", "dropped", b"dropped", "endpoints", b"endpoints", "epoch", b"epoch", "name", b"name", "rank_pods", b"rank_pods", "ranks", b"ranks", "silent_s", b"silent_s", "slots", b"slots", "tokens", b"tokens", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Engine: _TypeAlias = Engine  # noqa: Y015
 
 @_typing.final
-class Seat(_message.Message):
-    """Seat is a rank of an engine, and the pod that it runs in."""
+class RankPod(_message.Message):
+    """RankPod is a rank of an engine, and the pod that it runs in."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -677,11 +677,11 @@ class Seat(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Seat: _TypeAlias = Seat  # noqa: Y015
+Global___RankPod: _TypeAlias = RankPod  # noqa: Y015
 
 @_typing.final
-class Door(_message.Message):
-    """Door is an address where ranks of an engine take requests."""
+class Endpoint(_message.Message):
+    """Endpoint is an address where ranks of an engine take requests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -705,7 +705,7 @@ class Door(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Door: _TypeAlias = Door  # noqa: Y015
+Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
 
 @_typing.final
 class Operation(_message.Message):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from controller.router.scheduling.baselines import similarity
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Decision
-from controller.router.scheduling.rivals import similarity
 from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import BoolArray
 from placer.cost.requests import costs_of

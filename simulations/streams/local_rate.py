@@ -5,10 +5,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from controller.router.scheduling.baselines import similarity, votes
 from controller.router.scheduling.decide import SCHEDULERS
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
-from controller.router.scheduling.rivals import similarity, votes
 from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import FloatArray, IntArray
 from placer.cost.homes import chosen

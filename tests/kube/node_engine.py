@@ -21,7 +21,7 @@ from urllib.request import urlopen
 import numpy as np
 from aiohttp import web
 
-from controller.local_engine.door import Door
+from controller.local_engine.api_server import ApiServer
 from controller.local_engine.local_engine import LocalEngine
 from controller.migration.commands import Command, Done, Release, Stage, Switch, Transfer
 from controller.migration.machine import Attempt, State
@@ -45,7 +45,7 @@ ROUND = (State.DROPPING, State.COPYING, State.COMMITTING)
 CLOCK = SystemClock()
 
 
-class Elastic(Door):
+class Elastic(ApiServer):
     """The engine's API server, with vLLM's routes for another width, and what its ranks may say.
 
     standing: for agents: ranks, epoch and digest of the plan that was applied last, the model
@@ -134,10 +134,10 @@ def _rows(before: Placement, ranks: int) -> np.ndarray:
 
 
 class Agent:
-    """Of one rank. told: what its engine's first pod says of it; door: that, if it is this one"""
+    """Of one rank. told: what its engine's first pod says of it; server: that, if it is this one"""
 
-    def __init__(self, rank: int, told: Mapping[str, Any], door: Elastic | None = None) -> None:
-        self._rank, self.told, self._door = rank, told, door
+    def __init__(self, rank: int, told: Mapping[str, Any], server: Elastic | None = None) -> None:
+        self._rank, self.told, self._server = rank, told, server
         self._condition = ""
 
     @property
@@ -150,7 +150,7 @@ class Agent:
         shape, ranks = self.shape, self.told["ranks"]
         return Worker(
             f"worker-{self._rank}", MODEL, shape.layers, shape.experts, shape.top_k, SLOTS * ranks,
-            self._rank, ranks, can_apply=True, records=self._door is not None, can_resize=True,
+            self._rank, ranks, can_apply=True, records=self._server is not None, can_resize=True,
             most_ranks=MOST,
         )  # fmt: skip
 
@@ -167,16 +167,16 @@ class Agent:
         return str(self.told["digest"])
 
     def offer(self, epoch: int, plan: Plan) -> str:
-        if self._door is not None and plan.placement.gpus == self.told["ranks"]:
-            threading.Thread(target=self._apply, args=(self._door, epoch, plan)).start()
+        if self._server is not None and plan.placement.gpus == self.told["ranks"]:
+            threading.Thread(target=self._apply, args=(self._server, epoch, plan)).start()
         return ""
 
     def condition(self) -> str:
         return self._condition
 
-    def _apply(self, door: Elastic, epoch: int, plan: Plan) -> None:
+    def _apply(self, server: Elastic, epoch: int, plan: Plan) -> None:
         try:
-            door.apply(epoch, plan)
+            server.apply(epoch, plan)
         except PlacerError as error:
             self._condition = str(error)
 
@@ -234,13 +234,13 @@ def lead(over: threading.Event) -> None:
     with LocalEngine(
         model, RANKS, RANKS * SLOTS, smallest=RANKS, standbys=spare, spares=spare
     ) as engine:
-        door = Elastic(engine, os.environ["POD_IP"])
-        agent = Agent(0, door.standing, door)
+        server = Elastic(engine, os.environ["POD_IP"])
+        agent = Agent(0, server.standing, server)
         reporter = reporting(agent, engine)
         while not over.wait(LOOK_S):
-            agent.told = door.standing
+            agent.told = server.standing
         reporter.close()
-        door.close()
+        server.close()
 
 
 def follow(rank: int, over: threading.Event) -> None:

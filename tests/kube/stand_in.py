@@ -65,11 +65,15 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
             each = len(pods) // engines
             for number in range(engines):
                 mine = pods[number * each : (number + 1) * each]
-                seats = [
-                    fleet_pb2.Seat(rank=rank, worker=f"worker-{rank}", pod_uid=uid, node="node-1")
+                rank_pods = [
+                    fleet_pb2.RankPod(
+                        rank=rank, worker=f"worker-{rank}", pod_uid=uid, node="node-1"
+                    )
                     for rank, uid in enumerate(mine)
                 ]
-                found.engines.add(name=f"engine-{number}", ranks=each, workers=each, seats=seats)
+                found.engines.add(
+                    name=f"engine-{number}", ranks=each, workers=each, rank_pods=rank_pods
+                )
             found.stock.CopyFrom(fleet_pb2.Stock(active=len(pods), traffic=len(pods)))
 
     def propose(self, pool: str, digest: str = "", moves: Any = ()) -> Any:
@@ -97,9 +101,9 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
             del plan.acknowledgements[:]
             for engine in self.pools[plan.pool].engines:
                 engine.digest, engine.epoch = plan.digest, plan.epoch
-                for seat in engine.seats:
+                for pod in engine.rank_pods:
                     plan.acknowledgements.add(
-                        engine=engine.name, rank=seat.rank, worker=seat.worker, pod=seat.pod_uid,
+                        engine=engine.name, rank=pod.rank, worker=pod.worker, pod=pod.pod_uid,
                         epoch=plan.epoch, digest=plan.digest,
                     )  # fmt: skip
             self.become(plan, placement_pb2.PLAN_STATE_APPLIED)
@@ -249,7 +253,7 @@ class StandIn(FleetServiceServicer, PlacementServiceServicer, PolicyServiceServi
             if phase == "SUCCEEDED":
                 pool = self.pools[operation.pool]
                 [engine] = pool.engines
-                before = [seat.pod_uid for seat in engine.seats]
+                before = [pod.pod_uid for pod in engine.rank_pods]
                 ready = [one.uid for one in self.reported[operation.pool].ready_pods]
                 mine = (before + [uid for uid in ready if uid not in before])[: operation.ranks]
                 operation.released_pods.extend(uid for uid in before if uid not in mine)

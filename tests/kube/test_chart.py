@@ -14,7 +14,7 @@ import yaml
 from typer.main import get_command
 
 from controller.config import read_config
-from controller.router.desk.settings import read_limits
+from controller.router.shared.settings import read_limits
 from controller.server.security import Role, Tokens
 from placer.cli.main import app
 from tests.kube.cluster import ROOT, Cluster

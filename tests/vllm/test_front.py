@@ -16,14 +16,14 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm instal
 uvloop = pytest.importorskip("uvloop", reason="a front needs uvloop and httptools")
 pytest.importorskip("httptools", reason="a front needs uvloop and httptools")
 
-from controller.router.desk.access_log import AccessLog
-from controller.router.desk.desk import Desk
-from controller.router.desk.settings import Limits
 from controller.router.front.front import Front
-from controller.router.pool.doors import Named
-from controller.router.pool.knowledge import Known
+from controller.router.pool.endpoints import Listed
+from controller.router.pool.table_watch import KnownTables
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.scheduler import Scheduler
+from controller.router.shared.access_log import AccessLog
+from controller.router.shared.request_router import RequestRouter
+from controller.router.shared.settings import Limits
 from controller.server.security import Listening
 from placer.clock import SystemClock
 from placer.cost.requests import Costs
@@ -54,25 +54,25 @@ def a_request(prompt: list[int], stream: bool) -> dict[str, Any]:
 
 
 def answers(
-    engines: list[ApiServer], requests: list[dict[str, Any]], known: Known | None = None
+    engines: list[ApiServer], requests: list[dict[str, Any]], known: KnownTables | None = None
 ) -> tuple[list[bytes], int]:
     """What a front before both answers, all asked at once, and to how many engines they went."""
 
     async def served() -> tuple[list[bytes], int]:
         scheduler = Scheduler([], Costs(0.0, 0.0, 0.0))
-        desk = Desk(scheduler, Limits(), SystemClock(), AccessLog(""), [], False)
-        named = {one.url: Named(f"engine-{one.port}") for one in engines}
-        front, stop = Front(desk, Listening("127.0.0.1:0"), named), asyncio.Event()
+        router = RequestRouter(scheduler, Limits(), SystemClock(), AccessLog(""), [], False)
+        listed = {one.url: Listed(f"engine-{one.port}") for one in engines}
+        front, stop = Front(router, Listening("127.0.0.1:0"), listed), asyncio.Event()
         port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         running = asyncio.create_task(front.run(stop, port.set_result))
         here = ApiServer(await port, 0)
-        while len(desk.doors.seats) < len(engines):
+        while len(router.endpoints.backends) < len(engines):
             await asyncio.sleep(0.05)
         if known is not None:
-            desk.know({one.engine: known.plan for one in named.values()}, known)
+            router.know({one.engine: known.plan for one in listed.values()}, known)
         asking = [asyncio.to_thread(here.read, "/v1/completions", one) for one in requests]
         found = await asyncio.gather(*asking)
-        used = sum(door.served > 0 for door in desk.doors.all.values())
+        used = sum(endpoint.served > 0 for endpoint in router.endpoints.all.values())
         stop.set()
         await running
         return found, used
@@ -107,5 +107,5 @@ def test_a_wrong_table_changes_no_token(engines: list[ApiServer]) -> None:
     assert len({tuple(one) for one in direct}) > 1
     shuffled = np.random.default_rng(0).random((IDS + 1, 1))
     tables = Lookup.of(Vocabulary(np.arange(IDS), np.arange(IDS)), [shuffled])
-    found, _ = answers(engines, requests, Known(tables, "sha256:of another", COSTS))
+    found, _ = answers(engines, requests, KnownTables(tables, "sha256:of another", COSTS))
     assert [tokens(one) for one in found] == direct

@@ -104,7 +104,7 @@ def _topology(world: World) -> dict[str, Any]:
             f"{', '.join(sorted(products))}, which is no one preset: give topology.preset"
         )
     nodes = [
-        len({seat.node for seat in engine.seats if seat.node})
+        len({pod.node for pod in engine.rank_pods if pod.node})
         for engine in (world.seen.pool.engines if world.seen.pool else ())
     ]
     return {"topology": presets.pop(), "nodes": max(nodes, default=0) or None}

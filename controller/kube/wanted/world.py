@@ -82,7 +82,7 @@ class Seen:
     reported:   the ReportCapacityRequest that it was sent last by this operator
     refused:    why it refused calls, by their keys
     checked:    keys of dry runs that it did not refuse
-    seats:      fleet_pb2.Pool by the uid of each pod that a rank of it runs in, of all pools
+    pool_of_pod:      fleet_pb2.Pool by the uid of each pod that a rank of it runs in, of all pools
     busy:       the operation that runs, of whatever pool; empty if none does
     away:       why it cannot be asked; then nothing else is known
     """
@@ -96,7 +96,7 @@ class Seen:
     reported: Any = None
     refused: Mapping[str, str] = field(default_factory=dict)
     checked: frozenset[str] = frozenset()
-    seats: Mapping[str, Any] = field(default_factory=dict)
+    pool_of_pod: Mapping[str, Any] = field(default_factory=dict)
     busy: str = ""
     away: str = ""
 
@@ -123,7 +123,7 @@ class World:
 
     def pool_of(self, pod: Object) -> Any:
         """Another pool than the fleet's, of which a pod is a rank; None if it is of none."""
-        found = self.seen.seats.get(pod["metadata"]["uid"])
+        found = self.seen.pool_of_pod.get(pod["metadata"]["uid"])
         return None if found is None or found.name == self.fleet.pool else found
 
     @property
@@ -132,8 +132,8 @@ class World:
         fleet's; empty where they do not."""
         engines = self.seen.pool.engines if self.seen.pool is not None else ()
         ranks = {
-            seat.pod_uid: seat.pod_name or seat.pod_uid
-            for engine in engines for seat in engine.seats if seat.pod_uid
+            pod.pod_uid: pod.pod_name or pod.pod_uid
+            for engine in engines for pod in engine.rank_pods if pod.pod_uid
         }  # fmt: skip
         mine = [pod["metadata"]["uid"] for pod in self.pods]
         return min(ranks.values(), default="") if mine and ranks.keys().isdisjoint(mine) else ""

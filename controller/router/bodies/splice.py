@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from controller.router.bodies.asked import DEFAULT_MOST, NEUTRAL
-from controller.router.bodies.trail import Trail, data_of
+from controller.router.bodies.parsed_body import DEFAULT_MOST, NEUTRAL
+from controller.router.bodies.transcript import Transcript, data_of
 
 DONE = b"data: [DONE]\n\n"
 NAMES = ("id", "object", "created", "model")
@@ -22,43 +22,43 @@ class Splice:
     Its answer is told in the form and under the names of the first part.
     """
 
-    def __init__(self, asked: dict[str, Any], trail: Trail, longest: int) -> None:
+    def __init__(self, parsed: dict[str, Any], transcript: Transcript, longest: int) -> None:
         """Raises ValueError where it cannot go on as if nothing had happened."""
-        trail.read()
-        prompt = asked.get("prompt")
-        ids = prompt if isinstance(prompt, list) else trail.prompt
-        if ids is None or not trail.is_plain or not trail.first:
+        transcript.read()
+        prompt = parsed.get("prompt")
+        ids = prompt if isinstance(prompt, list) else transcript.prompt
+        if ids is None or not transcript.is_plain or not transcript.first:
             raise ValueError("nobody told which tokens came")
-        self._trail, self._is_chat = trail, "messages" in asked
+        self._transcript, self._is_chat = transcript, "messages" in parsed
         self._prompt = len(ids)
         # The client saw no text of the last ones: they are generated again.
-        dropped = 0 if trail.tells_ids or trail.has_ended else trail.textless
-        tokens = trail.tokens[: len(trail.tokens) - dropped]
+        dropped = 0 if transcript.tells_ids or transcript.has_ended else transcript.textless
+        tokens = transcript.tokens[: len(transcript.tokens) - dropped]
         self._before = len(tokens)
-        most = asked.get("max_completion_tokens") or asked.get("max_tokens")
+        most = parsed.get("max_completion_tokens") or parsed.get("max_tokens")
         most = most or (longest - len(ids) if self._is_chat else DEFAULT_MOST)
         if most <= 0:
             raise ValueError("nobody told how many tokens may come")
-        options = asked.get("stream_options") or {}
+        options = parsed.get("stream_options") or {}
         self._usage = bool(options.get("include_usage"))
-        self.is_over = trail.has_ended or self._before >= most
-        more = {key: value for key, value in asked.items() if key not in _LEFT_OUT}
+        self.is_over = transcript.has_ended or self._before >= most
+        more = {key: value for key, value in parsed.items() if key not in _LEFT_OUT}
         more |= {
             "prompt": [*ids, *tokens],
             "max_tokens": most - self._before,
             "stream": True,
             "return_token_ids": True,
         }
-        if least := asked.get("min_tokens"):
+        if least := parsed.get("min_tokens"):
             more["min_tokens"] = max(least - self._before, 0)
         self.body = json.dumps(more).encode()
-        trail.tokens, trail.textless = tokens, 0
-        trail.prompt = ids
+        transcript.tokens, transcript.textless = tokens, 0
+        transcript.prompt = ids
 
     def rest(self) -> bytes:
         """What is missing of a stream that had come to its last token."""
         found = b""
-        if not self._trail.has_ended:
+        if not self._transcript.has_ended:
             last = {"index": 0, "text": "", "finish_reason": "length"}
             found += event(self._form({"choices": [last]}))
         if self._usage:
@@ -77,14 +77,14 @@ class Splice:
             data["usage"] = self._used(data["usage"].get("completion_tokens", 0))
         for choice in data["choices"]:
             choice.pop("prompt_token_ids", None)
-            if not self._trail.tells_ids:
+            if not self._transcript.tells_ids:
                 choice["token_ids"] = None
             if self._is_chat:
                 choice["delta"] = {"content": choice.pop("text", "")}
         return self._named(data)
 
     def _named(self, data: dict[str, Any]) -> dict[str, Any]:
-        first = self._trail.first
+        first = self._transcript.first
         return data | {key: first[key] for key in NAMES if key in first}
 
     def _used(self, more: int) -> dict[str, int]:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from controller.router.bodies.asked import BYTES_PER_TOKEN, Asked
-from controller.router.pool.doors import Doors
+from controller.router.bodies.parsed_body import BYTES_PER_TOKEN, ParsedBody
+from controller.router.pool.endpoints import Endpoints
 from controller.router.wire.heads import JSON, Headers
 from controller.router.wire.upstream import LostError
 from placer.errors import FileError
@@ -33,7 +33,7 @@ log = logging.getLogger("placer.front")
 
 
 class Tokenizing(Protocol):
-    def encode(self, asked: Asked, done: Callable[[], None]) -> None:
+    def encode(self, parsed: ParsedBody, done: Callable[[], None]) -> None:
         """Fill in the tokens, if they can be had, and then say ``done``, on the event loop."""
 
     def close(self) -> None: ...
@@ -59,14 +59,14 @@ class LocalTokenizer:
         self._known: OrderedDict[str, Sequence[int]] = OrderedDict()
         self._beside = ThreadPoolExecutor(1, "tokenizer")
 
-    def encode(self, asked: Asked, done: Callable[[], None]) -> None:
+    def encode(self, parsed: ParsedBody, done: Callable[[], None]) -> None:
         if self._waiting >= WAITING:
             done()
             return
-        pieces = cut(asked.text, self._scored * CHARACTERS)
+        pieces = cut(parsed.text, self._scored * CHARACTERS)
         found = [self._known.get(one) for one in pieces]
         if all(one is not None for one in found):
-            fill(asked, [one for one in found if one is not None], self._scored)
+            fill(parsed, [one for one in found if one is not None], self._scored)
             done()
             return
         self._waiting += 1
@@ -82,7 +82,7 @@ class LocalTokenizer:
                     self._known[piece] = ids
                 while len(self._known) > REMEMBERED:
                     self._known.popitem(last=False)
-                fill(asked, future.result(), self._scored)
+                fill(parsed, future.result(), self._scored)
             else:
                 log.debug("placer: the tokenizer fails: %s", future.exception())
             done()
@@ -106,15 +106,15 @@ class LocalTokenizer:
 class EngineTokenizer:
     """Asks the /tokenize of whichever engine is there."""
 
-    def __init__(self, doors: Doors, key: Headers, scored: int) -> None:
-        self._doors, self._key, self._scored = doors, key, scored
+    def __init__(self, endpoints: Endpoints, key: Headers, scored: int) -> None:
+        self._endpoints, self._key, self._scored = endpoints, key, scored
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def encode(self, asked: Asked, done: Callable[[], None]) -> None:
+    def encode(self, parsed: ParsedBody, done: Callable[[], None]) -> None:
         if len(self._tasks) >= WAITING:
             done()
             return
-        task = asyncio.create_task(self._ask(asked, done))
+        task = asyncio.create_task(self._ask(parsed, done))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -122,16 +122,16 @@ class EngineTokenizer:
         for task in self._tasks:
             task.cancel()
 
-    async def _ask(self, asked: Asked, done: Callable[[], None]) -> None:
-        pieces = cut(asked.text, self._scored * CHARACTERS)
+    async def _ask(self, parsed: ParsedBody, done: Callable[[], None]) -> None:
+        pieces = cut(parsed.text, self._scored * CHARACTERS)
         try:
-            seat = next(iter(self._doors.seats.values()))
-            standing = seat.door.standing
-            body = {"model": standing.model if standing else "", "prompt": "\n".join(pieces)}
-            reply = await seat.door.server.ask(
+            backend = next(iter(self._endpoints.backends.values()))
+            info = backend.endpoint.info
+            body = {"model": info.model if info else "", "prompt": "\n".join(pieces)}
+            reply = await backend.endpoint.server.ask(
                 "POST", "/tokenize", ANSWER_S, [*JSON, *self._key], json.dumps(body).encode()
             )
-            fill(asked, [array("q", json.loads(reply.body)["tokens"])], self._scored)
+            fill(parsed, [array("q", json.loads(reply.body)["tokens"])], self._scored)
         except (LostError, StopIteration, ValueError, LookupError, TypeError, OverflowError) as why:
             log.debug("placer: no tokens: %s", why)
         done()
@@ -148,8 +148,8 @@ def cut(text: Pieces, most: int) -> list[str]:
     return found
 
 
-def fill(asked: Asked, ids: Sequence[Sequence[int]], scored: int) -> None:
+def fill(parsed: ParsedBody, ids: Sequence[Sequence[int]], scored: int) -> None:
     tokens = [token for piece in ids for token in piece][:scored]
     if tokens:
-        asked.tokens = np.array(tokens, dtype=np.int64)
-        asked.length = max(asked.length, len(tokens))
+        parsed.tokens = np.array(tokens, dtype=np.int64)
+        parsed.length = max(parsed.length, len(tokens))

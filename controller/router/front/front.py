@@ -5,12 +5,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from controller.router.desk.desk import Desk
 from controller.router.front.service import Service
 from controller.router.pool.discovery import Discovery
-from controller.router.pool.doors import Named
-from controller.router.pool.watching import Watch
-from controller.router.wire.arriving import Connection
+from controller.router.pool.endpoints import Listed
+from controller.router.pool.health import HealthChecks
+from controller.router.shared.request_router import RequestRouter
+from controller.router.wire.connection import Connection
 from controller.server.security import Listening, SecurityError
 from controller.server.tokens import Tokens
 
@@ -22,33 +22,33 @@ log = logging.getLogger("placer.front")
 
 
 class Front:
-    """named: addresses of engines, if no controller says where they are"""
+    """listed: addresses of engines, if no controller says where they are"""
 
     def __init__(
         self,
-        desk: Desk,
+        router: RequestRouter,
         listening: Listening,
-        named: Mapping[str, Named] | None = None,
+        listed: Mapping[str, Listed] | None = None,
         discovery: Discovery | None = None,
     ) -> None:
         """Raises PlacerError."""
         listening.check()
         self._listening = listening
-        self.desk = desk
+        self.router = router
         tokens = Tokens(listening.tokens) if listening.tokens else None
-        self.service = Service(desk, tokens)
-        self._named, self._discovery = named or {}, discovery
+        self.service = Service(router, tokens)
+        self._listed, self._discovery = listed or {}, discovery
         self._tls = listening.tls()
 
     async def run(self, stop: asyncio.Event, started: Any = None) -> None:
         """Until ``stop``, and what is under way then. started: called with the port"""
-        desk = self.desk
-        watch = Watch(desk.doors, desk.clock, desk.key)
+        router = self.router
+        checks = HealthChecks(router.endpoints, router.clock, router.key)
         server = await self._listen()
         tasks = [asyncio.create_task(self._tick())]
-        watch.name(self._named)
+        checks.follow(self._listed)
         if self._discovery is not None:
-            tasks.append(asyncio.create_task(self._discovery.run(watch.name, desk.know)))
+            tasks.append(asyncio.create_task(self._discovery.run(checks.follow, router.know)))
         try:
             if started is not None:
                 started(server.sockets[0].getsockname()[1])
@@ -62,13 +62,13 @@ class Front:
             await asyncio.gather(*tasks, return_exceptions=True)
             for one in list(self.service.connections):
                 one.transport.abort()
-            watch.close()
+            checks.close()
             if self._discovery is not None:
                 self._discovery.close()
-            if desk.tokenizing is not None:
-                desk.tokenizing.close()
-            await desk.clock.sleep(0)  # for what hears of it
-            desk.log.close()
+            if router.tokenizing is not None:
+                router.tokenizing.close()
+            await router.clock.sleep(0)  # for what hears of it
+            router.log.close()
 
     async def _listen(self) -> asyncio.Server:
         host, _, port = self._listening.address.rpartition(":")
@@ -90,26 +90,26 @@ class Front:
             ) from error
 
     async def _tick(self) -> None:
-        desk = self.desk
+        router = self.router
         while True:
-            desk.tick_s = now_s = desk.clock.monotonic()
-            for one in [one for one in desk.active if one.due_s <= now_s]:
+            router.tick_s = now_s = router.clock.monotonic()
+            for one in [one for one in router.active if one.due_s <= now_s]:
                 if not one.is_over:
                     one.expire()
             for one in [one for one in self.service.connections if one.due_s <= now_s]:
                 one.expire()
-            desk.log.flush()
-            await desk.clock.sleep(TICK_S)
+            router.log.flush()
+            await router.clock.sleep(TICK_S)
 
     async def _drain(self) -> None:
         """Requests under way are answered, as far as there is time."""
-        desk, service = self.desk, self.service
+        router, service = self.router, self.service
         service.draining = True
         for one in list(service.connections):
             one.drain()
-        until_s = desk.clock.monotonic() + desk.limits.drain_s
-        while desk.active and desk.clock.monotonic() < until_s:
-            await desk.clock.sleep(TICK_S / 5)
-        for exchange in list(desk.active):
+        until_s = router.clock.monotonic() + router.limits.drain_s
+        while router.active and router.clock.monotonic() < until_s:
+            await router.clock.sleep(TICK_S / 5)
+        for exchange in list(router.active):
             exchange.give_up("this front was shut down")
-        await desk.clock.sleep(TICK_S / 5)
+        await router.clock.sleep(TICK_S / 5)

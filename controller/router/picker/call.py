@@ -4,19 +4,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from controller.router.bodies.asked import BYTES_PER_TOKEN, ROUTES, Asked, read
-from controller.router.desk.desk import Desk
+from controller.router.bodies.parsed_body import BYTES_PER_TOKEN, ROUTES, ParsedBody, read
 from controller.router.picker import messages
 from controller.router.picker.answer import Answer
 from controller.router.picker.messages import BUFFERED, DUPLEX, Modes, Said
-from controller.router.pool.doors import Place, Seat
+from controller.router.pool.endpoints import Backend, EngineRank
 from controller.router.scheduling.request import Decision
+from controller.router.shared.request_router import RequestRouter
 from controller.router.wire.heads import Headers, RefusedError
 
 RETRY_AFTER: Headers = [(b"retry-after", b"5")]
 AWAY = b"503"  # an engine that changes its width
 HUNG_UP = 499
-# Clients do not make up labels of figures.
+# Clients do not make up labels of metrics.
 OTHER = "other"  # a route of nobody's
 METHODS = frozenset({b"GET", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH"})
 UNKNOWN = b"_OTHER"  # as OpenTelemetry has it
@@ -29,18 +29,18 @@ class Call:
     only_rank: the gateway chooses the endpoint itself, and is told the rank there alone
     """
 
-    def __init__(self, desk: Desk, only_rank: bool) -> None:
-        self._desk, self._only_rank = desk, only_rank
-        self._begun_s = desk.clock.monotonic()
+    def __init__(self, router: RequestRouter, only_rank: bool) -> None:
+        self._router, self._only_rank = router, only_rank
+        self._begun_s = router.clock.monotonic()
         self._method, self._path, self._length = UNKNOWN, b"", 0
         self._subset: frozenset[str] | None = None
         self._modes: Modes | None = None
         self._kept: list[Any] = []  # of the request's body, until it is placed
         self._size = 0
         self._is_placed = False
-        self._asked = Asked()
+        self._parsed = ParsedBody()
         self._decision: Decision | None = None
-        self._seat: Seat | None = None
+        self._backend: Backend | None = None
         self._answer = Answer(is_shown=True)
         self._refused = ""
 
@@ -56,9 +56,9 @@ class Call:
     def _begin(self, said: Said) -> None:
         self._modes, self._subset = messages.modes(said), messages.subset(said)
         self._answer.is_shown = self._modes.answer != messages.NONE
-        active, limits = self._desk.active, self._desk.limits
+        active, limits = self._router.active, self._router.limits
         active.add(self)
-        self._desk.figures.active = len(active)
+        self._router.metrics.active = len(active)
         if len(active) > limits.requests:
             raise RefusedError(429, "too many requests: try again later", RETRY_AFTER)
 
@@ -68,20 +68,20 @@ class Call:
 
     def end(self) -> None:
         """Nothing more comes of it: it is answered, or the gateway left it."""
-        desk, answer, fault = self._desk, self._answer, self._refused
+        router, answer, fault = self._router, self._answer, self._refused
         self._forget()
-        if self._seat is not None and self._decision is not None:
-            desk.ended(self._decision, self._seat, answer.generated(self._asked.most))
-            self._seat = self._decision = None
+        if self._backend is not None and self._decision is not None:
+            router.ended(self._decision, self._backend, answer.generated(self._parsed.most))
+            self._backend = self._decision = None
             sent = "" if 0 < answer.status < 400 else "engine" if answer.status else "client"
             fault = fault or sent
-        if self not in desk.active:
+        if self not in router.active:
             return
-        desk.active.discard(self)
-        desk.figures.active = len(desk.active)
+        router.active.discard(self)
+        router.metrics.active = len(router.active)
         route = self._path.decode() if self._path in ROUTES else OTHER
-        seconds = desk.clock.monotonic() - self._begun_s
-        desk.figures.ended(route, self._method, answer.status or HUNG_UP, seconds, fault)
+        seconds = router.clock.monotonic() - self._begun_s
+        router.metrics.ended(route, self._method, answer.status or HUNG_UP, seconds, fault)
 
     async def _request_headers(self, said: Said) -> Sequence[bytes]:
         told = said.request_headers
@@ -119,18 +119,18 @@ class Call:
         if self._is_placed:
             return [messages.streamed("request_body", told.body, told.end_of_stream)]
         self._kept.append(told)
-        has_room = self._desk.reserve(len(told.body))
-        may_more_come = not told.end_of_stream and self._size <= self._desk.limits.parsed_bytes
+        has_room = self._router.reserve(len(told.body))
+        may_more_come = not told.end_of_stream and self._size <= self._router.limits.parsed_bytes
         if has_room and may_more_come:
             return ()
         return await self._go_on(told.end_of_stream)
 
     async def _go_on(self, is_whole: bool) -> Sequence[bytes]:
         if is_whole:
-            asked = self._read(b"".join(one.body for one in self._kept))
+            parsed = self._read(b"".join(one.body for one in self._kept))
         else:
-            asked = self._unread(max(self._length, self._size))
-        first = await self._place("request_headers", asked)
+            parsed = self._unread(max(self._length, self._size))
+        first = await self._place("request_headers", parsed)
         kept = [messages.streamed("request_body", one.body, one.end_of_stream)
                 for one in self._kept]  # fmt: skip
         self._forget()
@@ -149,9 +149,9 @@ class Call:
         status = head.get(":status", b"")
         self._answer.head(int(status) if status.isdigit() else 0, head.get("content-type", b""))
         # The gateway's own limits are no reason to send nothing to an engine.
-        if self._seat is not None and status == AWAY and "x-envoy-overloaded" not in head:
-            door = self._seat.door
-            self._desk.doors.shut(door, f"{door.url} answers 503")
+        if self._backend is not None and status == AWAY and "x-envoy-overloaded" not in head:
+            endpoint = self._backend.endpoint
+            self._router.endpoints.shut(endpoint, f"{endpoint.url} answers 503")
         if told.end_of_stream:
             self.end()
         return [messages.untouched("response_headers")]
@@ -159,7 +159,7 @@ class Call:
     async def _response_body(self, said: Said) -> Sequence[bytes]:
         told = said.response_body
         if not self._answer.seen and told.body and self._decision is not None:
-            self._desk.scheduler.began(self._decision)
+            self._router.scheduler.began(self._decision)
         self._answer.add(told.body)
         if told.end_of_stream:
             self.end()
@@ -172,64 +172,66 @@ class Call:
         self.end()
         return [messages.untouched("response_trailers")]
 
-    async def _place(self, kind: str, asked: Asked) -> bytes:
+    async def _place(self, kind: str, parsed: ParsedBody) -> bytes:
         """To the rank that the scheduler chooses. Raises RefusedError."""
-        self._is_placed, self._asked = True, asked
+        self._is_placed, self._parsed = True, parsed
         among = self._among()
-        if self._only_rank and len({seat.door for seat in among.values()}) != 1:
+        if self._only_rank and len({backend.endpoint for backend in among.values()}) != 1:
             return messages.placed(kind, "", b"")  # whose rank it would be, nobody can tell
-        if asked.text and self._desk.tokenizing is not None:
+        if parsed.text and self._router.tokenizing is not None:
             known = asyncio.Event()
-            self._desk.tokenizing.encode(asked, known.set)
+            self._router.tokenizing.encode(parsed, known.set)
             await known.wait()
         among = self._among()  # others may be there now
-        chosen = self._desk.choose(asked.request(), None if self._subset is None else among.keys())
+        chosen = self._router.choose(
+            parsed.request(), None if self._subset is None else among.keys()
+        )
         if chosen is None:
             raise self._none()
-        self._decision, self._seat = chosen
-        return self._told(kind, self._seat, self._seat.line)
+        self._decision, self._backend = chosen
+        return self._told(kind, self._backend, self._backend.line)
 
     def _pass(self, kind: str) -> bytes:
         """What has no body costs no engine much: any will do."""
         self._is_placed = True
         if self._only_rank:
             return messages.untouched(kind)
-        seat = next(iter(self._among().values()), None)
-        if seat is None:
+        backend = next(iter(self._among().values()), None)
+        if backend is None:
             raise self._none()
-        return self._told(kind, seat, b"")
+        return self._told(kind, backend, b"")
 
-    def _told(self, kind: str, seat: Seat, line: bytes) -> bytes:
-        server = seat.door.server
+    def _told(self, kind: str, backend: Backend, line: bytes) -> bytes:
+        server = backend.endpoint.server
         return messages.placed(kind, "" if self._only_rank else server.reached, line)
 
-    def _among(self) -> Mapping[Place, Seat]:
+    def _among(self) -> Mapping[EngineRank, Backend]:
         """The ranks that may be chosen."""
-        seats, subset = self._desk.doors.seats, self._subset
+        backends, subset = self._router.endpoints.backends, self._subset
         if subset is None:
-            return seats
-        return {place: seat for place, seat in seats.items() if _is_in(seat, subset)}
+            return backends
+        return {place: backend for place, backend in backends.items() if _is_in(backend, subset)}
 
     def _none(self) -> RefusedError:
         what = "no engine" if self._subset is None else "no engine of the gateway's subset"
         return RefusedError(503, f"{what} takes requests: try again later", RETRY_AFTER)
 
-    def _read(self, body: bytes) -> Asked:
+    def _read(self, body: bytes) -> ParsedBody:
         """Raises RefusedError."""
-        limits = self._desk.limits
+        limits = self._router.limits
         if self._path not in ROUTES or len(body) > limits.parsed_bytes:
             return self._unread(len(body))
         return read(body, limits.scored_tokens)
 
-    def _unread(self, size: int) -> Asked:
-        return Asked(length=size // BYTES_PER_TOKEN + 1)
+    def _unread(self, size: int) -> ParsedBody:
+        return ParsedBody(length=size // BYTES_PER_TOKEN + 1)
 
     def _check(self, size: int) -> None:
-        if size > (most := self._desk.limits.request_bytes):
+        if size > (most := self._router.limits.request_bytes):
             raise RefusedError(413, f"a body of more than {most:,} bytes: send less")
 
     def _forget(self) -> None:
-        self._desk.reserve(-sum(len(one.body) for one in self._kept))
+        self._router.reserve(-sum(len(one.body) for one in self._kept))
         self._kept = []
 
 
@@ -244,6 +246,6 @@ HEARD: Mapping[str, Callable[[Call, Said], Awaitable[Sequence[bytes]]]] = {
 }
 
 
-def _is_in(seat: Seat, subset: frozenset[str]) -> bool:
-    server = seat.door.server
+def _is_in(backend: Backend, subset: frozenset[str]) -> bool:
+    server = backend.endpoint.server
     return server.reached in subset or server.address.authority.decode() in subset

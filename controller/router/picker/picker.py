@@ -9,12 +9,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from prometheus_client import start_http_server
 
-from controller.router.desk.desk import Desk
 from controller.router.picker.messages import SERVICE
 from controller.router.picker.service import PROCESS, Service
 from controller.router.pool.discovery import Discovery
-from controller.router.pool.doors import Named
-from controller.router.pool.watching import Watch
+from controller.router.pool.endpoints import Listed
+from controller.router.pool.health import HealthChecks
+from controller.router.shared.request_router import RequestRouter
 from controller.server.security import Guard, Listening, Role, Tokens
 from placer.errors import PlacerError
 
@@ -26,37 +26,37 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Picker:
-    """named: addresses of engines, if no controller says where they are; metrics: ``host:port`` for
-    Prometheus, or empty"""
+    """listed: addresses of engines, if no controller says where they are; metrics: ``host:port``
+    for Prometheus, or empty"""
 
     def __init__(
         self,
-        desk: Desk,
+        router: RequestRouter,
         listening: Listening,
-        named: Mapping[str, Named] | None = None,
+        listed: Mapping[str, Listed] | None = None,
         discovery: Discovery | None = None,
         only_rank: bool = False,
         metrics: str = "",
     ) -> None:
         """Raises PlacerError."""
         listening.check()
-        self.desk, self._listening, self._metrics = desk, listening, metrics
+        self.router, self._listening, self._metrics = router, listening, metrics
         self._tokens = Tokens(listening.tokens) if listening.tokens else None
-        self._named, self._discovery = named or {}, discovery
-        self._service = Service(desk, only_rank)
+        self._listed, self._discovery = listed or {}, discovery
+        self._service = Service(router, only_rank)
         self._health = health.HealthServicer()
 
     async def run(self, stop: asyncio.Event, started: Any = None) -> None:
         """Until ``stop``, and what is under way then. started: called with the port. Raises
         PlacerError."""
-        desk = self.desk
+        router = self.router
         server, port = self._server()
         pages = self._pages()
-        watch = Watch(desk.doors, desk.clock, desk.key)
-        watch.name(self._named)
+        checks = HealthChecks(router.endpoints, router.clock, router.key)
+        checks.follow(self._listed)
         tasks = []
         if self._discovery is not None:
-            tasks.append(asyncio.create_task(self._discovery.run(watch.name, desk.know)))
+            tasks.append(asyncio.create_task(self._discovery.run(checks.follow, router.know)))
         try:
             await self._health.set(LIVES, SERVING)
             await self._tell(NOT_SERVING)
@@ -68,29 +68,29 @@ class Picker:
             await stop.wait()
             ready.cancel()
             await self._tell(NOT_SERVING)
-            await server.stop(desk.limits.drain_s)
+            await server.stop(router.limits.drain_s)
         finally:
             await server.stop(None)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            watch.close()
+            checks.close()
             if pages is not None:
                 pages.shutdown()
                 pages.server_close()
             if self._discovery is not None:
                 self._discovery.close()
-            if desk.tokenizing is not None:
-                desk.tokenizing.close()
-            await desk.clock.sleep(0)  # for what hears of it
+            if router.tokenizing is not None:
+                router.tokenizing.close()
+            await router.clock.sleep(0)  # for what hears of it
 
     def _server(self) -> tuple[grpc.aio.Server, int]:
-        largest = self.desk.limits.request_bytes + SMALL
+        largest = self.router.limits.request_bytes + SMALL
         options = [("grpc.max_receive_message_length", largest), ("grpc.so_reuseport", 0)]
-        doors = []
+        endpoints = []
         if self._tokens is not None:
-            doors = [Guard({PROCESS: Role.CLIENT}, self._tokens, self.desk.clock)]
-        server = grpc.aio.server(interceptors=doors, options=options)
+            endpoints = [Guard({PROCESS: Role.CLIENT}, self._tokens, self.router.clock)]
+        server = grpc.aio.server(interceptors=endpoints, options=options)
         self._service.add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server, self._listening.open_port(server)
@@ -101,7 +101,9 @@ class Picker:
             return None
         host, _, port = self._metrics.rpartition(":")
         try:
-            pages, _ = start_http_server(int(port), host or "127.0.0.1", self.desk.figures.registry)
+            pages, _ = start_http_server(
+                int(port), host or "127.0.0.1", self.router.metrics.registry
+            )
         except (OSError, ValueError) as error:
             raise PlacerError(
                 f"no metrics on {self._metrics} ({error}): give a free host:port"
@@ -110,8 +112,8 @@ class Picker:
 
     async def _get_ready(self) -> None:
         """Once an engine was there it stays ready: that there is none any more, it says itself."""
-        while not self.desk.doors.seats:
-            await self.desk.clock.sleep(LOOK_S)
+        while not self.router.endpoints.backends:
+            await self.router.clock.sleep(LOOK_S)
         await self._tell(SERVING)
 
     async def _tell(self, status: Any) -> None:

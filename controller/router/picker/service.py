@@ -5,9 +5,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from controller.router.desk.desk import Desk
 from controller.router.picker import messages
 from controller.router.picker.call import Call
+from controller.router.shared.request_router import RequestRouter
 from controller.router.wire.heads import RefusedError
 
 PROCESS = f"/{messages.SERVICE}/Process"
@@ -16,8 +16,8 @@ PROCESS = f"/{messages.SERVICE}/Process"
 class Service:
     """only_rank: gateways choose the endpoint themselves"""
 
-    def __init__(self, desk: Desk, only_rank: bool) -> None:
-        self._desk, self._only_rank = desk, only_rank
+    def __init__(self, router: RequestRouter, only_rank: bool) -> None:
+        self._router, self._only_rank = router, only_rank
 
     def add_to(self, server: grpc.aio.Server) -> None:
         process = grpc.stream_stream_rpc_method_handler(
@@ -28,7 +28,7 @@ class Service:
 
     async def process(self, _: Any, context: grpc.aio.ServicerContext) -> None:
         """Until the gateway is done with the request, or gone."""
-        call = Call(self._desk, self._only_rank)
+        call = Call(self._router, self._only_rank)
         try:
             while (said := await context.read()) is not grpc.aio.EOF:
                 for answer in await call.take(said):

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from controller.router.pool.doors import Named
-from controller.router.pool.knowledge import Knowledge, Known
+from controller.router.pool.endpoints import Listed
+from controller.router.pool.table_watch import KnownTables, TableWatch
 from controller.router.wire.addresses import AddressError, address
 from placer.channel import Channels, Settings
 from placer.client import OPTIONS, Controller
@@ -23,51 +23,51 @@ class Discovery:
     """Asks a controller again and again. While none answers, all stays as it was."""
 
     def __init__(self, address: str, pool: str, clock: SystemClock, vocabulary: str = "") -> None:
-        """vocabulary: as ``Knowledge`` has it"""
+        """vocabulary: as ``TableWatch`` has it"""
         self._address, self._settings = address, Settings.of_environment()
         self._channels = Channels(address, self._settings, log, OPTIONS)
         self._pool, self._clock = pool, clock
         self._connect()
         self._beside = ThreadPoolExecutor(1, "discovery")
-        self._knowledge = Knowledge(lambda: self._controller, pool, clock, vocabulary)
+        self._tables = TableWatch(lambda: self._controller, pool, clock, vocabulary)
         self._condition = ""
 
     async def run(
         self,
-        name: Callable[[Mapping[str, Named]], None],
-        know: Callable[[Mapping[str, str], Known | None, float | None], None],
+        name: Callable[[Mapping[str, Listed]], None],
+        know: Callable[[Mapping[str, str], KnownTables | None, float | None], None],
     ) -> None:
         """name: told of addresses; know: of the engines' maps, by digest, of new tables of one of
         them, if there are, and of the control group's share, if the pool has one of its own"""
         running = asyncio.get_running_loop()
-        self._knowledge.begin()
+        self._tables.begin()
         while True:
             try:
-                named, maps, control = await running.run_in_executor(self._beside, self.ask)
-                name(named)
+                listed, maps, control = await running.run_in_executor(self._beside, self.ask)
+                name(listed)
                 self._tell("")
-                know(maps, self._knowledge.newest(), control)
+                know(maps, self._tables.newest(), control)
             except PlacerError as error:
                 self._tell(str(error))
             await self._clock.sleep(EVERY_S)
 
-    def ask(self) -> tuple[dict[str, Named], dict[str, str], float | None]:
+    def ask(self) -> tuple[dict[str, Listed], dict[str, str], float | None]:
         """Engines by address, the digests of their maps by name, and the control group's share, if
         the pool has one. Raises PlacerError."""
         if self._channels.get() is not self._channel:
             self._connect()
         request = fleet_pb2.StatusRequest(pool=self._pool)
         status = self._controller.ask(self._controller.fleet.Status, request)
-        found: dict[str, Named] = {}
+        found: dict[str, Listed] = {}
         engines = [one for pool in status.pools for one in pool.engines]
         for engine in engines:
-            for door in engine.doors:
+            for endpoint in engine.endpoints:
                 try:
-                    url = address(door.address).url
+                    url = address(endpoint.address).url
                 except AddressError as error:
                     log.debug("placer: %s: %s", engine.name, error)
                     continue
-                found[url] = Named(engine.name, tuple(door.ranks))
+                found[url] = Listed(engine.name, tuple(endpoint.ranks))
         if not found:
             raise PlacerError(
                 f"no engine of {self._pool} says where it answers: set PLACER_API where they start"
@@ -77,7 +77,7 @@ class Discovery:
 
     def close(self) -> None:
         self._beside.shutdown(wait=False, cancel_futures=True)
-        self._knowledge.close()
+        self._tables.close()
         self._channels.close()
 
     def _connect(self) -> None:

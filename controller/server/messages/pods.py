@@ -13,11 +13,11 @@ from controller.server.messages import wire
 from placer.v1 import fleet_pb2, placement_pb2
 
 
-def seats(members: Iterable[Member]) -> Iterator[Any]:
+def rank_pods(members: Iterable[Member]) -> Iterator[Any]:
     """Of those that say it."""
     for one in (member.registration for member in members):
         if one.pod.uid:
-            yield fleet_pb2.Seat(
+            yield fleet_pb2.RankPod(
                 rank=one.worker.ep_rank, worker=one.id.worker, pod_name=one.pod.name,
                 pod_uid=one.pod.uid, node=one.pod.node,
             )  # fmt: skip

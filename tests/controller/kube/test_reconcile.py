@@ -120,19 +120,21 @@ def test_why_a_fleet_is_not_ready(reason: str, changes: dict[str, Any]) -> None:
     assert condition(wanted(**changes))[:2] == ("False", reason)
 
 
-def seated(name: str, model: str, *pods: str) -> Any:
+def a_pool_in(name: str, model: str, *pods: str) -> Any:
     """A pool with a rank in each of these pods."""
     found = fleet_pb2.Pool(name=name, model=model)
-    seats = [fleet_pb2.Seat(rank=at, pod_uid=uid, pod_name=uid) for at, uid in enumerate(pods)]
-    found.engines.add(name="engine-0", ranks=len(pods), seats=seats)
+    rank_pods = [
+        fleet_pb2.RankPod(rank=at, pod_uid=uid, pod_name=uid) for at, uid in enumerate(pods)
+    ]
+    found.engines.add(name="engine-0", ranks=len(pods), rank_pods=rank_pods)
     return found
 
 
 MINE, OTHERS = ("uid-0", "uid-1"), ("uid-7", "uid-8")
 A_FLEET, ANOTHER, SAME = (
-    seated("moe.chat", MODEL, *OTHERS),
-    seated("moe.code", "Qwen3", *MINE),
-    seated("moe.talk", MODEL, *MINE),
+    a_pool_in("moe.chat", MODEL, *OTHERS),
+    a_pool_in("moe.code", "Qwen3", *MINE),
+    a_pool_in("moe.talk", MODEL, *MINE),
 )  # fmt: skip
 
 
@@ -145,16 +147,18 @@ A_FLEET, ANOTHER, SAME = (
         (A_FLEET, ANOTHER, "PodsOfAnotherModel", "chat-0 serves Qwen3 in pool moe.code"),
         (None, SAME, "Pending", "chat-0 registered for pool moe.talk: give the pods PLACER_POOL="),
         (A_FLEET, None, "Pending", "ranks of pool moe.chat run in other pods, such as uid-7: "),
-        (seated("moe.chat", MODEL, *MINE), None, "Serving", ""),
-        (seated("moe.chat", MODEL, "uid-0", "uid-7"), None, "Serving", ""),  # one is made anew
+        (a_pool_in("moe.chat", MODEL, *MINE), None, "Serving", ""),
+        (a_pool_in("moe.chat", MODEL, "uid-0", "uid-7"), None, "Serving", ""),  # one is made anew
     ],
 )  # fmt: skip
 def test_a_workload_whose_pods_are_other_engines_is_told(
     mine: Any, other: Any, reason: str, told: str
 ) -> None:
     pools = [one for one in (mine, other) if one is not None]
-    seats = {seat.pod_uid: one for one in pools for engine in one.engines for seat in engine.seats}
-    found = wanted(pool=mine, seats=seats)
+    pool_of_pod = {
+        pod.pod_uid: one for one in pools for engine in one.engines for pod in engine.rank_pods
+    }
+    found = wanted(pool=mine, pool_of_pod=pool_of_pod)
     assert condition(found)[1] == reason
     assert told in condition(found)[2]
 
@@ -163,10 +167,10 @@ def test_pods_of_other_engines_are_no_room_for_these() -> None:
     wish = fleet(width={"ranks": 3})
     pods = [pod(at) for at in range(3)]
     changes: Any = {"pods": pods, "workload": workload(3)}
-    own, other = seated("moe.chat", MODEL, *MINE), seated("moe.code", "Qwen3", "uid-2")
+    own, other = a_pool_in("moe.chat", MODEL, *MINE), a_pool_in("moe.code", "Qwen3", "uid-2")
     found = wanted(wish, pool=own, **changes)
     assert [one.method for one in found.calls] == ["ScaleTo"]
-    found = wanted(wish, pool=own, seats={"uid-2": other}, **changes)
+    found = wanted(wish, pool=own, pool_of_pod={"uid-2": other}, **changes)
     assert found.calls == []
     found = wanted(wish, pool=A_FLEET, workload=workload(2))
     assert (found.calls, found.patch) == ([], None)

@@ -360,6 +360,8 @@ async def test_status_tells_where_ranks_take_requests() -> None:
             await world.register(worker=f"worker-{rank}", changes=changes, api=api)
         await world.register(engine="engine-2")
         told = (await world.fleet.Status(StatusRequest())).pools[0].engines
-        first, second = ([(one.address, list(one.ranks)) for one in each.doors] for each in told)
+        first, second = (
+            [(one.address, list(one.ranks)) for one in each.endpoints] for each in told
+        )
         assert first == [("http://node-0:8000", [0]), ("http://node-1:8000", [1])]
         assert second == []

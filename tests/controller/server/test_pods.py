@@ -14,12 +14,12 @@ async def join(world: World, rank: int, engine: str = "engine-1", **more: Any) -
     await world.register(worker=f"worker-{rank}", engine=engine, changes=changes, **{**pod, **more})
 
 
-async def seats(world: World) -> list[tuple[Any, ...]]:
+async def rank_pods(world: World) -> list[tuple[Any, ...]]:
     pool = (await world.fleet.Status(fleet_pb2.StatusRequest(pool="tiny"))).pools[0]
     return [
-        (engine.name, seat.rank, seat.worker, seat.pod_name, seat.pod_uid, seat.node)
+        (engine.name, pod.rank, pod.worker, pod.pod_name, pod.pod_uid, pod.node)
         for engine in pool.engines
-        for seat in engine.seats
+        for pod in engine.rank_pods
     ]
 
 
@@ -34,10 +34,10 @@ async def test_an_engine_tells_the_pods_that_its_ranks_run_in(tmp_path: Path) ->
         await join(world, 1)
         await join(world, 0)
         await world.register(engine="engine-2")  # an agent of before, or not in a pod
-        assert await seats(world) == expected
+        assert await rank_pods(world) == expected
         await world.loop.tick()
     async with a_world(setting) as world:
-        assert await seats(world) == expected
+        assert await rank_pods(world) == expected
 
 
 @asynchronous

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.router.bodies import asked, tokenizing
-from controller.router.bodies.asked import Asked, goes_on, read
+from controller.router.bodies import tokenizing
+from controller.router.bodies.parsed_body import ParsedBody, goes_on, read
 from controller.router.bodies.tokenizing import EngineTokenizer, LocalTokenizer, cut, fill
-from controller.router.desk.settings import Limits, read_limits
+from controller.router.shared.settings import Limits, read_limits
 from controller.router.wire.addresses import address
 from controller.router.wire.server import Server
 from controller.router.wire.upstream import LostError
@@ -31,7 +31,7 @@ from tests.controller.router.front.tiny_front import (
 )
 
 
-def of(scored: int = 100, **body: Any) -> Asked:
+def of(scored: int = 100, **body: Any) -> ParsedBody:
     return read(json.dumps(body).encode(), scored)
 
 
@@ -89,8 +89,8 @@ def test_what_may_go_on_elsewhere_is_greedy_or_seeded_and_depends_on_tokens_alon
 async def test_an_engine_is_asked_for_tokens() -> None:
     engine = Engine()
     async with engines(engine), fronted(engine) as here:
-        desk = here.front.desk
-        desk.tokenizing = EngineTokenizer(desk.doors, [], 2)
+        router = here.front.router
+        router.tokenizing = EngineTokenizer(router.endpoints, [], 2)
         await ask(here.port, COMPLETIONS, completion(prompt="some text"))
         assert ids(here.scheduler.requests[-1].tokens) == [7, 8]
 
@@ -98,14 +98,14 @@ async def test_an_engine_is_asked_for_tokens() -> None:
 @run
 async def test_a_tokenizer_that_fails_costs_the_scores_alone() -> None:
     class Broken:
-        def encode(self, asked: Asked, done: Any) -> None:
+        def encode(self, asked: ParsedBody, done: Any) -> None:
             done()
 
         def close(self) -> None: ...
 
     engine = Engine()
     async with engines(engine), fronted(engine) as here:
-        here.front.desk.tokenizing = Broken()
+        here.front.router.tokenizing = Broken()
         answer = await ask(here.port, COMPLETIONS, completion(prompt="some text"))
         assert answer.status == 200
         assert here.scheduler.requests[-1].tokens is None
@@ -146,7 +146,7 @@ async def test_a_conversation_s_turns_are_encoded_once(vocabulary: Path) -> None
 
     tokenizer._tokenizer = Counting()
     async with engines(engine), fronted(engine) as here:
-        here.front.desk.tokenizing = tokenizer
+        here.front.router.tokenizing = tokenizer
         turns = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}]
         await ask(here.port, CHAT, {"messages": turns[:1], "max_tokens": 2})
         await ask(here.port, CHAT, {"messages": turns, "max_tokens": 2})
@@ -166,7 +166,7 @@ async def test_a_tokenizer_that_is_busy_is_not_waited_for(
     monkeypatch.setattr(tokenizing, "WAITING", 0)
     engine = Engine()
     async with engines(engine), fronted(engine) as here:
-        here.front.desk.tokenizing = LocalTokenizer(vocabulary, 100)
+        here.front.router.tokenizing = LocalTokenizer(vocabulary, 100)
         assert (await ask(here.port, COMPLETIONS, completion(prompt="a"))).status == 200
         assert here.scheduler.requests[-1].tokens is None
 
@@ -181,7 +181,7 @@ async def test_a_client_that_leaves_while_its_text_is_encoded_is_forgotten(
         held = asyncio.Event()
 
         class Late:
-            def encode(self, asked: Asked, done: Any) -> None:
+            def encode(self, asked: ParsedBody, done: Any) -> None:
                 asyncio.get_running_loop().create_task(self.later(done))
 
             async def later(self, done: Any) -> None:
@@ -190,14 +190,14 @@ async def test_a_client_that_leaves_while_its_text_is_encoded_is_forgotten(
 
             def close(self) -> None: ...
 
-        here.front.desk.tokenizing = Late()
+        here.front.router.tokenizing = Late()
         body = json.dumps(completion(prompt="a")).encode()
         _, writer = await asyncio.open_connection("127.0.0.1", here.port)
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
                      % (len(body), body))  # fmt: skip
-        await until(lambda: here.front.desk.active)
+        await until(lambda: here.front.router.active)
         writer.close()
-        await until(lambda: not here.front.desk.active)
+        await until(lambda: not here.front.router.active)
         held.set()
         assert not engine.asked
     tokenizer.close()
@@ -205,10 +205,10 @@ async def test_a_client_that_leaves_while_its_text_is_encoded_is_forgotten(
 
 def test_text_is_cut_to_what_is_scored() -> None:
     assert cut(["abc", "def", "g"], 5) == ["abc", "de"]
-    found = Asked()
+    found = ParsedBody()
     fill(found, [[1, 2], [3]], 2)
     assert (ids(found.tokens), found.length) == ([1, 2], 2)
-    assert asked.BYTES_PER_TOKEN * 2 == tokenizing.CHARACTERS
+    assert parsed_body.BYTES_PER_TOKEN * 2 == tokenizing.CHARACTERS
 
 
 def test_no_tokenizer_is_told_by_its_name(tmp_path: Path) -> None:
@@ -231,5 +231,5 @@ def test_limits_are_read_and_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_request_without_tokens_has_no_blocks() -> None:
-    assert Asked(np.zeros(0, dtype=np.int64)).request().prefix == ()
-    assert Asked().request().prefix == ()
+    assert ParsedBody(np.zeros(0, dtype=np.int64)).request().prefix == ()
+    assert ParsedBody().request().prefix == ()

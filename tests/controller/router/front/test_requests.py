@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from controller.router.desk.settings import Limits
+from controller.router.shared.settings import Limits
 from tests.controller.router.front.tiny_engine import Engine, engines, text_of, tokens_after
 from tests.controller.router.front.tiny_front import (
     CHAT,
@@ -171,4 +171,4 @@ async def test_a_client_s_connection_serves_one_request_after_another() -> None:
             size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
             await reader.readexactly(size)
         writer.close()
-        assert len(here.front.desk.doors.all[engine.url].server.open) == 1
+        assert len(here.front.router.endpoints.all[engine.url].server.open) == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from controller.router.desk.settings import Limits
+from controller.router.shared.settings import Limits
 from tests.controller.router.front.tiny_engine import Engine, engines, text_of, tokens_after
 from tests.controller.router.front.tiny_front import (
     COMPLETIONS,
@@ -36,7 +36,7 @@ async def test_what_meets_503_is_held_until_the_engine_is_back() -> None:
     async with engines(engine), fronted(engine) as here:
         engine.away = True
         waiting = crowd(here.port, 4)
-        await until(lambda: len(here.front.desk.held) == 4)
+        await until(lambda: len(here.front.router.held) == 4)
         engine.away = False
         for answer in await asyncio.gather(*waiting):
             assert (answer.status, answer.data["choices"][0]["text"]) == (200, NEXT)
@@ -61,7 +61,7 @@ async def test_requests_come_before_any_engine_does() -> None:
         await engine.stop()
         async with fronted(engine, waits=False) as here:
             waiting = crowd(here.port, 2)
-            await until(lambda: len(here.front.desk.held) == 2)
+            await until(lambda: len(here.front.router.held) == 2)
             await engine.start()
             for answer in await asyncio.gather(*waiting):
                 assert answer.status == 200
@@ -83,7 +83,7 @@ async def test_more_than_may_wait_are_told_to_come_again() -> None:
     limits = Limits(held=2)
     async with engines(engine), fronted(engine, limits=limits, waits=False) as here:
         waiting = crowd(here.port, 2)
-        await until(lambda: len(here.front.desk.held) == 2)
+        await until(lambda: len(here.front.router.held) == 2)
         answer = await ask(here.port, COMPLETIONS, completion())
         assert (answer.status, answer.headers["retry-after"]) == (429, "5")
         assert answer.error
@@ -110,9 +110,9 @@ async def test_a_client_that_leaves_does_not_wait_any_more() -> None:
     async with engines(engine), fronted(engine, waits=False) as here:
         _, writer = await asyncio.open_connection("127.0.0.1", here.port)
         writer.write(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
-        await until(lambda: here.front.desk.held)
+        await until(lambda: here.front.router.held)
         writer.close()
-        await until(lambda: not here.front.desk.held)
+        await until(lambda: not here.front.router.held)
 
 
 @run
@@ -241,7 +241,9 @@ async def test_two_scalings_and_a_killed_engine_fail_nobody() -> None:
                 one.away = True
                 await asyncio.sleep(0.3)
                 one.away = False
-                await until(lambda: all(d.is_open for d in here.front.desk.doors.all.values()))
+                await until(
+                    lambda: all(d.is_open for d in here.front.router.endpoints.all.values())
+                )
             await first.stop()
 
         await asyncio.gather(trouble((first, second)), *(client(40) for _ in range(5)))

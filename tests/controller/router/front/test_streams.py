@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from controller.router.desk.settings import Limits
+from controller.router.shared.settings import Limits
 from tests.controller.router.front.tiny_engine import Engine, engines, text_of, tokens_after
 from tests.controller.router.front.tiny_front import (
     CHAT,
@@ -148,7 +148,7 @@ async def test_while_no_engine_is_there_a_cut_stream_waits() -> None:
         await until(lambda: engine.asked)
         engine.away = True
         engine.gate.set()
-        await until(lambda: here.front.desk.held)
+        await until(lambda: here.front.router.held)
         engine.away = False
         assert (await asking).text == text_of(tokens_after(PROMPT, 8))
 
@@ -206,9 +206,9 @@ async def test_a_client_that_does_not_read_stops_the_engine_and_not_the_front() 
         _, writer = await asyncio.open_connection("127.0.0.1", here.port, limit=1024)
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
                      % (len(body), body))  # fmt: skip
-        await until(lambda: here.front.desk.active)
+        await until(lambda: here.front.router.active)
         assert (await ask(here.port, "/health")).status == 200
-        await until(lambda: not here.front.desk.active)  # stall_s
+        await until(lambda: not here.front.router.active)  # stall_s
         assert sent < 60e6
         writer.close()
 

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from controller.router.desk.access_log import AccessLog
-from controller.router.desk.desk import Desk
-from controller.router.desk.settings import Limits
 from controller.router.front.front import Front
 from controller.router.pool.discovery import Discovery
-from controller.router.pool.doors import Named
+from controller.router.pool.endpoints import Listed
 from controller.router.scheduling.decide import NoRankError
-from controller.router.scheduling.pool import Engine as Known
+from controller.router.scheduling.pool import Engine as KnownEngine
 from controller.router.scheduling.request import Decision, Request, Why
+from controller.router.shared.access_log import AccessLog
+from controller.router.shared.request_router import RequestRouter
+from controller.router.shared.settings import Limits
 from controller.server.security import Listening
 from placer.clock import SystemClock
 from tests.controller.router.front.tiny_engine import Engine
@@ -36,7 +36,7 @@ class LeastLoaded:
     """Of the open ranks the one with the fewest requests, the first of several."""
 
     def __init__(self) -> None:
-        self.engines: Sequence[Known] = []
+        self.engines: Sequence[KnownEngine] = []
         self.load: Counter[tuple[str, int]] = Counter()
         self.others: Mapping[tuple[str, int], float] = {}
         self.tables: Any = None
@@ -45,7 +45,7 @@ class LeastLoaded:
         self._live: dict[int, tuple[str, int]] = {}
         self._numbers = count(1)
 
-    def see(self, engines: Sequence[Known], tables: Any = None, costs: Any = None) -> None:
+    def see(self, engines: Sequence[KnownEngine], tables: Any = None, costs: Any = None) -> None:
         self.engines, self.tables = engines, tables or self.tables
 
     def hear(self, others: Mapping[tuple[str, int], float]) -> None:
@@ -84,14 +84,14 @@ class Running(NamedTuple):
     scheduler: LeastLoaded
 
 
-def named(*them: Engine | Sequence[Engine]) -> dict[str, Named]:
-    """Each an engine; several together are the doors of one."""
-    found: dict[str, Named] = {}
+def listed(*them: Engine | Sequence[Engine]) -> dict[str, Listed]:
+    """Each an engine; several together are the endpoints of one."""
+    found: dict[str, Listed] = {}
     for number, one in enumerate(them, start=1):
-        doors = [one] if isinstance(one, Engine) else list(one)
-        for rank, door in enumerate(doors):
-            ranks = (rank,) if len(doors) > 1 else ()
-            found[door.url] = Named(f"engine-{number}", ranks)
+        endpoints = [one] if isinstance(one, Engine) else list(one)
+        for rank, endpoint in enumerate(endpoints):
+            ranks = (rank,) if len(endpoints) > 1 else ()
+            found[endpoint.url] = Listed(f"engine-{number}", ranks)
     return found
 
 
@@ -108,9 +108,9 @@ async def fronted(
     """waits: until all engines take requests"""
     scheduler = LeastLoaded()
     header = [(b"authorization", key.encode())] if key else []
-    desk = Desk(scheduler, limits or Limits(), SystemClock(), AccessLog(log), header,
+    router = RequestRouter(scheduler, limits or Limits(), SystemClock(), AccessLog(log), header,
                 listening.tokens is not None)  # fmt: skip
-    front = Front(desk, listening, named(*them), discovery)
+    front = Front(router, listening, listed(*them), discovery)
     stop = asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(front.run(stop, port.set_result))
@@ -121,9 +121,9 @@ async def fronted(
         await task  # it says why
     try:
         if waits:
-            await until(lambda: all(door.is_open for door in desk.doors.all.values()))
+            await until(lambda: all(endpoint.is_open for endpoint in router.endpoints.all.values()))
         yield Running(port.result(), front, scheduler)
-        await until(lambda: not desk.active)
+        await until(lambda: not router.active)
         await until(lambda: scheduler.is_idle)
     finally:
         stop.set()

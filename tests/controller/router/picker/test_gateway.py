@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from controller.router.desk.settings import Limits
+from controller.router.shared.settings import Limits
 from tests.controller.router.front.tiny_engine import Engine, engines, text_of, tokens_after
 from tests.controller.router.front.tiny_front import (
     CHAT,
@@ -217,7 +217,7 @@ async def test_without_an_engine_it_is_503_with_a_time_to_come_back() -> None:
             assert (answer.status, answer.headers["retry-after"]) == (503, "5")
             assert answer.error == "no engine takes requests: try again later"
         engine.away = False
-        await until(lambda: here.desk.doors.seats)
+        await until(lambda: here.router.endpoints.backends)
         assert (await ask(here.port, COMPLETIONS, completion())).status == 200
 
 
@@ -239,11 +239,11 @@ async def test_a_client_that_hangs_up_is_forgotten() -> None:
             body = json.dumps(completion(stream=True)).encode()
             head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode() + body[: int(len(body) * part)])
-            await until(lambda: here.desk.active)
+            await until(lambda: here.router.active)
             if part == 1:
                 await until(lambda: engine.asked)
             writer.close()
-            await until(lambda: not here.desk.active)
+            await until(lambda: not here.router.active)
         assert here.scheduler.is_idle
         assert engine.gate is not None
         engine.gate.set()

@@ -16,10 +16,10 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from controller.router.desk.settings import Limits
 from controller.router.picker import gateway_pb2 as wire
 from controller.router.picker.answer import TAIL, Answer
 from controller.router.picker.service import PROCESS
+from controller.router.shared.settings import Limits
 from controller.server.security import Listening
 from tests.controller.router.front.tiny_engine import Engine, engines
 from tests.controller.router.front.tiny_front import (
@@ -143,12 +143,12 @@ async def test_a_stream_that_ends_early_leaves_nothing_behind(said: list[Any]) -
         async with a_stream(here) as stream:
             for one in said:
                 await stream.write(one)
-            await until(lambda: here.desk.active)
+            await until(lambda: here.router.active)
             stream.cancel()
-        await until(lambda: not here.desk.active)
+        await until(lambda: not here.router.active)
     assert here.scheduler.is_idle
-    assert here.desk.reserve(0)
-    assert here.desk._bytes == 0
+    assert here.router.reserve(0)
+    assert here.router._bytes == 0
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2, 4])  # none, streamed, buffered, both ways at once
@@ -190,9 +190,9 @@ async def test_lengths_and_methods_may_be_anything() -> None:
                 said.request_headers.headers.headers.add(key=":method", raw_value=method)
                 await stream.write(said)
                 assert (await stream.read()).WhichOneof("response") == "request_headers"
-        await until(lambda: not here.desk.active)
-        assert b'http_request_method="_OTHER"' in here.desk.figures.text(0)
-        assert b"BREW" not in here.desk.figures.text(0)
+        await until(lambda: not here.router.active)
+        assert b'http_request_method="_OTHER"' in here.router.metrics.text(0)
+        assert b"BREW" not in here.router.metrics.text(0)
 
 
 @run
@@ -215,7 +215,7 @@ async def test_more_requests_than_there_may_be_are_429() -> None:
         a_stream(here) as first, a_stream(here) as second,
     ):  # fmt: skip
         await first.write(head())
-        await until(lambda: here.desk.active)
+        await until(lambda: here.router.active)
         status, headers = await refusal(second, head())
         assert (status, headers["retry-after"]) == (429, "5")
         await first.write(piece(BODY, True))
@@ -259,7 +259,7 @@ async def test_the_gateway_s_own_503_is_no_reason_to_leave_an_engine(
         for _ in range(3):
             told = await stream.read()
         assert told.WhichOneof("response") == "response_headers"
-        assert bool(here.desk.doors.seats) == is_open
+        assert bool(here.router.endpoints.backends) == is_open
 
 
 @run
@@ -315,7 +315,7 @@ async def test_it_is_ready_once_an_engine_is_there() -> None:
     async with engines(engine), picking(engine, waits=False) as here:
         assert await healths(here.port) == ["NOT_SERVING", "SERVING", "NOT_SERVING", "NOT_SERVING"]
         engine.away = False
-        await until(lambda: here.desk.doors.seats)
+        await until(lambda: here.router.endpoints.backends)
         while (found := await healths(here.port))[0] != "SERVING":
             pass
         assert found == ["SERVING"] * 4
@@ -328,7 +328,7 @@ async def test_it_has_the_front_s_figures() -> None:
     async with engines(engine), picking(engine, metrics=metrics) as here:
         async with a_stream(here) as stream:
             assert (await refusal(stream, head(), piece(b"{", True)))[0] == 400
-        await until(lambda: not here.desk.active)
+        await until(lambda: not here.router.active)
         page = await asyncio.to_thread(lambda: urlopen(f"http://{metrics}/metrics").read().decode())
     assert (
         f'vllm_router_request_errors_total{{error_type="refused",route="{COMPLETIONS}"}} 1' in page

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from controller.router.desk.access_log import AccessLog
-from controller.router.desk.desk import Desk
-from controller.router.desk.settings import Limits
 from controller.router.picker.picker import Picker
+from controller.router.shared.access_log import AccessLog
+from controller.router.shared.request_router import RequestRouter
+from controller.router.shared.settings import Limits
 from controller.server.security import Listening
 from placer.clock import SystemClock
 from tests.controller.router.front.tiny_engine import Engine, engines
-from tests.controller.router.front.tiny_front import LISTENING, LeastLoaded, named, until
+from tests.controller.router.front.tiny_front import LISTENING, LeastLoaded, listed, until
 
 SAMPLE = Path(__file__).parents[4] / "examples/picker/envoy.yaml"
 Modes = Mapping[str, str]
@@ -51,7 +51,7 @@ class Picking(NamedTuple):
     port: int
     picker: Picker
     scheduler: LeastLoaded
-    desk: Desk
+    router: RequestRouter
 
 
 @asynccontextmanager
@@ -65,8 +65,10 @@ async def picking(
 ) -> AsyncIterator[Picking]:
     """A picker that knows these engines. waits: until all take requests"""
     scheduler = LeastLoaded()
-    desk = Desk(scheduler, limits or Limits(drain_s=0.2), SystemClock(), AccessLog(""), [], False)
-    picker = Picker(desk, listening, named(*them), None, only_rank, metrics)
+    router = RequestRouter(
+        scheduler, limits or Limits(drain_s=0.2), SystemClock(), AccessLog(""), [], False
+    )
+    picker = Picker(router, listening, listed(*them), None, only_rank, metrics)
     stop = asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(picker.run(stop, port.set_result))
@@ -76,10 +78,10 @@ async def picking(
         await task
     try:
         if waits:
-            await until(lambda: all(door.is_open for door in desk.doors.all.values()))
-        yield Picking(port.result(), picker, scheduler, desk)
-        await until(lambda: not desk.active and scheduler.is_idle)
-        assert all(not +door.own for door in desk.doors.all.values())
+            await until(lambda: all(endpoint.is_open for endpoint in router.endpoints.all.values()))
+        yield Picking(port.result(), picker, scheduler, router)
+        await until(lambda: not router.active and scheduler.is_idle)
+        assert all(not +endpoint.own for endpoint in router.endpoints.all.values())
     finally:
         stop.set()
         await task
@@ -147,7 +149,7 @@ async def _listens(port: int) -> bool:
 class Running(NamedTuple):
     port: int
     scheduler: LeastLoaded
-    desk: Desk
+    router: RequestRouter
 
 
 @asynccontextmanager
@@ -159,5 +161,5 @@ async def gateway(
         await stack.enter_async_context(engines(*them))
         picker = await stack.enter_async_context(picking(*them, limits=limits))
         port = await stack.enter_async_context(envoy(config(a_port(), picker.port, modes)))
-        yield Running(port, picker.scheduler, picker.desk)
-        await until(lambda: not picker.desk.active)
+        yield Running(port, picker.scheduler, picker.router)
+        await until(lambda: not picker.router.active)

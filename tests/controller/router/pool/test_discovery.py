@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from controller.router.pool import watching
+from controller.router.pool import health
 from controller.router.pool.discovery import Discovery
-from controller.router.pool.doors import Doors, Named
-from controller.router.pool.watching import Watch
+from controller.router.pool.endpoints import Endpoints, Listed
+from controller.router.pool.health import HealthChecks
 from placer.clock import SystemClock
 from placer.errors import PlacerError
 from placer.v1 import fleet_pb2
@@ -29,9 +29,10 @@ def status(*them: fleet_pb2.Engine) -> fleet_pb2.StatusResponse:
     return fleet_pb2.StatusResponse(pools=[fleet_pb2.Pool(name="chat", engines=them)])
 
 
-def engine(name: str, *doors: tuple[str, list[int]]) -> fleet_pb2.Engine:
+def engine(name: str, *endpoints: tuple[str, list[int]]) -> fleet_pb2.Engine:
     return fleet_pb2.Engine(
-        name=name, doors=[fleet_pb2.Door(address=url, ranks=ranks) for url, ranks in doors]
+        name=name,
+        endpoints=[fleet_pb2.Endpoint(address=url, ranks=ranks) for url, ranks in endpoints],
     )
 
 
@@ -44,7 +45,7 @@ def answering(discovery: Discovery, monkeypatch: pytest.MonkeyPatch, answer: Any
     monkeypatch.setattr(discovery._controller, "ask", lambda *_: answer)
 
 
-def test_doors_are_what_workers_registered(
+def test_endpoints_are_what_workers_registered(
     discovery: Discovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = status(
@@ -53,13 +54,13 @@ def test_doors_are_what_workers_registered(
         engine("silent"),
     )
     answering(discovery, monkeypatch, told)
-    named, maps, control = discovery.ask()
+    listed, maps, control = discovery.ask()
     assert control is None
     assert maps == {"blue": "", "green": "", "silent": ""}
-    assert named == {
-        "http://a:8000": Named("blue", (0, 1)),
-        "http://b:8000": Named("green", (0,)),
-        "http://c:8000": Named("green", (1,)),
+    assert listed == {
+        "http://a:8000": Listed("blue", (0, 1)),
+        "http://b:8000": Listed("green", (0,)),
+        "http://c:8000": Listed("green", (1,)),
     }
 
 
@@ -87,7 +88,7 @@ async def test_while_the_controller_is_away_all_stays_as_it_was(
     one = Engine()
     async with engines(one), fronted(one) as here:
         found = Discovery("127.0.0.1:1", "chat", SystemClock())  # where nobody listens
-        told: list[Mapping[str, Named]] = []
+        told: list[Mapping[str, Listed]] = []
         task = asyncio.create_task(found.run(told.append, lambda *_: None))
         await until(lambda: found._condition)
         assert "no controller answers" in found._condition
@@ -104,26 +105,26 @@ async def test_an_engine_that_comes_is_used_and_one_that_goes_is_left_after_a_wh
     """A controller that is started again does not know all of them at once."""
     first, second = Engine(), Engine()
     async with engines(first, second):
-        doors = Doors(lambda: None, lambda: None)
-        watch = Watch(doors, SystemClock(), [])
-        watch.name({first.url: Named("one"), second.url: Named("two")})
-        await until(lambda: len(doors.seats) == 2)
-        watch.name({first.url: Named("one")})
-        assert len(doors.seats) == 2
-        monkeypatch.setattr(watching, "FORGOTTEN_S", 0.0)
-        watch.name({first.url: Named("one")})
-        assert {place.engine for place in doors.seats} == {"one"}
-        watch.close()
-        assert not doors.all
+        endpoints = Endpoints(lambda: None, lambda: None)
+        checks = HealthChecks(endpoints, SystemClock(), [])
+        checks.follow({first.url: Listed("one"), second.url: Listed("two")})
+        await until(lambda: len(endpoints.backends) == 2)
+        checks.follow({first.url: Listed("one")})
+        assert len(endpoints.backends) == 2
+        monkeypatch.setattr(health, "FORGOTTEN_S", 0.0)
+        checks.follow({first.url: Listed("one")})
+        assert {place.engine for place in endpoints.backends} == {"one"}
+        checks.close()
+        assert not endpoints.all
 
 
 @run
 async def test_an_address_that_cannot_be_is_passed_over() -> None:
-    doors = Doors(lambda: None, lambda: None)
-    watch = Watch(doors, SystemClock(), [])
-    watch.name({"ftp://a": Named("one")})
-    assert not doors.all
-    watch.close()
+    endpoints = Endpoints(lambda: None, lambda: None)
+    checks = HealthChecks(endpoints, SystemClock(), [])
+    checks.follow({"ftp://a": Listed("one")})
+    assert not endpoints.all
+    checks.close()
 
 
 @run
@@ -134,12 +135,12 @@ async def test_a_front_finds_its_engines_through_a_real_controller_and_outlives_
             await world.register(api=one.url)
             found = Discovery(world.address, "tiny", SystemClock())
             told, *_ = await asyncio.get_running_loop().run_in_executor(None, found.ask)
-            assert told == {one.url: Named("engine-1", (0,))}
+            assert told == {one.url: Listed("engine-1", (0,))}
             found.close()
             discovery = Discovery(world.address, "tiny", SystemClock())
             running = fronted(discovery=discovery, waits=False)
             here = await running.__aenter__()
-            await until(lambda: here.front.desk.doors.seats)
+            await until(lambda: here.front.router.endpoints.backends)
             assert (await ask(here.port, COMPLETIONS, completion())).status == 200
         await until(lambda: discovery._condition)  # the controller is gone
         assert (await ask(here.port, COMPLETIONS, completion())).status == 200

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from controller.router.desk.settings import Limits
+from controller.router.shared.settings import Limits
 from tests.controller.router.front.tiny_engine import Engine, engines
 from tests.controller.router.front.tiny_front import (
     COMPLETIONS,
@@ -66,14 +66,14 @@ async def test_a_server_with_words_of_its_own_is_asked_by_trying() -> None:
 
 @run
 async def test_external_load_balancing_needs_no_header_but_the_port() -> None:
-    doors = [Engine(ranks=(rank,)) for rank in range(3)]
-    async with engines(*doors), fronted(doors) as here:
+    endpoints = [Engine(ranks=(rank,)) for rank in range(3)]
+    async with engines(*endpoints), fronted(endpoints) as here:
         for rank in (2, 0, 1):
             here.scheduler.load.clear()
             here.scheduler.load["engine-1", rank] = -5
             assert (await ask(here.port, COMPLETIONS, completion())).status == 200
-            assert len(doors[rank].asked) == 1
-    assert headers_of(*doors) == [None] * 3
+            assert len(endpoints[rank].asked) == 1
+    assert headers_of(*endpoints) == [None] * 3
 
 
 @run
@@ -150,7 +150,7 @@ async def test_two_fronts_see_each_other_s_requests_in_what_the_engine_tells() -
 async def test_a_front_s_own_requests_are_not_taken_for_another_s() -> None:
     engine = Engine(ranks=(0,), load={0: 1})
     async with engines(engine), fronted(engine) as here:
-        door = here.front.desk.doors.all[engine.url]
-        door.own[0] += 1  # the one that the engine tells of
+        endpoint = here.front.router.endpoints.all[engine.url]
+        endpoint.own[0] += 1  # the one that the engine tells of
         await until(lambda: here.scheduler.others.get(("engine-1", 0)) == 0)
-        door.own[0] -= 1
+        endpoint.own[0] -= 1

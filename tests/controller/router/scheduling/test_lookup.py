@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.router.scheduling import kernels
+from controller.router.scheduling.baselines import similarity, votes
 from controller.router.scheduling.lookup import WHOLE, Lookup
-from controller.router.scheduling.rivals import similarity, votes
 from placer.errors import RoutingError
 from placer.tables import TokenTable, Vocabulary, token_table
 from placer.tables.factors import factors

@@ -1,7 +1,7 @@
 """Malformed, ambiguous and hostile HTTP: the cases of h11's and llhttp's own tests, and of request
 smuggling; what each is answered."""
 
-from controller.router.wire.arriving import HEAD_BYTES, MOST_HEADERS, TARGET_BYTES
+from controller.router.wire.connection import HEAD_BYTES, MOST_HEADERS, TARGET_BYTES
 
 BODY = b'{"prompt": [5, 6, 7], "max_tokens": 8}'
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from controller.router.desk.settings import Limits
-from controller.router.wire.arriving import PIPELINED
+from controller.router.shared.settings import Limits
+from controller.router.wire.connection import PIPELINED
 from tests.controller.router.front.tiny_engine import Engine, engines
 from tests.controller.router.front.tiny_front import (
     COMPLETIONS,
@@ -207,13 +207,13 @@ async def test_memory_of_bodies_is_bounded_over_all_clients() -> None:
     async with engines(engine), fronted(engine, limits=Limits(bodies_bytes=3000)) as here:
         _, writer = await asyncio.open_connection("127.0.0.1", here.port)
         writer.write(POST + b"Content-Length: 5000\r\n\r\n" + b"x" * 2900)
-        await until(lambda: here.front.desk._bytes == 2900)
+        await until(lambda: here.front.router._bytes == 2900)
         answer = await ask(here.port, COMPLETIONS, completion(user="y" * 500))
         assert (answer.status, answer.headers["retry-after"]) == (429, "1")
         writer.close()
-        await until(lambda: not here.front.desk._bytes)
+        await until(lambda: not here.front.router._bytes)
         assert (await ask(here.port, COMPLETIONS, completion(user="y" * 500))).status == 200
-        await until(lambda: not here.front.desk._bytes)
+        await until(lambda: not here.front.router._bytes)
 
 
 @run

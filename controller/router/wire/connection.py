@@ -9,8 +9,8 @@ from typing import Literal, cast
 from httptools import HttpParserError, HttpRequestParser
 
 from controller.router.wire import heads
+from controller.router.wire.application import Application, HttpRequest, Running
 from controller.router.wire.heads import Headers, RefusedError
-from controller.router.wire.house import Arrived, House, Running
 
 MOST_HEADERS = 100
 HEAD_BYTES = 2**16  # of a request line and its headers
@@ -26,15 +26,36 @@ class Connection(asyncio.Protocol):
     whether the client reads too slowly; closes: whether the next answer is the last"""
 
     __slots__ = (
-        "_body", "_bytes", "_ends", "_fault", "_fed", "_fields", "_head", "_house",
-        "_later", "_limits", "_parser", "_patience_s", "_phase", "_size", "_target", "_timed",
-        "_version", "_waiting", "closes", "due_s", "paused", "peer", "running", "transport",
+        "_application",
+        "_body",
+        "_bytes",
+        "_ends",
+        "_fault",
+        "_fed",
+        "_fields",
+        "_head",
+        "_later",
+        "_limits",
+        "_parser",
+        "_patience_s",
+        "_phase",
+        "_size",
+        "_target",
+        "_timed",
+        "_version",
+        "_waiting",
+        "closes",
+        "due_s",
+        "paused",
+        "peer",
+        "running",
+        "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
 
-    def __init__(self, house: House) -> None:
-        self._house, self._limits = house, house.limits
+    def __init__(self, application: Application) -> None:
+        self._application, self._limits = application, application.limits
         self._parser = HttpRequestParser(self)
         limits = self._limits
         self._patience_s = {"idle": limits.idle_s, "head": limits.head_s, "body": limits.body_s}
@@ -47,7 +68,7 @@ class Connection(asyncio.Protocol):
         self._fields = self._fed = self._size = 0  # headers; bytes since the last that counted
         self._bytes = 0  # that are reserved
         self._ends = False  # nothing is read any more
-        self._waiting: deque[Arrived] = deque()
+        self._waiting: deque[HttpRequest] = deque()
         self._fault: RefusedError | None = None  # of what came after those that wait
         self.running: Running | None = None
         self.due_s, self.paused, self.closes, self.peer = inf, False, False, ""
@@ -59,11 +80,11 @@ class Connection(asyncio.Protocol):
         name = transport.get_extra_info("peername")
         self.peer = str(name[0]) if isinstance(name, tuple) else "unix"
         self._wait()
-        if not self._house.entered(self):
+        if not self._application.entered(self):
             self._refuse(RefusedError(429, "too many connections: try again later", AGAIN))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._house.left(self)
+        self._application.left(self)
         self._ends, self.due_s = True, inf
         self._waiting.clear()
         self._reserve(-self._bytes)
@@ -81,7 +102,7 @@ class Connection(asyncio.Protocol):
         self._feed(data)
 
     def pause_writing(self) -> None:
-        self.paused, self.due_s = True, self._house.tick_s + self._limits.stall_s
+        self.paused, self.due_s = True, self._application.tick_s + self._limits.stall_s
         if self.running is not None:
             self.running.pause()
 
@@ -145,7 +166,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         parser, body = self._parser, self._body
         self._phase, self._fed, self._body = "idle", 0, []
-        self._waiting.append(Arrived(
+        self._waiting.append(HttpRequest(
             parser.get_method(), self._target, self._head,
             body[0] if len(body) == 1 else b"".join(body),
             parser.should_keep_alive(), self._version == "1.0",
@@ -155,23 +176,23 @@ class Connection(asyncio.Protocol):
 
     # Of what answers.
 
-    def reply(self, arrived: Arrived, status: int, headers: Headers, body: bytes) -> None:
+    def reply(self, http: HttpRequest, status: int, headers: Headers, body: bytes) -> None:
         """A whole answer, and on to the next request."""
-        keep_alive = arrived.keep_alive and not self.closes
+        keep_alive = http.keep_alive and not self.closes
         answer = heads.answer(status, headers, body, keep_alive)
-        if arrived.method == b"HEAD":
+        if http.method == b"HEAD":
             answer = answer[: len(answer) - len(body)]
         self.transport.write(answer)
-        self.done(arrived, keep_alive)
+        self.done(http, keep_alive)
 
-    def refuse(self, arrived: Arrived, error: RefusedError) -> None:
+    def refuse(self, http: HttpRequest, error: RefusedError) -> None:
         body = heads.error(error.status, error.message)
-        self.reply(arrived, error.status, heads.JSON + error.headers, body)
+        self.reply(http, error.status, heads.JSON + error.headers, body)
 
-    def done(self, arrived: Arrived, keep_alive: bool) -> None:
+    def done(self, http: HttpRequest, keep_alive: bool) -> None:
         """Its answer is written: on to what came meanwhile."""
         self.running = None
-        self._reserve(-len(arrived.body))
+        self._reserve(-len(http.body))
         if self._ends:
             return
         if not keep_alive or self.closes:
@@ -186,7 +207,7 @@ class Connection(asyncio.Protocol):
 
     def end(self) -> None:
         """Once what was written is sent; what still comes is not read."""
-        self._ends, self.due_s = True, self._house.tick_s + LINGER_S
+        self._ends, self.due_s = True, self._application.tick_s + LINGER_S
         self._waiting.clear()
         if self.transport.is_closing():
             return
@@ -229,7 +250,7 @@ class Connection(asyncio.Protocol):
         """What came is answered in its order, and what could not be parsed at last."""
         while self._waiting and self.running is None and not self._ends:
             self.due_s = inf
-            self._house.handle(self, self._waiting.popleft())
+            self._application.handle(self, self._waiting.popleft())
         if self._fault is not None and self.running is None and not self._ends:
             self._refuse(self._fault)
 
@@ -247,7 +268,7 @@ class Connection(asyncio.Protocol):
             self.due_s = inf
         else:
             self._timed = self._phase  # its time is not longer if more of it comes
-            self.due_s = self._house.tick_s + self._patience_s[self._phase]
+            self.due_s = self._application.tick_s + self._patience_s[self._phase]
 
     def _bad(self, status: int, message: str, headers: Headers | None = None) -> RefusedError:
         """To be raised where the parser calls: it tells of an error, and not of which."""
@@ -264,7 +285,7 @@ class Connection(asyncio.Protocol):
 
     def _reserve(self, size: int) -> bool:
         self._bytes += size
-        return self._house.reserve(size)
+        return self._application.reserve(size)
 
     def _too_large(self) -> str:
         return f"the body has more than {self._limits.request_bytes:,} bytes"

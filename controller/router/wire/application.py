@@ -7,7 +7,7 @@ from controller.router.wire.heads import Headers
 
 
 @dataclass(slots=True)
-class Arrived:
+class HttpRequest:
     """One whole request. target: as it was sent; headers: in their order, names in lower case, but
     for Content-Length"""
 
@@ -31,7 +31,7 @@ class Running(Protocol):
     def resume(self) -> None: ...
 
 
-class Arriving(Protocol):
+class ReadLimits(Protocol):
     """Bytes of a body; seconds that a head, a body, an idle client and a slow reader may take."""
 
     @property
@@ -46,11 +46,11 @@ class Arriving(Protocol):
     def stall_s(self) -> float: ...
 
 
-class House(Protocol):
+class Application(Protocol):
     """What connections belong to."""
 
     @property
-    def limits(self) -> Arriving: ...
+    def limits(self) -> ReadLimits: ...
 
     @property
     def tick_s(self) -> float:
@@ -64,5 +64,5 @@ class House(Protocol):
     def reserve(self, size: int) -> bool:
         """Whether there is memory for so many more bytes of bodies; never refused if negative."""
 
-    def handle(self, connection: Any, arrived: Arrived) -> None:
+    def handle(self, connection: Any, http: HttpRequest) -> None:
         """Answer it, and then say ``done``; until then be its ``running``."""

@@ -1,4 +1,4 @@
-"""Prometheus figures, in the names of vLLM's router and of OpenTelemetry; docs/front.md lists them.
+"""Prometheus metrics, in the names of vLLM's router and of OpenTelemetry; docs/front.md lists them.
 
 Counted in plain numbers, and made into series when somebody asks, which may be another thread.
 """
@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from controller.router.pool.doors import Door, Doors
+from controller.router.pool.endpoints import Endpoint, Endpoints
 
 # Those of vLLM's router, which OpenTelemetry's lie between.
 BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 45.0,
@@ -40,10 +40,10 @@ class _Durations:
         return found
 
 
-class Figures(Collector):
+class RouterMetrics(Collector):
     """held: requests that had to wait for an engine; cut: streams, by what came of them"""
 
-    def __init__(self, doors: Doors) -> None:
+    def __init__(self, endpoints: Endpoints) -> None:
         self.active = 0
         self.held = 0
         self.cut: Counter[str] = Counter()
@@ -51,7 +51,7 @@ class Figures(Collector):
         self._errors: Counter[Key] = Counter()
         self._retries: Counter[Key] = Counter()
         self._exhausted: Counter[Key] = Counter()
-        self._doors = doors
+        self._endpoints = endpoints
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
@@ -109,9 +109,9 @@ class Figures(Collector):
         cut = {(name,): count for name, count in self.cut.items()}
         yield _counter("placer_front_cut_streams", "By what came of them.", ["outcome"], cut)
         yield _gauge("http_server_active_requests", "Under way.", [], {(): self.active})
-        yield from self._workers(list(self._doors.all.values()))
+        yield from self._workers(list(self._endpoints.all.values()))
 
-    def _workers(self, them: list[Door]) -> Iterator[Family]:
+    def _workers(self, them: list[Endpoint]) -> Iterator[Family]:
         label = ["worker"]
         for name, what, values in (
             ("vllm_router_worker_health", "Whether it takes requests.",

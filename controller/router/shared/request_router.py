@@ -6,15 +6,15 @@ from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from controller.router.bodies.tokenizing import Tokenizing
-from controller.router.desk.access_log import AccessLog
-from controller.router.desk.figures import Figures
-from controller.router.desk.settings import Limits
-from controller.router.pool.doors import Doors, Place, Seat
-from controller.router.pool.knowledge import Known
+from controller.router.pool.endpoints import Backend, Endpoints, EngineRank
+from controller.router.pool.table_watch import KnownTables
 from controller.router.scheduling.decide import NoRankError
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Decision, Request
+from controller.router.shared.access_log import AccessLog
+from controller.router.shared.metrics import RouterMetrics
+from controller.router.shared.settings import Limits
 from controller.router.wire import heads
 from controller.router.wire.heads import ID, OWN, Headers
 from placer.clock import Clock
@@ -42,8 +42,10 @@ class Scheduler(Protocol):
     def ended(self, decision: Decision, generated: int | None = None) -> None: ...
 
 
-class Desk:
-    """key: headers that open engines; not_passed: those of clients that engines do not get;
+class RequestRouter:
+    """Chooses ranks for requests and counts who is where; of one front or picker.
+
+    key: headers that open engines; not_passed: those of clients that engines do not get;
     active: requests under way; held: those of them that wait for an engine; tick_s: the monotonic
     time as of a moment ago"""
 
@@ -60,8 +62,8 @@ class Desk:
         self.scheduler, self.limits, self.clock, self.log = scheduler, limits, clock, log
         self.key = key
         self.not_passed = OWN | {b"authorization"} if keeps_keys or key else OWN
-        self.doors = Doors(self._changed, self._heard)
-        self.figures = Figures(self.doors)
+        self.endpoints = Endpoints(self._changed, self._heard)
+        self.metrics = RouterMetrics(self.endpoints)
         self.tokenizing: Tokenizing | None = None
         self.active: set[Any] = set()
         self.held: deque[Any] = deque()
@@ -90,24 +92,24 @@ class Desk:
         return found
 
     def choose(
-        self, request: Request, among: Collection[Place] | None = None
-    ) -> tuple[Decision, Seat] | None:
+        self, request: Request, among: Collection[EngineRank] | None = None
+    ) -> tuple[Decision, Backend] | None:
         """Where it is sent, and until ``ended`` counts. None: no rank takes requests now. among:
         the only ones that may be chosen"""
-        if not self.doors.seats:
+        if not self.endpoints.backends:
             return None
         try:
             decision = self.scheduler.choose(request, among)
         except NoRankError:
             return None
-        seat = self.doors.seats[Place(decision.engine, decision.rank)]
-        seat.door.own[decision.rank] += 1
-        seat.door.served += 1
-        return decision, seat
+        backend = self.endpoints.backends[EngineRank(decision.engine, decision.rank)]
+        backend.endpoint.own[decision.rank] += 1
+        backend.endpoint.served += 1
+        return decision, backend
 
-    def ended(self, decision: Decision, seat: Seat, generated: int) -> None:
+    def ended(self, decision: Decision, backend: Backend, generated: int) -> None:
         """It is there no more. generated: tokens, so far"""
-        seat.door.own[decision.rank] -= 1
+        backend.endpoint.own[decision.rank] -= 1
         self.scheduler.ended(decision, generated)
 
     def reserve(self, size: int) -> bool:
@@ -116,7 +118,7 @@ class Desk:
         return self._bytes <= self.limits.bodies_bytes
 
     def know(
-        self, maps: Mapping[str, str], known: Known | None, control: float | None = None
+        self, maps: Mapping[str, str], known: KnownTables | None, control: float | None = None
     ) -> None:
         """maps: digests of those that engines serve, by name; known: new tables of one of them;
         control: share of requests that go by load alone, None: as the limits say"""
@@ -147,21 +149,23 @@ class Desk:
 
     def _changed(self, tables: Lookup | None = None, costs: Costs | None = None) -> None:
         """For those that wait there may be a rank now."""
-        doors = self.doors
+        endpoints = self.endpoints
         engines = []
-        for name, ranks in doors.ranks.items():
-            shut = {rank for rank in range(ranks) if Place(name, rank) not in doors.seats}
+        for name, ranks in endpoints.ranks.items():
+            shut = {
+                rank for rank in range(ranks) if EngineRank(name, rank) not in endpoints.backends
+            }
             table = 0 if self._plan and self._maps.get(name) == self._plan else None
             engines.append(Engine(name, ranks, draining=frozenset(shut), table=table))
         self.scheduler.see(engines, tables, costs)
-        if doors.seats:
+        if endpoints.backends:
             held, self.held = self.held, deque()
             for one in held:
                 one.place()
 
     def _heard(self) -> None:
         """Two fronts on one pool would else each see a part of what its ranks have to do."""
-        self.scheduler.hear(self.doors.others())
+        self.scheduler.hear(self.endpoints.others())
 
 
 def _is_marked(header: tuple[bytes, bytes]) -> bool:

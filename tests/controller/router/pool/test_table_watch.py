@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from controller.fleet.homing import Homing
-from controller.router.pool import knowledge
+from controller.router.pool import table_watch
 from controller.router.pool.discovery import Discovery
-from controller.router.pool.knowledge import NOTHING, Knowledge, Known
+from controller.router.pool.table_watch import NOTHING, KnownTables, TableWatch
 from controller.server import given_tables
 from placer.clock import SystemClock
 from placer.errors import PlacerError
@@ -36,7 +36,7 @@ async def sampled_of(engine: Engine) -> AsyncIterator[World]:
 @contextmanager
 def told(
     *streams: Sequence[TablesResponse | Exception], vocabulary: str = ""
-) -> Iterator[Callable[[], Known | None]]:
+) -> Iterator[Callable[[], KnownTables | None]]:
     """What is known once a controller has answered with these, stream after stream."""
     left = list(streams)
 
@@ -47,7 +47,7 @@ def told(
             yield one
 
     stub: Any = SimpleNamespace(read=read, placement=SimpleNamespace(Tables=None))
-    found = Knowledge(lambda: stub, "tiny", SystemClock(), vocabulary)
+    found = TableWatch(lambda: stub, "tiny", SystemClock(), vocabulary)
     found.begin()
     yield found.newest
     found.close()
@@ -56,7 +56,7 @@ def told(
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
-        (knowledge, "BREATH_S"), (knowledge, "AGAIN_S"),
+        (table_watch, "BREATH_S"), (table_watch, "AGAIN_S"),
         (given_tables, "LOOK_S"), (given_tables, "AGAIN_S"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, 0.01)
@@ -70,17 +70,17 @@ async def test_a_front_follows_what_the_controller_tells_and_keeps_it_when_that_
         async with sampled_of(one) as world:
             discovery = Discovery(world.address, "tiny", SystemClock())
             running = fronted(discovery=discovery, waits=False)
-            desk = (await running.__aenter__()).front.desk
-            await until(lambda: desk._plan == STANDS)
+            router = (await running.__aenter__()).front.router
+            await until(lambda: router._plan == STANDS)
             for engine in world.engines.engines.values():
                 engine.placement = a_placement(SWAPPED)
-            await until(lambda: desk._plan == a_placement(SWAPPED).digest)
+            await until(lambda: router._plan == a_placement(SWAPPED).digest)
             world.loop.homings.of["tiny"] = Homing({}, "it does not pay", pays=False)
-            await until(lambda: not desk._plan)
+            await until(lambda: not router._plan)
             world.loop.homings.of.clear()
-            await until(lambda: desk._plan)
+            await until(lambda: router._plan)
         await until(lambda: discovery._condition)  # the controller is gone
-        assert desk._plan == a_placement(SWAPPED).digest
+        assert router._plan == a_placement(SWAPPED).digest
         await running.__aexit__(None, None, None)
 
 

@@ -23,7 +23,7 @@ AGAIN_S = 60.0  # to a controller of before, which tells them once
 log = logging.getLogger("placer.front")
 
 
-class Known(NamedTuple):
+class KnownTables(NamedTuple):
     """tables: of one map, whose digest is ``plan``; costs: what its seconds are"""
 
     tables: Lookup
@@ -31,10 +31,10 @@ class Known(NamedTuple):
     costs: Costs
 
 
-NOTHING = Known(Lookup.nothing(), "", Costs(0.0, 0.0, 0.0))
+NOTHING = KnownTables(Lookup.nothing(), "", Costs(0.0, 0.0, 0.0))
 
 
-class Knowledge:
+class TableWatch:
     """Watches a controller's tables, on a thread of its own, and keeps the newest. While none
     answers, what is known stays. controller: the one to ask now; vocabulary: that prompts are
     tokenized with, empty if it is the engines' own"""
@@ -48,7 +48,7 @@ class Knowledge:
     ) -> None:
         self._controller, self._pool, self._clock = controller, pool, clock
         self._vocabulary = vocabulary
-        self._news: deque[Known] = deque(maxlen=1)  # of the thread, for whoever asks
+        self._news: deque[KnownTables] = deque(maxlen=1)  # of the thread, for whoever asks
         self._without = ""  # why there are none
         self._stopped = Event()
         self._thread = Thread(target=self._run, name="tables", daemon=True)
@@ -56,7 +56,7 @@ class Knowledge:
     def begin(self) -> None:
         self._thread.start()
 
-    def newest(self) -> Known | None:
+    def newest(self) -> KnownTables | None:
         """What came since this was asked last; None: what is known stays."""
         return self._news.popleft() if self._news else None
 
@@ -106,7 +106,7 @@ class Knowledge:
             self._lose(str(error))
             return
         costs = Costs(seconds.local, seconds.prefill, seconds.read)
-        self._news.append(Known(Lookup.made(found), found.origin.plan, costs))
+        self._news.append(KnownTables(Lookup.made(found), found.origin.plan, costs))
         self._without = ""
 
     def _lose(self, why: str) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from controller.router.desk import access_log
-from controller.router.desk.access_log import AccessLog
+from controller.router.shared import access_log
+from controller.router.shared.access_log import AccessLog
 from placer.errors import FileError
 from tests.controller.router.front.tiny_engine import Engine, engines
 from tests.controller.router.front.tiny_front import COMPLETIONS, ask, completion, fronted, run

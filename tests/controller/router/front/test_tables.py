@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from controller.router.desk.settings import Limits
-from controller.router.pool.knowledge import NOTHING, Known
+from controller.router.pool.table_watch import NOTHING, KnownTables
 from controller.router.scheduling.lookup import Lookup
+from controller.router.shared.settings import Limits
 from placer.cost.requests import Costs
 from placer.marks import Mark, mark_of
 from placer.tables import Vocabulary
@@ -20,7 +20,7 @@ from tests.controller.router.front.tiny_front import (
 
 MAP, OTHER = "sha256:map", "sha256:other"
 TABLES = Lookup.of(Vocabulary(np.arange(9), np.arange(9)), [np.full((10, 1), 0.5)])
-KNOWN = Known(TABLES, MAP, Costs(1e-6, 1e-6, 1e-6))
+KNOWN = KnownTables(TABLES, MAP, Costs(1e-6, 1e-6, 1e-6))
 
 
 def tables_of(here: Running) -> dict[str, int | None]:
@@ -31,14 +31,14 @@ def tables_of(here: Running) -> dict[str, int | None]:
 async def test_tables_are_for_engines_of_their_map_alone() -> None:
     blue, green = Engine(), Engine()
     async with engines(blue, green), fronted(blue, green) as here:
-        desk = here.front.desk
+        router = here.front.router
         assert tables_of(here) == {"engine-1": None, "engine-2": None}
-        desk.know({"engine-1": MAP, "engine-2": OTHER}, KNOWN)
+        router.know({"engine-1": MAP, "engine-2": OTHER}, KNOWN)
         assert here.scheduler.tables is TABLES
         assert tables_of(here) == {"engine-1": 0, "engine-2": None}
-        desk.know({"engine-1": OTHER, "engine-2": MAP}, None)  # experts moved
+        router.know({"engine-1": OTHER, "engine-2": MAP}, None)  # experts moved
         assert tables_of(here) == {"engine-1": None, "engine-2": 0}
-        desk.know({"engine-1": OTHER, "engine-2": MAP}, NOTHING)  # they do not pay any more
+        router.know({"engine-1": OTHER, "engine-2": MAP}, NOTHING)  # they do not pay any more
         assert tables_of(here) == {"engine-1": None, "engine-2": None}
         assert len(here.scheduler.tables.tables.values) == 1
 
@@ -48,7 +48,7 @@ async def test_a_share_of_requests_goes_by_load_and_all_say_how() -> None:
     one = Engine()
     async with engines(one), fronted(one, limits=Limits(control=0.25)) as here:
         await ask(here.port, COMPLETIONS, completion())
-        here.front.desk.know({"engine-1": MAP}, KNOWN)
+        here.front.router.know({"engine-1": MAP}, KNOWN)
         for _ in range(8):
             await ask(here.port, COMPLETIONS, completion(), {"X-Request-Id": "client's own"})
     ids = [seen.headers.get("x-request-id", "") for seen in one.asked]
@@ -64,7 +64,7 @@ async def test_a_client_does_not_say_how_its_rank_was_chosen() -> None:
     async with engines(one), fronted(one) as here:
         for id in ("own-placert", "own-placerl", "own"):
             await ask(here.port, COMPLETIONS, completion(), {"X-Request-Id": id})
-        here.front.desk.know({"engine-1": MAP}, KNOWN)
+        here.front.router.know({"engine-1": MAP}, KNOWN)
         await ask(here.port, COMPLETIONS, completion(), {"X-Request-Id": "own-placerl"})
     ids = [seen.headers.get("x-request-id", "") for seen in one.asked]
     assert ids[:3] == ["", "", "own"]
@@ -75,10 +75,10 @@ async def test_a_client_does_not_say_how_its_rank_was_chosen() -> None:
 async def test_the_pools_own_share_comes_before_the_fronts() -> None:
     one = Engine()
     async with engines(one), fronted(one, limits=Limits(control=0.25)) as here:
-        desk = here.front.desk
-        desk.know({"engine-1": MAP}, KNOWN, 0.5)
-        assert [desk.mark() for _ in range(4)] == 2 * [Mark.TABLES, Mark.LOAD]
-        desk.know({"engine-1": MAP}, None, 0.0)
-        assert [desk.mark() for _ in range(4)] == 4 * [Mark.TABLES]
-        desk.know({"engine-1": MAP}, None)  # the policy says nothing of it any more
-        assert [desk.mark() for _ in range(4)] == [*3 * [Mark.TABLES], Mark.LOAD]
+        router = here.front.router
+        router.know({"engine-1": MAP}, KNOWN, 0.5)
+        assert [router.mark() for _ in range(4)] == 2 * [Mark.TABLES, Mark.LOAD]
+        router.know({"engine-1": MAP}, None, 0.0)
+        assert [router.mark() for _ in range(4)] == 4 * [Mark.TABLES]
+        router.know({"engine-1": MAP}, None)  # the policy says nothing of it any more
+        assert [router.mark() for _ in range(4)] == [*3 * [Mark.TABLES], Mark.LOAD]

@@ -1,4 +1,4 @@
-"""What an engine's address stands for, found by asking there: its model, and whose ranks answer.
+"""What serves at an engine's address, found by asking there: its model, and whose ranks answer.
 
 vLLM takes ``X-data-parallel-rank``: under internal load balancing that is a rank of the engine,
 under hybrid and external the number among those behind this address; some frontends want the
@@ -25,7 +25,7 @@ NO_RANK = 10**6  # that no engine has
 OUT_OF_RANGE = re.compile(rb"out of range \[(\d+), ?(\d+)\)")
 
 
-class Standing(NamedTuple):
+class EndpointInfo(NamedTuple):
     """ranks: of the engine, that answer here; lines: of a request's head that choose each; longest:
     tokens of a prompt and its answer, 0 if nobody tells; fault: why no rank can be chosen"""
 
@@ -36,18 +36,18 @@ class Standing(NamedTuple):
     fault: str = ""
 
 
-async def stands(server: Server, key: Headers, told: Sequence[int] = ()) -> Standing:
+async def probe(server: Server, key: Headers, told: Sequence[int] = ()) -> EndpointInfo:
     """key: headers that open it; told: its ranks, as a controller knows them. Raises LostError."""
     models = await _answer(server, "/v1/models", key)
     model, longest = _model(models.body)
     ranks = ranks_of((await server.ask("GET", "/metrics", LOOK_S, key)).body)
     ranks = ranks or tuple(told) or (0,)
     if len(ranks) == 1:  # a rank an address: there is nothing to choose
-        return Standing(model, longest, ranks, (b"",))
+        return EndpointInfo(model, longest, ranks, (b"",))
     names, fault = await _names(server, key, model, ranks)
     if fault:
-        return Standing(model, longest, ranks[:1], (b"",), f"{server.address.url} {fault}")
-    return Standing(model, longest, ranks, tuple(lines([(RANK, b"%d" % one)]) for one in names))
+        return EndpointInfo(model, longest, ranks[:1], (b"",), f"{server.address.url} {fault}")
+    return EndpointInfo(model, longest, ranks, tuple(lines([(RANK, b"%d" % one)]) for one in names))
 
 
 async def _names(

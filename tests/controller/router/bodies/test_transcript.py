@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from controller.router.bodies.splice import Splice
-from controller.router.bodies.trail import KEPT_BYTES, Trail, data_of, shown
+from controller.router.bodies.transcript import KEPT_BYTES, Transcript, data_of, shown
 
 ASKED = {"model": "m", "prompt": "x", "max_tokens": 8, "stream": True, "temperature": 0}
 
@@ -16,14 +16,14 @@ def event(text: str, ids: list[int], **more: Any) -> bytes:
     return b"data: %b\n\n" % json.dumps({"id": "i", "object": "o", "choices": [choice]}).encode()
 
 
-def trail(*came: bytes, tells: bool = False) -> Trail:
-    found = Trail(tells)
+def transcript(*came: bytes, tells: bool = False) -> Transcript:
+    found = Transcript(tells)
     for one in came:
         found.add(one)
     return found
 
 
-def went_on(found: Trail, **more: Any) -> dict[str, Any]:
+def went_on(found: Transcript, **more: Any) -> dict[str, Any]:
     return dict(json.loads(Splice(ASKED | more, found, 100).body))
 
 
@@ -35,16 +35,16 @@ def test_ids_are_not_shown_and_text_that_looks_like_them_is() -> None:
 
 
 def test_prompt_and_tokens_are_those_of_all_events() -> None:
-    found = trail(event("a", [5], prompt_token_ids=[1, 2]), event("b c", [6, 7]))
+    found = transcript(event("a", [5], prompt_token_ids=[1, 2]), event("b c", [6, 7]))
     assert went_on(found)["prompt"] == [1, 2, 5, 6, 7]
     assert went_on(found)["max_tokens"] == 5
 
 
 def test_tokens_of_which_no_text_came_are_generated_again() -> None:
     """Half a character: the engine that goes on could not tell the other half."""
-    found = trail(event("a", [5], prompt_token_ids=[1]), event("", [6]), event("", [7]))
+    found = transcript(event("a", [5], prompt_token_ids=[1]), event("", [6]), event("", [7]))
     assert went_on(found)["prompt"] == [1, 5]
-    told = trail(event("a", [5], prompt_token_ids=[1]), event("", [6]), tells=True)
+    told = transcript(event("a", [5], prompt_token_ids=[1]), event("", [6]), tells=True)
     assert went_on(told)["prompt"] == [1, 5, 6]  # the client has it
 
 
@@ -56,18 +56,18 @@ def test_tokens_of_which_no_text_came_are_generated_again() -> None:
 )  # fmt: skip
 def test_what_is_not_known_to_the_token_does_not_go_on(came: list[bytes]) -> None:
     with pytest.raises(ValueError, match="nobody told which tokens came"):
-        Splice(ASKED, trail(*came), 100)
+        Splice(ASKED, transcript(*came), 100)
 
 
 def test_thoughts_and_calls_of_tools_do_not_go_on_as_text() -> None:
     choice = {"index": 0, "delta": {"reasoning": "hm"}, "token_ids": [5]}
     data = {"choices": [choice], "prompt_token_ids": [1]}
     with pytest.raises(ValueError, match="tokens"):
-        Splice(ASKED, trail(b"data: %b\n\n" % json.dumps(data).encode()), 100)
+        Splice(ASKED, transcript(b"data: %b\n\n" % json.dumps(data).encode()), 100)
 
 
 def test_a_stream_that_only_lacks_its_end_gets_that() -> None:
-    found = trail(event("a", [5], prompt_token_ids=[1], finish_reason="stop"))
+    found = transcript(event("a", [5], prompt_token_ids=[1], finish_reason="stop"))
     splice = Splice(ASKED | {"stream_options": {"include_usage": True}}, found, 100)
     assert splice.is_over
     [usage] = data_of(splice.rest())
@@ -76,28 +76,28 @@ def test_a_stream_that_only_lacks_its_end_gets_that() -> None:
 
 
 def test_one_that_has_all_its_tokens_ends_for_their_number() -> None:
-    found = trail(*(event("a", [5], prompt_token_ids=[1]) for _ in range(8)))
+    found = transcript(*(event("a", [5], prompt_token_ids=[1]) for _ in range(8)))
     splice = Splice(ASKED, found, 100)
     assert splice.is_over
     assert data_of(splice.rest())[0]["choices"][0]["finish_reason"] == "length"
 
 
 def test_min_tokens_counts_what_came() -> None:
-    found = trail(event("a b", [5, 6], prompt_token_ids=[1]))
+    found = transcript(event("a b", [5, 6], prompt_token_ids=[1]))
     assert went_on(found, min_tokens=3)["min_tokens"] == 1
-    found = trail(event("a b", [5, 6], prompt_token_ids=[1]))
+    found = transcript(event("a b", [5, 6], prompt_token_ids=[1]))
     assert went_on(found, min_tokens=1)["min_tokens"] == 0
 
 
 def test_options_that_say_nothing_are_left_out() -> None:
-    found = trail(event("a", [5], prompt_token_ids=[1]))
+    found = transcript(event("a", [5], prompt_token_ids=[1]))
     more = went_on(found, logprobs=False, n=1, stop=None, top_p=0.5)
     assert not {"logprobs", "n", "stop"} & set(more)
     assert more["top_p"] == 0.5
 
 
 def test_long_streams_are_looked_into_as_they_come() -> None:
-    found = Trail(False)
+    found = Transcript(False)
     one = event("a" * 1000, [5], prompt_token_ids=[1])
     for _ in range(2 * KEPT_BYTES // len(one)):
         found.add(one)

@@ -1,21 +1,21 @@
 """An answer on its way to a client."""
 
 from controller.router.wire import heads
-from controller.router.wire.arriving import Connection
+from controller.router.wire.application import HttpRequest
+from controller.router.wire.connection import Connection
 from controller.router.wire.heads import Headers
-from controller.router.wire.house import Arrived
 
 
-class Relay:
+class ResponseWriter:
     """Writes one answer, whole or piece by piece. begun: whether the client has any of it; status,
     size: what it got; keeps_alive: whether another request may follow"""
 
     __slots__ = ("_connection", "_is_chunked", "begun", "keeps_alive", "size", "status")
 
-    def __init__(self, connection: Connection, arrived: Arrived) -> None:
+    def __init__(self, connection: Connection, http: HttpRequest) -> None:
         self._connection = connection
-        self._is_chunked = not arrived.is_http10
-        self.keeps_alive = arrived.keep_alive
+        self._is_chunked = not http.is_http10
+        self.keeps_alive = http.keep_alive
         self.begun, self.status, self.size = False, 0, 0
 
     def whole(self, status: int, headers: Headers, body: bytes) -> None:

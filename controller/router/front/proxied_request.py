@@ -4,31 +4,33 @@ from abc import abstractmethod
 from dataclasses import replace
 from math import inf
 
-from controller.router.bodies.asked import Asked
-from controller.router.desk.desk import Desk
-from controller.router.pool.doors import Seat
+from controller.router.bodies.parsed_body import ParsedBody
+from controller.router.pool.endpoints import Backend
 from controller.router.scheduling.request import Decision, Request
+from controller.router.shared.request_router import RequestRouter
+from controller.router.wire.application import HttpRequest
 from controller.router.wire.heads import ID, Headers
-from controller.router.wire.house import Arrived
 from controller.router.wire.upstream import LostError, Taker, Upstream
 from placer.marks import Mark, marked
 
 RETRY_AFTER: Headers = [(b"retry-after", b"5")]
 
 
-class Errand(Taker):
+class ProxiedRequest(Taker):
     """One request, which is sent again where that is safe. due_s: when it has waited too long;
     place_name, tries: where it is, and how many ranks it was sent to"""
 
-    def __init__(self, desk: Desk, arrived: Arrived, route: str, asked: Asked) -> None:
-        self._desk, self._arrived, self._asked = desk, arrived, asked
+    def __init__(
+        self, router: RequestRouter, http: HttpRequest, route: str, parsed: ParsedBody
+    ) -> None:
+        self._router, self._http, self._parsed = router, http, parsed
         self.route = route
-        self._path, self._body = arrived.target, arrived.body
+        self._path, self._body = http.target, http.body
         self._head = b""
         self._request: Request | None = None
-        self._mark = desk.mark()
+        self._mark = router.mark()
         self._decision: Decision | None = None
-        self._seat: Seat | None = None
+        self._backend: Backend | None = None
         self._upstream: Upstream | None = None
         self._events = self._losses = self.tries = 0
         self._held_until_s, self.due_s = 0.0, inf
@@ -39,12 +41,12 @@ class Errand(Taker):
         """It cannot be answered."""
 
     def begin(self) -> None:
-        desk, asked = self._desk, self._asked
-        desk.active.add(self)
-        headers = self._arrived.headers
-        self._head = self._marked(headers) if self._mark else desk.head(headers)
-        if asked.text and desk.tokenizing is not None:
-            desk.tokenizing.encode(asked, self.place)
+        router, parsed = self._router, self._parsed
+        router.active.add(self)
+        headers = self._http.headers
+        self._head = self._marked(headers) if self._mark else router.head(headers)
+        if parsed.text and router.tokenizing is not None:
+            router.tokenizing.encode(parsed, self.place)
         else:
             self.place()
 
@@ -52,92 +54,92 @@ class Errand(Taker):
         """To the rank that the scheduler chooses; where there is none it waits for one."""
         if self.is_over:
             return
-        desk = self._desk
+        router = self._router
         if self._request is None:
-            self._request = self._asked.request()
+            self._request = self._parsed.request()
             if self._mark is Mark.LOAD:
                 self._request = replace(self._request, tokens=None)
-        chosen = desk.choose(self._request)
+        chosen = router.choose(self._request)
         if chosen is None:
             self._hold()
             return
-        self._decision, self._seat = decision, seat = chosen
+        self._decision, self._backend = decision, backend = chosen
         self.tries += 1
         self.place_name = f"{decision.engine}/{decision.rank}"
-        self.due_s = desk.tick_s + desk.limits.first_s
-        if (connection := seat.door.server.take()) is not None:
+        self.due_s = router.tick_s + router.limits.first_s
+        if (connection := backend.endpoint.server.take()) is not None:
             self._send(connection)
         else:
-            desk.spawn(self._connect(seat))
+            router.spawn(self._connect(backend))
 
     def _marked(self, headers: Headers) -> bytes:
         """With an id that tells agents how its rank was chosen."""
-        desk = self._desk
+        router = self._router
         own = next((value for name, value in headers if name == ID), b"").decode("latin-1")
-        told = marked(own or desk.clock.new_id(), self._mark).encode("latin-1")
-        return b"%b%b: %b\r\n" % (desk.head([one for one in headers if one[0] != ID]), ID, told)
+        told = marked(own or router.clock.new_id(), self._mark).encode("latin-1")
+        return b"%b%b: %b\r\n" % (router.head([one for one in headers if one[0] != ID]), ID, told)
 
-    async def _connect(self, seat: Seat) -> None:
+    async def _connect(self, backend: Backend) -> None:
         try:
-            connection = await seat.door.server.connect()
+            connection = await backend.endpoint.server.connect()
         except LostError as error:
-            if self._seat is seat:
+            if self._backend is backend:
                 self._away(str(error))
             return
-        if self._seat is seat:
+        if self._backend is backend:
             self._send(connection)
         else:  # it was given up meanwhile
-            seat.door.server.keep(connection)
+            backend.endpoint.server.keep(connection)
 
     def _send(self, connection: Upstream) -> None:
-        seat = self._seat
-        assert seat is not None
+        backend = self._backend
+        assert backend is not None
         self._upstream, self._events = connection, 0
         connection.send(self, b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
-            self._arrived.method, self._path, seat.door.server.address.authority, self._head,
-            seat.line, len(self._body), self._body,
+            self._http.method, self._path, backend.endpoint.server.address.authority, self._head,
+            backend.line, len(self._body), self._body,
         ))  # fmt: skip
 
     def _hold(self) -> None:
         """Until a rank takes requests."""
-        desk = self._desk
+        router = self._router
         if not self._held_until_s:
-            self._held_until_s = desk.tick_s + desk.limits.hold_s
-            desk.figures.held += 1
-        if desk.tick_s >= self._held_until_s:
+            self._held_until_s = router.tick_s + router.limits.hold_s
+            router.metrics.held += 1
+        if router.tick_s >= self._held_until_s:
             self._fail(503, "no engine takes requests: try again later", RETRY_AFTER, "held")
-        elif len(desk.held) >= desk.limits.held:
+        elif len(router.held) >= router.limits.held:
             self._fail(429, "too many requests wait: try again later", RETRY_AFTER, "overload")
         else:
             self.due_s = self._held_until_s
-            desk.held.append(self)
+            router.held.append(self)
 
     def _away(self, why: str) -> None:
         """The engine takes no requests, so it did not begin this one."""
-        seat = self._leave()
-        self._desk.doors.shut(seat.door, why)
+        backend = self._leave()
+        self._router.endpoints.shut(backend.endpoint, why)
         self._again()
 
     def _again(self) -> None:
-        self._desk.figures.retried(self.route)
+        self._router.metrics.retried(self.route)
         self.place()
 
-    def _leave(self, generated: int | None = None) -> Seat:
+    def _leave(self, generated: int | None = None) -> Backend:
         """The rank that it was sent to. generated: tokens, if that is not the events that came"""
-        seat, decision, upstream = self._seat, self._decision, self._upstream
-        assert seat is not None
+        backend, decision, upstream = self._backend, self._decision, self._upstream
+        assert backend is not None
         assert decision is not None
-        self._seat = self._decision = self._upstream = None
+        self._backend = self._decision = self._upstream = None
         if upstream is not None and upstream.taker is self:
             upstream.abandon()
-        self._desk.ended(decision, seat, self._events if generated is None else generated)
-        return seat
+        self._router.ended(decision, backend, self._events if generated is None else generated)
+        return backend
 
     def _lost(self, why: str) -> None:
         """An engine died with it, or answers nonsense: another one may have it, but not all."""
         self._losses += 1
-        if self._losses < self._desk.limits.losses:
+        if self._losses < self._router.limits.losses:
             self._again()
             return
-        self._desk.figures.exhausted(self.route)
+        self._router.metrics.exhausted(self.route)
         self._fail(502, f"{why}: this request was lost {self._losses} times", [], "lost")

@@ -38,7 +38,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(slots=True)
-class Asked:
+class ParsedBody:
     """tokens: ids of the prompt's beginning, if they are told; length: tokens of all of it; most:
     that may be generated; text: the prompt in pieces, where it is text; whole: what was sent, if
     it can go on elsewhere after some of it was generated"""
@@ -53,7 +53,7 @@ class Asked:
         return Request(self.tokens, self.length, self.most, _blocks(self.tokens))
 
 
-def read(body: bytes, scored: int) -> Asked:
+def read(body: bytes, scored: int) -> ParsedBody:
     """Raises RefusedError for what no engine would take."""
     try:
         data = from_json(body)
@@ -62,30 +62,30 @@ def read(body: bytes, scored: int) -> Asked:
         raise RefusedError(400, f"the body is no JSON ({told})") from error
     if not isinstance(data, dict):
         raise RefusedError(400, "the body is no JSON object: see OpenAI's API")
-    asked = Asked()
+    parsed = ParsedBody()
     prompt = data.get("prompt")
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], (list, str)):
-        asked.length = sum(_length(one) for one in prompt)
+        parsed.length = sum(_length(one) for one in prompt)
         prompt = prompt[0]  # of several the first decides
     else:
-        asked.length = _length(prompt)
+        parsed.length = _length(prompt)
     if isinstance(prompt, list):
-        asked.tokens = _ids(prompt[:scored])
+        parsed.tokens = _ids(prompt[:scored])
     elif isinstance(prompt, str):
-        asked.text = [prompt]
+        parsed.text = [prompt]
     elif "messages" in data:
-        asked.text = _texts(data["messages"])
-        asked.length = sum(len(one) for one in asked.text) // BYTES_PER_TOKEN + 1
+        parsed.text = _texts(data["messages"])
+        parsed.length = sum(len(one) for one in parsed.text) // BYTES_PER_TOKEN + 1
     elif "input" in data:  # of embeddings, which generate nothing
-        asked.length = _length(data["input"])
+        parsed.length = _length(data["input"])
     most = data.get("max_completion_tokens") or data.get("max_tokens")
     if isinstance(most, int) and most > 0:
-        asked.most = min(most, LARGEST)
+        parsed.most = min(most, LARGEST)
     elif "prompt" in data:
-        asked.most = DEFAULT_MOST
+        parsed.most = DEFAULT_MOST
     if goes_on(data):
-        asked.whole = data
-    return asked
+        parsed.whole = data
+    return parsed
 
 
 def goes_on(data: dict[str, Any]) -> bool:

@@ -40,7 +40,7 @@ class _Asked(BaseModel):
         return self.prompt.encode() if isinstance(self.prompt, str) else self.prompt
 
 
-class Door:
+class ApiServer:
     """Serves an engine on a thread of its own, at a port of this host. url: where"""
 
     def __init__(self, engine: LocalEngine, host: str = "127.0.0.1", port: int = 0) -> None:

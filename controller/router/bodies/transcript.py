@@ -10,7 +10,7 @@ _IDS = re.compile(rb'"(prompt_)?token_ids": ?\[[0-9, ]*\]')
 _NULL = rb'"\1token_ids":null'
 
 
-class Trail:
+class Transcript:
     """The events of one stream. They are looked into only if it is cut, or there are too many.
 
     prompt:     ids of the prompt's tokens; None if the engine did not tell

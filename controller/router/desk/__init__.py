@@ -1,1 +1,0 @@
-"""What requests share on their way to ranks: the scheduler, the pool, limits and figures."""
