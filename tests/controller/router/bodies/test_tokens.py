@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.router.bodies import tokenizing
+from controller.router.bodies import parsed_body, tokenizing
 from controller.router.bodies.parsed_body import ParsedBody, goes_on, read
 from controller.router.bodies.tokenizing import EngineTokenizer, LocalTokenizer, cut, fill
 from controller.router.shared.settings import Limits, read_limits
