@@ -34,6 +34,17 @@ def test_ids_are_not_shown_and_text_that_looks_like_them_is() -> None:
     assert choice == {"index": 0, "text": tricky, "token_ids": None, "prompt_token_ids": None}
 
 
+@pytest.mark.parametrize(
+    "other",
+    ['"stop_token_ids":[1]', '"token_ids":[[1]]', '"token_ids":["a"]', '"token_ids":null',
+     '"token_ids":[', '"a":"]","ids":[1]', '"token_ids":[1'],
+)  # fmt: skip
+def test_only_lists_of_ids_are_taken_for_ids(other: str) -> None:
+    data = f'data: {{{other},"token_ids":[1, 2],"prompt_token_ids":[3]}}\n\n'
+    told = f'data: {{{other},"token_ids":null,"prompt_token_ids":null}}\n\n'
+    assert shown(data.encode()) == told.encode()
+
+
 def test_prompt_and_tokens_are_those_of_all_events() -> None:
     found = transcript(event("a", [5], prompt_token_ids=[1, 2]), event("b c", [6, 7]))
     assert went_on(found)["prompt"] == [1, 2, 5, 6, 7]
