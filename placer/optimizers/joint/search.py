@@ -30,7 +30,8 @@ TIES = 1e-3  # weight of the deviations where the peak counts, which many exchan
 # the root of a float's precision alone.
 ROUNDING = 1e-7
 PASSES = 4  # exchanges of a slot in the mean, at most, that take a layer where it pays to be
-STAGES = 64  # of annealing, after each of which the shares of all replicas are reckoned again
+STAGES = 64  # of annealing, after each of which the shares of all replicas are reckoned again;
+STAGE = 2  # exchanges tried for each slot there, at least: that takes as long as hundreds of them
 # Rows of State.change: by how much an exchange changes the weights of the two experts.
 COLOCATED_E, COLOCATED_F, SHARE_E, SHARE_F, SINGLE_E, SINGLE_F = range(6)
 
@@ -1153,7 +1154,7 @@ def wander(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray, shar
     best, least = state.slots.copy(), seconds_of(layer, state)
     met, saved, lowest = best.copy(), 0.0, 0.0
     scale, probes = 0.0, 0
-    stage = max(schedule.iterations // STAGES, 1)
+    stage = max(schedule.iterations // STAGES, STAGE * count)
     for iteration in range(schedule.iterations):
         if rules.by_rule and iteration % stage == 0 and iteration > 0:
             refresh(layer, rules, state)
