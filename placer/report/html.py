@@ -82,7 +82,10 @@ def page_report(page: Page | None) -> str:
     return _template("fleet.html.j2").render(
         data=None if page is None else json.loads(page_json(page)),
         title="control loop" if page is None else page.title,
-        script=files("placer.report").joinpath("fleet.js").read_text(encoding="utf-8"),
+        script="".join(
+            files("placer.report").joinpath(name).read_text(encoding="utf-8")
+            for name in ("charts.js", "fleet.js")
+        ),
         plotly=_plotly(),
     )
 
