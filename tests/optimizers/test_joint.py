@@ -327,9 +327,9 @@ def test_of_links_and_network_the_slower_is_felt() -> None:
     layer, row = terms.layers(problem)[0], np.arange(8)
     rules = terms.rules(problem, [layer])
     slow = rules._replace(visit_s=1.0, node_visit_s=1e-3, latency_s=0.0, node_latency_s=0.0)
-    assert terms.felt(layer, slow, row) == pytest.approx([1 / 4, 0.0], abs=1e-8)
+    assert terms.felt(layer, slow, row) == pytest.approx([1 / 2, 0.0], abs=1e-8)
     slow = rules._replace(visit_s=1e-3, node_visit_s=1.0, latency_s=0.0, node_latency_s=0.0)
-    assert terms.felt(layer, slow, row) == pytest.approx([0.0, 1 / 2], abs=1e-8)
+    assert terms.felt(layer, slow, row) == pytest.approx([0.0, 1.0], abs=1e-8)
 
 
 @pytest.mark.parametrize("dispatch", ["allgather", "dedup"])

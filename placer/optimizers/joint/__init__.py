@@ -15,11 +15,12 @@ Objective: the time of a step's layers in the traffic to come. Per layer it is
 Method: per layer, simulated annealing over exchanges of two slots and over the expert that a
 redundant slot holds, and then the best exchanges of the GPU that is furthest from the mean; from a
 balanced start, or from the current plan, and never worse than that in this objective, nor, without
-a guard, on the recording itself, whatever its noise. Where every node has room for all experts, the
-search also begins with nodes that hold them all, and the faster by the score is taken. Layers are
-independent but under ``coherent``, where GPUs are first relabelled along the layers and then even
-and odd layers take turns. Deterministic for a seed and a number of iterations, the budget. A
-current plan is only touched up, within the share of slots that may move.
+a guard, on the recording itself, whatever its noise. Where slots are enough for groups of GPUs that
+hold all experts each, one group is also searched by itself, a smaller world with few replicas or
+none, and the others are like it; the fastest by the score is taken. Layers are independent but
+under ``coherent``, where GPUs are first relabelled along the layers and then even and odd layers
+take turns. Deterministic for a seed and a number of iterations, the budget. A current plan is only
+touched up, within the share of slots that may move.
 
 With a guard, the rms also holds the variance of what is unknown of the traffic (guard.py).
 
@@ -27,9 +28,12 @@ Bound: balance alone has one, all GPUs alike; fan-out and hops have none that is
 says so, and how far the balance is from the bound.
 
 It loses to ``exhaustive`` where that can finish, and by a hair in balance to ``eplb`` where traffic
-costs time: it gives up balance that is within the noise for less traffic.
+costs time: it gives up balance that is within the noise for less traffic. Under ``coherent`` GPUs
+that compute more also own more tokens, and their replicas serve those: over many layers tokens
+gather further than can be told from pairs of layers, where many experts have replicas.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -43,7 +47,7 @@ from placer.optimizers.joint import terms, together
 from placer.optimizers.joint.descent import Descent, descent
 from placer.optimizers.joint.relabel import follow
 from placer.optimizers.joint.search import Layer, Rules, Schedule, anneal
-from placer.optimizers.joint.start import replicas_wanted, replicated, start, whole_nodes
+from placer.optimizers.joint.start import group, replicas_wanted, replicated, start
 from placer.placement import Placement
 from placer.plan import Solution
 from placer.problem import Problem
@@ -68,13 +72,23 @@ def optimize(problem: Problem) -> Solution:
     if problem.current is not None:
         found = _within_limit(problem, problem.current, layers, table)
     else:
-        found = Solution(problem.placement(_search(problem, layers, table)))
-        if (whole := whole_nodes(problem)) is not None:
-            other = Solution(problem.placement(_search(problem, layers, whole, hot=WARM)))
-            found = min(found, other, key=lambda one: _step_s(problem, one.placement))
+        tables = [_search(problem, layers, table), *_grouped(problem, layers)]
+        found = Solution(_fastest(problem, tables))
     if problem.profile.clusters is None or problem.objective.dispatch != "dedup":
         return found
     return _with_homes(problem, layers, found)
+
+
+def _grouped(problem: Problem, layers: list[Layer]) -> Iterator[IntArray]:
+    """[layers, slots] groups of GPUs that hold all experts, alike, if there is room for that; and
+    the best found from there, but where tokens stay with replicas: of that the search knows less.
+    """
+    if (part := group(problem)) is None:
+        return
+    one = _search(part, terms.layers(part), start(part))
+    yield (table := np.tile(one, problem.slots // part.slots))
+    if not terms.is_coherent(problem):
+        yield _search(problem, layers, table, hot=WARM)
 
 
 def _with_homes(problem: Problem, layers: list[Layer], plain: Solution) -> Solution:
@@ -95,6 +109,14 @@ def _with_homes(problem: Problem, layers: list[Layer], plain: Solution) -> Solut
         first = problem.placement(found)
         best.meet(replace(plain, placement=first))
     return best.solution
+
+
+def _fastest(problem: Problem, tables: list[IntArray]) -> Placement:
+    """By the score."""
+    placements = [problem.placement(table) for table in tables]
+    if len(placements) == 1:
+        return placements[0]
+    return min(placements, key=lambda one: _step_s(problem, one))
 
 
 def _step_s(problem: Problem, placement: Placement) -> float:

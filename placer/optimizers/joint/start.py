@@ -1,5 +1,7 @@
 """Where the search of ``joint`` begins."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from placer.arrays import FloatArray, IntArray
@@ -26,18 +28,24 @@ def start(problem: Problem) -> IntArray:
     return separate(table, load, gpus, kept).astype(np.int64)
 
 
-def whole_nodes(problem: Problem) -> IntArray | None:
-    """[layers, slots] every node with all experts, balanced by itself, if slots are that many: no
-    token then leaves its node. Step by step a search does not come there, since the network's
-    latency is waited for until the last expert has come."""
-    objective, nodes = problem.objective, problem.topology.nodes
-    slots, gpus = problem.slots // nodes, problem.topology.gpus_per_node
-    has_room = nodes > 1 and slots >= problem.model.experts
-    if not has_room or objective.dispatch == "allgather" or objective.keep_groups:
+def group(problem: Problem) -> Problem | None:
+    """The problem of one of the smallest groups of GPUs that have room for all experts, if slots
+    are enough for two: no token leaves its group then. Exchange by exchange a search does not come
+    there, since a group must be whole before it saves anything."""
+    topology, objective = problem.topology, problem.objective
+    if objective.dispatch == "allgather" or objective.keep_groups:
         return None
-    load = problem.profile.load
-    table = separate(rebalance(load, slots, 1, 1, gpus), load, gpus, 1)
-    return np.tile(table, nodes).astype(np.int64)
+    for groups in range(problem.slots // problem.model.experts, 1, -1):
+        whole = groups % topology.nodes == 0 or topology.nodes % groups == 0
+        if whole and topology.gpus % groups == 0:
+            nodes = max(topology.nodes // groups, 1)
+            return replace(
+                problem,
+                topology=topology.resized(topology.gpus // groups, nodes),
+                slots=problem.slots // groups,
+                objective=replace(objective, survive_node=False),  # other groups are elsewhere
+            )
+    return None
 
 
 def replicas_wanted(problem: Problem) -> IntArray:

@@ -3,11 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 
-from placer.arrays import FloatArray, IntArray
+from placer.arrays import BoolArray, FloatArray, IntArray
 from placer.cost import compute, links, moves, outlook, steps
 from placer.cost.homes import homes as least_loaded
 from placer.cost.owned import Kinds
-from placer.cost.sharing import away, owners, shares
+from placer.cost.sharing import away, joined, owners, shares
 from placer.optimizers.joint.search import CHANCE, Layer, Rules, settle
 from placer.problem import Problem
 
@@ -235,14 +235,19 @@ def with_neighbours(problem: Problem, layers: list[Layer], table: IntArray) -> l
         standing, leaving = layer.standing.copy(), np.zeros_like(layer.leaving)
         levels = (gpus, known.nodes)
         for places, seconds in zip(levels, felt(layer, known, table[at]), strict=False):
-            width = gpus // places
+            width, held = gpus // places, placement.held_in(places)
             saved = seconds * there / profile.tokens  # dispatch, but not combine
             if at > 0:
                 share = served[at - 1].reshape(-1, places, width).sum(axis=2)
-                standing -= np.repeat(saved * transitions[at - 1].T @ share, width, axis=1)
+                # Visits count tokens as if they were everywhere alike.
+                more = transitions[at - 1].T @ (share - 1 / places)
+                each = visits_each(layer, held[at], profile.top_k)
+                standing -= np.repeat(saved * more * each, width, axis=1)
             if at + 1 < len(layers):
-                held = placement.held_in(places)[at + 1]
-                leaving += np.repeat(saved * transitions[at] @ held, width, axis=1)
+                each = held[at + 1] * visits_each(layers[at + 1], held[at + 1], profile.top_k)
+                leaving += np.repeat(saved * transitions[at] @ each, width, axis=1)
+        # Slots are never empty: what all would save alike is left out.
+        standing -= max(float((standing - layer.standing).max()), 0.0)
         layer = layer._replace(standing=standing, leaving=leaving)
         if known.by_rule:
             layer = layer._replace(owners=owners(profile, served, at))
@@ -250,17 +255,30 @@ def with_neighbours(problem: Problem, layers: list[Layer], table: IntArray) -> l
     return found
 
 
+def visits_each(layer: Layer, held: BoolArray, top_k: int) -> FloatArray:
+    """[experts, places] visits that a transition, 1 / top_k of a token, saves by leading to an
+    expert where the token is: its part of the one, which all of the token's experts there share.
+
+    held: [experts, places]
+    """
+    near = layer.pairs @ held / np.maximum(layer.use, ROUNDING)[:, None]
+    return top_k * joined(np.minimum(near / max(top_k - 1, 1), 1.0), np.array(top_k))
+
+
 def felt(layer: Layer, rules: Rules, row: IntArray) -> list[float]:
-    """Seconds a step that a visit less saves, of one a token: to a GPU and, if there are several
-    nodes, to a node; where slots hold the experts of ``row``.
+    """Seconds a step that a visit less saves, of one a token from elsewhere: to a GPU and, if there
+    are several nodes, to a node; where slots hold the experts of ``row``.
 
     Of both the slower counts. What either takes of that is the derivative of their 4-norm, which is
     their maximum but for where they are alike, and where an exchange may turn them round (norms
     from 3 to 8 end alike).
     """
     gpus = layer.standing.shape[1]
+    size = gpus // rules.nodes
+    each = [rules.visit_s / gpus * size / max(size - 1, 1)]
     if rules.nodes == 1:
-        return [rules.visit_s / gpus]
+        return each
+    each.append(rules.node_visit_s / (rules.nodes - 1))
     visits = settle(layer, rules, row.astype(np.int64)).sums[CHANCE]
     local = visits[:gpus], rules.visit_s, rules.latency_s, rules.slowest
     network = visits[gpus:], rules.node_visit_s, rules.node_latency_s, rules.slowest_node
@@ -269,5 +287,4 @@ def felt(layer: Layer, rules: Rules, row: IntArray) -> list[float]:
         for there, visit_s, latency_s, above in (local, network)
     ]
     slower = max(sum(seconds**4 for seconds in takes) ** (1 / 4), NO_STEP)
-    each = rules.visit_s / gpus, rules.node_visit_s / rules.nodes
     return [one * (took / slower) ** 3 for one, took in zip(each, takes, strict=True)]
