@@ -19,8 +19,6 @@ from controller.forms import FORMS
 from controller.ledger.ledger import Ledger
 from controller.ledger.watched import WatchedLedger
 from controller.loop import Loop
-from controller.page.live import Live
-from controller.page.served import serving
 from controller.pool_policies import PoolPolicies
 from controller.ports import Capacity, Engines, Metrics, Planner
 from controller.server.security import Listening
@@ -128,6 +126,10 @@ async def run(
                 metrics.serve(controller.loop, setup.metrics, setup.detail)
             async with AsyncExitStack() as stack:
                 if setup.page:
+                    # Reads Jinja and aiohttp: only where there is a page.
+                    from controller.page.live import Live
+                    from controller.page.served import serving
+
                     live = Live(controller.loop, setup.option)
                     page = serving(controller.loop, live, setup.page_listening)
                     await stack.enter_async_context(page)

@@ -16,7 +16,7 @@ from placer.files.atomic import read_text
 from placer.files.documents import of_yaml
 from placer.files.specs import TopologySpec, first_fault, read_topology
 from placer.objective import STEP_TOKENS_PER_GPU, Dispatch, Objective
-from placer.optimizers import optimizer as known_optimizer
+from placer.optimizers import known as known_optimizer
 from placer.topology import Topology
 
 LIMIT = 2**20

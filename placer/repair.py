@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import LinearConstraint, milp
 
 from placer.arrays import BoolArray, FloatArray, IntArray
 from placer.flow import SINK, SOURCE, Arcs, cheapest_flow
@@ -266,6 +265,8 @@ class _Layer:
 
 def _node_of_group(held: IntArray, in_use: IntArray, problem: Problem) -> IntArray:
     """[groups] the node where each is to be, for the fewest moves. Arguments as of ``_Layer``."""
+    from scipy.optimize import LinearConstraint, milp  # 50 MB: only where groups change nodes
+
     groups, nodes = problem.model.groups, problem.topology.nodes
     size = len(held) // groups
     by_node = held.reshape(groups, size, nodes, -1)

@@ -17,3 +17,11 @@ def test_importing_placer_pulls_in_nothing() -> None:
 def test_planning_pulls_in_neither_pydantic_nor_plotting() -> None:
     found = modules_after("import placer.planner")
     assert not {"pydantic", "plotly", "jinja2", "rich", "typer", "numba", "ray"} & found
+
+
+def test_a_controller_pulls_in_no_solver_and_no_web_server_before_one_is_asked_for() -> None:
+    found = modules_after(
+        "import controller.assemble; from placer import optimizers as o; o.known('joint')"
+    )
+    assert "controller.assemble" in found
+    assert not {"scipy", "numba", "ortools", "pulp", "aiohttp", "jinja2", "rich", "ray"} & found

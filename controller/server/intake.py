@@ -25,7 +25,7 @@ FIELDS = 32  # of a push, and of each part of it: an agent's has up to 9
 SEQUENCES = 2**22  # bytes of a trace's seq_lens, and of its prompt_lens
 LIGHT = 2**20  # bytes of a push that is read between two others; larger ones are read beside them
 
-Pairs = dict[str, memoryview]  # of counts: transitions and co-activations, as they are on the wire
+Pairs = dict[str, bytes | memoryview]  # of counts: transitions and co-activations, as on the wire
 
 # Parts of a push that may hold many objects. Of the others, its id and steps, a field that comes
 # twice counts once.
@@ -73,23 +73,23 @@ class Intake(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def read_push(data: bytes) -> tuple[Any, list[Pairs]]:
-    """A PushRequest, and of each of its counts the pairs, which it lacks: these are tens of MB, and
-    nobody else is answered while they are copied. Raises RequestError for one of more parts than a
-    push has."""
+    """A PushRequest, and of each of its counts the pairs. A large one lacks them: they are tens of
+    MB, and nobody else is answered while they are copied. Raises RequestError for one of more parts
+    than a push has."""
     try:
-        rest, counts = _parts(memoryview(data))
-        if any(pairs for _, pairs in counts):
-            push = profile_pb2.PushRequest.FromString(b"".join(rest))
-            for one, _ in counts:
-                push.counts.add().MergeFromString(b"".join(one))
-        else:  # nothing to leave out
+        if len(data) > LIGHT:
+            push, found = _read_large(memoryview(data))
+        else:
+            for _ in _fields(memoryview(data), "a push"):
+                pass  # whoever sends more parts than a push has is refused
             push = profile_pb2.PushRequest.FromString(data)
+            found = [{name: getattr(one, name) for name in _PAIRS.values()} for one in push.counts]
         _check_texts(push.id)
     except (DecodeError, IndexError) as error:
         raise _unreadable(PUSH).sized(data) from error
     except RequestError as error:
         raise error.sized(data) from None
-    return push, [pairs for _, pairs in counts]
+    return push, found
 
 
 def _read(parse: Callable[[bytes], Any], data: bytes, method: str) -> Any:
@@ -112,6 +112,14 @@ def _check_texts(message: Message) -> None:
             raise RequestError(f"{field.name} has {len(value):,} characters: give {most:,} at most")
 
 
+def _read_large(data: memoryview) -> tuple[Any, list[Pairs]]:
+    rest, counts = _parts(data)
+    push = profile_pb2.PushRequest.FromString(b"".join(rest))
+    for one, _ in counts:
+        push.counts.add().MergeFromString(b"".join(one))
+    return push, [pairs for _, pairs in counts]
+
+
 def _parts(push: memoryview) -> tuple[list[memoryview], list[tuple[list[memoryview], Pairs]]]:
     """The fields of a push without its counts, and of these, each without its pairs.
 
@@ -119,7 +127,8 @@ def _parts(push: memoryview) -> tuple[list[memoryview], list[tuple[list[memoryvi
     """
     rest, counts = [], []
     for whole, part, number in _fields(push, "a push"):
-        name, kept, pairs = _PARTS.get(number, ""), [], {}
+        name, kept = _PARTS.get(number, ""), []
+        pairs: Pairs = {}
         for field, inner, of in _fields(part, name) if name else ():
             if name == "trace" and of in (3, 6, 7, 8) and len(inner) > SEQUENCES:
                 raise RequestError(f"a trace of {len(inner):,} bytes of lengths: send fewer")

@@ -21,7 +21,7 @@ from controller.server.messages import pods, sampled, wire
 from controller.server.strangers import Spacing
 from placer.errors import PlacementError, RoutingError
 from placer.files.plans import parse_plan, plan_text
-from placer.optimizers import optimizer as known_optimizer
+from placer.optimizers import known as known_optimizer
 from placer.plan import Hold, Plan
 from placer.v1 import placement_pb2, profile_pb2
 from placer.v1.placement_pb2_grpc import PlacementServiceServicer

@@ -30,6 +30,10 @@ UNEVEN = ("moetuner",)  # those that know Objective.uneven
 
 def optimizer(name: str) -> Optimizer:
     """The optimizer of that name. Raises PlacementError with the nearest name."""
-    module = import_module(lookup("optimizer", name, OPTIMIZERS, PlacementError))
-    found: Optimizer = module.optimize
+    found: Optimizer = import_module(known(name)).optimize
     return found
+
+
+def known(name: str) -> str:
+    """Its module, which is not read. Raises PlacementError with the nearest name."""
+    return lookup("optimizer", name, OPTIMIZERS, PlacementError)

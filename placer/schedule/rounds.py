@@ -16,7 +16,6 @@ only a last scratch slot is free take part in rings (slots.py).
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from placer.arrays import FloatArray, IntArray
 from placer.placement import Placement
@@ -201,6 +200,8 @@ def _matching(weight: FloatArray, size: int, node_lanes: int) -> IntArray:
     weight: [gpus, gpus], 0 for none. Each node of ``size`` GPUs may send ``node_lanes`` and receive
     as many: it gets partners of its own, too dear to refuse, for those of its GPUs that must not.
     """
+    from scipy.optimize import linear_sum_assignment  # 50 MB: only where rounds are made
+
     gpus = len(weight)
     partners = np.repeat(np.arange(gpus // size), size - node_lanes)
     full = np.zeros((gpus + len(partners), gpus + len(partners)))

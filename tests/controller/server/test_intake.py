@@ -40,8 +40,8 @@ async def raw_push(world: World, data: bytes) -> Any:
 
 PUSHES = {
     "of a million phases": (COUNTS * 1_000_000, "a push with more than 32 fields: it has 2 phases"),
-    "of a phase with a thousand tokens": (
-        b"\x22\xd0\x0f" + b"\x28\x01" * 1000,
+    "of a phase with half a million tokens": (
+        b"\x22\x80\x80\x40" + b"\x28\x01" * 2**19,  # and 2**20 bytes: one that is large
         "counts with more than 32 fields",
     ),
     "of a thousand fields of tomorrow": (b"\x78\x01" * 1000, "a push with more than 32 fields"),
@@ -98,6 +98,20 @@ async def test_a_large_push_is_read_beside_the_loop_and_counted_all_the_same(
 
     assert len(threads) == 2
     assert threading.main_thread() not in threads
+
+
+def test_of_a_large_push_pairs_are_left_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = {"transitions": bytes(range(64)), "coactivation": bytes(range(128))}
+    data = a_push(1, [a_count(phase=1), a_count(**pairs)]).SerializeToString()
+    small, found = intake.read_push(data)
+    assert found == [{"transitions": b"", "coactivation": b""}, pairs]
+
+    monkeypatch.setattr(intake, "LIGHT", len(data) - 1)
+    large, found = intake.read_push(data)
+    assert found == [{}, pairs]
+    for name in pairs:
+        small.counts[1].ClearField(name)
+    assert large == small
 
 
 @asynchronous
