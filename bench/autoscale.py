@@ -22,7 +22,9 @@ from controller.size_settings import Autoscale
 from simulations.arrival_files import read_arrivals
 from simulations.arrivals import Arrivals
 from simulations.clairvoyant import Clairvoyant
+from simulations.pool import Rank, attainment
 from simulations.run import Outcome, simulate
+from simulations.serving import Serving
 
 FACTORS = {"code": 5, "conv": 2}
 DELAYS = (0.6, 4.0, 31.0)
@@ -81,6 +83,14 @@ def static(arrivals: Arrivals, ranks: int) -> Outcome:
     return simulate(arrivals, BASE, 0.0, decide=fixed, ranks=ranks)
 
 
+def rank_by_rank(arrivals: Arrivals, ranks: int) -> float:
+    """Requests in time if each rank has its own (simulations/kernels.py)."""
+    serving = Serving(arrivals, 1, ranks, ranks, Rank().speeds)
+    serving.serve_all()
+    ends = serving.state.first_s, serving.state.last_s
+    return attainment(arrivals, *ends, BASE.ttft_s, BASE.tpot_s)
+
+
 def oracle(arrivals: Arrivals, delay_s: float, aim_s: float) -> Outcome:
     ahead_s = AHEAD_S + delay_s
     return simulate(arrivals, BASE, delay_s, decide=Clairvoyant(BASE, ahead_s, delay_s, aim_s))
@@ -118,6 +128,9 @@ def rows(hour: Hour) -> Iterator[tuple[str, ...]]:
         if found.attainment == 1:
             yield row(f"static {ranks}", None, None, found, "")
             break
+        if found.attainment > 0.5:
+            apart = f"{rank_by_rank(hour.second, ranks):.4f}"
+            yield f"static {ranks}, rank by rank", "", "", apart, "", "", ""
     for delay_s in DELAYS:
         first = delay_s == DELAYS[0]
         for rule in GRIDS:

@@ -118,7 +118,7 @@ def _transfer_s(placement: Placement, model: ModelShape, link: Link) -> float:
 
 class World:
     """Pools, what happens to them, and a controller unless ``config`` is None. capacity: GPUs that
-    there are for all, and the seconds that one takes to come"""
+    there are for all, and the seconds that another one takes to come"""
 
     def __init__(
         self,
@@ -150,7 +150,8 @@ class World:
             fleet = Fleet(lambda pool: config.of(pool).window_s, self.clock)
             engines = ModelledEngines(self.pools, self.clock, fleet)
             ledger, planner = WatchedLedger(self.ledger, self.clock), MemoryPlanner
-            capacity = MemoryCapacity(self.clock, *self._capacity)
+            has = {name: int(one.serving.state.wanted.sum()) for name, one in self.pools.items()}
+            capacity = MemoryCapacity(self.clock, *self._capacity, has)
             loop = Loop(
                 config, ledger, fleet, engines, planner(self.clock, SOLVE_S), engines, capacity
             )

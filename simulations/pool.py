@@ -1,5 +1,9 @@
 """A pool of ranks that serve requests by continuous batching, one synchronous step after another.
 
+It is the aggregated form of kernels.py, in which each rank has requests of its own: for rules of
+sizes that are tried by the hundred, since an Azure hour takes a tenth of the time or less here.
+``python -m bench autoscale`` prints how far both are apart; on a single rank they are the same.
+
 A step decodes a token of every running request, and prefills prompts in the order in which they
 came, as far as its token budget goes; it takes
 
@@ -22,11 +26,13 @@ import numpy as np
 from controller.samples import GAP_BOUNDS, TTFT_BOUNDS, Histogram
 from placer.arrays import FloatArray, IntArray
 from simulations.arrivals import Arrivals
+from simulations.state import Speeds
 
 # Where the kernel keeps its numbers.
 NOW, BUSY, RANKS, SWITCH_AT, NEXT_RANKS, PARTIAL, PREFILLED, DECODED = range(8)
 COME, STARTED, RUNNING, KV, DONE, GENERATED_PROMPTS = range(6)
 NEVER = np.inf
+CONTEXT = 1000  # tokens, whose reading is in output_token_s
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -39,7 +45,7 @@ class Rank:
                     all-to-all another 6.5
     prompt_token_s: 6.6 GFLOP at 13% of 989 TFLOP/s, as small chunks of a prompt through 128
                     experts have it
-    output_token_s: 100 MB of KV, of 1,000 tokens at 96 KB, at 1 TB/s
+    output_token_s: 100 MB of KV, of CONTEXT tokens at 96 KB, at 1 TB/s
     token_budget:   of a step: the largest power of two whose prefill keeps to a TPOT of 55 ms
     kv_tokens:      30 GB of KV at 96 KB a token
     switch_s:       0.02 to 0.42 s were measured with hand-over between local processes
@@ -56,6 +62,15 @@ class Rank:
     def prompt_tokens_per_s(self) -> float:
         """That it prefills, of nothing but full steps."""
         return self.token_budget / (self.step_s + self.token_budget * self.prompt_token_s)
+
+    @property
+    def speeds(self) -> Speeds:
+        """The same rank in kernels.py, where a token reads the context that it has."""
+        context_s = (self.output_token_s - self.prompt_token_s) / CONTEXT
+        return Speeds(
+            self.step_s, 0.0, self.prompt_token_s, context_s,
+            self.token_budget, self.kv_tokens, self.switch_s,
+        )  # fmt: skip
 
 
 @compiled
@@ -230,11 +245,16 @@ class PoolModel:
         return int(self._counts[GENERATED_PROMPTS])
 
     def attainment(self, ttft_s: float, tpot_s: float) -> float:
-        """Share of the requests whose first token came in ``ttft_s``, and the others in ``tpot_s``
-        each, in the mean."""
-        come = self.arrivals
-        in_time = self.first_s - come.at_s <= ttft_s
-        others = np.maximum(come.output - 1, 1)
-        with np.errstate(invalid="ignore"):
-            paced = (self.last_s - self.first_s) / others <= tpot_s
-        return float((in_time & paced).mean())
+        return attainment(self.arrivals, self.first_s, self.last_s, ttft_s, tpot_s)
+
+
+def attainment(
+    come: Arrivals, first_s: FloatArray, last_s: FloatArray, ttft_s: float, tpot_s: float
+) -> float:
+    """Share of the requests whose first token came in ``ttft_s``, and the others in ``tpot_s``
+    each, in the mean."""
+    in_time = first_s - come.at_s <= ttft_s
+    others = np.maximum(come.output - 1, 1)
+    with np.errstate(invalid="ignore"):
+        paced = (last_s - first_s) / others <= tpot_s
+    return float((in_time & paced).mean())

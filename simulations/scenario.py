@@ -117,9 +117,13 @@ class Scenario:
         ]
         for name, pool in spec.pools.items():
             incidents += self._upgrades(name, pool) + self._failures(name, pool, seed)
-        gpus = spec.capacity.gpus or sum(
-            pool.engines * (pool.widest or pool.ranks) for pool in spec.pools.values()
-        )
+        pools = spec.pools.values()
+        gpus = spec.capacity.gpus or sum(one.engines * (one.widest or one.ranks) for one in pools)
+        if (begin := sum(one.engines * one.ranks for one in pools)) > gpus:
+            raise FileError(
+                f"{self.path}: capacity: gpus: {gpus} are fewer than the {begin} that engines have "
+                "at the beginning: give more, or fewer ranks"
+            )
         config = self._config(spec.controllers[controller])
         return World(models, incidents, config, (gpus, spec.capacity.comes_s), seed)
 

@@ -76,6 +76,13 @@ class Serving:
         """To the emptiest rank of the emptiest engine that takes requests."""
         kernels.place(self.state, request, now_s, self.widest)
 
+    def serve_all(self) -> None:
+        """Each request by the emptiest rank, to its end."""
+        for one, at_s in enumerate(self.state.at_s.tolist()):
+            self.advance(at_s)
+            self.place(one, at_s)
+        self.advance(np.inf)
+
     def serve_many(
         self, first: int, last: int, until: float, place: int = NOBODY
     ) -> tuple[int, Sequence[Sequence[int]]]:

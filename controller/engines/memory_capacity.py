@@ -1,5 +1,6 @@
 """GPUs that are there, or come after a while: for simulations, and for hosts of one machine."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from controller.ports import Stock
@@ -13,11 +14,14 @@ class _Coming:
 
 
 class MemoryCapacity:
-    """limit: of all pools; comes_s: that a GPU takes from being asked for to being available"""
+    """limit: of all pools; comes_s: that a GPU takes from being asked for to being available; has:
+    what pools have from the beginning"""
 
-    def __init__(self, clock: Clock, limit: int, comes_s: float = 0.0) -> None:
+    def __init__(
+        self, clock: Clock, limit: int, comes_s: float = 0.0, has: Mapping[str, int] | None = None
+    ) -> None:
         self.clock, self.limit, self.comes_s = clock, limit, comes_s
-        self._stocks: dict[str, Stock] = {}
+        self._stocks = {pool: Stock(gpus, gpus, gpus) for pool, gpus in (has or {}).items()}
         self._coming: dict[str, _Coming] = {}
 
     async def ask(self, pool: str, gpus: int) -> None:

@@ -155,8 +155,13 @@ class SignalWindow:
         busy = max(prompts, tokens, LEAST_BUSY)
         if (shown := rate / min(busy, 1.0)) > self.full_rate:
             self.full_rate = shown
-        elif tokens >= 1 or min(then.sums.waiting, now.sums.waiting) > 0:
+        elif tokens >= 1 or self._have_queues(then, now, first.total / took_s):
             self.full_rate += NEWEST * (rate - self.full_rate)
+
+    def _have_queues(self, then: Reading, now: Reading, begun_per_s: float) -> bool:
+        """Whether requests wait for longer than the step that runs may take: of those that come
+        while it does, wide pools always have some."""
+        return min(then.sums.waiting, now.sums.waiting) > begun_per_s * self.tpot_s
 
 
 def _since(now: Sample, then: Sample) -> Sample:

@@ -71,10 +71,7 @@ def predicted(
     state = serving.state
     problem = _problem(engine.shape, constants, placement, load)
     state.table[0] = grid(problem, placement)
-    for one, at_s in enumerate(arrivals.at_s):
-        serving.advance(at_s)
-        serving.place(one, at_s)
-    serving.advance(np.inf)
+    serving.serve_all()
     activations = load / load.sum(axis=1, keepdims=True)
     return Seen(arrivals, state.first_s, state.last_s, load, rank_load(activations, placement))
 

@@ -13,8 +13,9 @@ from placer.errors import FileError
 from simulations.arrival_files import read_arrivals
 from simulations.arrivals import Arrivals, poisson
 from simulations.clairvoyant import Clairvoyant
-from simulations.pool import PoolModel, Rank
+from simulations.pool import CONTEXT, PoolModel, Rank
 from simulations.run import simulate
+from simulations.serving import Serving
 
 # A step takes a second, and another for each ten prompt tokens or output tokens of a rank.
 SLOW = Rank(1.0, 0.1, 0.1, token_budget=20, kv_tokens=100, switch_s=5.0)
@@ -36,6 +37,18 @@ def test_a_request_is_prefilled_in_steps_of_the_budget_then_decoded_one_by_one()
     assert pool.busy_s == pytest.approx(6.1)
     assert pool.attainment(5.0, 1.1 + 1e-9) == 1.0
     assert pool.attainment(4.9, 2.0) == pool.attainment(5.0, 1.0) == 0.0
+
+
+def test_on_one_rank_it_is_what_engines_are_rank_by_rank() -> None:
+    """But that a token reads the context that it has, not always as much."""
+    arrivals = poisson(0.1, 300.0, prompt=30, output=9, seed=1)
+    pool, serving = PoolModel(arrivals, 1, SLOW), Serving(arrivals, 1, 1, 1, SLOW.speeds)
+    pool.advance(1000.0)
+    serving.serve_all()
+    assert serving.state.first_s == pytest.approx(pool.first_s)
+    assert serving.state.last_s == pytest.approx(pool.last_s)
+    reads = replace(SLOW, output_token_s=0.2).speeds
+    assert reads.kv_token_s * CONTEXT == pytest.approx(0.1)
 
 
 def test_two_ranks_have_twice_the_budget_and_share_the_work() -> None:

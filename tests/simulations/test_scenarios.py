@@ -107,6 +107,20 @@ def test_engines_are_upgraded_one_after_another(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_fewer_gpus_are_not_waited_for(tmp_path: Path) -> None:
+    """However long another one takes to come."""
+    pool = {**POOL, "engines": 1, "ranks": 4, "slots": 8, "topology": "h100"}
+    pool["arrivals"] = {"per_s": 4, "prompt": 400, "output": 60}
+    sizes = {"ranks": [2, 4], "step": 2, "tpot_s": 0.05, "ttft_s": 1.0, "window_s": 30}
+    changes = {
+        "pools": {"chat": pool},
+        "controllers": {"ours": {"mode": "automatic", "optimizer": "eplb", "autoscale": sizes}},
+        "capacity": {"gpus": 4, "comes_s": 10_000},
+    }
+    found = simulate(Scenario(written(tmp_path, **changes)), "ours", seed=1)
+    assert found.series["chat"]["gpus"][-1] == 2
+
+
 def test_a_size_follows_its_load(tmp_path: Path) -> None:
     """GPUs take a minute to come, and lulls of a few seconds do not give them back before that."""
     pool = {**POOL, "engines": 1, "ranks": 2, "widest": 4, "slots": 8}
@@ -139,6 +153,7 @@ def test_one_of_many_requests_scheduled_comes_to_about_the_same(tmp_path: Path) 
         ({"pools": {"chat": {**POOL, "routing": {"routing": "none.npz"}}}}, "none.npz"),
         ({"incidents": [{"at_s": 1, "pool": "chat", "engine": 2, "lasts_s": 1}]}, "engine 2"),
         ({"controllers": {"ours": {"mode": "automtic"}}}, "mode"),
+        ({"capacity": {"gpus": 7, "comes_s": 1}}, "7 are fewer than the 8"),
     ],
 )
 def test_what_cannot_be_is_told(tmp_path: Path, changes: Any, why: str) -> None:

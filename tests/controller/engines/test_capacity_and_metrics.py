@@ -58,6 +58,20 @@ def test_nobody_gets_what_others_have() -> None:
     clock.run(life())
 
 
+def test_what_a_pool_has_already_is_there_and_others_do_not_get_it() -> None:
+    clock = VirtualClock()
+    capacity = MemoryCapacity(clock, limit=8, comes_s=30.0, has={POOL: 6})
+
+    async def life() -> None:
+        await capacity.ask(POOL, 4)
+        assert await capacity.ready(POOL) == Stock(6, 6, 6)
+        await capacity.ask("code", 6)
+        await clock.sleep(30.0)
+        assert (await capacity.ready("code")).available == 2
+
+    clock.run(life())
+
+
 def test_what_an_engine_computes_on_is_not_released() -> None:
     clock = VirtualClock()
     capacity = MemoryCapacity(clock, limit=8)

@@ -155,6 +155,15 @@ def test_full_speed_is_the_most_that_was_shown_until_requests_wait_for_less() ->
     assert window.full_rate == 100 - 0.1 * (100 - 20)
 
 
+def test_who_waits_for_the_step_that_runs_says_nothing_of_full_speed() -> None:
+    """Of 39 a second, 3.9 come while a step of 0.1 s runs: where more wait, some wait longer."""
+    for waiting, full_rate in ((3, 200.0), (4, 200 - 0.1 * (200 - 195))):
+        window, _ = read(
+            {"a": a_sample(0)}, {"a": a_sample(40, waiting)}, {"a": a_sample(79, waiting)}
+        )
+        assert window.full_rate == pytest.approx(full_rate)
+
+
 @pytest.mark.parametrize(
     ("ttft_s", "gap_s", "full_rate"),
     [(0.05, 0.0, 100.0), (0.0375, 0.0, 100 / 0.75), (0.0, 0.08, 100 / 0.8),
