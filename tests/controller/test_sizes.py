@@ -186,7 +186,7 @@ async def test_what_begins_while_a_size_is_planned_is_waited_for() -> None:
         await world.loop.turns.look()
         return await resized(*asked)
 
-    planner.resized = meanwhile  # type: ignore[method-assign]
+    planner.resized = meanwhile  # type: ignore[method-assign, assignment]
     await world.loop.look_at_sizes()
     decision = world.loop.views[POOL, 2].decisions["autoscale"]
     assert (decision.outcome, world.scalings()) == ("wait", [])
