@@ -137,8 +137,11 @@ class Loads:
             return replace(decision, outcome="wait", reason=f"{decision.reason}: {why}")
         if why := await self._lacking(pool, size.gpus):
             return replace(decision, outcome="wait", reason=f"{decision.reason}: {why}")
-        change = await sized(self.arbiter, self.planner, pool, size.ranks)
-        record = await self.arbiter.scale(pool, change, "", decision.reason)
+        try:
+            change = await sized(self.arbiter, self.planner, pool, size.ranks)
+            record = await self.arbiter.scale(pool, change, "", decision.reason)
+        except FleetError as error:  # something else began, or ended, while it was planned
+            return replace(decision, outcome="wait", reason=f"{decision.reason}: {error}")
         return replace(decision, reason=f"{record.id}: {decision.reason}")
 
     async def scale(

@@ -15,13 +15,15 @@ class _Coming:
 
 class MemoryCapacity:
     """limit: of all pools; comes_s: that a GPU takes from being asked for to being available; has:
-    what pools have from the beginning"""
+    what pools have from the beginning, unasked"""
 
     def __init__(
         self, clock: Clock, limit: int, comes_s: float = 0.0, has: Mapping[str, int] | None = None
     ) -> None:
         self.clock, self.limit, self.comes_s = clock, limit, comes_s
-        self._stocks = {pool: Stock(gpus, gpus, gpus) for pool, gpus in (has or {}).items()}
+        self._stocks = {
+            pool: Stock(allocated=gpus, available=gpus) for pool, gpus in (has or {}).items()
+        }
         self._coming: dict[str, _Coming] = {}
 
     async def ask(self, pool: str, gpus: int) -> None:

@@ -170,6 +170,31 @@ async def test_while_another_pool_is_changed_a_size_waits() -> None:
 
 
 @in_virtual_time
+async def test_what_begins_while_a_size_is_planned_is_waited_for() -> None:
+    world = Loaded(mode="automatic", confirmations=1, bytes_per_minute=1)
+    world.engines.engines["code", "e0"] = MemoryEngine(HOME, BYTES)
+    world.fleet.register(a_registration(pool="code", actor="there"))
+    world.load(12.0)
+    world.fleet.push(WorkerId("code", "e0", "w0", 1), 1, [a_delta([[400, 400, 100, 100]] * 2)])
+    planner = world.loop.loads.planner
+    resized = planner.resized
+
+    async def meanwhile(*asked: Any) -> Any:
+        code = world.fleet.pools["code"].group()
+        assert code is not None
+        await world.loop._look(code)
+        await world.loop.turns.look()
+        return await resized(*asked)
+
+    planner.resized = meanwhile  # type: ignore[method-assign, assignment]
+    await world.loop.look_at_sizes()
+    decision = world.loop.views[POOL, 2].decisions["autoscale"]
+    assert (decision.outcome, world.scalings()) == ("wait", [])
+    assert "chat: size" not in world.loop.told()
+    assert "op-1 is at work on code" in decision.reason
+
+
+@in_virtual_time
 async def test_while_a_change_is_at_work_its_pool_is_not_resized() -> None:
     world = Loaded(mode="automatic", confirmations=1, bytes_per_minute=1)
     world.load(12.0)

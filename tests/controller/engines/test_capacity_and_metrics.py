@@ -63,8 +63,9 @@ def test_what_a_pool_has_already_is_there_and_others_do_not_get_it() -> None:
     capacity = MemoryCapacity(clock, limit=8, comes_s=30.0, has={POOL: 6})
 
     async def life() -> None:
+        assert capacity.asked(POOL) == 0
         await capacity.ask(POOL, 4)
-        assert await capacity.ready(POOL) == Stock(6, 6, 6)
+        assert await capacity.ready(POOL) == Stock(4, 6, 6)
         await capacity.ask("code", 6)
         await clock.sleep(30.0)
         assert (await capacity.ready("code")).available == 2
