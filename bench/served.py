@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 from bench.crowd import ENGINES, EXPERTS, LAYERS, POOL, RANKS, SLOTS
 from bench.timing import console
@@ -49,7 +50,7 @@ def process(work: Any, *args: Any) -> Iterator[Connection]:
 
 
 def serve(pipe: Connection, before: Placement, folder: Path, policy: PoolPolicy = POLICY) -> None:
-    asyncio.run(_controller(pipe, before, folder, policy))
+    uvloop.run(_controller(pipe, before, folder, policy))
 
 
 async def _controller(

@@ -7,6 +7,8 @@ import threading
 from concurrent.futures import Future
 from contextlib import closing
 
+import uvloop
+
 from controller.assemble import Setup, run
 from controller.engines.process_planner import ProcessPlanner
 from controller.fleet.workers import Fleet
@@ -73,7 +75,7 @@ class Hosted:
 
     def _run(self, setup: Setup) -> None:
         try:
-            asyncio.run(self._main(setup))
+            uvloop.run(self._main(setup))
         except asyncio.CancelledError:
             pass
         except BaseException as error:

@@ -1,6 +1,5 @@
 """Ray as a host: one controller in a process of its own, an actor that starts again."""
 
-import asyncio
 import logging
 import os
 import threading
@@ -8,6 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import ray
+import uvloop
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -44,7 +44,7 @@ class Controller:
 
     def _run(self, setup: Setup) -> None:
         try:
-            asyncio.run(run(setup, RayPlanner(), RayEngines, self._port.set_result))
+            uvloop.run(run(setup, RayPlanner(), RayEngines, self._port.set_result))
         except PlacerError as error:
             if not self._port.done():
                 self._port.set_exception(error)

@@ -19,6 +19,7 @@ from placer.v1 import fleet_pb2, placement_pb2, policy_pb2
 
 EVERY_S = 2.0
 AWAY_S = 15.0  # of no answer, after which objects say so: a restart is no news
+REOPENS_S = 10.0  # between two channels while nobody answers; each connects again by itself
 OPTIONS = [
     ("grpc.max_receive_message_length", 2**25),
     ("grpc.keepalive_time_ms", 60_000),
@@ -140,6 +141,7 @@ class View:
         return self._pools.setdefault(pool, Known(pool))
 
     def _opened(self) -> Door:
+        self._opened_s = self._clock.monotonic()
         return Door(open_aio_channel(self._address, self._settings, OPTIONS))
 
     async def _read_policies(self) -> None:
@@ -162,7 +164,7 @@ class View:
                 self._silent(str(self._failed(error)), error.code() in SILENCE)
             except PlacerError as error:  # of the channel, such as a token file that is not there
                 self._silent(str(error))
-            if self.away:
+            if self.away and self._clock.monotonic() - self._opened_s >= REOPENS_S:
                 self._reopen()
             await self._clock.sleep(0.2 + self._clock.random.random())
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from controller.ledger import statements as sql
 from controller.ledger.claim import PRIVATE, Claim
 from controller.ledger.holder import LedgerError
 
@@ -101,10 +102,20 @@ def connect(path: Path | None, claim: Claim | None = None) -> sqlite3.Connection
                     connection.execute(statement)
         with suppress(sqlite3.OperationalError):  # without room for it, all takes longer
             connection.execute(_INDEX)
+            _renumber(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _renumber(connection: sqlite3.Connection) -> None:
+    """Records with numbers that were never given are damaged: they come after those that were, and
+    leave SQLite numbers to give."""
+    beyond = connection.execute(sql.BEYOND).fetchall()
+    ((last,),) = connection.execute(sql.LAST).fetchall()
+    for number, (damaged,) in enumerate(beyond, last + 1):
+        connection.execute("UPDATE records SET number = ? WHERE number = ?", (number, damaged))
 
 
 def text(raw: bytes) -> str | bytes:

@@ -5,11 +5,16 @@ from controller.ledger.records import LARGEST
 READ = "kind, id, version, at_s, reason, body, pool, final, number"
 # The newest version is the one that was written last, whatever its own number says.
 LAST_OF = "SELECT max(number) FROM records WHERE kind = ? AND id = ?"
-# Its version, if that is one, and the largest of the thing: they differ where a row was damaged.
-_SOUND = f"typeof(version) = 'integer' AND version BETWEEN 1 AND {LARGEST}"
+# The number of the last record that was ever put.
+LAST = "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = 'records'"
+BEYOND = f"SELECT number FROM records WHERE number > ({LAST}) ORDER BY number"
+# Its version, if that is one, and the largest of the thing: they differ where a row was damaged. No
+# thing has more versions than there are records; one that says so is passed over by those to come.
+_SOUND = "typeof(version) = 'integer' AND version BETWEEN 1 AND "
 VERSIONS = f"""
-SELECT (SELECT version FROM records WHERE number = ({LAST_OF}) AND {_SOUND}),
-    (SELECT ifnull(max(version), 0) FROM records WHERE kind = ? AND id = ? AND {_SOUND})
+SELECT (SELECT version FROM records WHERE number = ({LAST_OF}) AND {_SOUND} {LARGEST}),
+    (SELECT ifnull(max(version), 0) FROM records
+    WHERE kind = ? AND id = ? AND {_SOUND} ({LAST}) + 1)
 """
 NEWEST = "number = (SELECT max(number) FROM records WHERE kind = r.kind AND id = r.id)"
 STILL = f"""
@@ -30,7 +35,6 @@ SINCE = """
 SELECT number FROM records
 WHERE number > ? AND kind IN (SELECT value FROM json_each(?)) ORDER BY number
 """
-LAST = "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = 'records'"
 PRUNE = """
 DELETE FROM records WHERE kind = :kind AND id IN (
     SELECT id FROM (

@@ -69,8 +69,9 @@ class Lease:
                 await self._clock.sleep(RETRY_S)
 
     async def release(self) -> None:
-        """Another may begin at once."""
-        if self._kept and self.is_held:
+        """Another may begin at once. Also after silence: if another did, the server refuses this,
+        since it is not what it has."""
+        if self._kept.get("spec", {}).get("holderIdentity") == self.holder:
             self._renewed_s = float("-inf")
             spec = {**self._kept["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
             try:

@@ -73,6 +73,23 @@ async def test_who_ends_in_order_leaves_it_to_the_next(clock: VirtualClock, api:
 
 
 @in_time
+async def test_who_ends_after_it_was_frozen_leaves_it_too_unless_another_has_it(
+    clock: VirtualClock, api: TinyApi
+) -> None:
+    first, second = lease(api, clock, "first"), lease(api, clock, "second")
+    await first.acquire()
+    await clock.sleep(DURATION_S + 1)
+    await first.release()
+    await second.acquire()
+    assert clock.monotonic() == DURATION_S + 1
+
+    third = lease(api, clock, "third")
+    await third.acquire()
+    await second.release()
+    assert api.objects["operator"]["spec"]["holderIdentity"] == "third"
+
+
+@in_time
 async def test_the_same_pod_started_again_goes_on(clock: VirtualClock, api: TinyApi) -> None:
     await lease(api, clock, "pod-0").acquire()
     await lease(api, clock, "pod-0").acquire()

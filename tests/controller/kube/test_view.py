@@ -73,6 +73,7 @@ def test_what_is_being_asked_is_answered_though_the_channel_is_opened_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(viewing, "AWAY_S", 0.0)
+    monkeypatch.setattr(viewing, "REOPENS_S", 0.0)
     stand_in = Slow()
     stand_in.pool(POOL, "tiny", ["pod-0"])
 
@@ -95,6 +96,23 @@ def test_what_is_being_asked_is_answered_though_the_channel_is_opened_anew(
         del asked
         gc.collect()
         assert before() is None  # so that its connections are closed
+
+    with serving(stand_in) as address:
+        looking(address, test)
+
+
+def test_who_is_away_is_called_on_one_channel_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viewing, "AWAY_S", 0.0)
+    stand_in = Slow()
+
+    async def test(view: View, _: list[str]) -> None:
+        door = view._door
+        stand_in.refuses_watches = True
+        stand_in.away()
+        await until(lambda: view.away)
+        stand_in.serve(int(address.rpartition(":")[2]))
+        await until(lambda: not view.away)
+        assert view._door is door
 
     with serving(stand_in) as address:
         looking(address, test)

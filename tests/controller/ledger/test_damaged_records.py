@@ -91,6 +91,29 @@ async def test_nothing_of_a_ledger_is_needed_to_go_on(tmp_path: Path, change: st
     world.disk.close()
 
 
+UPWARDS = ["version = 1 << 52", "version = (1 << 52) - 2", "number = ~(1 << 63)", "number = 9999"]
+
+
+@pytest.mark.parametrize("change", UPWARDS)
+@in_virtual_time
+async def test_an_operation_goes_on_whichever_row_of_it_says_too_large_a_number(
+    tmp_path: Path, change: str
+) -> None:
+    for version in (1, 2, 3, 4):  # of op-6, which is at work
+        path = tmp_path / f"{version}.db"
+        shutil.copy(golden_ledger.PATH, path)
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            row = "kind = 'operation' AND id = 'op-6' AND version = ?"
+            connection.execute(f"UPDATE records SET {change} WHERE {row}", (version,))
+        world = World([GOAL, GOAL], path, golden_ledger.ENDS_S)
+        await world.tick(TICK_S)
+        assert (world.arbiter.running, world.loop.conditions) == (None, {})
+        await world.apply(OTHER)
+        await world.arbiter.settle()
+        assert world.stand_at(OTHER)
+        world.disk.close()
+
+
 @in_virtual_time
 async def test_only_who_needs_a_plan_that_cannot_be_read_is_refused() -> None:
     world = World()

@@ -332,6 +332,7 @@ def test_an_unreadable_version_does_not_bring_the_one_before_it_back(ledger: Led
 @pytest.mark.parametrize(
     ("damaged", "becomes", "is_read"),
     [(1, "70", True), (2, "70", True), (3, "70", True), (3, "0", False), (3, "'x'", False),
+     (1, "4", True), (2, "1 << 52", True), (3, "1 << 52", True), (3, "(1 << 52) - 1", True),
      (2, "1 << 62", True), (3, "1 << 62", False)],
 )  # fmt: skip
 def test_the_newest_version_is_the_last_written_whatever_its_number_says(
