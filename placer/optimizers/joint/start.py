@@ -79,8 +79,9 @@ def replicated(problem: Problem, table: IntArray) -> IntArray:
             free.append(slot)
         lacking = np.repeat(np.arange(len(use)), np.maximum(wants - has, 0))
         for expert in lacking[np.argsort(-each[lacking], kind="stable")]:
-            is_there = np.isin(gpu_of[free], gpu_of[row == expert])
-            slot = free.pop(np.lexsort((by_gpu[gpu_of[free]], is_there))[0])
+            is_there, where = np.zeros(gpus, dtype=np.bool_), gpu_of[free]
+            is_there[gpu_of[row == expert]] = True
+            slot = free.pop(np.lexsort((by_gpu[where], is_there[where]))[0])
             by_gpu[gpu_of[slot]] += each[expert]
             row[slot] = expert
     return separate(table, load, gpus, 1)
