@@ -24,7 +24,7 @@ DETAILED = (
 )
 
 
-class Door:
+class Client:
     """The controller's methods."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
@@ -64,13 +64,13 @@ class Known:
             checked=frozenset(self.checked), pool_of_pod=pool_of_pod, busy=busy,
         )  # fmt: skip
 
-    async def refresh(self, door: Door, wanted: frozenset[str]) -> None:
+    async def refresh(self, client: Client, wanted: frozenset[str]) -> None:
         """wanted: ids of plans that somebody knows. What fails stays stale."""
         if "policy" in self.stale:
             self.stale.discard("policy")  # what changes meanwhile is asked for again
             try:
                 asked = policy_pb2.GetPolicyRequest(pool=self.name)
-                kept = await door.ask("GetPolicy", asked)
+                kept = await client.ask("GetPolicy", asked)
             except BaseException:
                 self.stale.add("policy")
                 raise
@@ -80,7 +80,7 @@ class Known:
         if "plan" in self.stale or wanted - self.plans.keys() - self.unknown:
             self.stale.discard("plan")
             try:
-                self.plans, self.unknown = await self._plans(door, wanted)
+                self.plans, self.unknown = await self._plans(client, wanted)
             except BaseException:
                 self.stale.add("plan")
                 raise
@@ -88,7 +88,7 @@ class Known:
             self.stale.discard("operation")
             try:
                 request = fleet_pb2.OperationsRequest(pool=self.name, limit=OPERATIONS)
-                self.operations = list((await door.ask("Operations", request)).operations)
+                self.operations = list((await client.ask("Operations", request)).operations)
             except BaseException:
                 self.stale.add("operation")
                 raise
@@ -115,14 +115,16 @@ class Known:
             before = [one for one in self.operations if one.id != answer.operation.id]
             self.operations = [answer.operation, *before]
 
-    async def _plans(self, door: Door, wanted: frozenset[str]) -> tuple[dict[str, Any], set[str]]:
+    async def _plans(
+        self, client: Client, wanted: frozenset[str]
+    ) -> tuple[dict[str, Any], set[str]]:
         request = placement_pb2.ListRequest(pool=self.name, limit=PLANS)
-        found = {plan.id: plan for plan in (await door.ask("List", request)).plans}
+        found = {plan.id: plan for plan in (await client.ask("List", request)).plans}
         detailed = {id for id, plan in found.items() if plan.state in DETAILED}
         unknown: set[str] = set()
         for id in (*sorted(detailed), *sorted(wanted - found.keys())):
             try:
-                answer = await door.ask("Get", placement_pb2.GetRequest(plan_id=id))
+                answer = await client.ask("Get", placement_pb2.GetRequest(plan_id=id))
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.NOT_FOUND:
                     raise

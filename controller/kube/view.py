@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from controller.kube.known import Door, Known, maps, told
+from controller.kube.known import Client, Known, maps, told
 from controller.kube.wanted.policy import owner_of
 from controller.kube.wanted.world import Call, Seen
 from placer.channel import Settings, open_aio_channel
@@ -62,7 +62,7 @@ class View:
         self._watched = self._polled = False
         self._silent_since_s: float | None = None
         self._uptime_s = 0.0
-        self._door = self._opened()
+        self._client = self._opened()
 
     @property
     def synced(self) -> bool:
@@ -78,7 +78,7 @@ class View:
                     watching = tasks.create_task(self._watch())
 
     async def close(self) -> None:
-        await self._door.channel.close()
+        await self._client.channel.close()
 
     async def seen(self, pool: str, plans: frozenset[str]) -> Seen:
         """plans: ids that somebody knows. Raises UnansweredError."""
@@ -86,7 +86,7 @@ class View:
             return Seen(away=self.away)
         one = self._known(pool)
         try:
-            await one.refresh(self._door, plans)
+            await one.refresh(self._client, plans)
         except grpc.aio.AioRpcError as error:
             raise self._failed(error) from error
         if self._pools.get(pool) is not one:
@@ -99,7 +99,7 @@ class View:
         """What it answers, or why it refuses, is seen from then on. Raises UnansweredError."""
         one = self._known(pool)
         try:
-            answer = await self._door.ask(call.method, call.request)
+            answer = await self._client.ask(call.method, call.request)
         except grpc.aio.AioRpcError as error:
             if error.code() is Code.ABORTED:  # somebody changed it: look again
                 one.stale |= {"plan", "policy"}
@@ -114,7 +114,7 @@ class View:
     async def file(self, plan_id: str) -> bytes:
         """A plan's. Raises UnansweredError."""
         try:
-            answer = await self._door.ask("Get", placement_pb2.GetRequest(plan_id=plan_id))
+            answer = await self._client.ask("Get", placement_pb2.GetRequest(plan_id=plan_id))
         except grpc.aio.AioRpcError as error:
             raise self._failed(error) from error
         return bytes(answer.plan.file)
@@ -140,13 +140,13 @@ class View:
     def _known(self, pool: str) -> Known:
         return self._pools.setdefault(pool, Known(pool))
 
-    def _opened(self) -> Door:
+    def _opened(self) -> Client:
         self._opened_s = self._clock.monotonic()
-        return Door(open_aio_channel(self._address, self._settings, OPTIONS))
+        return Client(open_aio_channel(self._address, self._settings, OPTIONS))
 
     async def _read_policies(self) -> None:
         """All that are in force: of fleets that are gone, too."""
-        answer = await self._door.ask("ListPolicies", policy_pb2.ListPoliciesRequest())
+        answer = await self._client.ask("ListPolicies", policy_pb2.ListPoliciesRequest())
         for policy in answer.policies:
             self._known(policy.pool).policy = policy
 
@@ -155,7 +155,7 @@ class View:
             try:
                 await self._read_policies()
                 request = placement_pb2.WatchRequest(cursor=self._cursor)
-                async for answer in self._door.placement.Watch(request):
+                async for answer in self._client.placement.Watch(request):
                     self._take(answer)
             except grpc.aio.AioRpcError as error:
                 if error.code() is Code.OUT_OF_RANGE:
@@ -172,7 +172,7 @@ class View:
         """The controller's authority may have been replaced, which a channel reads once. The one
         before closes when nobody has it any more: to close it would cancel whoever asks there."""
         try:
-            self._door = self._opened()
+            self._client = self._opened()
         except PlacerError as error:
             log.warning("placer: %s", error)
 
@@ -194,7 +194,7 @@ class View:
         """Whether it is another controller since the look before, one look after the other."""
         while True:
             try:
-                answer = await self._door.ask("Status", fleet_pb2.StatusRequest())
+                answer = await self._client.ask("Status", fleet_pb2.StatusRequest())
                 if any(one.startswith(NO_ROOM) for one in answer.conditions):
                     answer.pools.extend(await self._others({one.name for one in answer.pools}))
             except grpc.aio.AioRpcError as error:
@@ -210,7 +210,7 @@ class View:
         found = []
         for name in sorted(self._pools.keys() - told):
             try:
-                answer = await self._door.ask("Status", fleet_pb2.StatusRequest(pool=name))
+                answer = await self._client.ask("Status", fleet_pb2.StatusRequest(pool=name))
             except grpc.aio.AioRpcError as error:
                 if error.code() is not Code.NOT_FOUND:
                     raise

@@ -13,7 +13,7 @@ import pytest
 
 from controller.kube.acting import WRITES
 from controller.kube.cluster.api import Api
-from controller.kube.known import Door
+from controller.kube.known import Client
 from controller.kube.objects import Kind
 from controller.kube.operator import Operator, Options
 from placer.channel import Settings
@@ -92,13 +92,13 @@ def written() -> float:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
     """It stands still while a controller answers, too."""
-    clock, ask = VirtualClock(time.time()), Door.ask
+    clock, ask = VirtualClock(time.time()), Client.ask
 
-    async def timeless(door: Door, *words: Any) -> Any:
+    async def timeless(client: Client, *words: Any) -> Any:
         with clock.busy():
-            return await ask(door, *words)
+            return await ask(client, *words)
 
-    monkeypatch.setattr(Door, "ask", timeless)
+    monkeypatch.setattr(Client, "ask", timeless)
     return clock
 
 

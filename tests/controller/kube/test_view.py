@@ -78,7 +78,7 @@ def test_what_is_being_asked_is_answered_though_the_channel_is_opened_anew(
     stand_in.pool(POOL, "tiny", ["pod-0"])
 
     async def test(view: View, news: list[str]) -> None:
-        before = weakref.ref(view._door.channel)
+        before = weakref.ref(view._client.channel)
         plan = stand_in.propose(POOL)
         with stand_in._changed:
             stand_in._write("operation", "op-1", POOL)
@@ -88,7 +88,7 @@ def test_what_is_being_asked_is_answered_though_the_channel_is_opened_anew(
         await until(stand_in.is_asked.is_set)
         stand_in.refuses_watches = True
         stand_in.become(plan, plan.state)  # which ends the watch under way
-        await until(lambda: view._door.channel is not before())
+        await until(lambda: view._client.channel is not before())
         await asyncio.sleep(0.2)
         stand_in.waits.set()
         async with asyncio.timeout(20):
@@ -106,13 +106,13 @@ def test_who_is_away_is_called_on_one_channel_for_a_while(monkeypatch: pytest.Mo
     stand_in = Slow()
 
     async def test(view: View, _: list[str]) -> None:
-        door = view._door
+        client = view._client
         stand_in.refuses_watches = True
         stand_in.away()
         await until(lambda: view.away)
         stand_in.serve(int(address.rpartition(":")[2]))
         await until(lambda: not view.away)
-        assert view._door is door
+        assert view._client is client
 
     with serving(stand_in) as address:
         looking(address, test)
