@@ -67,9 +67,10 @@ def test_the_source_distribution_holds_what_it_takes_to_build_and_to_test(wheel:
 def test_a_plan_without_planners_names_the_command_that_installs_them(bare: Path) -> None:
     placer = bare.parent / "placer"
     assert run(placer, "--version", cwd=bare.parent).stdout.startswith("placer ")
-    done = run(placer, "plan", "trace.npz", "--topology", "h100", cwd=bare.parent)
+    trace = ROOT / "examples" / "tiny_moe" / "traces" / "code.npz"
+    done = run(placer, "plan", trace, "--gpus", "4", cwd=bare.parent)
     assert done.returncode == 2
-    assert "placer plan needs scipy: pip install " in " ".join(done.stderr.split())
+    assert "placer plan needs numba: pip install " in " ".join(done.stderr.split())
 
 
 def test_the_bare_package_and_torch_fold_counters_and_write_a_recording(bare: Path) -> None:
