@@ -26,7 +26,7 @@ WINDOW = 8  # requests a rank, if not more are under way, after which ranks got 
 STEP = 0.2  # of a price, in mean gains, for all tokens too many
 MEMORY = 1000  # requests after which what was learnt fades
 SURE = 0.999  # no expert is surer
-LEAST_S = 1e-15  # of a token of backlog, which decides where nothing else does
+LEAST_S = 1e-15  # of a token of backlog: it decides where nothing else does, then what was given
 # Places of what is fitted to the stream.
 GAIN, TOKENS, ERRORS, GENERATED, CHOSEN, ENDED, SPAN, REST = range(8)
 
@@ -136,7 +136,8 @@ def values(
 ) -> FloatArray:
     """[R] what a rule makes the largest of, where the request may go."""
     if rule == SECONDS:
-        value = saved - case.left * (ranks.dear + LEAST_S * ranks.backlog)
+        idle = LEAST_S * (ranks.backlog + ranks.given / MEMORY)
+        value = saved - case.left * (ranks.dear + idle)
         # Room for as much as a length may be off, and for sums that are not exact.
         left, enough = room(ranks, fitted), np.sqrt(fitted[ERRORS]) + 1e-6 * fitted[TOKENS]
         may = may & (left >= min(enough, left[may].max()))

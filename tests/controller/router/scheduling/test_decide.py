@@ -73,7 +73,8 @@ def by_the_formula(
         share = sum(int(values[row, column]) for row in rows) / WHOLE / len(rows)
         share = 1 / RANKS if ranks.chance[at] else share
         left = need - cached[at]
-        dear = ranks.dear[at] + kernels.LEAST_S * ranks.backlog[at]
+        idle = ranks.backlog[at] + ranks.given[at] / kernels.MEMORY
+        dear = ranks.dear[at] + kernels.LEAST_S * idle
         saved = prices.costs.local_s * left * share + prices.costs.prefill_s * cached[at]
         found.append(float(saved - left * dear))
     room = [float(ranks.kv[at] - ranks.held[at]) for at in range(len(found))]

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller.router.scheduling import kernels
 from controller.router.scheduling.decide import SCHEDULERS, NoRankError
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Request
 from controller.router.scheduling.scheduler import KEPT, Batch, Scheduler
+from placer.cost.requests import Costs
 from tests.controller.router.scheduling.tiny_requests import (
     SECOND_EACH,
     a_lookup,
@@ -116,7 +118,10 @@ def test_wrong_tables_change_where_requests_go_but_not_how_many_tokens_ranks_get
     rng, tokens = np.random.default_rng(seed), np.zeros(4)
     for _ in range(800):
         prompt = rng.integers(0, 5, size=rng.integers(1, 20))
-        tokens[scheduler.choose(a_request(*prompt)).rank] += len(prompt)
+        found = scheduler.choose(a_request(*prompt))
+        scheduler.began(found)
+        scheduler.ended(found, 0)
+        tokens[found.rank] += len(prompt)
     assert tokens.max() - tokens.mean() <= 5 * 20
 
 
@@ -207,6 +212,24 @@ def test_at_a_windows_end_all_ranks_got_as_many() -> None:
     for _ in range(5):
         found = [scheduler.choose(a_request(1, 1)).rank for _ in range(24)]
         assert np.bincount(found, minlength=3).tolist() == [8, 8, 8]
+
+
+def test_where_nothing_is_known_and_nothing_waits_ranks_take_turns() -> None:
+    scheduler, found = Scheduler([Engine("e0", 3)], Costs(1e-6, 1e-6, 1e-6)), []
+    for _ in range(6):
+        found.append(scheduler.choose(Request(None, 5, 0)))
+        scheduler.began(found[-1])
+        scheduler.ended(found[-1], 0)
+    assert [sorted(one.rank for one in found[at : at + 3]) for at in (0, 3)] == [[0, 1, 2]] * 2
+
+
+def test_windows_are_as_long_as_many_requests_are_under_way() -> None:
+    """16 in the first window, of which none ended; then 16, 32 and 64."""
+    scheduler, spans = a_scheduler(), []
+    for _ in range(16 + 16 + 32 + 1):
+        scheduler.choose(a_request(1))
+        spans.append(scheduler.prices.fitted[kernels.SPAN])
+    assert spans == [16] * 31 + [32] * 32 + [64] * 2
 
 
 def test_a_rank_that_is_far_behind_gets_less() -> None:
