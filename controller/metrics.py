@@ -68,8 +68,12 @@ class LoopCollector(Collector):
              "predicted"),
             ("remote_fanout", "Other GPUs that their tokens are sent to, mean of layers.",
              "remote"),
+            ("predicted_remote_fanout", "As tables of before they came foretold it.",
+             "predicted_remote"),
             ("distinct_experts", "That a step reads a layer, for requests of this group alone.",
              "distinct"),
+            ("predicted_distinct_experts", "As tables of before they came foretold it.",
+             "predicted_distinct"),
         ):  # fmt: skip
             shares = {key: getattr(one, field) for key, one in homed.items()}
             yield _gauge(f"placer_{name}", what, shares, ["pool", "by"])

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.integer[Any]]
 FloatArray = npt.NDArray[np.float64]
+Float32Array = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
 Scalar = TypeVar("Scalar", bound=np.generic)
 

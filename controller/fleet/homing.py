@@ -14,6 +14,7 @@ import numpy as np
 
 from controller.fleet.distinct import FEWEST, at_once, distinct
 from controller.fleet.pools import Pool
+from controller.fleet.token_tables import Told
 from controller.fleet.traces import Request, SampledRequests
 from placer.arrays import BoolArray, FloatArray, IntArray
 from placer.clock import Clock
@@ -25,7 +26,7 @@ EVERY_S = 30.0
 SURE = 2.0  # standard errors
 WORTH = 0.005  # of the remote traffic: what wins less does not pay
 Stands = Callable[[Pool], Awaitable[Placement]]
-Foretold = Callable[[Sequence[Request]], Mapping[Request, float]]
+Foretold = Callable[[Sequence[Request]], Mapping[Request, Told]]
 NAMES = {Mark.TABLES: "tables", Mark.LOAD: "load"}
 
 
@@ -35,9 +36,10 @@ class Homed:
 
     local:  share of activations that their own GPU can serve (LAR)
     remote: other GPUs that a token is sent to, mean over layers; error: its standard error
-    predicted: ``local``, as tables of before they came foretold it; None if there were none
     distinct: experts a layer that a step reads for requests of this group alone, as
             ``controller.fleet.distinct`` has it, and its standard error; None if nobody can tell
+    predicted, predicted_remote, predicted_distinct: ``local``, ``remote`` and ``distinct``, as
+            tables of before they came foretold them; None if there were none
     """
 
     requests: int
@@ -47,6 +49,8 @@ class Homed:
     predicted: float | None = None
     distinct: float | None = None
     distinct_error: float = 0.0
+    predicted_remote: float | None = None
+    predicted_distinct: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,11 @@ def judged(
     requests: Iterable[Request],
     placement: Placement,
     step: int = 0,
-    foretold: Mapping[Request, float] | None = None,
+    foretold: Mapping[Request, Told] | None = None,
 ) -> Homing:
     """By the requests that were served under ``placement``.
 
-    step: requests that an engine decodes at once; foretold: of some requests ``predicted``
+    step: requests that an engine decodes at once; foretold: of some requests
     """
     by_mark: dict[Mark, list[Request]] = {}
     for one in requests:
@@ -87,12 +91,15 @@ def judged(
     for mark, name in NAMES.items():
         if (read := distinct(engines[mark], step)) is not None:
             groups[name] = replace(groups[name], distinct=read[0], distinct_error=read[1])
+        if foretold and (read := _foretold(engines[mark], step, foretold)) is not None:
+            groups[name] = replace(groups[name], predicted_distinct=read[0])
     ours, plain = groups["tables"], groups["load"]
     foreseen = "" if ours.predicted is None else f" ({ours.predicted:.1%} foretold)"
     won, sure = _won(ours.remote, plain.remote, ours.error, plain.error)
     told = (
         f"{ours.local:.1%}{foreseen} of activations at home by tables and {plain.local:.1%} by "
         f"load; {won:+.1%} of the remote traffic is saved, +-{sure:.1%}"
+        f"{_told(ours.predicted_remote, plain.predicted_remote)}"
     )
     pays = won + sure >= WORTH
     if ours.distinct is not None and plain.distinct is not None:
@@ -100,6 +107,7 @@ def judged(
         told += (
             f"; {ours.distinct:.1f} and {plain.distinct:.1f} experts a layer are read in a step of "
             f"{step} requests, {won:+.1%} is saved, +-{sure:.1%}"
+            f"{_told(ours.predicted_distinct, plain.predicted_distinct)}"
         )
         pays |= len(engines[Mark.TABLES]) > 1 and won + sure >= WORTH
     if not pays:
@@ -108,7 +116,7 @@ def judged(
 
 
 def homed(
-    requests: list[Request], placement: Placement, foretold: Mapping[Request, float] | None = None
+    requests: list[Request], placement: Placement, foretold: Mapping[Request, Told] | None = None
 ) -> Homed:
     """Each request counts by its tokens; the errors are of a ratio of sums."""
     local, remote = zip(*(_of_request(one, placement) for one in requests), strict=True)
@@ -116,14 +124,17 @@ def homed(
     mean = float(np.sum(remote) / tokens.sum())
     off = np.array(remote) - mean * tokens
     spread = float(np.sqrt((off**2).sum() * len(tokens) / max(len(tokens) - 1, 1)))
-    known = [one for one in requests if foretold and one in foretold]
-    told = sum(foretold[one] * one.tokens for one in known) if foretold else 0.0
-    return Homed(
-        len(requests),
-        float(np.sum(local) / tokens.sum()),
-        mean,
-        spread / float(tokens.sum()),
-        told / sum(one.tokens for one in known) if known else None,
+    found = Homed(
+        len(requests), float(np.sum(local) / tokens.sum()), mean, spread / float(tokens.sum())
+    )
+    known = [(one.tokens, foretold[one]) for one in requests if foretold and one in foretold]
+    if not known:
+        return found
+    times, told = zip(*known, strict=True)
+    return replace(
+        found,
+        predicted=float(np.average([one.local for one in told], weights=times)),
+        predicted_remote=float(np.average([one.remote for one in told], weights=times)),
     )
 
 
@@ -168,6 +179,19 @@ def _of_request(one: Request, placement: Placement) -> tuple[float, float]:
         local += float((gpu == one.rank).mean(axis=1).sum())
         remote += float(visited.sum())
     return local / placement.layers, remote / placement.layers
+
+
+def _foretold(
+    engines: Sequence[Sequence[Request]], step: int, told: Mapping[Request, Told]
+) -> tuple[float, float] | None:
+    """``distinct`` of the requests of which something was foretold."""
+    known = [[one for one in them if one in told] for them in engines]
+    return distinct(known, step, lambda one: told[one].unused)
+
+
+def _told(ours: float | None, plain: float | None) -> str:
+    """What was foretold of a saving."""
+    return f" ({1 - ours / plain:+.1%} foretold)" if ours is not None and plain else ""
 
 
 def _count(groups: Mapping[str, Homed], name: str) -> int:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -11,29 +12,45 @@ import numpy as np
 from controller.fleet.pools import Pool
 from controller.fleet.traces import Request, SampledRequests, trace_of
 from controller.fleet.workers import FleetError
-from placer.arrays import FloatArray
+from placer.arrays import Float32Array, Floats
 from placer.clock import Clock
 from placer.files.tables import tables_bytes
 from placer.model import ModelShape
 from placer.placement import Placement
 from placer.tables import Vocabulary, counted, tables_of
-from placer.tables.owning import local
+from placer.tables.factors import Factors
+from placer.tables.owning import away, local
 
 REMADE_S = 60.0  # new requests come all the time: a map's tables are made no more often
 REST = 9.0  # times what making them took, besides: a tenth of a core
 
 
+class Told(NamedTuple):
+    """What tables of before a request came foretell of its tokens.
+
+    local:  share of their activations that their own GPU can serve
+    remote: other GPUs that one is sent to, mean of layers
+    unused: [layers, experts] chance that one does not use an expert, as ``distinct`` has it
+    """
+
+    local: float
+    remote: float
+    unused: Floats
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Made:
     """due_s: when requests may make others; local: [rows, gpus] share of a token's activations that
-    each GPU can serve"""
+    each GPU can serve; away: [rows, gpus] other GPUs that it is sent to from each"""
 
     digest: str
     due_s: float
     newest: tuple[int, float]
     file: bytes
     vocabulary: Vocabulary
-    local: FloatArray
+    local: Float32Array
+    away: Float32Array
+    used: Factors
 
 
 class TokenTables:
@@ -42,7 +59,7 @@ class TokenTables:
     def __init__(self, traces: SampledRequests, clock: Clock) -> None:
         self._traces, self._clock = traces, clock
         self._made: dict[str, _Made] = {}
-        self._foretold: WeakKeyDictionary[Request, float] = WeakKeyDictionary()
+        self._foretold: WeakKeyDictionary[Request, Told] = WeakKeyDictionary()
         self._turn = asyncio.Lock()
         self._beside = ThreadPoolExecutor(1, "tables")
 
@@ -78,29 +95,32 @@ class TokenTables:
             self._made[pool.name] = _Made(placement.digest, due_s, newest, *made)
             return self._made[pool.name].file
 
-    def foretold(self, requests: Sequence[Request]) -> Mapping[Request, float]:
-        """What the tables of before they came said of their activations: the share that their own
-        GPU can serve. Of those of which that is known."""
+    def foretold(self, requests: Sequence[Request]) -> Mapping[Request, Told]:
+        """What the tables of before they came said of them. Of those of which that is known."""
         return {one: self._foretold[one] for one in requests if one in self._foretold}
 
 
-def _foretold(made: _Made, requests: Sequence[Request]) -> Mapping[Request, float]:
+def _foretold(made: _Made, requests: Sequence[Request]) -> Mapping[Request, Told]:
     """Of those that were served under the map that they are for."""
     found = {}
     for one in requests:
         is_there = one.plan == made.digest and 0 <= one.rank < made.local.shape[1]
         if is_there and one.token_ids is not None:
             rows = made.vocabulary.rows(one.token_ids)
-            found[one] = float(made.local[rows, one.rank].mean())
+            chance = made.used.weights[rows].mean(axis=0) @ made.used.basis / made.used.every
+            unused = 1 - np.clip(chance, 0, 1).astype(np.float32).reshape(-1, one.experts)
+            at_home, sent = (float(of[rows, one.rank].mean()) for of in (made.local, made.away))
+            found[one] = Told(at_home, sent, unused)
     return found
 
 
 def _counted(
     requests: Sequence[Request], model: ModelShape, placement: Placement, vocabulary: str
-) -> tuple[bytes, Vocabulary, FloatArray]:
+) -> tuple[bytes, Vocabulary, Float32Array, Float32Array, Factors]:
     counts = counted(trace_of(requests), placement)
-    file = tables_bytes(tables_of(counts, model, vocabulary))
-    return file, counts.table.vocabulary, local(counts.table, placement).astype(np.float32)
+    made, table = tables_of(counts, model, vocabulary), counts.table
+    at_home, sent = (find(table, placement).astype(np.float32) for find in (local, away))
+    return tables_bytes(made), table.vocabulary, at_home, sent, made.used
 
 
 def _vocabulary(pool: Pool) -> str:

@@ -492,6 +492,8 @@ class Homed(_message.Message):
     PREDICTED_FIELD_NUMBER: _builtins.int
     DISTINCT_FIELD_NUMBER: _builtins.int
     DISTINCT_ERROR_FIELD_NUMBER: _builtins.int
+    PREDICTED_REMOTE_FIELD_NUMBER: _builtins.int
+    PREDICTED_DISTINCT_FIELD_NUMBER: _builtins.int
     by: _builtins.str
     """"tables" or "load"."""
     requests: _builtins.int
@@ -507,6 +509,9 @@ class Homed(_message.Message):
     (at most 25), mean of layers, and the standard error of that; not set if that cannot be told.
     """
     distinct_error: _builtins.float
+    predicted_remote: _builtins.float
+    """`remote` and `distinct`, as `predicted` is `local`."""
+    predicted_distinct: _builtins.float
     def __init__(
         self,
         *,
@@ -518,19 +523,29 @@ class Homed(_message.Message):
         predicted: _builtins.float | None = ...,
         distinct: _builtins.float | None = ...,
         distinct_error: _builtins.float = ...,
+        predicted_remote: _builtins.float | None = ...,
+        predicted_distinct: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_distinct", b"_distinct", "_predicted", b"_predicted", "distinct", b"distinct", "predicted", b"predicted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_distinct", b"_distinct", "_predicted", b"_predicted", "_predicted_distinct", b"_predicted_distinct", "_predicted_remote", b"_predicted_remote", "distinct", b"distinct", "predicted", b"predicted", "predicted_distinct", b"predicted_distinct", "predicted_remote", b"predicted_remote"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distinct", b"_distinct", "_predicted", b"_predicted", "by", b"by", "distinct", b"distinct", "distinct_error", b"distinct_error", "error", b"error", "local", b"local", "predicted", b"predicted", "remote", b"remote", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distinct", b"_distinct", "_predicted", b"_predicted", "_predicted_distinct", b"_predicted_distinct", "_predicted_remote", b"_predicted_remote", "by", b"by", "distinct", b"distinct", "distinct_error", b"distinct_error", "error", b"error", "local", b"local", "predicted", b"predicted", "predicted_distinct", b"predicted_distinct", "predicted_remote", b"predicted_remote", "remote", b"remote", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__distinct: _TypeAlias = _typing.Literal["distinct"]  # noqa: Y015
     _WhichOneofArgType__distinct: _TypeAlias = _typing.Literal["_distinct", b"_distinct"]  # noqa: Y015
     _WhichOneofReturnType__predicted: _TypeAlias = _typing.Literal["predicted"]  # noqa: Y015
     _WhichOneofArgType__predicted: _TypeAlias = _typing.Literal["_predicted", b"_predicted"]  # noqa: Y015
+    _WhichOneofReturnType__predicted_distinct: _TypeAlias = _typing.Literal["predicted_distinct"]  # noqa: Y015
+    _WhichOneofArgType__predicted_distinct: _TypeAlias = _typing.Literal["_predicted_distinct", b"_predicted_distinct"]  # noqa: Y015
+    _WhichOneofReturnType__predicted_remote: _TypeAlias = _typing.Literal["predicted_remote"]  # noqa: Y015
+    _WhichOneofArgType__predicted_remote: _TypeAlias = _typing.Literal["_predicted_remote", b"_predicted_remote"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__distinct) -> _WhichOneofReturnType__distinct | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted) -> _WhichOneofReturnType__predicted | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_distinct) -> _WhichOneofReturnType__predicted_distinct | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_remote) -> _WhichOneofReturnType__predicted_remote | None: ...
 
 Global___Homed: _TypeAlias = Homed  # noqa: Y015
 

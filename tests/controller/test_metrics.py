@@ -202,7 +202,7 @@ async def test_counters_do_not_fall_when_workers_retire_or_start_again() -> None
 def test_what_tables_win_is_told_by_how_ranks_were_chosen() -> None:
     world = World()
     groups = {
-        "tables": Homed(40, 0.5, 0.75, 0.01, predicted=0.6, distinct=21.5),
+        "tables": Homed(40, 0.5, 0.75, 0.01, 0.6, 21.5, 0.1, 0.8, 22.5),
         "load": Homed(30, 0.25, 1.5, 0.01),  # of which nothing was foretold
     }
     world.loop.homings.of["chat"] = Homing(groups)
@@ -211,6 +211,7 @@ def test_what_tables_win_is_told_by_how_ranks_were_chosen() -> None:
     assert found[f'{local}{{by="tables",pool="chat"}}'] == 0.5
     assert found[f'{remote}{{by="load",pool="chat"}}'] == 1.5
     assert found['placer_distinct_experts{by="tables",pool="chat"}'] == 21.5
-    predicted = "placer_predicted_local_activation_ratio"
-    assert found[f'{predicted}{{by="tables",pool="chat"}}'] == 0.6
-    assert f'{predicted}{{by="load",pool="chat"}}' not in found
+    predicted = {"local_activation_ratio": 0.6, "remote_fanout": 0.8, "distinct_experts": 22.5}
+    for name, value in predicted.items():
+        assert found[f'placer_predicted_{name}{{by="tables",pool="chat"}}'] == value
+        assert f'placer_predicted_{name}{{by="load",pool="chat"}}' not in found

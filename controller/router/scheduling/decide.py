@@ -6,10 +6,10 @@ The largest of, in GPU seconds and over all ranks r of all engines e that it may
     local_s * left[r] * share[r]            tokens whose experts are on their own GPU
     + prefill_s * cached[r]                 tokens of the prompt that need not be computed
     - read_s * generated * added[e]         experts that steps have to read for it
-    - left[r] * (rank_s[r] + backlog_s * backlog[r])
+    - left[r] * dear[r]                     so that ranks get as many tokens
 
-An engine's part is the same for all its ranks, so that the best rank of the best engine is the best
-of all.
+of those that are to get more in this window. An engine's part is the same for all its ranks, so
+that the best rank of the best engine is the best of all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ import numpy as np
 from controller.router.scheduling import kernels
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Pool
-from controller.router.scheduling.request import Decision, Request, Why
+from controller.router.scheduling.request import FIGURES, TOLD, Decision, Request, Why
 from placer import names
 from placer.arrays import FloatArray, IntArray
 from placer.cost.requests import Costs
@@ -43,7 +43,8 @@ class Prices(NamedTuple):
     """What seconds cost, and what the stream taught.
 
     fitted: mean gain of the best rank over the mean one, GPU seconds a token; mean tokens a
-            request; mean tokens generated; requests chosen for, and ended
+            request; mean squared error of tokens generated, and their mean; requests chosen for,
+            and ended; requests of this window, and those of them that are to come
     """
 
     costs: Costs
@@ -52,7 +53,7 @@ class Prices(NamedTuple):
     @classmethod
     def at_first(cls, costs: Costs) -> "Prices":
         """Nobody has ended: each is taken to generate as many as it may."""
-        fitted = np.zeros(6)
+        fitted = np.zeros(8)
         fitted[kernels.GENERATED] = np.inf
         return cls(costs, fitted)
 
@@ -101,17 +102,16 @@ def ask(
     check_open(pool)
     # Of one type, so that kernels are compiled once.
     tokens = NO_TOKENS if request.tokens is None else request.tokens.astype(np.int64, copy=False)
-    generated = min(float(request.most), float(prices.fitted[kernels.GENERATED]))
     here = np.zeros(len(pool.places)) if cached is None else cached
-    told = np.empty(kernels.FIGURES)
+    told = np.empty(FIGURES)
     sums = np.empty(tables.tables.values.shape[1], dtype=np.int64)
     at = kernels.one(
         rule, pool.ranks, tables.tables, prices.costs, prices.fitted, tokens,
-        (float(request.length), generated, here), sums, told, counts,
+        (float(request.length), float(request.most), here), sums, told, counts,
     )  # fmt: skip
     return int(at), told, sums
 
 
 def decided(pool: Pool, rule: str, at: int, told: Sequence[float], number: int = 0) -> Decision:
     engine, rank = pool.places[at]
-    return Decision(engine, rank, Why(rule, *told[: kernels.TOLD]), number)
+    return Decision(engine, rank, Why(rule, *told[:TOLD]), number)

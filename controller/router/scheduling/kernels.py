@@ -4,12 +4,12 @@ All in one file, since Numba's cache looks at the time stamp of the caller's fil
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from controller.router.scheduling.lookup import WHOLE, Tables, rows_of
-from controller.router.scheduling.pool import Ranks
+from controller.router.scheduling.pool import Case, Ranks
 from placer.arrays import BoolArray, FloatArray, IntArray
 from placer.cost.requests import Costs
 
@@ -22,30 +22,13 @@ Kernel = Callable[..., Any]
 
 SECONDS, ROUND_MASK, LEAST_LOADED, ELDR = range(4)
 MOST_SCORED = 1024  # tokens of a prompt that are looked up, evenly spread
-WINDOW = 8  # requests a rank, at the end of which ranks are to have as much to do
-SLACK = 1.4  # how loosely, on the way there
-LEAST_STEP = 0.05  # of a rank's price, for a request of mean size
-MOST_DEAR = 16.0  # mean gains: a rank that nobody can go to for long has no other price for it
+WINDOW = 8  # requests a rank, if not more are under way, after which ranks got as many tokens
+STEP = 0.2  # of a price, in mean gains, for all tokens too many
 MEMORY = 1000  # requests after which what was learnt fades
 SURE = 0.999  # no expert is surer
-LEAST_GAIN_S = 1e-15  # where nothing is gained anywhere, backlog decides
+LEAST_S = 1e-15  # of a token of backlog: it decides where nothing else does, then what was given
 # Places of what is fitted to the stream.
-GAIN, TOKENS, SQUARES, GENERATED, CHOSEN, ENDED = range(6)
-# Columns of what is told of a decision.
-(
-    SHARE,
-    MEAN_SHARE,
-    SAVED,
-    CACHED,
-    ADDED,
-    BACKLOG,
-    MEAN_BACKLOG,
-    LEFT,
-    NEED,
-    COMING,
-    SCORED,
-) = range(11)
-TOLD, FIGURES = 7, 11  # the first are a Why's
+GAIN, TOKENS, ERRORS, GENERATED, CHOSEN, ENDED, SPAN, REST = range(8)
 
 
 def compiled(function: Kernel) -> Kernel:
@@ -53,25 +36,6 @@ def compiled(function: Kernel) -> Kernel:
         return function
     found: Kernel = njit(cache=True, nogil=True, error_model="numpy")(function)
     return found
-
-
-class Case(NamedTuple):
-    """A request as ranks see it.
-
-    share:     [R] of its experts at home
-    added:     [engines] experts that a step has to read for it beside those read anyway
-    left:      [R] tokens to compute
-    need:      tokens of KV
-    generated: tokens that it is expected to generate
-    cached:    [R] tokens of its prompt that a rank has
-    """
-
-    share: FloatArray
-    added: FloatArray
-    left: FloatArray
-    need: float
-    generated: float
-    cached: FloatArray
 
 
 def _summed(tables: Tables, tokens: IntArray, sums: IntArray) -> int:
@@ -156,16 +120,27 @@ def admitted(ranks: Ranks, need: float) -> BoolArray:
 
 
 @compiled
-def values(
-    rule: int, ranks: Ranks, case: Case, band: float, saved: FloatArray, may: BoolArray, dear: Any
-) -> FloatArray:
-    """[R] what a rule makes the largest of, where the request may go.
+def room(ranks: Ranks, fitted: FloatArray) -> FloatArray:
+    """[R] tokens that each still gets in this window, so that all get as many. What a rank is
+    behind the others by more than a window's requests, as a slow one is, counts against it."""
+    opened = max(ranks.open.sum(), 1)
+    behind = ranks.backlog - ranks.given
+    usual = ((ranks.open * behind).sum() + fitted[SPAN] * fitted[TOKENS]) / opened
+    got = ranks.given + np.maximum(behind - usual, 0.0)
+    return ((ranks.open * got).sum() + fitted[REST] * fitted[TOKENS]) / opened - got
 
-    dear: GPU seconds of a token: [R] on each rank, and for each token of backlog
-    """
+
+@compiled
+def values(
+    rule: int, ranks: Ranks, case: Case, band: float, saved: FloatArray, may: BoolArray, fitted: Any
+) -> FloatArray:
+    """[R] what a rule makes the largest of, where the request may go."""
     if rule == SECONDS:
-        of_rank, of_backlog = dear
-        value = saved - case.left * (of_rank + of_backlog * ranks.backlog)
+        idle = LEAST_S * (ranks.backlog + ranks.given / MEMORY)
+        value = saved - case.left * (ranks.dear + idle)
+        # Room for as much as a length may be off, and for sums that are not exact.
+        left, enough = room(ranks, fitted), np.sqrt(fitted[ERRORS]) + 1e-6 * fitted[TOKENS]
+        may = may & (left >= min(enough, left[may].max()))
     elif rule == ROUND_MASK:
         fewest = ranks.sent[may].min()
         value = np.where(ranks.sent == fewest, case.share, -np.inf)
@@ -177,28 +152,63 @@ def values(
     return np.where(may, value, -np.inf)
 
 
+def _drawn(ranks: Ranks) -> FloatArray:
+    value = np.where(ranks.open, ranks.recent.T - ranks.dear, -np.inf)
+    return np.bincount(value.argmax(axis=1), ranks.sizes, len(ranks.dear)).astype(np.float64)
+
+
+def _drawn_in_loops(ranks: Ranks) -> FloatArray:
+    """Requests inside, of which many are compared at once."""
+    recent, count = ranks.recent, len(ranks.sizes)
+    best, most = np.zeros(count, dtype=np.int64), np.full(count, -np.inf)
+    for rank in range(len(recent)):
+        dear = ranks.dear[rank] if ranks.open[rank] else np.inf
+        for at in range(count):
+            value = recent[rank, at] - dear
+            best[at] = rank if value > most[at] else best[at]
+            most[at] = value if value > most[at] else most[at]
+    found = np.zeros(len(recent))
+    for at in range(count):
+        found[best[at]] += ranks.sizes[at]
+    return found
+
+
+drawn = _drawn if njit is None else compiled(_drawn_in_loops)  # [R] recent tokens, at these prices
+
+
 @compiled
-def slack(ranks: Ranks, fitted: FloatArray) -> float:
-    """Tokens that a rank may be ahead for a mean gain: as many requests as the square of those that
-    it will still get in this window, at most a window's, and of the size that a token's request
-    has in the mean. So what is uneven early in a window is made up for until its end."""
-    opened = max(ranks.open.sum(), 1)
-    window = WINDOW * opened
-    left = (window - fitted[CHOSEN] % window) / opened
-    size = fitted[SQUARES] / max(fitted[TOKENS], 1.0)
-    return min(SLACK * left * left, WINDOW) * max(size, 1.0)
+def price(ranks: Ranks, fitted: FloatArray) -> None:
+    """Towards prices at which recent requests would fill what room there is: a subgradient step."""
+    due, got = ranks.open * np.maximum(room(ranks, fitted), 0.0), drawn(ranks)
+    off = got / max(got.sum(), 1.0) - due / max(due.sum(), 1.0)
+    ranks.dear[:] += STEP * fitted[GAIN] * off
 
 
 @compiled
 def charge(ranks: Ranks, fitted: FloatArray, best: int, tokens: float) -> None:
-    """Prices after a rank got tokens: a step of the stochastic subgradient of "as many tokens on
-    each rank", which gets shorter as the stream goes on."""
-    count = max(ranks.open.sum(), 1)
-    step = max(1 / np.sqrt(max(fitted[CHOSEN] / count, 1.0)), LEAST_STEP)
-    step *= tokens / max(fitted[TOKENS], 1.0)
-    ranks.dear[:] -= ranks.open * (step / count)
-    ranks.dear[best] += step
-    ranks.dear[:] = np.minimum(np.maximum(ranks.dear, -MOST_DEAR), MOST_DEAR)
+    """So many more tokens are a rank's. None is owed more than eight windows' of its own."""
+    ranks.ahead[:] -= ranks.open * (tokens / max(ranks.open.sum(), 1))
+    ranks.ahead[best] += tokens
+    most = WINDOW * fitted[SPAN] / len(ranks.open) * max(fitted[TOKENS], 1.0)
+    ranks.ahead[:] = np.minimum(np.maximum(ranks.ahead, -most), most)
+
+
+@compiled
+def learn(ranks: Ranks, fitted: FloatArray, at: int, tokens: float, thought: float) -> None:
+    """A request ended and had generated so many tokens. at: its rank; -1 if that is gone"""
+    fitted[ENDED] += 1
+    rate = 1 / min(fitted[ENDED], MEMORY)
+    mean = fitted[GENERATED] if rate < 1 else tokens
+    fitted[GENERATED] = mean + (tokens - mean) * rate
+    if at < 0:
+        return
+    charge(ranks, fitted, at, tokens - thought)
+    if tokens > 0:
+        off = tokens - mean * ranks.longer[at]
+        fitted[ERRORS] += (off * off - fitted[ERRORS]) * rate
+        ranks.ended[at] += 1
+        weight = WINDOW + min(ranks.ended[at], MEMORY)  # at first it is as others are
+        ranks.longer[at] += (tokens / fitted[GENERATED] - ranks.longer[at]) / weight
 
 
 @compiled
@@ -211,44 +221,48 @@ def read(ranks: Ranks, tables: Tables, engine: int, factors: FloatArray, sign: f
 
 @compiled
 def one(
-    rule: int,
-    ranks: Ranks,
-    tables: Tables,
-    costs: Costs,
-    fitted: FloatArray,
-    tokens: IntArray,
-    of: tuple[float, float, FloatArray],
-    sums: IntArray,
-    told: FloatArray,
-    counts: bool,
-) -> int:
-    """The rank for one request. counts: whether it is the rank's from now on."""
-    scored = summed(tables, tokens, sums)
-    case = seen_by(ranks, tables, sums, scored, of)
+    rule: int, ranks: Ranks, tables: Tables, costs: Costs, fitted: FloatArray, tokens: IntArray,
+    of: tuple[float, float, FloatArray], sums: IntArray, told: FloatArray, counts: bool,
+) -> int:  # fmt: skip
+    """The rank for one request. counts: whether it is the rank's from now on.
+
+    of: tokens of its prompt, tokens that it may generate, [R] tokens cached"""
+    length, most, cached = of
+    scored, expected = summed(tables, tokens, sums), fitted[GENERATED]
+    case = seen_by(ranks, tables, sums, scored, (length, min(most, expected), cached))
     saved, may = savings(ranks, case, costs), admitted(ranks, case.need)
-    gain_s = max(fitted[GAIN], LEAST_GAIN_S)
-    dear = (gain_s * ranks.dear, gain_s / slack(ranks, fitted))
-    value = values(rule, ranks, case, costs.band, saved, may, dear)
-    best = int(value.argmax())
+    best = int(values(rule, ranks, case, costs.band, saved, may, fitted).argmax())
     mean_s = saved[may].mean()
     engine, left = ranks.engine[best], case.left[best]
-    told[SHARE], told[MEAN_SHARE] = case.share[best], case.share[may].mean()
-    told[SAVED], told[CACHED] = saved[best] - mean_s, case.cached[best]
-    told[ADDED], told[BACKLOG] = case.added[engine], ranks.backlog[best]
-    told[MEAN_BACKLOG] = ranks.backlog[ranks.open].mean()
-    told[LEFT], told[NEED] = left, case.need
-    told[COMING], told[SCORED] = case.generated, scored
+    coming = min(most, expected * ranks.longer[best])
+    booked = left - case.generated + coming
+    told[:] = np.array([
+        case.share[best], case.share[may].mean(), saved[best] - mean_s, case.cached[best],
+        case.added[engine], ranks.backlog[best], ranks.backlog[ranks.open].mean(),
+        booked, case.need, coming, scored,
+    ])  # fmt: skip
     if counts:
+        at = int(fitted[CHOSEN]) % len(ranks.sizes)
+        ranks.recent[:, at], ranks.sizes[at] = saved / np.maximum(case.left, 1.0), left
         fitted[CHOSEN] += 1
+        if fitted[SPAN] == 0:  # the very first
+            fitted[SPAN] = fitted[REST] = WINDOW * len(ranks.open)
         rate = 1 / min(fitted[CHOSEN], MEMORY)
         fitted[TOKENS] += (left - fitted[TOKENS]) * rate
-        fitted[SQUARES] += (left * left - fitted[SQUARES]) * rate
         gain_s = (saved[may].max() - mean_s) / max(left, 1.0)
         fitted[GAIN] += (gain_s - fitted[GAIN]) * rate
-        ranks.backlog[best] += left
+        ranks.backlog[best] += booked
         ranks.held[best] += case.need
         ranks.sent[best] += 1
-        charge(ranks, fitted, best, left)
+        ranks.given[best] += booked
+        charge(ranks, fitted, best, booked)
+        fitted[REST] -= 1
+        if fitted[REST] <= 0:
+            under_way = fitted[CHOSEN] - fitted[ENDED]
+            fitted[SPAN] = fitted[REST] = max(WINDOW * len(ranks.open), under_way)
+            ranks.given[:] = ranks.ahead / WINDOW  # what is uneven goes into as many windows
+        if rule == SECONDS:
+            price(ranks, fitted)
         width = len(tables.basis)
         if width > 0 and case.generated > 0:
             read(ranks, tables, engine, sums[len(sums) - width :] / scored, 1.0)
@@ -257,17 +271,9 @@ def one(
 
 @compiled
 def many(
-    rule: int,
-    ranks: Ranks,
-    tables: Tables,
-    costs: Costs,
-    fitted: FloatArray,
-    tokens: IntArray,
-    ends: IntArray,
-    most: IntArray,
-    sums: IntArray,
-    told: FloatArray,
-) -> IntArray:
+    rule: int, ranks: Ranks, tables: Tables, costs: Costs, fitted: FloatArray, tokens: IntArray,
+    ends: IntArray, most: IntArray, sums: IntArray, told: FloatArray,
+) -> IntArray:  # fmt: skip
     """[requests] the rank of each, one after another, without prefixes.
 
     tokens: of all prompts, laid end to end; ends: [requests] of each
@@ -278,8 +284,7 @@ def many(
     begin = 0
     for at in range(len(ends)):
         end = ends[at]
-        expected = min(float(most[at]), fitted[GENERATED])
-        of = (float(end - begin), expected, nothing)
+        of = (float(end - begin), float(most[at]), nothing)
         prompt = tokens[begin:end]
         found[at] = one(rule, ranks, tables, costs, fitted, prompt, of, sums[at], told[at], True)
         begin = end

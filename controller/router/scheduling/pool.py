@@ -8,6 +8,8 @@ import numpy as np
 
 from placer.arrays import BoolArray, FloatArray, IntArray
 
+RECENT = 64  # requests by which ranks are priced
+
 
 @dataclass(frozen=True, slots=True)
 class Engine:
@@ -37,7 +39,13 @@ class Ranks(NamedTuple):
     held:    [R] tokens that it keeps, or will, for the requests that it has
     backlog: [R] tokens that it has to compute still
     sent:    [R] requests that it got
-    dear:    [R] its price, over the mean gain of a choice (``fitted``)
+    dear:    [R] its price, GPU seconds a token
+    given:   [R] tokens that it got in this window, and an eighth of what it was ahead before
+    ahead:   [R] tokens that it got more than others did, as far as is known
+    longer:  [R] tokens that its requests generated, over what was expected of any
+    ended:   [R] those requests
+    recent:  [R, requests] GPU seconds a token that each of the last requests would have saved
+    sizes:   [requests] its tokens
     unread:  [engines, cells] log of the chance that an expert is read by none of the engine's
              requests in a step
     missing: [engines, width] that chance by the tables' factors, summed: experts yet to be read
@@ -52,8 +60,33 @@ class Ranks(NamedTuple):
     backlog: FloatArray
     sent: IntArray
     dear: FloatArray
+    given: FloatArray
+    ahead: FloatArray
+    longer: FloatArray
+    ended: FloatArray
+    recent: FloatArray
+    sizes: FloatArray
     unread: FloatArray
     missing: FloatArray
+
+
+class Case(NamedTuple):
+    """A request as ranks see it.
+
+    share:     [R] of its experts at home
+    added:     [engines] experts that a step has to read for it beside those read anyway
+    left:      [R] tokens to compute
+    need:      tokens of KV
+    generated: tokens that it is expected to generate
+    cached:    [R] tokens of its prompt that a rank has
+    """
+
+    share: FloatArray
+    added: FloatArray
+    left: FloatArray
+    need: float
+    generated: float
+    cached: FloatArray
 
 
 class Pool(NamedTuple):
@@ -85,6 +118,12 @@ def laid_out(engines: Sequence[Engine], first: Sequence[int], basis: FloatArray)
         backlog=np.zeros(total),
         sent=np.zeros(total, dtype=np.int64),
         dear=np.zeros(total),
+        given=np.zeros(total),
+        ahead=np.zeros(total),
+        longer=np.ones(total),
+        ended=np.zeros(total),
+        recent=np.zeros((total, RECENT)),
+        sizes=np.zeros(RECENT),
         unread=np.zeros((len(engines), basis.shape[1])),
         missing=np.tile(basis.sum(axis=1), (len(engines), 1)),
     )

@@ -5,6 +5,10 @@ from typing import NamedTuple
 
 from placer.arrays import IntArray
 
+# Columns of what is told of a decision: a Why's figures, and what a scheduler keeps of it.
+LEFT, NEED, COMING, SCORED = range(7, 11)
+TOLD, FIGURES = 7, 11  # the first are a Why's
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:

@@ -12,11 +12,20 @@ from controller.router.scheduling.decide import Prices, ask, check_open, decided
 from controller.router.scheduling.lookup import Lookup
 from controller.router.scheduling.pool import Engine, laid_out
 from controller.router.scheduling.prefixes import Prefixes
-from controller.router.scheduling.request import Decision, Request
+from controller.router.scheduling.request import (
+    COMING,
+    FIGURES,
+    LEFT,
+    NEED,
+    SCORED,
+    Decision,
+    Request,
+)  # fmt: skip
 from placer.arrays import FloatArray, IntArray
 from placer.cost.requests import Costs
 
 NO_FACTORS: FloatArray = np.zeros(0)
+KEPT = ("held", "backlog", "sent", "dear", "given", "ahead", "longer", "ended", "recent")
 BLOCK_TOKENS = 16  # of vLLM's prefix cache
 
 
@@ -97,7 +106,19 @@ class Scheduler:
         before = np.array([at.get(place, -1) for place in new.places], dtype=np.int64)
         stayed = before >= 0
         new.ranks.sent[:] = old.ranks.sent.min(initial=0)
-        for field in ("held", "backlog", "sent", "dear"):
+        new.ranks.given[:] = old.ranks.given.mean() if len(old.places) else 0.0
+        new.ranks.sizes[:] = old.ranks.sizes
+        for field in (
+            "held",
+            "backlog",
+            "sent",
+            "dear",
+            "given",
+            "ahead",
+            "longer",
+            "ended",
+            "recent",
+        ):
             getattr(new.ranks, field)[stayed] = getattr(old.ranks, field)[before[stayed]]
         others = np.zeros(len(new.places))
         others[stayed] = self._others[before[stayed]]
@@ -175,16 +196,12 @@ class Scheduler:
         tokens = live.generated if generated is None else generated
         self._relieve(live, live.prompt + live.coming)
         self._read(live, -1.0)
-        fitted = self.prices.fitted
-        fitted[kernels.ENDED] += 1
-        rate = 1 / min(fitted[kernels.ENDED], kernels.MEMORY)
-        known = fitted[kernels.GENERATED] if rate < 1 else 0.0
-        fitted[kernels.GENERATED] = known + (tokens - known) * rate
-        if live.at < 0:
-            return
-        self.pool.ranks.held[live.at] -= live.need
+        if live.at >= 0:
+            self.pool.ranks.held[live.at] -= live.need
         skipped = 0.0 if tokens else live.prompt  # it never began
-        kernels.charge(self.pool.ranks, fitted, live.at, tokens - live.expected - skipped)
+        kernels.learn(
+            self.pool.ranks, self.prices.fitted, live.at, float(tokens), live.expected + skipped
+        )
 
     @contextmanager
     def _only(self, among: Collection[tuple[str, int]]) -> Iterator[None]:
@@ -203,7 +220,7 @@ class Scheduler:
         check_open(self.pool)
         count, of = len(batch.seq_lens), self.tables.tables
         sums = np.empty((count, of.values.shape[1]), dtype=np.int64)
-        told = np.empty((count, kernels.FIGURES))
+        told = np.empty((count, FIGURES))
         ends = np.cumsum(batch.seq_lens, dtype=np.int64)
         found: IntArray = kernels.many(
             self._rule, self.pool.ranks, of, self.prices.costs, self.prices.fitted,
@@ -217,10 +234,10 @@ class Scheduler:
         return self._prefixes.cached(request.prefix, request.length, len(self.pool.places))
 
     def _begun(self, at: int, told: Sequence[float], sums: IntArray) -> _Live:
-        coming, left = told[kernels.COMING], told[kernels.LEFT]
+        coming, left = told[COMING], told[LEFT]
         width = len(self.tables.tables.basis) if coming else 0
-        factors = sums[len(sums) - width :] / told[kernels.SCORED] if width else NO_FACTORS
-        return _Live(at, left - coming, coming, coming, told[kernels.NEED], factors)
+        factors = sums[len(sums) - width :] / told[SCORED] if width else NO_FACTORS
+        return _Live(at, left - coming, coming, coming, told[NEED], factors)
 
     def _relieve(self, live: _Live, tokens: float) -> None:
         if live.at >= 0:

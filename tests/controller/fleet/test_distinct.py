@@ -6,12 +6,12 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from controller.fleet import distinct as module
 from controller.fleet.distinct import FEWEST, LARGEST, at_once, distinct
 from controller.fleet.pools import WorkerId
 from controller.fleet.traces import Request
 from controller.fleet.workers import Fleet
 from placer.pace import Pace
+from placer.tables import factors
 from placer.virtual_clock import VirtualClock
 from tests.controller.tiny_pool import POOL, a_delta, a_registration, at, only
 
@@ -75,7 +75,7 @@ def test_the_error_is_how_far_samples_differ() -> None:
 
 def test_of_many_layers_some_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = drawn(1, layers=4)
-    monkeypatch.setattr(module, "CELLS", 2 * 5)  # two layers of five experts
+    monkeypatch.setattr(factors, "MOST_CELLS", 2 * 5)  # two layers of five experts
     found = distinct([requests], 2)
     assert found is not None
     assert found[0] == pytest.approx(mean(plainly(requests, 2, layer) for layer in (0, 2)))

@@ -5,6 +5,7 @@ import pytest
 
 from controller.fleet.distinct import FEWEST
 from controller.fleet.homing import Homed, Homing, homed, judged
+from controller.fleet.token_tables import Told
 from controller.fleet.traces import Request
 from placer.marks import Mark, mark_of, marked
 from tests.builders import a_placement
@@ -73,10 +74,34 @@ def test_what_may_still_win_goes_on() -> None:
     assert found.pays
 
 
+def foretold(local: float, remote: float, *used: int) -> Told:
+    """used: experts that a token uses for sure, in both layers"""
+    unused = np.ones((2, 4))
+    unused[:, list(used)] = 0.0
+    return Told(local, remote, unused)
+
+
 def test_what_was_foretold_stands_beside_what_came() -> None:
     known, other = a_request(LOCAL, LOCAL, LOCAL), a_request(AWAY)
-    found = homed([known, other, a_request(BOTH)], HALVES, {known: 0.5, other: 0.1})
+    told = {known: foretold(0.5, 0.4), other: foretold(0.1, 0.8)}
+    found = homed([known, other, a_request(BOTH)], HALVES, told)
     assert found.predicted == pytest.approx((3 * 0.5 + 0.1) / 4)  # by their tokens
+    assert found.predicted_remote == pytest.approx((3 * 0.4 + 0.8) / 4)
+
+
+def test_what_was_foretold_to_be_saved_is_said() -> None:
+    """By tables two requests of an engine use 2 experts a layer, by load 4: half is saved."""
+    every = by_engines({"blue": LOCAL, "green": AWAY})
+    told = {
+        one: foretold(0.5, 0.6, 0, 1) if one.mark is Mark.TABLES else foretold(0.5, 0.8, 0, 1, 2, 3)
+        for one in every
+    }
+    found = judged(every, HALVES, 2, told)
+    assert [one.predicted_distinct for one in found.groups.values()] == pytest.approx([2, 4])
+    assert "% (+25.0% foretold); 2.0 and 3.0 experts a layer" in found.reason
+    assert found.reason.endswith("(+50.0% foretold)")
+    some = judged(every, HALVES, 2, {every[0]: foretold(0.5, 0.6)})
+    assert some.groups["tables"].predicted_distinct is None  # of so few
 
 
 def by_engines(ours: dict[str, list[list[int]]]) -> list[Request]:

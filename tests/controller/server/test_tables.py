@@ -230,7 +230,9 @@ async def test_tables_foretell_the_requests_that_come_after_them(
         (pool,) = (await world.fleet.Status(fleet_pb2.StatusRequest(pool="tiny"))).pools
         ours = next(one for one in pool.homing.groups if one.by == "tables")
         assert (ours.requests, ours.local, ours.predicted) == (4, 0.75, 0.5)
+        assert (ours.remote, ours.predicted_remote) == (0.25, pytest.approx(0.5))
         assert not ours.HasField("distinct")  # of so few
+        assert not ours.HasField("predicted_distinct")
 
 
 @asynchronous

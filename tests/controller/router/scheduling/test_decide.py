@@ -43,12 +43,13 @@ def cases(draw: st.DrawFn) -> tuple[Request, Pool, Lookup, Prices, np.ndarray]:
     maps = [np.array(draw(st.lists(share, min_size=6, max_size=6))) for _ in range(2)]
     tables = Lookup.of(Vocabulary(np.arange(5), np.arange(5)), maps)
     pool = laid_out(engines, tables.first, tables.tables.basis)
-    for array in (pool.ranks.backlog, pool.ranks.held, pool.ranks.dear):
+    for array in (pool.ranks.backlog, pool.ranks.held, pool.ranks.dear, pool.ranks.given):
         array[:] = draw(st.lists(st.integers(0, 60), min_size=len(array), max_size=len(array)))
     prices = Prices.at_first(Costs(draw(seconds), draw(seconds), draw(seconds)))
-    prices.fitted[[kernels.GAIN, kernels.TOKENS]] = draw(seconds), draw(st.integers(1, 30))
-    prices.fitted[kernels.SQUARES] = draw(st.integers(1, 900))
-    prices.fitted[kernels.CHOSEN] = draw(st.integers(0, kernels.WINDOW - 1))
+    prices.fitted[kernels.TOKENS] = draw(st.integers(1, 30))
+    prices.fitted[kernels.ERRORS] = draw(st.integers(0, 900))
+    prices.fitted[kernels.SPAN] = draw(st.integers(0, 90))
+    prices.fitted[kernels.REST] = draw(st.integers(0, 90))
     tokens = draw(st.lists(st.integers(-1, 6), max_size=20))
     request = Request(np.array(tokens, dtype=np.int64), len(tokens), draw(st.integers(0, 20)))
     cached = draw(
@@ -66,18 +67,14 @@ def by_the_formula(
     values = tables.tables.values
     rows = [token if 0 <= token < 5 else 5 for token in request.tokens.tolist()] or [5]
     need = request.length + request.most
-    gain = max(float(fitted[kernels.GAIN]), kernels.LEAST_GAIN_S)
-    to_come = kernels.WINDOW * ranks.open.sum() - fitted[kernels.CHOSEN]
-    size = fitted[kernels.SQUARES] / fitted[kernels.TOKENS]
-    requests = min(kernels.SLACK * (to_come / ranks.open.sum()) ** 2, kernels.WINDOW)
-    slack = requests * max(size, 1)
     found = []
     for at in range(len(pool.places)):
         column = int(ranks.column[at])
         share = sum(int(values[row, column]) for row in rows) / WHOLE / len(rows)
         share = 1 / RANKS if ranks.chance[at] else share
         left = need - cached[at]
-        dear = gain * (ranks.dear[at] + ranks.backlog[at] / slack)
+        idle = ranks.backlog[at] + ranks.given[at] / kernels.MEMORY
+        dear = ranks.dear[at] + kernels.LEAST_S * idle
         saved = prices.costs.local_s * left * share + prices.costs.prefill_s * cached[at]
         found.append(float(saved - left * dear))
     room = [float(ranks.kv[at] - ranks.held[at]) for at in range(len(found))]
@@ -85,6 +82,16 @@ def by_the_formula(
     may = (
         [at for at in opened if room[at] >= need] or [at for at in opened if room[at] > 0] or opened
     )
+    # What is left of this window: as many tokens on each rank as on others at its end.
+    each = float(fitted[kernels.TOKENS])
+    span, rest = (float(fitted[at]) * each for at in (kernels.SPAN, kernels.REST))
+    behind = {at: float(ranks.backlog[at] - ranks.given[at]) for at in opened}
+    usual = (sum(behind.values()) + span) / len(opened)
+    got = {at: float(ranks.given[at]) + max(behind[at] - usual, 0) for at in opened}
+    left = {at: (sum(got.values()) + rest) / len(opened) - got[at] for at in opened}
+    free = float(fitted[kernels.ERRORS]) ** 0.5 + 1e-6 * each
+    enough = min(free, max(left[at] for at in may))
+    may = [at for at in may if left[at] >= enough - 1e-9]
     return [value if at in may else -np.inf for at, value in enumerate(found)]
 
 
@@ -162,7 +169,8 @@ def test_a_draining_rank_is_never_chosen() -> None:
 def test_without_tokens_or_tables_the_least_loaded_is_chosen() -> None:
     scheduler = a_scheduler(3)
     unknown = Request(None, 5, 0)
-    assert [scheduler.choose(unknown).rank for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+    for _ in range(4):
+        assert sorted(scheduler.choose(unknown).rank for _ in range(3)) == [0, 1, 2]
     scheduler.see([Engine("e0", 3, table=None)])
     assert sorted(scheduler.choose(a_request(2)).rank for _ in range(3)) == [0, 1, 2]
 

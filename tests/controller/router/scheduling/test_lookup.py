@@ -9,7 +9,7 @@ from controller.router.scheduling.lookup import WHOLE, Lookup
 from placer.errors import RoutingError
 from placer.tables import TokenTable, Vocabulary, token_table
 from placer.tables.factors import factors
-from placer.tables.owning import local, visits
+from placer.tables.owning import away, local, visits
 from tests.builders import a_placement, a_trace
 
 # Two layers, top-2. Token 5 uses 0, 1 and then 0, 2; token 6 uses 2, 3 or 1, 3, and then 2, 3.
@@ -28,6 +28,15 @@ def test_visits_is_the_chance_of_having_any_of_them_there() -> None:
     """Token 6 at the first layer: of 0 and 1 it has one in half of the cases; of 2 and 3 always."""
     found = visits(token_table(TRACE), HALVES)
     np.testing.assert_allclose(found[:2], [[1, 0.5], [0.25, 1]])
+
+
+def test_away_is_what_is_visited_besides_and_not_for_experts_that_are_at_home_too() -> None:
+    """Token 5's experts 0 and 1 are on GPU 0, and of the second layer 0 and 2 on both; on GPU 1 of
+    the first layer only 1 is."""
+    found = away(token_table(TRACE), HALVES)
+    np.testing.assert_allclose(found[:2], [[0.5, 1], [1, 0.25]], atol=1e-9)
+    both = a_placement([[0, 1, 0, 1, 2, 3], [0, 1, 2, 3, 0, 2]], gpus=2)
+    np.testing.assert_allclose(away(token_table(TRACE), both)[0], [0, 0.5], atol=1e-9)
 
 
 def test_replicas_are_at_home_on_each_of_their_gpus() -> None:

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller.router.scheduling import kernels
 from controller.router.scheduling.decide import SCHEDULERS, NoRankError
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Request
-from controller.router.scheduling.scheduler import Batch, Scheduler
+from controller.router.scheduling.scheduler import KEPT, Batch, Scheduler
+from placer.cost.requests import Costs
 from tests.controller.router.scheduling.tiny_requests import (
     SECOND_EACH,
     a_lookup,
@@ -116,7 +118,10 @@ def test_wrong_tables_change_where_requests_go_but_not_how_many_tokens_ranks_get
     rng, tokens = np.random.default_rng(seed), np.zeros(4)
     for _ in range(800):
         prompt = rng.integers(0, 5, size=rng.integers(1, 20))
-        tokens[scheduler.choose(a_request(*prompt)).rank] += len(prompt)
+        found = scheduler.choose(a_request(*prompt))
+        scheduler.began(found)
+        scheduler.ended(found, 0)
+        tokens[found.rank] += len(prompt)
     assert tokens.max() - tokens.mean() <= 5 * 20
 
 
@@ -136,29 +141,106 @@ def test_a_request_weighs_less_as_it_is_served() -> None:
 
 
 def test_requests_are_expected_to_generate_as_many_as_others_did() -> None:
+    """2 and 4, and so 3; on rank 0, where both were, a thirtieth more: 4 is a third more than 3,
+    and weighs as much as one request of 10."""
     scheduler = a_scheduler()
     for generated in (2, 4):
         scheduler.ended(scheduler.choose(a_request(0, most=100)), generated)
-    scheduler.choose(a_request(0, most=100))
-    assert sorted(scheduler.pool.ranks.backlog) == [0, 4]
-    scheduler.choose(a_request(0, most=1))
-    assert scheduler.pool.ranks.backlog.sum() == 4 + 2
+    backlog, of_rank = scheduler.pool.ranks.backlog, (3.1, 3.0)
+    for first in (0, 1):
+        rank = scheduler.choose(a_request(first, most=100)).rank
+        assert backlog[rank] == pytest.approx(1 + of_rank[rank])
+        scheduler.choose(a_request(first, most=1))
+    assert backlog.sum() == pytest.approx(2 * 1 + 6.1 + 2 * 2)
 
 
-def test_a_rank_whose_requests_ended_early_has_less_to_pay_for() -> None:
+def test_a_rank_whose_requests_generate_more_gets_fewer_of_them() -> None:
+    """Whoever begins with token 1 generates 30, and others 10: rank 1 gets half of the tokens."""
+    scheduler, rng, tokens, requests = a_scheduler(), np.random.default_rng(0), [0, 0], [0, 0]
+    for kind in rng.integers(2, size=800).tolist():
+        found, generated = scheduler.choose(a_request(kind, most=100)), (10, 30)[kind]
+        scheduler.ended(found, generated)
+        tokens[found.rank] += 1 + generated
+        requests[found.rank] += 1
+    assert max(tokens) / sum(tokens) < 0.51
+    assert scheduler.pool.ranks.longer[1] > 1.2 > 1 > scheduler.pool.ranks.longer[0]
+    assert requests[1] < 0.45 * sum(requests)
+
+
+def test_a_rank_whose_requests_ended_early_is_owed_the_difference() -> None:
+    """9 tokens were expected and 2 came: half of them more than the mean of two ranks."""
     scheduler = a_scheduler()
-    one = scheduler.choose(a_request(0, 0, most=8))
-    before = scheduler.pool.ranks.dear.copy()
+    one = scheduler.choose(a_request(0, 0, most=7))
+    ahead = scheduler.pool.ranks.ahead
+    assert ahead[one.rank] - ahead.mean() == 4.5
     scheduler.ended(one, 1)
-    after = scheduler.pool.ranks.dear
-    assert after[one.rank] < before[one.rank]
-    assert after.sum() == pytest.approx(0)
+    assert ahead[one.rank] == 1.5
+    assert ahead.sum() == 0
 
 
 def test_a_request_that_never_began_costs_its_rank_nothing() -> None:
     scheduler = a_scheduler()
     scheduler.ended(scheduler.choose(a_request(0, 0, 0, most=8)), 0)
-    np.testing.assert_allclose(scheduler.pool.ranks.dear, 0)
+    np.testing.assert_allclose(scheduler.pool.ranks.ahead, 0)
+
+
+def test_prices_are_those_at_which_the_requests_that_come_fill_all_ranks_alike() -> None:
+    """Of four requests three like rank 0 best: one gains 0.9 more there, one 0.5 and one 0.1, and
+    the fourth 0.5 less. So the two that gain most go to rank 0, at a price between 0.1 and 0.5."""
+    gains = [0.95, 0.75, 0.55, 0.25]
+    tables = a_lookup([*([gain, 1 - gain] for gain in gains), [0.5, 0.5]])
+    scheduler = Scheduler([Engine("e0", 2)], SECOND_EACH, tables)
+    lots, found = np.random.default_rng(0), np.zeros((4, 2))
+    for at in range(2000):
+        kind = int(lots.integers(4))
+        one = scheduler.choose(a_request(kind))
+        scheduler.ended(one, 0)
+        if at >= 1000:
+            found[kind, one.rank] += 1
+    dear = scheduler.pool.ranks.dear
+    assert 0.1 < dear[0] - dear[1] < 0.5
+    share = found[:, 0] / found.sum(axis=1)
+    assert share[0] > 0.9
+    assert share[1] > 0.75
+    assert share[2] < 0.25
+    assert share[3] < 0.1
+
+
+def test_at_a_windows_end_all_ranks_got_as_many() -> None:
+    """Of requests of one length that all gain most on rank 1: 8 for each of 3 ranks in 24."""
+    scheduler = a_scheduler(3)
+    for _ in range(5):
+        found = [scheduler.choose(a_request(1, 1)).rank for _ in range(24)]
+        assert np.bincount(found, minlength=3).tolist() == [8, 8, 8]
+
+
+def test_where_nothing_is_known_and_nothing_waits_ranks_take_turns() -> None:
+    scheduler, found = Scheduler([Engine("e0", 3)], Costs(1e-6, 1e-6, 1e-6)), []
+    for _ in range(6):
+        found.append(scheduler.choose(Request(None, 5, 0)))
+        scheduler.began(found[-1])
+        scheduler.ended(found[-1], 0)
+    assert [sorted(one.rank for one in found[at : at + 3]) for at in (0, 3)] == [[0, 1, 2]] * 2
+
+
+def test_windows_are_as_long_as_many_requests_are_under_way() -> None:
+    """16 in the first window, of which none ended; then 16, 32 and 64."""
+    scheduler, spans = a_scheduler(), []
+    for _ in range(16 + 16 + 32 + 1):
+        scheduler.choose(a_request(1))
+        spans.append(scheduler.prices.fitted[kernels.SPAN])
+    assert spans == [16] * 31 + [32] * 32 + [64] * 2
+
+
+def test_a_rank_that_is_far_behind_gets_less() -> None:
+    """40 requests wait at rank 1, 20 more than in the mean: 12 more than a window's 8, as if it had
+    got those already. So 14 of the next 16 go to rank 0."""
+    scheduler = a_scheduler(2)
+    for _ in range(16):
+        scheduler.ended(scheduler.choose(a_request(1)), 0)
+    scheduler.hear({("e0", 1): 40.0})
+    found = [scheduler.choose(a_request(1)) for _ in range(16)]
+    assert [one.rank for one in found].count(0) == 14
 
 
 def test_the_prefix_goes_where_it_was() -> None:
@@ -176,11 +258,11 @@ def test_engines_come_and_go_and_what_was_learnt_of_the_others_stays() -> None:
     scheduler = a_scheduler(2, 2)
     decisions = [scheduler.choose(a_request(1, 1, 1, prefix=(one,))) for one in range(4)]
     ranks = scheduler.pool.ranks
-    of_e1 = ranks.backlog[2:].copy(), ranks.dear[2:].copy(), ranks.sent[2:].copy()
+    of_e1 = [getattr(ranks, name)[2:].copy() for name in KEPT]
     scheduler.see([Engine("e1", 2), Engine("e2", 2)])
     ranks = scheduler.pool.ranks
-    for was, now in zip(of_e1, (ranks.backlog, ranks.dear, ranks.sent), strict=True):
-        np.testing.assert_array_equal(now[:2], was)
+    for name, was in zip(KEPT, of_e1, strict=True):
+        np.testing.assert_array_equal(getattr(ranks, name)[:2], was)
     assert ranks.backlog[2:].tolist() == [0, 0]
     for one in decisions:
         scheduler.ended(one, 0)
