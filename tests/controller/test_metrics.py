@@ -211,7 +211,11 @@ def test_what_tables_win_is_told_by_how_ranks_were_chosen() -> None:
     assert found[f'{local}{{by="tables",pool="chat"}}'] == 0.5
     assert found[f'{remote}{{by="load",pool="chat"}}'] == 1.5
     assert found['placer_distinct_experts{by="tables",pool="chat"}'] == 21.5
-    predicted = {"local_activation_ratio": 0.6, "remote_fanout": 0.8, "distinct_experts": 22.5}
+    predicted = {
+        "placer_predicted_local_activation_ratio": 0.6,
+        "placer_predicted_remote_fanout": 0.8,
+        "placer_predicted_distinct_experts": 22.5,
+    }
     for name, value in predicted.items():
-        assert found[f'placer_predicted_{name}{{by="tables",pool="chat"}}'] == value
-        assert f'placer_predicted_{name}{{by="load",pool="chat"}}' not in found
+        assert found[f'{name}{{by="tables",pool="chat"}}'] == value
+        assert f'{name}{{by="load",pool="chat"}}' not in found
