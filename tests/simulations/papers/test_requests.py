@@ -13,10 +13,11 @@ SHAPE = ModelShape("kinds", 2, KINDS, 1, 64, 64)
 
 
 def kinds(decodes: bool) -> World:
-    """The prompt of a request of kind k is the token k, again and again."""
-    kind = np.repeat(np.tile(np.arange(KINDS), EACH), TOKENS)
+    """The prompt of a request of kind k is the token k, again and again. Four of each length, so
+    that they do not all end at once."""
+    lens = np.repeat(TOKENS - EACH + 2 * np.arange(EACH), KINDS)
+    kind = np.repeat(np.tile(np.arange(KINDS), EACH), lens)
     ids = np.repeat(kind[:, None, None], SHAPE.layers, axis=1)
-    lens = np.full(KINDS * EACH, TOKENS)
     served = Trace(ids, lens, KINDS, token_ids=kind)
     return World("kinds", SHAPE, Requests(served, kind, lens), decodes)
 
@@ -32,7 +33,13 @@ def test_requests_go_to_the_gpu_of_their_expert_where_tables_say_so() -> None:
 def test_an_engine_whose_requests_are_of_one_kind_reads_one_expert_and_its_tokens_come_sooner() -> (
     None
 ):
+    """ELDR's batches are less even for it, placer's within what its windows allow."""
     table = eldr.table(kinds(decodes=True), 1)
-    for name in ("eldr, band 5%", "placer's scheduler"):
-        assert ours(table, f"{name}: experts read a step") < -0.3
+    for name, fewer in (("eldr, band 5%", 0.7), ("placer's scheduler", 0.2)):
+        assert ours(table, f"{name}: experts read a step") < -fewer
         assert ours(table, f"{name}: median TPOT") < 0
+    uneven = [
+        ours(table, f"{name}: the largest batch")
+        for name in ("eldr, band 5%", "placer's scheduler")
+    ]
+    assert uneven[1] < uneven[0]
