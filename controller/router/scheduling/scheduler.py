@@ -108,17 +108,7 @@ class Scheduler:
         new.ranks.sent[:] = old.ranks.sent.min(initial=0)
         new.ranks.given[:] = old.ranks.given.mean() if len(old.places) else 0.0
         new.ranks.sizes[:] = old.ranks.sizes
-        for field in (
-            "held",
-            "backlog",
-            "sent",
-            "dear",
-            "given",
-            "ahead",
-            "longer",
-            "ended",
-            "recent",
-        ):
+        for field in KEPT:
             getattr(new.ranks, field)[stayed] = getattr(old.ranks, field)[before[stayed]]
         others = np.zeros(len(new.places))
         others[stayed] = self._others[before[stayed]]
