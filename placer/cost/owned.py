@@ -9,7 +9,7 @@ t_c tokens of cluster c, u_c[i] the chance that one of them uses i. So the clust
 co-activations add up to the profile's, although clusters may be of a part of the requests.
 
 A token finds an expert that stands at its home there; the others it visits as in sharing.py. The
-chance that it visits a place is ``traffic.visit_chance``.
+chance that it visits a place is ``visit_chance``.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ import numpy.typing as npt
 from placer.arrays import BoolArray, FloatArray, IntArray
 from placer.cost.homes import chosen, shared
 from placer.cost.sharing import shares
-from placer.cost.traffic import Flow, Traffic, visit_chance
+from placer.cost.traffic import Flow, Traffic
 from placer.cost.traffic import expected as expected_traffic
+from placer.cost.visits import visit_chance
 from placer.placement import Placement
 from placer.profile import Profile
 from placer.tables import Vocabulary, token_identity

@@ -10,7 +10,7 @@ from placer.checks import violations
 from placer.cost import score
 from placer.cost.moves import arrivals
 from placer.cost.sharing import shares
-from placer.cost.traffic import visit_chance as expected_visit_chance
+from placer.cost.visits import visit_chance as expected_visit_chance
 from placer.files.routing import read_trace
 from placer.model import ModelShape
 from placer.objective import DISPATCHES, STEP_TOKENS_PER_GPU, Dispatch, Effort, Objective

@@ -7,7 +7,7 @@ Objective: the time of a step's layers in the traffic to come. Per layer it is
   adds (the profile's own, once for the recording and once for the time to come). The experts of a
   GPU that rise and fall together make it noisy, so co-activated experts are not simply piled up;
 - the slowest link: fan-out to GPUs and nodes from loads and co-activations
-  (``traffic.visit_chance``), whose visits vary as the loads behind them do, or what the GPU sends
+  (``visit_chance`` of cost), whose visits vary as the loads behind them do, or what the GPU sends
   that owns most tokens, if a trace tells; and latency. Under ``coherent`` less what is saved where
   an expert stands on the GPU that its tokens come from;
 - the price of bringing an expert to a GPU, spread over the horizon, where a plan is running.

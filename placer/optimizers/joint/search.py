@@ -200,7 +200,7 @@ class State(NamedTuple):
 
 @inlined
 def visit_chance(mean: float, pairs: float, top_k: int) -> float:
-    """``traffic.visit_chance`` of one place."""
+    """``cost.visits.visit_chance`` of one place."""
     share = mean / top_k
     if share <= 0.0 or top_k == 1:
         return max(share, 0.0)
