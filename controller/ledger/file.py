@@ -1,5 +1,6 @@
 """How the ledger's file is opened: only if it is whole, ours and free; else it is left alone."""
 
+import logging
 import os
 import sqlite3
 import stat
@@ -10,6 +11,8 @@ from pathlib import Path
 from controller.ledger import statements as sql
 from controller.ledger.claim import PRIVATE, Claim
 from controller.ledger.holder import LedgerError
+
+log = logging.getLogger("placer.controller")
 
 FORMAT = 1  # PRAGMA user_version
 APPLICATION = 0x706C6372  # PRAGMA application_id, "plcr": tells the ledger from other SQLite files
@@ -116,6 +119,7 @@ def _renumber(connection: sqlite3.Connection) -> None:
     ((last,),) = connection.execute(sql.LAST).fetchall()
     for number, (damaged,) in enumerate(beyond, last + 1):
         connection.execute("UPDATE records SET number = ? WHERE number = ?", (number, damaged))
+        log.warning("placer: record %d of the ledger was never written: now %d", damaged, number)
 
 
 def text(raw: bytes) -> str | bytes:

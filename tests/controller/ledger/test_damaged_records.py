@@ -97,7 +97,7 @@ UPWARDS = ["version = 1 << 52", "version = (1 << 52) - 2", "number = ~(1 << 63)"
 @pytest.mark.parametrize("change", UPWARDS)
 @in_virtual_time
 async def test_an_operation_goes_on_whichever_row_of_it_says_too_large_a_number(
-    tmp_path: Path, change: str
+    tmp_path: Path, change: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for version in (1, 2, 3, 4):  # of op-6, which is at work
         path = tmp_path / f"{version}.db"
@@ -112,6 +112,7 @@ async def test_an_operation_goes_on_whichever_row_of_it_says_too_large_a_number(
         await world.arbiter.settle()
         assert world.stand_at(OTHER)
         world.disk.close()
+    assert caplog.text.count("was never written") == 4 * change.startswith("number")
 
 
 @in_virtual_time
