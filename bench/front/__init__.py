@@ -92,8 +92,14 @@ def loaded(
 ) -> Told:
     ask = Ask(port, json.dumps(body), seconds, connections, rate)
     command = [sys.executable, "-m", "bench.front.load"]
+    whole = os.environ | {"PYTHONUNBUFFERED": ""}  # unbuffered, a signal cuts what is written
     done = subprocess.run(
-        command, input=json.dumps(asdict(ask)), check=True, capture_output=True, text=True
+        command,
+        input=json.dumps(asdict(ask)),
+        check=True,
+        capture_output=True,
+        text=True,
+        env=whole,
     )
     return Told(**json.loads(done.stdout))
 
