@@ -92,7 +92,8 @@ def loaded(
 ) -> Told:
     ask = Ask(port, json.dumps(body), seconds, connections, rate)
     command = [sys.executable, "-m", "bench.front.load"]
-    whole = os.environ | {"PYTHONUNBUFFERED": ""}  # unbuffered, a signal cuts what is written
+    # Unbuffered, a signal would cut what is written.
+    whole = os.environ | {"PYTHONUNBUFFERED": ""}
     done = subprocess.run(
         command,
         input=json.dumps(asdict(ask)),

@@ -100,7 +100,7 @@ def goes_on(data: dict[str, Any]) -> bool:
     prompt = data.get("prompt")
     if isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int)):
         return False
-    return all(_is_one_of(data[key], allowed) for key, allowed in NEUTRAL.items() if key in data)
+    return all(_is_one_of(data[key], NEUTRAL[key]) for key in NEUTRAL.keys() & data.keys())
 
 
 def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
