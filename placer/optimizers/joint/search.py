@@ -10,7 +10,8 @@ two experts on a few places; what it would cost follows from those, the others a
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
@@ -38,6 +39,16 @@ COLOCATED_E, COLOCATED_F, SHARE_E, SHARE_F, SINGLE_E, SINGLE_F = range(6)
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 inlined = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def in_place(function: Kernel) -> Kernel:
+    """Compiled, of what allocates nothing: no reference to a layer's arrays is counted, which would
+    be half of the time."""
+    settings: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+    kernel: Kernel = numba.njit(**settings)(function)
+    return kernel
+
 
 Totals = tuple[
     float, float, float, float, float, float, float, float, float, float, float
@@ -143,6 +154,15 @@ class Schedule(NamedTuple):
     cold: float
     seed: int
     twice: bool = False
+
+
+class Progress(NamedTuple):
+    """How far a search has come: what its random numbers go on from; what exchanges cost, by so
+    many."""
+
+    random: np.uint64
+    scale: float
+    probes: int
 
 
 class State(NamedTuple):
@@ -419,7 +439,7 @@ def weigh(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> float
     return linear + step_seconds(rules, after, gpus) - state.step[0]
 
 
-@compiled
+@in_place
 def share_out(layer: Layer, rules: Rules, state: State, exchange: Exchange, count: int) -> int:
     """Reckon the arithmetic of the exchange's GPUs, and of those that its replicas' tokens come
     from or go to. Returns how many places are touched then.
@@ -463,7 +483,8 @@ def share_out(layer: Layer, rules: Rules, state: State, exchange: Exchange, coun
                 state.marked[k] = 1
                 state.touched[count] = k
                 count += 1
-                state.weighed[:, k] = state.sums[:, k]
+                for row in range(len(state.sums)):
+                    state.weighed[row, k] = state.sums[row, k]
                 state.change[:, k] = 0.0
             state.weighed[ARITHMETIC, k] += more
     for index in range(count):
@@ -498,7 +519,7 @@ def following(chance: float, replicas: int) -> float:
     return missed / (replicas * chance) if chance > 1e-9 else (replicas - 1) / replicas
 
 
-@compiled
+@in_place
 def divide(layer: Layer, rules: Rules, state: State, whose: Pair, pair: Pair) -> None:
     """``sharing.shares`` of one expert, whose n GPUs are in ``holders``, into ``fresh``.
 
@@ -583,7 +604,7 @@ def owned(layer: Layer, rules: Rules, whose: Pair) -> Pair:
     return layer.owners[expert, k], around
 
 
-@compiled
+@in_place
 def accept(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> None:
     """Carry out the exchange that was weighed last. What it leaves out, ``refresh`` brings."""
     x, y, f = exchange
@@ -626,7 +647,7 @@ def accept(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> None
     add_up(rules, state, gpus)
 
 
-@compiled
+@in_place
 def refresh(layer: Layer, rules: Rules, state: State) -> None:
     """Bring all experts' shares up to date."""
     state.sums[ARITHMETIC] = 0.0
@@ -641,11 +662,12 @@ def refresh(layer: Layer, rules: Rules, state: State) -> None:
     add_up(rules, state, layer.standing.shape[1])
 
 
-@compiled
+@in_place
 def share(layer: Layer, rules: Rules, state: State, expert: Any) -> None:
     """Bring an expert's shares by the rule up to date, and what hangs on them."""
     n = state.replicas[0, expert]
-    state.holders[:n] = state.where[expert, :n]
+    for at in range(n):
+        state.holders[at] = state.where[expert, at]
     divide(layer, rules, state, (expert, n), (expert, expert))
     for k in range(layer.standing.shape[1]):
         if state.shares[expert, k] > 0.0 and state.held[k, expert] == 0:
@@ -667,11 +689,11 @@ def pull(layer: Layer, state: State, where: Pair, follow: float) -> None:
             state.pull[int(expert > other), k, other] += more * layer.pairs[expert, other]
 
 
-@compiled
+@in_place
 def add_up(rules: Rules, state: State, gpus: int) -> None:
     """Bring the totals up to date."""
     state.totals[:] = 0.0
-    state.peak[:] = 0, 0, gpus
+    state.peak[0], state.peak[1], state.peak[2] = 0, 0, gpus
     sharp = state.sharp[0] > 0
     for k in range(state.sums.shape[1]):
         chance = state.sums[CHANCE, k]
@@ -695,7 +717,7 @@ def add_up(rules: Rules, state: State, gpus: int) -> None:
     state.step[0] = step_seconds(rules, as_tuple(state.totals), gpus)
 
 
-@compiled
+@in_place
 def move(state: State, slot: int, experts: Pair, gpus: int) -> None:
     """Count the first expert out of a slot's places and the second in."""
     out, into = experts
@@ -797,7 +819,7 @@ def settle(layer: Layer, rules: Rules, slots: IntArray, sharp: bool = False) -> 
     return state
 
 
-@compiled
+@in_place
 def seconds_of(layer: Layer, state: State) -> float:
     """Seconds of a step, with what standing and leaving cost."""
     found = state.step[0]
@@ -808,7 +830,7 @@ def seconds_of(layer: Layer, state: State) -> float:
     return found
 
 
-@compiled
+@in_place
 def recorded_s(layer: Layer, rules: Rules, state: State) -> float:
     """The same on what was recorded, whatever the noise: of the GPU and the links that are slowest
     there. The peaks must count."""
@@ -1147,21 +1169,41 @@ def anneal(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray) -> I
 def wander(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray, sharp: bool) -> State:
     """The best met by simulated annealing from ``start`` [S]. sharp: whether the peaks count"""
     state = settle(layer, rules, start.copy(), sharp)
-    gpus, experts = layer.standing.shape[1], layer.use.shape[0]
-    count = state.slots.shape[0]
-    size, per_node = count // gpus, gpus // rules.nodes
-    random = np.uint64(schedule.seed * 2 + 1) * np.uint64(0x9E3779B97F4A7C15)
     best, least = state.slots.copy(), seconds_of(layer, state)
-    met, saved, lowest = best.copy(), 0.0, 0.0
-    scale, probes = 0.0, 0
-    stage = max(schedule.iterations // STAGES, STAGE * count)
-    for iteration in range(schedule.iterations):
-        if rules.by_rule and iteration % stage == 0 and iteration > 0:
+    met = best.copy()
+    progress = Progress(np.uint64(schedule.seed * 2 + 1) * np.uint64(0x9E3779B97F4A7C15), 0.0, 0)
+    iterations = schedule.iterations
+    stage = max(iterations // STAGES, STAGE * len(start)) if rules.by_rule else max(iterations, 1)
+    for begin in range(0, iterations, stage):
+        if begin > 0:
             refresh(layer, rules, state)
             found = settle(layer, rules, met, sharp)
             if seconds_of(layer, found) < least:
                 best[:], least = met, seconds_of(layer, found)
-            met[:], saved, lowest = state.slots, 0.0, 0.0
+            met[:] = state.slots
+        span = begin, min(begin + stage, iterations)
+        progress = try_exchanges(layer, rules, schedule, state, met, progress, span)
+    state = settle(layer, rules, met, sharp)
+    return settle(layer, rules, best, sharp) if seconds_of(layer, state) > least else state
+
+
+@in_place
+def try_exchanges(
+    layer: Layer,
+    rules: Rules,
+    schedule: Schedule,
+    state: State,
+    met: IntArray,
+    begun: Progress,
+    span: Pair,
+) -> Progress:
+    """Exchanges from one iteration to another. met: [S] becomes the best slots on the way"""
+    gpus, experts = layer.standing.shape[1], layer.use.shape[0]
+    count = state.slots.shape[0]
+    size, per_node = count // gpus, gpus // rules.nodes
+    random, scale, probes = begun
+    saved, lowest = 0.0, 0.0
+    for iteration in range(span[0], span[1]):
         # xorshift64
         random ^= random << np.uint64(13)
         random ^= random >> np.uint64(7)
@@ -1196,9 +1238,9 @@ def wander(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray, shar
             saved -= cost
             if saved > lowest:
                 lowest = saved
-                met[:] = state.slots
-    state = settle(layer, rules, met, sharp)
-    return settle(layer, rules, best, sharp) if seconds_of(layer, state) > least else state
+                for slot in range(count):
+                    met[slot] = state.slots[slot]
+    return Progress(random, scale, probes)
 
 
 def _compile() -> None:
