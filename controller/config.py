@@ -14,7 +14,8 @@ from controller.size_settings import Autoscale, AutoscaleSpec, Spec
 from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text
 from placer.files.documents import of_yaml
-from placer.files.specs import TopologySpec, first_fault, read_topology
+from placer.files.faults import first_fault
+from placer.files.specs import TopologySpec, read_topology
 from placer.objective import STEP_TOKENS_PER_GPU, Dispatch, Objective
 from placer.optimizers import known as known_optimizer
 from placer.topology import Topology
@@ -237,11 +238,13 @@ class _ConfigSpec(Spec):
 
 def read_config(path: Path | None) -> Config:
     """The file's settings, or those of a first installation: advisory everywhere."""
+    text = read_text(path, LIMIT) if path else ""
+    data = of_yaml(text, str(path))
     try:
-        data = of_yaml(read_text(path, LIMIT), str(path)) if path else {}
         spec = _ConfigSpec.model_validate({} if data is None else data)
     except ValidationError as error:
-        raise FileError(f"{path}: {first_fault(error)}: see docs/controller.md") from error
+        fault = first_fault(error, _ConfigSpec, text)
+        raise FileError(f"{path}: {fault}: see docs/controller.md") from error
     default = spec.default.on(PoolPolicy(read_topology(TOPOLOGY)))
     pools = {name: pool.on(default) for name, pool in spec.pools.items()}
     return Config(default, pools, spec.every_s, spec.retention_days)

@@ -16,7 +16,7 @@ from controller.ledger.watched import WatchedLedger
 from placer import topology
 from placer.errors import FileError, PlacerError, TopologyError
 from placer.files.documents import of_yaml
-from placer.files.specs import first_fault
+from placer.files.faults import first_fault
 
 KIND = "policy"
 SEE = "see docs/controller.md"
@@ -119,15 +119,15 @@ def _settings(text: str) -> Mapping[str, Any]:
     data = of_yaml(text, "the policy")
     if data is not None and not isinstance(data, dict):
         raise FileError(f"the policy is a {type(data).__name__}: write keys and values, {SEE}")
-    spec = _spec(data or {})
+    spec = _spec(data or {}, text)
     return spec.model_dump(mode="json", exclude_unset=True)
 
 
-def _spec(settings: Mapping[str, Any]) -> PoolSpec:
+def _spec(settings: Mapping[str, Any], text: str = "") -> PoolSpec:
     try:
         spec = PoolSpec.model_validate(settings)
     except ValidationError as error:
-        raise FileError(f"the policy: {first_fault(error)}: {SEE}") from error
+        raise FileError(f"the policy: {first_fault(error, PoolSpec, text)}: {SEE}") from error
     if isinstance(spec.topology, str):  # nobody's files are read over the network
         try:
             topology.preset(spec.topology)

@@ -19,8 +19,17 @@ def lookup(
     if key in table:
         return table[key]
     near = get_close_matches(key, table, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(table)}"
-    raise error(f"unknown {kind} {name!r}: {hint}{also}")
+    use = f"use one of {', '.join(table)}"
+    raise error(f"unknown {kind} {name!r}: {_meant(near) or use}{also}")
+
+
+def meant(key: str, known: Collection[str]) -> str:
+    """What to write instead of a key that is none."""
+    return _meant(get_close_matches(key, known, n=1)) or f"use one of {few(known)}"
+
+
+def _meant(near: Sequence[str]) -> str:
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def few(names: Collection[str]) -> str:

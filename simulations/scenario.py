@@ -15,8 +15,9 @@ from controller.engines.in_memory import MemoryEngine
 from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text
 from placer.files.documents import of_yaml
+from placer.files.faults import first_fault
 from placer.files.routing import read_trace
-from placer.files.specs import first_fault, read_model, read_topology
+from placer.files.specs import read_model, read_topology
 from placer.model import ModelShape
 from placer.names import lookup
 from placer.placement import linear
@@ -60,10 +61,12 @@ class Scenario:
 
     def __init__(self, path: Path) -> None:
         """Raises FileError, which names the field."""
+        text = read_text(path, LIMIT)
         try:
-            self._spec = Spec.model_validate(of_yaml(read_text(path, LIMIT), str(path)) or {})
+            self._spec = Spec.model_validate(of_yaml(text, str(path)) or {})
         except ValidationError as error:
-            raise FileError(f"{path}: {first_fault(error)}: see docs/simulations.md") from error
+            fault = first_fault(error, Spec, text)
+            raise FileError(f"{path}: {fault}: see docs/simulations.md") from error
         self.path = path
         pools: dict[str, Pool] = {}
         for name, pool in self._spec.pools.items():

@@ -9,7 +9,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from controller.ledger.holder import LedgerError
-from placer.files.specs import first_fault
+from placer.files.faults import first_fault
 
 WRITTEN = "kind, id, version, at_s, reason, body, pool, final, blob"
 LARGEST = 1 << 52  # version: as far as numbers are exact in JSON

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from controller.local_engine.local_engine import LocalEngine
 from controller.local_engine.ranks.group import EngineError
 from controller.local_engine.requests import Request, RequestError
-from placer.files.specs import first_fault
+from placer.files.faults import first_fault
 
 RANK, REQUEST_ID = "X-data-parallel-rank", "X-Request-Id"
 MODEL = "placer-local"

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from placer.errors import FileError
 from placer.files.atomic import read_text, write_text
-from placer.files.specs import first_fault
+from placer.files.faults import first_fault
 from placer.worker import GONE_S, Status
 
 LIMIT = 2**20

@@ -12,6 +12,7 @@ from placer.cli.console import note, progress
 from placer.errors import FileError, ModelError, PlacementError
 from placer.files.atomic import sha256
 from placer.files.conventions import Survey
+from placer.files.faults import first_fault
 from placer.files.routing import (
     Header,
     read_chunks,
@@ -20,7 +21,7 @@ from placer.files.routing import (
     read_trace,
     survey_of,
 )
-from placer.files.specs import first_fault, read_model, read_topology, shape_of
+from placer.files.specs import read_model, read_topology, shape_of
 from placer.model import ModelShape, matching, preset
 from placer.plan import Input
 from placer.profile import Profile, merge, of_chunks, of_trace

@@ -12,7 +12,8 @@ from placer.cost.moves import MoveCost
 from placer.errors import FileError, PlacerError
 from placer.files.atomic import read_text, write_text
 from placer.files.documents import of_json
-from placer.files.specs import first_fault, shape_of
+from placer.files.faults import first_fault
+from placer.files.specs import shape_of
 from placer.model import ModelShape
 from placer.objective import Objective
 from placer.placement import Placement

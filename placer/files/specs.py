@@ -1,7 +1,6 @@
 """Models and topologies as users write them: a preset's name, YAML, or a HF config.json."""
 
 import os
-import reprlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from placer.errors import FileError, ModelError
 from placer.files.atomic import read_text
 from placer.files.configs import Reading, read_config
 from placer.files.documents import of_json, of_yaml
+from placer.files.faults import first_fault
 from placer.model import ModelShape
 from placer.topology import GB, Gpu, Link, Topology
 
@@ -186,7 +186,7 @@ def read_topology(name: str) -> Topology:
     try:
         return TopologySpec.model_validate(_mapping(path)).topology(path)
     except ValidationError as error:
-        raise FileError(f"{path}: {first_fault(error)}: see docs/files.md") from error
+        raise FileError(f"{path}: {first_fault(error, TopologySpec)}: see docs/files.md") from error
 
 
 def _is_file(name: str) -> bool:
@@ -202,10 +202,3 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise FileError(f"{path} holds a {type(data).__name__}: it must hold keys and values")
     return {str(key): value for key, value in data.items()}
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first fault, on one line."""
-    fault = error.errors()[0]
-    where = ".".join(map(str, fault["loc"])) or "the file"
-    return f"{where}: {fault['msg'].lower()} (it has {reprlib.repr(fault['input'])})"

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from placer.errors import FileError
 from placer.files.atomic import read_text
 from placer.files.documents import of_yaml
-from placer.files.specs import first_fault
+from placer.files.faults import first_fault
 
 FILE = 2**20  # bytes
 
@@ -68,8 +68,10 @@ class Limits:
 
 def read_limits(path: Path | None) -> Limits:
     """The file's, YAML, and the defaults for what it does not say. Raises FileError."""
-    data = of_yaml(read_text(path, FILE), str(path)) if path else {}
+    text = read_text(path, FILE) if path else ""
+    data = of_yaml(text, str(path))
     try:
         return TypeAdapter(Limits).validate_python({} if data is None else data)
     except ValidationError as error:
-        raise FileError(f"{path}: {first_fault(error)}: see docs/front.md") from error
+        fault = first_fault(error, Limits, text)
+        raise FileError(f"{path}: {fault}: see docs/front.md") from error

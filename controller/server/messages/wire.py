@@ -16,8 +16,9 @@ from controller.server.intake import Pairs, RequestError, read_push
 from placer.bounds import MOST_EXPERTS, MOST_LAYERS, MOST_PAIRS, MOST_TOP_K
 from placer.errors import FileError, ModelError, RoutingError
 from placer.files.documents import of_json
+from placer.files.faults import first_fault
 from placer.files.plans import LIMIT
-from placer.files.specs import first_fault, shape_of
+from placer.files.specs import shape_of
 from placer.messages import array
 from placer.model import ModelShape
 from placer.pace import Pace

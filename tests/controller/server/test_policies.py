@@ -150,13 +150,13 @@ async def test_one_that_is_not_valid_any_more_leaves_the_file_in_force_and_is_to
 
 REFUSED = {
     "mode: eager": "the policy: mode: input should be 'advisory' or 'automatic' (it has 'eager')",
-    "autoscal: {}": "the policy: autoscal: extra inputs are not permitted (it has {}): see docs/",
+    "autoscal: {}": "the policy: autoscal: there is no such key: did you mean 'autoscale'?",
     "hours: ['1-2']": "hours '1-2': write them as 22:00-06:00, in UTC",
     "autoscale: {ranks: [4, 2]}": "autoscale: ranks are 4 to 2: write the smaller first",
     "optimizer: nope": "unknown optimizer 'nope': did you mean 'linear'?",
     "[1]": "the policy is a list: write keys and values, see docs/controller.md",
     "mode: [": "the policy is not YAML: ",
-    "topology: {preset: h100}": "the policy: topology.file.gpus: field required",
+    "topology: {preset: h100}": "the policy: topology.gpus: field required",
     "topology: /etc/passwd": "the policy: topology: no preset is called '/etc/passwd': name one",
     "#" * 70_000: "policy has 70,000 characters: give 65,536 at most",
 }
