@@ -70,6 +70,13 @@ class Scenario:
         self.path = path
         pools: dict[str, Pool] = {}
         for name, pool in self._spec.pools.items():
+            told = pool.arrivals
+            if isinstance(told, Drawn) and told.prompt + told.output > pool.context:
+                raise FileError(
+                    f"{path}: pools: {name}: {told.prompt:,} + {told.output:,} tokens in the mean"
+                    f" are more than the context of {pool.context:,}: give a larger context, or"
+                    " fewer tokens"
+                )
             for number in range(pool.times):
                 pools[f"{name}-{number}" if pool.times > 1 else name] = pool
         self._lots = {name: number for number, name in enumerate(pools)}

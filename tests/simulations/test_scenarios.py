@@ -144,7 +144,8 @@ def test_one_of_many_requests_scheduled_comes_to_about_the_same(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"secnds": 3}, "secnds"),
+        ({"secnds": 3}, r"secnds.*line \d+"),
+        ({"pools": {"chat": {**POOL, "context": 400}}}, "400 . 60 tokens .* the context of 400"),
         ({"seconds": -1}, "seconds"),
         ({"pools": {"chat": {**POOL, "model": "mixtral"}}}, "mixtral-8x7b"),
         ({"pools": {"chat": {**POOL, "slots": 4}}}, "4 slots cannot hold 8 experts"),
