@@ -1,10 +1,11 @@
 """python -m simulations.fidelity: the engine model beside real engines."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 import numpy as np
 import typer
@@ -27,6 +28,7 @@ RANKS = 2
 KNOWN, OTHER, HOT, ALONE = "known", "other arrivals", "hot experts on one rank", "one rank"
 AGAIN = (1, 2)  # seeds of prompts, for a fresh engine each
 TURN_S = 2.0  # of one engine; then it is another's: what the machine does meanwhile hits them alike
+Server: TypeAlias = local.Server | vllm.Server
 
 
 class Case(NamedTuple):
@@ -66,42 +68,39 @@ def main(
 
 
 def _local(model: Path, shape: ModelShape, per_s: float, seconds: float) -> Iterator[Compared]:
-    """All engines live at once, and take turns."""
-    cases = _cases(shape, per_s, seconds, TURN_S)
-    with local.Server(model, cases[KNOWN].placement) as one:
+    start = partial(local.Server, model)
+    cases = _cases(shape, per_s, seconds)
+    with start(cases[KNOWN].placement) as one:
         load = one.serve(cases[KNOWN].parts[0], seed=0).load
     cases[HOT] = Case(_hot(load, shape), cases[OTHER].parts)
-    turns = [(name, again) for name in cases for again in AGAIN]
-    seen: dict[tuple[str, int], list[Seen]] = {turn: [] for turn in turns}
-    with ExitStack() as stack:
-        servers = {
-            turn: stack.enter_context(local.Server(model, cases[turn[0]].placement))
-            for turn in turns
-        }
-        for at in range(max(len(case.parts) for case in cases.values())):
-            for name, again in turns if at % 2 else turns[::-1]:
-                for part in cases[name].parts[at : at + 1]:
-                    seen[name, again].append(servers[name, again].serve(part, 10 * at + again))
-    runs = {name: [joined(seen[name, again]) for again in AGAIN] for name in cases}
     engine = Engine(shape, local.BUDGET, local.PROMPTS)
-    yield from _judged(engine, cases, runs)
+    yield from _judged(engine, cases, _in_turns(start, cases))
 
 
 def _vllm(
     python: Path, model: Path, shape: ModelShape, per_s: float, seconds: float
 ) -> Iterator[Compared]:
-    """One engine after another: each takes the whole machine, and half a minute to start. No hot
-    experts: its EPLB comes to no map that is given, without slots to spare."""
-    cases, engine = (
-        _cases(shape, per_s, seconds, seconds),
-        Engine(shape, vllm.BUDGET, is_split=True),
-    )
-    runs: dict[str, list[Seen]] = {name: [] for name in cases}
-    for again in AGAIN:
-        for name, case in cases.items():
-            (part,) = case.parts
-            runs[name].append(vllm.serve(python, model, engine, case.placement, part, again))
-    yield from _judged(engine, cases, runs)
+    """No hot experts: its EPLB comes to no map that is given, without slots to spare."""
+    cases, engine = _cases(shape, per_s, seconds), Engine(shape, vllm.BUDGET, is_split=True)
+    start = partial(vllm.Server, python, model, engine)
+    yield from _judged(engine, cases, _in_turns(start, cases))
+
+
+def _in_turns(
+    start: Callable[[Placement], Server], cases: Mapping[str, Case]
+) -> dict[str, list[Seen]]:
+    """What fresh engines did, all of which live at once."""
+    turns = [(name, again) for name in cases for again in AGAIN]
+    servers: dict[tuple[str, int], Server] = {}
+    with ExitStack() as stack:
+        for name, again in turns:
+            servers[name, again] = start(cases[name].placement)
+            stack.push(servers[name, again])
+        for at in range(max(len(case.parts) for case in cases.values())):
+            for name, again in turns if at % 2 else turns[::-1]:
+                for part in cases[name].parts[at : at + 1]:
+                    servers[name, again].serve(part, 10 * at + again)
+        return {name: [servers[name, again].seen() for again in AGAIN] for name in cases}
 
 
 def _judged(
@@ -125,12 +124,12 @@ def _judged(
         yield ratio(f"{HOT}: steps over even ones", *found)
 
 
-def _cases(shape: ModelShape, per_s: float, seconds: float, turn_s: float) -> dict[str, Case]:
+def _cases(shape: ModelShape, per_s: float, seconds: float) -> dict[str, Case]:
     def parts(share: float, prompt: int, output: int, seed: int) -> list[Arrivals]:
         """Lengths are log-normal."""
         whole = diurnal(per_s * share, seconds, 0.0, 0.0, prompt, output, CONTEXT, seed)
-        begins = np.arange(0.0, seconds, turn_s)
-        found = [whole.between(begin, begin + turn_s) for begin in begins]
+        begins = np.arange(0.0, seconds, TURN_S)
+        found = [whole.between(begin, begin + TURN_S) for begin in begins]
         return [part for part in found if len(part)]
 
     even, alone = (linear(shape.layers, shape.experts, shape.experts, n) for n in (RANKS, 1))

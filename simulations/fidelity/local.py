@@ -1,5 +1,6 @@
-"""The local engine, unpaced: real processes that compute, one a rank."""
+"""The local engine, unpaced: real processes that compute, one a rank, each on a core of its own."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 from controller.local_engine.local_engine import LocalEngine
 from controller.local_engine.model.weights import Sizes
 from controller.local_engine.ranks.exchange import CHUNK, SEATS
-from controller.local_engine.ranks.messages import Stepped
+from controller.local_engine.ranks.messages import Bind, Stepped
 from controller.local_engine.requests import Plan, Request
 from controller.local_engine.tally import Tally
 from controller.migration.commands import Agree, Command, Commit, Copy, Done, Drop, Stage
@@ -23,7 +24,7 @@ from placer.errors import PlacerError
 from placer.placement import Placement
 from placer.schedule import Budget, schedule
 from simulations.arrivals import Arrivals
-from simulations.fidelity.seen import Seen, Steps
+from simulations.fidelity.seen import Seen, Steps, joined
 
 BUDGET, PROMPTS = CHUNK + SEATS, CHUNK
 VOCABULARY = 256
@@ -37,6 +38,10 @@ class Watched(LocalEngine):
         self.answers, self.took_s = list[Sequence[Stepped]](), list[float]()
         super().__init__(model, placement.gpus, placement.slots)
         self._tally = _Kept(self._sizes, self._clock, self.answers)
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) >= placement.gpus:  # those that share cores have to sleep
+            binds = {rank: Bind(core) for rank, core in enumerate(cores[: placement.gpus])}
+            self._between_steps(partial(self._ranks.ask, binds))
 
     def _step(self) -> None:
         begun_s = self._clock.monotonic()
@@ -62,6 +67,7 @@ class Server:
 
     def __init__(self, model: Path, placement: Placement) -> None:
         self._engine, self._placement = Watched(model, placement), placement
+        self._served = list[Seen]()
         for command in _commands(self._engine, placement):
             insist(self._engine, command)
         for one in [self._engine.submit(range(20), 16) for _ in range(WARM_UP)]:
@@ -101,7 +107,13 @@ class Server:
         for request in requests:
             request.tokens()
         load = engine.record().counts.load.sum(axis=0).astype(np.float64)
-        return Seen(arrivals, first_s, last_s, load, rank_load(load, self._placement), self._steps)
+        by_rank = rank_load(load, self._placement)
+        self._served.append(Seen(arrivals, first_s, last_s, load, by_rank, self._steps))
+        return self._served[-1]
+
+    def seen(self) -> Seen:
+        """All that it served."""
+        return joined(self._served)
 
     @property
     def _steps(self) -> Steps:

@@ -2,9 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
@@ -16,47 +20,96 @@ from simulations.arrivals import Arrivals
 from simulations.fidelity import vllm_script
 from simulations.fidelity.local import VOCABULARY
 from simulations.fidelity.model import Engine, slowest
-from simulations.fidelity.seen import Seen, Steps
+from simulations.fidelity.seen import Seen, Steps, joined
 
 BUDGET = 2048  # tokens of a step, more than ever come
 
 
-def serve(
-    python: Path, model: Path, engine: Engine, placement: Placement, arrivals: Arrivals, seed: int
-) -> Seen:
-    """By a fresh engine, with experts in order, whose prompts are drawn. Of its steps nobody knows
-    the experts, which are those to be expected, and what ranks wait, which is taken for nothing."""
-    lots = np.random.default_rng(seed)
-    told = {
-        "ranks": placement.gpus,
-        "prompts": [lots.integers(VOCABULARY, size=size).tolist() for size in arrivals.prompt],
-        "outputs": arrivals.output.tolist(),
-        "at_s": arrivals.at_s.tolist(),
-    }
-    with TemporaryDirectory() as folder:
-        env = {
-            **os.environ,
-            "PLACER_AGENT": folder,
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(placement.gpus))),
+class Server:
+    """A fresh engine with experts in order. It serves what comes, and then what comes next; in
+    between it is stopped, since ranks of vLLM wait awake."""
+
+    def __init__(self, python: Path, model: Path, engine: Engine, placement: Placement) -> None:
+        self._engine, self._placement = engine, placement
+        self._served: list[tuple[Arrivals, Any]] = []
+        ranks = placement.gpus
+        with ExitStack() as stack:
+            self._folder = Path(stack.enter_context(TemporaryDirectory()))
+            self._errors = self._folder / "errors"
+            env = {
+                **os.environ,
+                "PLACER_AGENT": str(self._folder),
+                "HF_HUB_OFFLINE": "1",
+                "VLLM_CPU_KVCACHE_SPACE": "1",
+                "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(ranks))),
+            }
+            # -P: where the script stands there is a vllm.py.
+            command = [str(python), "-P", vllm_script.__file__, str(model.resolve()), str(ranks)]
+            with self._errors.open("w") as errors:
+                self._process = stack.enter_context(
+                    subprocess.Popen(
+                        command, env=env, text=True, start_new_session=True,
+                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                    )
+                )  # fmt: skip
+            stack.callback(self._signal, signal.SIGKILL)
+            self._heard()
+            self._signal(signal.SIGSTOP)
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.close()
+
+    def serve(self, arrivals: Arrivals, seed: int) -> None:
+        """Prompts are drawn."""
+        lots = np.random.default_rng(seed)
+        told = {
+            "prompts": [lots.integers(VOCABULARY, size=size).tolist() for size in arrivals.prompt],
+            "outputs": arrivals.output.tolist(),
+            "at_s": arrivals.at_s.tolist(),
         }
-        # -P: where the script stands there is a vllm.py.
-        command = [str(python), "-P", vllm_script.__file__, str(model.resolve())]
-        done = subprocess.run(
-            command, env=env, input=json.dumps(told), capture_output=True, text=True, check=False
+        assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
+        print(json.dumps(told), file=self._process.stdin, flush=True)
+        self._served.append((arrivals, self._heard()))
+        self._signal(signal.SIGSTOP)
+
+    def seen(self) -> Seen:
+        """All that it served, each part with as much of the load; it serves no more. Of its steps
+        nobody knows the experts, which are those to be expected, and what ranks wait, which is
+        taken for nothing."""
+        self._signal(signal.SIGCONT)
+        self._process.communicate()
+        profiles = [read_profile(one) for one in sorted(self._folder.glob("worker-*/*.npz"))]
+        load = np.sum([one.load for one in profiles], axis=0)
+        return joined([self._part(*part, load / len(self._served)) for part in self._served])
+
+    def _part(self, arrivals: Arrivals, found: Any, load: Any) -> Seen:
+        placement = self._placement
+        first_s, last_s, took_s = (np.array(found[one]) for one in ("first_s", "last_s", "took_s"))
+        tokens = np.array(found["tokens"])[:, None]
+        experts = slowest(self._engine, placement, load, tokens[:, 0])[:, None, None]
+        steps = Steps(took_s, tokens, experts, np.zeros(tokens.shape))
+        return Seen(arrivals, first_s, last_s, load, rank_load(load, placement), steps)
+
+    def _heard(self) -> Any:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(vllm_script.MARK):
+                return json.loads(line.removeprefix(vllm_script.MARK))
+        last = self._errors.read_text().strip().splitlines()[-1:]
+        raise PlacerError(
+            f"vLLM ended with {self._process.wait()}: {' '.join(last)}: see docs/agent.md"
         )
-        lines = [one for one in done.stdout.splitlines() if one.startswith(vllm_script.MARK)]
-        if not lines:
-            last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-            raise PlacerError(
-                f"vLLM ended with {done.returncode}: {' '.join(last)}: see docs/agent.md"
-            )
-        found = json.loads(lines[0].removeprefix(vllm_script.MARK))
-        profiles = [read_profile(one) for one in sorted(Path(folder).glob("worker-*/*.npz"))]
-    load = np.sum([one.load for one in profiles], axis=0)
-    first_s, last_s, took_s = (np.array(found[one]) for one in ("first_s", "last_s", "took_s"))
-    tokens = np.array(found["tokens"])[:, None]
-    experts = slowest(engine, placement, load, tokens[:, 0])[:, None, None]
-    steps = Steps(took_s, tokens, experts, np.zeros(tokens.shape))
-    return Seen(arrivals, first_s, last_s, load, rank_load(load, placement), steps)
+
+    def _signal(self, signal: int) -> None:
+        with suppress(ProcessLookupError):  # all have ended
+            os.killpg(self._process.pid, signal)

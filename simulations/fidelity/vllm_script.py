@@ -1,44 +1,56 @@
-"""Run by the Python that has vLLM: serves the requests that its standard input tells of, and tells
-when their tokens came."""
+"""Run by the Python that has vLLM: serves what each line of its standard input tells of, and tells
+when its tokens came."""
 
 import json
 import sys
 import time
 from typing import Any
 
-MARK = "@seen "  # before the line that is ours; the engine prints others
+MARK = "@seen "  # before the lines that are ours; the engine prints others
 WARM_UP = 8  # requests, before any is measured
 WRITTEN_S = 6.0  # in which the agent has written what it counted
 
 
-def main(model: str) -> None:
-    from vllm import LLM, SamplingParams
+def main(model: str, ranks: int) -> None:
+    from vllm import LLM
 
-    told: dict[str, Any] = json.loads(sys.stdin.read())
     llm = LLM(
         model, dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_model_len=1024,
-        max_num_seqs=64, enable_prefix_caching=False, tensor_parallel_size=told["ranks"],
-        enable_expert_parallel=told["ranks"] > 1,
+        max_num_seqs=64, enable_prefix_caching=False, tensor_parallel_size=ranks,
+        enable_expert_parallel=ranks > 1,
     )  # fmt: skip
-    engine, count = llm.llm_engine, len(told["prompts"])
+    prompts = [list(range(20))] * WARM_UP
+    serve(llm.llm_engine, {"prompts": prompts, "outputs": [16] * WARM_UP, "at_s": [0.0] * WARM_UP})
+    tell({})
+    for line in sys.stdin:
+        tell(serve(llm.llm_engine, json.loads(line)))
+    time.sleep(WRITTEN_S)
+
+
+def tell(found: dict[str, Any]) -> None:
+    print(f"\n{MARK}{json.dumps(found)}", flush=True)
+
+
+def serve(engine: Any, told: dict[str, Any]) -> dict[str, Any]:
+    from vllm import SamplingParams
+
+    count = len(told["prompts"])
     first_s, last_s = [0.0] * count, [0.0] * count
     took_s, tokens = list[float](), list[int]()  # of each step
 
-    def add(name: str, prompt: list[int], tokens: int) -> None:
-        how = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        engine.add_request(name, {"prompt_token_ids": prompt}, how)
+    def add(at: int) -> None:
+        how = SamplingParams(
+            temperature=0, max_tokens=told["outputs"][at], ignore_eos=True, detokenize=False
+        )
+        engine.add_request(str(at), {"prompt_token_ids": told["prompts"][at]}, how)
 
-    for at, prompt in enumerate(told["prompts"][:WARM_UP]):
-        add(f"warm-{at}", prompt, 16)
-    while engine.has_unfinished_requests():
-        engine.step()
     begun_s, following, step_s = time.perf_counter(), 0, 0.0
     while following < count or engine.has_unfinished_requests():
         now_s = time.perf_counter() - begun_s
         if not engine.has_unfinished_requests():
             step_s = now_s
         while following < count and told["at_s"][following] <= now_s:
-            add(str(following), told["prompts"][following], told["outputs"][following])
+            add(following)
             following += 1
         if not engine.has_unfinished_requests():
             time.sleep(max(told["at_s"][following] - now_s, 0.0))
@@ -55,10 +67,8 @@ def main(model: str) -> None:
             took_s.append(now_s - step_s)
             tokens.append(computed)
             step_s = now_s
-    time.sleep(WRITTEN_S)
-    found = {"first_s": first_s, "last_s": last_s, "took_s": took_s, "tokens": tokens}
-    print(f"\n{MARK}{json.dumps(found)}", flush=True)
+    return {"first_s": first_s, "last_s": last_s, "took_s": took_s, "tokens": tokens}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,5 +1,6 @@
 """The engine model beside engines: what is fitted, and what is compared."""
 
+import os
 from dataclasses import asdict
 
 import numpy as np
@@ -16,7 +17,7 @@ from simulations.fidelity.model import Constants, Engine, fitted, predicted
 from simulations.fidelity.seen import Seen, Steps, compared, joined, ratio
 from simulations.step_seconds import _chosen, step_seconds
 from tests.builders import a_model
-from tests.controller.local_engine.tiny_engine import MODEL
+from tests.controller.local_engine.tiny_engine import MODEL, PROMPTS, generate, kill
 
 SHAPE = a_model(layers=4, experts=8, top_k=2)
 EVEN = linear(4, 8, 8, 2)
@@ -123,3 +124,18 @@ def test_a_real_engine_is_seen_request_by_request_and_step_by_step() -> None:
     assert (steps.seconds > steps.waited_s.max(axis=1)).all()
     assert steps.active.sum(axis=2).min() >= 2  # of each layer, whatever the step
     assert len(joined([first, found]).first_s) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a core for each rank")
+def test_ranks_have_cores_of_their_own_and_wait_for_no_dead_one() -> None:
+    with local.Watched(MODEL, linear(6, 16, 16, 2)) as engine:
+        one, other = (os.sched_getaffinity(pid) for pid in engine.pids())
+        assert len(one) == len(other) == 1
+        assert one != other
+        undisturbed = generate(engine, PROMPTS[:2], 40)
+        requests = [engine.submit(prompt, 40) for prompt in PROMPTS[:2]]
+        next(iter(requests[0]))
+        kill(engine.pids()[1])
+        assert [request.tokens() for request in requests] == undisturbed
+        assert engine.status.restarts == 1

@@ -27,6 +27,14 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
+class Bind:
+    """From now on compute on this core alone, and wait for other ranks awake: nobody else needs
+    it."""
+
+    core: int
+
+
+@dataclass(frozen=True, slots=True)
 class Attach:
     """Map the arena whose descriptor comes with this: dense weights and the KV cache."""
 
@@ -117,4 +125,6 @@ class Holds:
     staged: Staged
 
 
-Message: TypeAlias = Setup | Attach | Detach | Prepare | Switch | Forget | Staged | Step | Report
+Message: TypeAlias = (
+    Setup | Bind | Attach | Detach | Prepare | Switch | Forget | Staged | Step | Report
+)

@@ -11,6 +11,7 @@ Without memory it is a standby: all that takes long to start is there, and no we
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -24,6 +25,7 @@ from controller.local_engine.ranks.exchange import Exchange, seat_shape
 from controller.local_engine.ranks.messages import (
     Aborted,
     Attach,
+    Bind,
     Detach,
     Forget,
     Holds,
@@ -55,13 +57,13 @@ class Group:
         self.exchange, self._clock, self.waited_s = exchange, clock, 0.0
         self._peers = [socket.socket(fileno=os.dup(one)) for one in peers]
 
-    def meet(self) -> None:
+    def meet(self, awake: bool) -> None:
         """Wait until all are here. Raises OSError or EOFError if one is gone."""
         begun_s = self._clock.monotonic()
         for peer in self._peers:
             peer.sendall(b"\0")
         for peer in self._peers:
-            if not peer.recv(1):
+            if not _heard(peer, awake):
                 raise EOFError
         self.waited_s += self._clock.monotonic() - begun_s
 
@@ -72,6 +74,14 @@ class Group:
     def close(self) -> None:
         self.hang_up()
         self.exchange.close()
+
+
+def _heard(peer: socket.socket, awake: bool) -> bytes:
+    """One who sleeps is woken late, and computes slowly at first."""
+    while awake:
+        with suppress(BlockingIOError):
+            return peer.recv(1, socket.MSG_DONTWAIT)
+    return peer.recv(1)
 
 
 @dataclass(eq=False)
@@ -115,6 +125,7 @@ class Rank:
     serving: Serving | None = None
     prepared: Serving | None = None
     staged = Staged(0, "")
+    is_bound = False
 
     def reply(self, message: Message, descriptors: list[int]) -> tuple[object, Sequence[int]]:
         match message:
@@ -123,6 +134,9 @@ class Rank:
             case Setup(sizes, pace):
                 self.sizes, self.pace, self.clock = sizes, pace, SystemClock()
                 self.model = Model(sizes)
+            case Bind(core):
+                os.sched_setaffinity(0, {core})
+                self.is_bound = True
             case Attach(layout):
                 self._attach(layout, descriptors[0])
             case Prepare():
@@ -222,9 +236,9 @@ class Rank:
         exchange.states[mine, :count] = rows
         exchange.slots[mine, :count] = slots
         exchange.slots[mine, count:] = EMPTY
-        serving.group.meet()
+        serving.group.meet(self.is_bound)
         self._compute(serving, layer)
-        serving.group.meet()
+        serving.group.meet(self.is_bound)
         return exchange.outputs[mine, :count]
 
     def _compute(self, serving: Serving, layer: int) -> None:
