@@ -40,7 +40,9 @@ class Server:
                 **os.environ,
                 "PLACER_AGENT": str(self._folder),
                 "HF_HUB_OFFLINE": "1",
-                "VLLM_CPU_KVCACHE_SPACE": "1",
+                # As in a server, a request that comes during a step is in the next. From a process
+                # of its own the engine begins that before it hears of it.
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                 "VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, range(ranks))),
             }
             # -P: where the script stands there is a vllm.py.

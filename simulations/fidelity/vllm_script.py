@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 MARK = "@seen "  # before the lines that are ours; the engine prints others
+KV_BYTES = 2**27  # of a rank: several engines share the memory
 WARM_UP = 8  # requests, before any is measured
 WRITTEN_S = 6.0  # in which the agent has written what it counted
 
@@ -16,8 +17,9 @@ def main(model: str, ranks: int) -> None:
 
     llm = LLM(
         model, dtype="float32", enforce_eager=True, skip_tokenizer_init=True, max_model_len=1024,
-        max_num_seqs=64, enable_prefix_caching=False, tensor_parallel_size=ranks,
-        enable_expert_parallel=ranks > 1,
+        max_num_seqs=64, enable_prefix_caching=False, kv_cache_memory_bytes=KV_BYTES,
+        tensor_parallel_size=ranks, enable_expert_parallel=ranks > 1,
+        distributed_executor_backend="mp",
     )  # fmt: skip
     prompts = [list(range(20))] * WARM_UP
     serve(llm.llm_engine, {"prompts": prompts, "outputs": [16] * WARM_UP, "at_s": [0.0] * WARM_UP})
