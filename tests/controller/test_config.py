@@ -171,7 +171,7 @@ def test_no_bytes_a_minute_is_a_freeze(read: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("default: {modus: advisory}", r"default.modus: .*did you mean .mode.*line 1.*see docs/controller.md"),
+        ("default: {modus: advisory}", r"default.modus: .*.mode.*line 1.*see docs/controller.md"),
         ("pool: {}", r"pool: there is no such key: did you mean .pools."),
         ("pools: {chat: {mode: auto}}", r"pools.chat.mode: .*'advisory' or 'automatic' .*'auto'"),
         ("default: {dispatch: none}", r"dispatch: .*'allgather', 'dedup' or 'coherent'"),
