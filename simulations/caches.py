@@ -20,7 +20,9 @@ KEY, USES, NEWEST = range(3)  # columns of a State's cached, line and waiting
 OLDEST, LATEST, IDLE = range(3)
 BEHIND, OWN = range(2)
 SPREADS = np.uint64(0x9E3779B97F4A7C15)  # Knuth's: keys over a table
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+# Nothing is allocated here, and a State's arrays are its own: counting references to them, at every
+# look at one, would be half of the time.
+compiled = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
 
 
 @compiled
