@@ -10,6 +10,7 @@ up again since, which are passed over.
 Numba's cache does not see changes of this file: touch kernels.py, too.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -20,9 +21,14 @@ KEY, USES, NEWEST = range(3)  # columns of a State's cached, line and waiting
 OLDEST, LATEST, IDLE = range(3)
 BEHIND, OWN = range(2)
 SPREADS = np.uint64(0x9E3779B97F4A7C15)  # Knuth's: keys over a table
-# Nothing is allocated here, and a State's arrays are its own: counting references to them, at every
-# look at one, would be half of the time.
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+Kernel = Callable[..., Any]
+
+
+def compiled(function: Kernel) -> Kernel:
+    """Without counts of references to a State's arrays, which are its own: at every look at one,
+    they would be half of the time. So nothing can be allocated."""
+    found: Kernel = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
+    return found
 
 
 @compiled
