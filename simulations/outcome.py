@@ -10,7 +10,7 @@ import numpy as np
 from controller.changes.operations import Operation
 from placer.arrays import BoolArray, FloatArray
 from placer.report.page import Run
-from simulations.fleet import MINUTE_S, World
+from simulations.fleet import MINUTE_S, TOLD, World
 from simulations.page import run_of
 from simulations.scenario import Scenario
 
@@ -117,7 +117,7 @@ def told(scenario: Scenario, world: World, controller: str) -> Told:
         tpot_quantiles = _quantiles(tpot_s)
         del tpot_s
         in_time[name] = _by_minute(state.at_s, kept, len(world.series[name].at_s))
-        records = world.ledger.newest("operation", 10_000, name)
+        records = world.ledger.newest("operation", TOLD, name)
         operations: list[Operation] = [record.value for record in records]
         pools[name] = Outcome(
             requests=len(model.arrivals),
@@ -132,12 +132,12 @@ def told(scenario: Scenario, world: World, controller: str) -> Told:
             operations=dict(Counter(str(one.phase) for one in operations)),
             moved_bytes=sum(one.copied_bytes for one in operations),
             longest_pause_s=max((one.longest_pause_s for one in operations), default=0.0),
-            decisions=len(world.ledger.newest("decision", 10_000, name)),
+            decisions=len(world.ledger.newest("decision", TOLD, name)),
         )
     story = [
         (round(record.at_s - begins, 3), record.pool, f"{record.id}: {record.reason}")
         for kind in ("decision", "operation", "plan")
-        for record in world.ledger.newest(kind, 10_000)
+        for record in world.ledger.newest(kind, TOLD)
     ]
     series = {name: asdict(one) for name, one in world.series.items()}
     figures = {name: _figures(one) for name, one in pools.items()}
