@@ -166,7 +166,8 @@ def _figures(one: Outcome) -> Mapping[str, str]:
 def _tpot_s(state: Any) -> FloatArray:
     with np.errstate(invalid="ignore"):
         found: FloatArray = state.last_s - state.first_s
-        found /= np.maximum(state.output, 2) - 1
+        gaps = state.output - 1
+        found /= np.maximum(gaps, 1, out=gaps)
     return found
 
 
