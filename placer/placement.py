@@ -1,6 +1,7 @@
 """Placement: which logical expert stands in each slot of each GPU, layer by layer."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ class Placement:
     experts: int
     gpus: int
     nodes: int = 1
+    _digest: str = field(default="", init=False, repr=False)  # once somebody asked
 
     def __post_init__(self) -> None:
         table = self.physical_to_logical
@@ -116,7 +118,7 @@ class Placement:
     @property
     def replicas(self) -> IntArray:
         """[layers, experts] slots that hold each expert."""
-        return self._copies_in(1)[:, :, 0]
+        return _replicas(self)
 
     def _copies_in(self, parts: int) -> IntArray:
         table, rows = self.physical_to_logical, np.arange(self.layers)[:, None]
@@ -149,8 +151,18 @@ class Placement:
     @property
     def digest(self) -> str:
         """``sha256:...`` of the map; two placements are the same if and only if this is."""
-        header = f"placer.placement/1 experts={self.experts} gpus={self.gpus} nodes={self.nodes}"
-        return arrays.digest(header, self.physical_to_logical)
+        if not self._digest:
+            header = (
+                f"placer.placement/1 experts={self.experts} gpus={self.gpus} nodes={self.nodes}"
+            )
+            found = arrays.digest(header, self.physical_to_logical)
+            object.__setattr__(self, "_digest", found)
+        return self._digest
+
+
+@lru_cache(maxsize=16)  # a score asks some ten times; all are of few placements
+def _replicas(placement: Placement) -> IntArray:
+    return frozen(placement._copies_in(1)[:, :, 0])
 
 
 def widened(placement: Placement, slots_per_gpu: int) -> Placement:

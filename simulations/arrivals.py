@@ -58,16 +58,15 @@ class Arrivals:
     def between(self, begin_s: float, end_s: float) -> Self:
         """Those of [begin_s, end_s), seconds from its beginning."""
         first, last = np.searchsorted(self.at_s, [begin_s, end_s])
-        return self._take(np.arange(first, last), begin_s)
+        prefixes = None if self.prefixes is None else self.prefixes.take(np.arange(first, last))
+        here = slice(first, last)  # of tens of millions, copies would be hundreds of MB
+        return type(self)(self.at_s[here] - begin_s, self.prompt[here], self.output[here], prefixes)
 
     def times(self, factor: int) -> Self:
         """Each request so many times at its moment: bursts stay bursts, and grow."""
-        return self._take(np.repeat(np.arange(len(self)), factor), 0.0)
-
-    def _take(self, which: IntArray, begin_s: float) -> Self:
+        which = np.repeat(np.arange(len(self)), factor)
         prefixes = None if self.prefixes is None else self.prefixes.take(which)
-        at_s = self.at_s[which] - begin_s
-        return type(self)(at_s, self.prompt[which], self.output[which], prefixes)
+        return type(self)(self.at_s[which], self.prompt[which], self.output[which], prefixes)
 
 
 def poisson(per_s: float, seconds: float, prompt: int, output: int, seed: int) -> Arrivals:

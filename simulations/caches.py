@@ -10,7 +10,8 @@ up again since, which are passed over.
 Numba's cache does not see changes of this file: touch kernels.py, too.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -20,7 +21,15 @@ KEY, USES, NEWEST = range(3)  # columns of a State's cached, line and waiting
 OLDEST, LATEST, IDLE = range(3)
 BEHIND, OWN = range(2)
 SPREADS = np.uint64(0x9E3779B97F4A7C15)  # Knuth's: keys over a table
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def compiled(function: Kernel) -> Kernel:
+    """Without counts of references to a State's arrays, which are its own: at every look at one,
+    they would be half of the time. So nothing can be allocated."""
+    settings: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+    kernel: Kernel = numba.njit(**settings)(function)
+    return kernel
 
 
 @compiled

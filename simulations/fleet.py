@@ -1,7 +1,7 @@
 """A fleet in virtual time: modelled engines, and the controller that ships."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,7 +35,15 @@ PUSH_S = 30.0  # agents push so often, as those of DeepSeek-V3 do
 CONTENTION = 1.05  # steps take so much longer while experts move
 SOLVE_S = 2.0  # virtual seconds of a plan
 MINUTE_S = 60.0
+TOLD = 10_000  # decisions, operations and plans of a run, at most, that its results tell of
 BEGINS = 1_800_000_000.0  # unix seconds: a Friday of 2027, 08:00 UTC
+
+
+class ToldLedger(Ledger):
+    """Keeps as many decisions as results tell of: those of weeks, of which controllers keep days"""
+
+    def prune(self, kind: str, keep: int, since_s: float, needed: Collection[str] = ()) -> int:
+        return super().prune(kind, TOLD if kind == "decision" else keep, since_s, needed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +139,7 @@ class World:
         self.pools, self.config = pools, config
         self.clock, self.begins = VirtualClock(BEGINS, seed), BEGINS
         self.series = {name: Series() for name in pools}
-        self.ledger = Ledger(None, FORMS)
+        self.ledger = ToldLedger(None, FORMS)
         self.incidents, self._capacity = incidents, capacity
         self._due = sorted(
             (moment, order, one, begins)

@@ -18,19 +18,16 @@ of the rank that is slowest in the middle. Left out: that another is before or a
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from controller.samples import GAP_BOUNDS, TTFT_BOUNDS
-from simulations.caches import cached, forget, hold, leave, needs
+from simulations.caches import cached, compiled, forget, hold, leave, needs
 
 GRID = 20  # seconds of a step's experts are told for 1, 2, 4, ... tokens of all ranks
 SEATS = 512  # requests that run on a rank, at most
 BEGAN, ENDED = 0, 1
 NOBODY, NEVER = -1, 2**62  # a step that does not come
 BOUNDS = np.array(TTFT_BOUNDS), np.array(GAP_BOUNDS)
-
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 @compiled

@@ -10,9 +10,9 @@ import numpy as np
 from controller.changes.operations import Operation
 from placer.arrays import BoolArray, FloatArray
 from placer.report.page import Run
-from simulations.fleet import MINUTE_S, World
+from simulations.fleet import MINUTE_S, TOLD, World
 from simulations.page import run_of
-from simulations.scenario import Scenario, Slo
+from simulations.scenario import Scenario
 
 COMPARED_S = 300.0
 
@@ -107,10 +107,17 @@ def told(scenario: Scenario, world: World, controller: str) -> Told:
     pools, in_time, begins = {}, {}, world.begins
     for name, model in world.pools.items():
         state, slo = model.serving.state, scenario.slo(name)
-        ttft_s, tpot_s = state.first_s - state.at_s, _tpot_s(state)
-        kept = _in_time(ttft_s, tpot_s, slo)
+        # One after the other and in place: of tens of millions each takes hundreds of MB.
+        ttft_s = state.first_s - state.at_s
+        kept, ttft_quantiles = ttft_s <= slo.ttft_s, _quantiles(ttft_s)
+        del ttft_s
+        tpot_s = _tpot_s(state)
+        kept &= tpot_s <= slo.tpot_s  # without an answer it did not keep to it
+        tpot_s[state.output == 1] = np.nan
+        tpot_quantiles = _quantiles(tpot_s)
+        del tpot_s
         in_time[name] = _by_minute(state.at_s, kept, len(world.series[name].at_s))
-        records = world.ledger.newest("operation", 10_000, name)
+        records = world.ledger.newest("operation", TOLD, name)
         operations: list[Operation] = [record.value for record in records]
         pools[name] = Outcome(
             requests=len(model.arrivals),
@@ -118,19 +125,19 @@ def told(scenario: Scenario, world: World, controller: str) -> Told:
             cut=model.serving.cut,
             cached=int(state.hits.sum()) / max(int((state.hits + state.prefilled).sum()), 1),
             attainment=float(kept.mean()) if len(kept) else 1.0,
-            ttft_s=_quantiles(ttft_s),
-            tpot_s=_quantiles(tpot_s[state.output > 1]),
+            ttft_s=ttft_quantiles,
+            tpot_s=tpot_quantiles,
             gpu_hours=model.gpu_s / 3600,
             balancedness=float(np.mean(world.series[name].balancedness or [1.0])),
             operations=dict(Counter(str(one.phase) for one in operations)),
             moved_bytes=sum(one.copied_bytes for one in operations),
             longest_pause_s=max((one.longest_pause_s for one in operations), default=0.0),
-            decisions=len(world.ledger.newest("decision", 10_000, name)),
+            decisions=len(world.ledger.newest("decision", TOLD, name)),
         )
     story = [
         (round(record.at_s - begins, 3), record.pool, f"{record.id}: {record.reason}")
         for kind in ("decision", "operation", "plan")
-        for record in world.ledger.newest(kind, 10_000)
+        for record in world.ledger.newest(kind, TOLD)
     ]
     series = {name: asdict(one) for name, one in world.series.items()}
     figures = {name: _figures(one) for name, one in pools.items()}
@@ -158,30 +165,32 @@ def _figures(one: Outcome) -> Mapping[str, str]:
 
 def _tpot_s(state: Any) -> FloatArray:
     with np.errstate(invalid="ignore"):
-        found: FloatArray = (state.last_s - state.first_s) / np.maximum(state.output - 1, 1)
+        found: FloatArray = state.last_s - state.first_s
+        gaps = state.output - 1
+        found /= np.maximum(gaps, 1, out=gaps)
     return found
 
 
-def _in_time(ttft_s: FloatArray, tpot_s: FloatArray, slo: Slo) -> BoolArray:
-    """Of each request, whether it kept to both objectives: without an answer it did not."""
-    with np.errstate(invalid="ignore"):
-        kept: BoolArray = (ttft_s <= slo.ttft_s) & (tpot_s <= slo.tpot_s)
-    return kept
-
-
 def _by_minute(at_s: FloatArray, kept: BoolArray, minutes: int) -> Sequence[float]:
-    """The share of those that arrived in each; NaN if none did."""
-    minute = (np.asarray(at_s) // MINUTE_S).astype(np.int64)
-    is_shown = minute < minutes
-    arrived = np.bincount(minute[is_shown], minlength=minutes)
-    good = np.bincount(minute[is_shown], kept[is_shown], minlength=minutes)
+    """The share of those that arrived in each; NaN if none did. at_s: ascending"""
+    bounds = np.searchsorted(at_s, MINUTE_S * np.arange(minutes + 1))
+    arrived, good = np.diff(bounds), np.zeros(minutes)
+    some = arrived > 0
+    if some.any():
+        good[some] = np.add.reduceat(kept[: bounds[-1]], bounds[:-1][some], dtype=np.int64)
     with np.errstate(invalid="ignore"):
         shares: list[float] = (good / arrived).tolist()
     return shares
 
 
 def _quantiles(seconds: FloatArray) -> Mapping[str, float]:
-    there = seconds[np.isfinite(seconds)]
-    if not len(there):
+    """Of those that are finite. They are put in another order."""
+    count = int(np.isfinite(seconds).sum())
+    if not count:
         return {}
-    return {f"p{share}": float(np.quantile(there, share / 100)) for share in (50, 95, 99)}
+    seconds.sort()  # what is not finite is last
+    there = seconds[:count]
+    return {
+        f"p{share}": float(np.quantile(there, share / 100, overwrite_input=True))
+        for share in (50, 95, 99)
+    }

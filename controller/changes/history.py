@@ -1,7 +1,7 @@
 """What the ledger tells of operations that were."""
 
+from collections.abc import Iterator
 from contextlib import suppress
-from itertools import takewhile
 
 from controller.changes.operations import Apply, Operation, Phase
 from controller.changes.plans import Kept, PlanState
@@ -10,6 +10,8 @@ from controller.fleet.observed import same_experts
 from controller.fleet.workers import NAME, FleetError, UnknownError
 from controller.ledger.ledger import Record, Unreadable
 from controller.ledger.watched import WatchedLedger
+
+FEW = 8  # operations that are read at first, and factor of how many more
 
 
 class History:
@@ -81,13 +83,27 @@ class History:
     def last_changes(self, pool: str, width: int = 0) -> tuple[Record[Operation] | None, int]:
         """The last operation of the pool, or of its engines of this width, that has ended, and how
         many in a row failed."""
-        ended = [one for one in self._ended(pool, width) if one.value.phase != Phase.REFUSED]
-        failed = takewhile(lambda record: record.value.phase != Phase.SUCCEEDED, ended)
-        return ended[0] if ended else None, sum(1 for _ in failed)
+        last, failed = None, 0
+        for record in self._ended(pool, width):
+            if record.value.phase == Phase.REFUSED:
+                continue
+            last = last or record
+            if record.value.phase == Phase.SUCCEEDED:
+                break
+            failed += 1
+        return last, failed
 
-    def _ended(self, pool: str, width: int) -> list[Record[Operation]]:
-        found = self.ledger.records.newest("operation", pool=pool, final=True)
-        return [one for one in found if not width or one.value.width in (0, width)]
+    def _ended(self, pool: str, width: int) -> Iterator[Record[Operation]]:
+        """The newest first, of which the first mostly say enough: no more are read than that."""
+        seen, limit = 0, FEW
+        while True:
+            found = self.ledger.records.newest("operation", limit, pool, final=True)
+            for record in found[seen:]:
+                if not width or record.value.width in (0, width):
+                    yield record
+            if len(found) < limit:
+                return
+            seen, limit = len(found), limit * FEW
 
     def plan_of(self, operation: Operation) -> Record[Kept] | None:
         """The newest of the last plans that leads where the operation led."""
