@@ -7,6 +7,7 @@ The largest of, in GPU seconds and over all ranks r of all engines e that it may
     + prefill_s * cached[r]                 tokens of the prompt that need not be computed
     - read_s * generated * added[e]         experts that steps have to read for it
     - left[r] * dear[r]                     so that ranks get as many tokens
+    - local_s * others[e] * over[r]         other ranks wait for tokens that r has no room for
 
 of those that are to get more in this window. An engine's part is the same for all its ranks, so
 that the best rank of the best engine is the best of all.

@@ -132,14 +132,18 @@ def room(ranks: Ranks, fitted: FloatArray) -> FloatArray:
 
 @compiled
 def values(
-    rule: int, ranks: Ranks, case: Case, band: float, saved: FloatArray, may: BoolArray, fitted: Any
-) -> FloatArray:
+    rule: int, ranks: Ranks, case: Case, costs: Costs, saved: FloatArray, may: BoolArray,
+    fitted: FloatArray,
+) -> FloatArray:  # fmt: skip
     """[R] what a rule makes the largest of, where the request may go."""
     if rule == SECONDS:
-        idle = LEAST_S * (ranks.backlog + ranks.given / MEMORY)
-        value = saved - case.left * (ranks.dear + idle)
         # Room for as much as a length may be off, and for sums that are not exact.
         left, enough = room(ranks, fitted), np.sqrt(fitted[ERRORS]) + 1e-6 * fitted[TOKENS]
+        idle = LEAST_S * (ranks.backlog + ranks.given / MEMORY)
+        value = saved - case.left * (ranks.dear + idle)
+        if fitted[SPAN] > 0:  # its engine's other ranks wait for what it has no room for
+            others = np.bincount(ranks.engine)[ranks.engine] - 1
+            value -= costs.local_s * others * np.maximum(case.left - enough - left, 0.0)
         may = may & (left >= min(enough, left[may].max()))
     elif rule == ROUND_MASK:
         fewest = ranks.sent[may].min()
@@ -147,7 +151,7 @@ def values(
     elif rule == LEAST_LOADED:
         value = -ranks.backlog
     else:
-        near = case.share >= (1 - band) * case.share[may].max()
+        near = case.share >= (1 - costs.band) * case.share[may].max()
         value = np.where(near, -ranks.backlog, -np.inf)
     return np.where(may, value, -np.inf)
 
@@ -231,7 +235,7 @@ def one(
     scored, expected = summed(tables, tokens, sums), fitted[GENERATED]
     case = seen_by(ranks, tables, sums, scored, (length, min(most, expected), cached))
     saved, may = savings(ranks, case, costs), admitted(ranks, case.need)
-    best = int(values(rule, ranks, case, costs.band, saved, may, fitted).argmax())
+    best = int(values(rule, ranks, case, costs, saved, may, fitted).argmax())
     mean_s = saved[may].mean()
     engine, left = ranks.engine[best], case.left[best]
     coming = min(most, expected * ranks.longer[best])
