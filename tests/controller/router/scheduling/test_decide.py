@@ -141,6 +141,19 @@ def test_a_request_joins_the_engine_that_reads_its_experts_anyway() -> None:
     assert again.why.added == pytest.approx(0, abs=0.01)
 
 
+def test_of_engines_that_would_read_as_much_more_the_one_with_fewer_to_wait_for_it_is_chosen() -> (
+    None
+):
+    """And of those with as many, the one whose steps read less."""
+    lookup, _ = of_kinds(3)
+    pool = laid_out(scheduler_engines(2), lookup.first, lookup.tables.basis)
+    prices, request = Prices.at_first(SECOND_EACH), a_request(2, most=4)
+    pool.ranks.running[:], pool.ranks.reads[:] = (3, 1), (1, 1)
+    assert decide(request, pool, lookup, prices).engine == "e1"
+    pool.ranks.running[:], pool.ranks.reads[:] = (1, 1), (2, 1)
+    assert decide(request, pool, lookup, prices).engine == "e1"
+
+
 def scheduler_engines(count: int) -> list[Engine]:
     return [Engine(f"e{one}", 1) for one in range(count)]
 
