@@ -21,7 +21,7 @@ from simulations.streams.chosen import drawn, foreseen, streamed
 from simulations.streams.local_rate import STREAM, WINDOW, Case, cases
 from simulations.streams.worlds import World
 
-WINDOWS = 16  # the last of a stream, whose steps are judged
+WINDOWS = 8  # the last of a stream, whose steps are judged
 
 
 @dataclass(frozen=True)

@@ -139,14 +139,14 @@ def values(
 ) -> FloatArray:  # fmt: skip
     """[R] what a rule makes the largest of, where the request may go."""
     if rule == SECONDS:
-        # Room for as much as a length may be off, and for sums that are not exact.
-        left, enough = room(ranks, fitted), np.sqrt(fitted[ERRORS]) + 1e-6 * fitted[TOKENS]
+        # A step waits for its engine's fullest rank: that has room for what a length may be off.
+        left, others = room(ranks, fitted), np.bincount(ranks.engine)[ranks.engine] - 1
+        enough = np.where(others > 0, np.sqrt(fitted[ERRORS]), 0.0) + 1e-6 * fitted[TOKENS]
         idle = LEAST_S * (ranks.backlog + ranks.given / MEMORY)
         value = saved - case.left * (ranks.dear + idle)
-        if fitted[SPAN] > 0:  # its engine's other ranks wait for what it has no room for
-            others = np.bincount(ranks.engine)[ranks.engine] - 1
+        if fitted[SPAN] > 0:
             value -= costs.local_s * others * np.maximum(case.left - enough - left, 0.0)
-        may = may & (left >= min(enough, left[may].max()))
+        may = may & (left >= np.minimum(enough, left[may].max()))
     elif rule == ROUND_MASK:
         fewest = ranks.sent[may].min()
         value = np.where(ranks.sent == fewest, case.share, -np.inf)
