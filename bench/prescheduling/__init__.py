@@ -12,7 +12,7 @@ from bench.timing import console
 from controller.router.scheduling.decide import SCHEDULERS
 from simulations.streams.engines import SCHEDULES, decoded
 from simulations.streams.local_rate import AT_HOME, HOMES, best_found, cases, rates
-from simulations.streams.step import compared
+from simulations.streams.step import as_they_come, at_once, both
 from simulations.streams.worlds import SPLITS, World, worlds
 
 GPUS, RECORDINGS = (4, 8), 3
@@ -77,9 +77,9 @@ def _step(known: Sequence[World], plan: str) -> Table:
         for gpus in GPUS:
             of_all: dict[str, list[tuple[float, float, float]]] = {}
             for world in known:
-                found = list(compared(world, gpus, plan, world.splits, quarter))
-                for homes in found[0]:
-                    rows = [one[homes] for one in found]
+                found = list(both(world, gpus, plan, world.splits, quarter))
+                for homes, judged in (("at once", at_once), ("as they come", as_they_come)):
+                    rows = [judged(*one) for one in found]
                     x = [ours.remote / plain.remote for plain, ours in rows]
                     less = [ours.balance - plain.balance for plain, ours in rows]
                     step = [ours.step_s / plain.step_s for plain, ours in rows]

@@ -2,7 +2,7 @@
 requests at home with the least loaded. All at once, of requests whose lengths are known; and as
 they come, one after another, of those that are under way together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
@@ -33,7 +33,9 @@ class Figures:
     step_s: float
 
 
-Pair = tuple[Figures, Figures]  # of joint with the least loaded, and of the plan with homes
+# Of joint with the least loaded, and of the plan with homes.
+Cases = tuple[Case, Case]
+Pair = tuple[Figures, Figures]
 
 
 def figures(case: Case, trace: Trace, homes: IntArray | None) -> Figures:
@@ -78,18 +80,18 @@ def _taken(trace: Trace, order: IntArray) -> Trace:
     )
 
 
-def compared(
-    world: World, gpus: int, plan: str, splits: int, quarter: bool
-) -> Iterator[Mapping[str, Pair]]:
-    """By split: all at once, and as they come."""
+def both(world: World, gpus: int, plan: str, splits: int, quarter: bool) -> Iterator[Cases]:
     redundant = gpus * -(-world.shape.experts // 4 // gpus) if quarter else 0
-    pairs = zip(
+    return zip(
         cases(world, gpus, "joint", splits, redundant),
         cases(world, gpus, plan, splits, redundant),
         strict=True,
     )
-    for plain, ours in pairs:
-        yield {
-            "at once": (figures(plain, plain.judged.served, None), offline(ours)),
-            "as they come": (online(plain, "least_loaded"), online(ours, "seconds")),
-        }
+
+
+def at_once(plain: Case, ours: Case) -> Pair:
+    return figures(plain, plain.judged.served, None), offline(ours)
+
+
+def as_they_come(plain: Case, ours: Case) -> Pair:
+    return online(plain, "least_loaded"), online(ours, "seconds")
