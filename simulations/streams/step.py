@@ -64,7 +64,8 @@ def online(case: Case, name: str) -> Figures:
     scheduler = Scheduler([Engine("engine", case.gpus)], costs, owning, name)
     rank = streamed(scheduler, case.judged, order, case.world.decodes, running).rank
     found = []
-    for start in range(STREAM - WINDOWS * running, STREAM, running):
+    for at in range(WINDOWS):  # in every phase of the scheduler's own windows
+        start = STREAM - running - at * (running + running // WINDOWS)
         some = slice(start, start + running)
         found.append(astuple(figures(case, _taken(trace, order[some]), rank[some])))
     return Figures(*np.mean(found, axis=0).tolist())
