@@ -12,16 +12,16 @@ from bench.timing import console
 from controller.router.scheduling.decide import SCHEDULERS
 from simulations.streams.engines import SCHEDULES, decoded
 from simulations.streams.local_rate import AT_HOME, HOMES, best_found, cases, rates
-from simulations.streams.step import compared
+from simulations.streams.step import as_they_come, at_once, both
 from simulations.streams.worlds import SPLITS, World, worlds
 
 GPUS, RECORDINGS = (4, 8), 3
 PLANS = os.environ.get("PLANS", f"joint,{HOMES},cocluster,{AT_HOME}").split(",")
-PARTS = os.environ.get("PARTS", "rates,step,engines,speed").split(",")
+PARTS = os.environ.get("PARTS", "rates,step,elsewhere,engines,speed").split(",")
 
 
 def run() -> None:
-    """All tables, or some: PARTS=rates,step,engines,speed; with some plans: PLANS=joint,..."""
+    """All tables, or some: PARTS=rates,step,...; with some plans: PLANS=joint,..."""
     known = list(worlds(DATA))
     if len(known) < RECORDINGS:
         console.print(f"left out: recordings that are not in {DATA} (PLACER_TEST_DATA names it)")
@@ -32,6 +32,8 @@ def run() -> None:
             console.print(_rates(world))
     if "step" in PARTS:
         console.print(_step(known, HOMES))
+    if "elsewhere" in PARTS:
+        console.print(_step([world.elsewhere() for world in known], HOMES))
     if "engines" in PARTS:
         for world in known:
             if world.decodes:
@@ -67,17 +69,17 @@ def _rates(world: World) -> Table:
 
 def _step(known: Sequence[World], plan: str) -> Table:
     table = _table(
-        f"{plan}'s plan with homes from tables, over joint's with least-loaded homes; {SPLITS} "
-        "splits, mean ± standard error",
+        f"{plan}'s plan with homes from tables, over joint's with least-loaded homes; mean ± "
+        "standard error of the splits",
         "", "ranks", "redundant", "homes", "remote fan-out", "x", "balance", "less", "step x",
     )  # fmt: skip
     for quarter in (False, True):
         for gpus in GPUS:
             of_all: dict[str, list[tuple[float, float, float]]] = {}
             for world in known:
-                found = list(compared(world, gpus, plan, SPLITS, quarter))
-                for at, homes in ((1, "offline"), (2, "online")):
-                    rows = [(one[0], one[at]) for one in found]
+                found = list(both(world, gpus, plan, world.splits, quarter))
+                for homes, judged in (("at once", at_once), ("as they come", as_they_come)):
+                    rows = [judged(*one) for one in found]
                     x = [ours.remote / plain.remote for plain, ours in rows]
                     less = [ours.balance - plain.balance for plain, ours in rows]
                     step = [ours.step_s / plain.step_s for plain, ours in rows]

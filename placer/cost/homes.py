@@ -112,7 +112,7 @@ def _exchanged(
             won[found[:, None] == found] = 0.0
             if won.max() > best:
                 best, (one, other) = won.max(), divmod(int(won.argmax()), len(found))
-        if best <= 1e-9 * (1.0 + enough):
+        if best <= 1e-9 * (1.0 + sent.mean()):
             break
         if other >= 0:
             gpu, found[other] = int(found[other]), found[one]

@@ -9,7 +9,7 @@ from placer.prediction.alignment import shuffle
 from placer.tables import counted, tables_of
 from simulations.papers.table import Row, Table
 from simulations.streams.local_rate import Case, case, rates
-from simulations.streams.step import compared
+from simulations.streams.step import at_once, both
 from simulations.streams.worlds import World, worlds
 
 GPUS, PLAN = 4, "cocluster"
@@ -65,6 +65,6 @@ def by_token(one: Case) -> tuple[float, float]:
 
 def steps(world: World, seeds: int) -> Iterator[Row]:
     """Seconds of the MoE layers, joint with the least loaded over joint with homes by tables."""
-    some = list(compared(world, GPUS, "joint+homes", seeds, False))
-    faster = float(np.mean([plain.step_s / ours.step_s for plain, ours, _ in some])) - 1
+    some = [at_once(*one) for one in both(world, GPUS, "joint+homes", seeds, False)]
+    faster = float(np.mean([plain.step_s / ours.step_s for plain, ours in some])) - 1
     yield Row("throughput, published within an SLO", SPEED_UP, faster, "predicted", why=WHY_STEP)

@@ -1,18 +1,27 @@
 """What counts: traffic, balance and the step's time by placer's own score, over joint's plan with
-requests at home with the least loaded."""
+requests at home with the least loaded. All at once, of requests whose lengths are known; and as
+they come, one after another, of those that are under way together."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
+from controller.router.scheduling.lookup import Lookup
+from controller.router.scheduling.pool import Engine
+from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import IntArray
 from placer.cost import score, traffic
 from placer.cost.homes import chosen
-from placer.tables.owning import local
+from placer.cost.owned import peak
+from placer.cost.requests import costs_of
+from placer.tables.owning import visits
+from placer.trace import Trace
 from simulations.streams.chosen import drawn, foreseen, streamed
 from simulations.streams.local_rate import STREAM, WINDOW, Case, cases
 from simulations.streams.worlds import World
+
+WINDOWS = 8  # the last of a stream, whose steps are judged
 
 
 @dataclass(frozen=True)
@@ -24,9 +33,14 @@ class Figures:
     step_s: float
 
 
-def figures(case: Case, homes: IntArray | None) -> Figures:
-    """Of the judged half, with these homes [sequences]; None: with the least loaded."""
-    trace, placement = case.judged.served, case.placement
+# Of joint with the least loaded, and of the plan with homes.
+Cases = tuple[Case, Case]
+Pair = tuple[Figures, Figures]
+
+
+def figures(case: Case, trace: Trace, homes: IntArray | None) -> Figures:
+    """With these homes [sequences]; None: with the least loaded."""
+    placement = case.placement
     found = score(case.problem, placement, trace, homes=homes)
     sent = traffic.measured(trace, placement, "dedup", homes).dispatch.gpu
     away = sent.sum() - sent.trace(axis1=1, axis2=2).sum()
@@ -34,29 +48,51 @@ def figures(case: Case, homes: IntArray | None) -> Figures:
     return Figures(remote, found.balancedness, found.step_s)
 
 
-def offline(case: Case) -> IntArray:
-    gain = foreseen(case.table, local(case.table, case.placement), case.judged)
-    return chosen(gain, case.judged.served.seq_lens)
+def offline(case: Case) -> Figures:
+    trace = case.judged.served
+    gain = foreseen(case.table, visits(case.table, case.placement), case.judged)
+    most = peak(case.problem.profile, case.placement)
+    return figures(case, trace, chosen(gain, trace.seq_lens, most))
 
 
-def online(case: Case) -> IntArray:
-    """Homes of all sequences, one after another, after a stream of them went before."""
-    count = case.judged.served.sequences
-    order = np.append(drawn(STREAM, count, case.seed), np.arange(count))
-    running = WINDOW * case.gpus
-    stream = streamed(case.scheduler("seconds"), case.judged, order, case.world.decodes, running)
-    return stream.rank[STREAM:]
+def online(case: Case, name: str) -> Figures:
+    """Of a stream's last windows, each the requests that are under way together: their mean."""
+    trace, running = case.judged.served, WINDOW * case.gpus
+    order = drawn(STREAM, trace.sequences, case.seed)
+    owning = Lookup.of(case.table.vocabulary, [visits(case.table, case.placement)])
+    costs = costs_of(case.problem)
+    scheduler = Scheduler([Engine("engine", case.gpus)], costs, owning, name)
+    rank = streamed(scheduler, case.judged, order, case.world.decodes, running).rank
+    found = []
+    for at in range(WINDOWS):  # in every phase of the scheduler's own windows
+        start = STREAM - running - at * (running + running // WINDOWS)
+        some = slice(start, start + running)
+        found.append(astuple(figures(case, _taken(trace, order[some]), rank[some])))
+    return Figures(*np.mean(found, axis=0).tolist())
 
 
-def compared(
-    world: World, gpus: int, plan: str, splits: int, quarter: bool
-) -> Iterator[tuple[Figures, Figures, Figures]]:
-    """By split: joint with the least loaded; the plan with homes by tables, offline and online."""
+def _taken(trace: Trace, order: IntArray) -> Trace:
+    """These sequences, in this order."""
+    starts = np.cumsum(trace.seq_lens) - trace.seq_lens
+    tokens = [np.arange(starts[at], starts[at] + trace.seq_lens[at]) for at in order.tolist()]
+    ids = trace.expert_ids[np.concatenate(tokens)]
+    return replace(
+        trace, expert_ids=ids, seq_lens=trace.seq_lens[order], token_ids=None, gates=None
+    )
+
+
+def both(world: World, gpus: int, plan: str, splits: int, quarter: bool) -> Iterator[Cases]:
     redundant = gpus * -(-world.shape.experts // 4 // gpus) if quarter else 0
-    pairs = zip(
+    return zip(
         cases(world, gpus, "joint", splits, redundant),
         cases(world, gpus, plan, splits, redundant),
         strict=True,
     )
-    for plain, ours in pairs:
-        yield figures(plain, None), figures(ours, offline(ours)), figures(ours, online(ours))
+
+
+def at_once(plain: Case, ours: Case) -> Pair:
+    return figures(plain, plain.judged.served, None), offline(ours)
+
+
+def as_they_come(plain: Case, ours: Case) -> Pair:
+    return online(plain, "least_loaded"), online(ours, "seconds")

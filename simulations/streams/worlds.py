@@ -1,6 +1,6 @@
 """Real requests: what is known of each before it runs, and what is routed once it does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,18 +44,35 @@ class Requests:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """One model's requests. decodes: what is served are other tokens than those known."""
+    """One model's requests.
+
+    decodes: what is served are other tokens than those known
+    domains: [domains] sequences of each, one after another
+    apart:   what is fitted on is of one domain, and what is judged of the others
+    """
 
     name: str
     shape: ModelShape
     requests: Requests
     decodes: bool
+    domains: tuple[int, ...] = ()
+    apart: bool = False
+
+    @property
+    def splits(self) -> int:
+        return len(self.domains) if self.apart else SPLITS
+
+    def elsewhere(self) -> "World":
+        return replace(self, name=f"{self.name}, other domains", apart=True)
 
     def halves(self, seed: int) -> tuple[Requests, Requests]:
         """To fit on, and to score on."""
         count = self.requests.served.sequences
         fit = np.zeros(count, dtype=np.bool_)
-        fit[np.random.default_rng(seed).permutation(count)[: count // 2]] = True
+        if self.apart:
+            fit[:] = np.repeat(np.arange(len(self.domains)), self.domains) == seed
+        else:
+            fit[np.random.default_rng(seed).permutation(count)[: count // 2]] = True
         return self.requests.select(fit), self.requests.select(~fit)
 
     def problem(
@@ -75,26 +92,34 @@ class World:
 def worlds(data: Path | None) -> Iterator[World]:
     """The example model's, and those whose recordings are in the folder ``data``."""
     if paths := sorted(TINY.glob("*.npz")):
-        tiny = concatenate([read_trace(path, SHAPE) for path in paths])
-        yield World("example model", SHAPE, _prefilled(tiny), False)
+        traces = [read_trace(path, SHAPE) for path in paths]
+        tiny = _prefilled(concatenate(traces))
+        yield World("example model", SHAPE, tiny, False, _sequences(traces))
     if data is None:
         return
     lite = model.preset("deepseek-v2-lite")
     if paths := sorted((data / "deepseek-v2-lite-routing").glob("*.npz")):
-        both = concatenate([read_trace(path, lite) for path in paths])
+        traces = [read_trace(path, lite) for path in paths]
+        both = concatenate(traces)
         _, numbered = np.unique(token_identity(both), return_inverse=True)
         both = replace(both, token_ids=numbered.astype(np.int64))
-        yield World("DSV2-Lite (upper bound: keyed on layer 0)", lite, _prefilled(both), False)
+        name, some = "DSV2-Lite (upper bound: keyed on layer 0)", _prefilled(both)
+        yield World(name, lite, some, False, _sequences(traces))
     oss, folder = model.preset("gpt-oss-20b"), data / "gpt-oss-20b-decode"
     names = [name for name in ("stem", "humanities") if (folder / f"{name}.prompts.npz").exists()]
     if names:
-        served = concatenate([read_trace(folder / f"{name}.npz", oss) for name in names])
+        traces = [read_trace(folder / f"{name}.npz", oss) for name in names]
         prompts = [np.load(folder / f"{name}.prompts.npz") for name in names]
         known, lens = (
             np.concatenate([one[name] for one in prompts]).astype(np.int64)
             for name in ("token_ids", "prompt_lens")
         )
-        yield World("gpt-oss decode, from prompts", oss, Requests(served, known, lens), True)
+        some = Requests(concatenate(traces), known, lens)
+        yield World("gpt-oss decode, from prompts", oss, some, True, _sequences(traces))
+
+
+def _sequences(traces: Iterable[Trace]) -> tuple[int, ...]:
+    return tuple(trace.sequences for trace in traces)
 
 
 def _prefilled(trace: Trace) -> Requests:

@@ -5,8 +5,9 @@ The largest of, in GPU seconds and over all ranks r of all engines e that it may
 
     local_s * left[r] * share[r]            tokens whose experts are on their own GPU
     + prefill_s * cached[r]                 tokens of the prompt that need not be computed
-    - read_s * generated * added[e]         experts that steps have to read for it
+    - read_s * generated * read[e]          experts that steps read, by each of its requests
     - left[r] * dear[r]                     so that ranks get as many tokens
+    - local_s * others[e] * over[r]         other ranks wait for tokens that r has no room for
 
 of those that are to get more in this window. An engine's part is the same for all its ranks, so
 that the best rank of the best engine is the best of all.

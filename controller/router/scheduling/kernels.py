@@ -22,7 +22,7 @@ Kernel = Callable[..., Any]
 
 SECONDS, ROUND_MASK, LEAST_LOADED, ELDR = range(4)
 MOST_SCORED = 1024  # tokens of a prompt that are looked up, evenly spread
-WINDOW = 8  # requests a rank, if not more are under way, after which ranks got as many tokens
+WINDOW = 8  # requests a rank, after which ranks got as many tokens
 STEP = 0.2  # of a price, in mean gains, for all tokens too many
 MEMORY = 1000  # requests after which what was learnt fades
 SURE = 0.999  # no expert is surer
@@ -99,7 +99,9 @@ def seen_by(
 @compiled
 def savings(ranks: Ranks, case: Case, costs: Costs) -> FloatArray:
     """[R] GPU seconds that a request saves on each rank, less those that it costs there alone."""
-    reading = costs.read_s * case.generated * case.added
+    # All that the engine's steps read, by each of its requests: they wait for what is added.
+    read = (ranks.reads + (ranks.running + 1) * case.added) / (ranks.running.mean() + 1)
+    reading = costs.read_s * case.generated * read
     return (
         costs.local_s * case.left * case.share
         + costs.prefill_s * case.cached
@@ -132,22 +134,26 @@ def room(ranks: Ranks, fitted: FloatArray) -> FloatArray:
 
 @compiled
 def values(
-    rule: int, ranks: Ranks, case: Case, band: float, saved: FloatArray, may: BoolArray, fitted: Any
-) -> FloatArray:
+    rule: int, ranks: Ranks, case: Case, costs: Costs, saved: FloatArray, may: BoolArray,
+    fitted: FloatArray,
+) -> FloatArray:  # fmt: skip
     """[R] what a rule makes the largest of, where the request may go."""
     if rule == SECONDS:
+        # A step waits for its engine's fullest rank: that has room for what a length may be off.
+        left, others = room(ranks, fitted), np.bincount(ranks.engine)[ranks.engine] - 1
+        enough = np.where(others > 0, np.sqrt(fitted[ERRORS]), 0.0) + 1e-6 * fitted[TOKENS]
         idle = LEAST_S * (ranks.backlog + ranks.given / MEMORY)
         value = saved - case.left * (ranks.dear + idle)
-        # Room for as much as a length may be off, and for sums that are not exact.
-        left, enough = room(ranks, fitted), np.sqrt(fitted[ERRORS]) + 1e-6 * fitted[TOKENS]
-        may = may & (left >= min(enough, left[may].max()))
+        if fitted[SPAN] > 0:
+            value -= costs.local_s * others * np.maximum(case.left - enough - left, 0.0)
+        may = may & (left >= np.minimum(enough, left[may].max()))
     elif rule == ROUND_MASK:
         fewest = ranks.sent[may].min()
         value = np.where(ranks.sent == fewest, case.share, -np.inf)
     elif rule == LEAST_LOADED:
         value = -ranks.backlog
     else:
-        near = case.share >= (1 - band) * case.share[may].max()
+        near = case.share >= (1 - costs.band) * case.share[may].max()
         value = np.where(near, -ranks.backlog, -np.inf)
     return np.where(may, value, -np.inf)
 
@@ -216,7 +222,10 @@ def read(ranks: Ranks, tables: Tables, engine: int, factors: FloatArray, sign: f
     """The engine's steps read what a request needs from now on, or (sign -1) no longer."""
     chance = np.minimum(np.maximum(np.dot(factors, tables.basis) / tables.every, 0.0), SURE)
     ranks.unread[engine] += sign * np.log1p(-chance)
-    ranks.missing[engine] = np.dot(tables.basis, np.exp(ranks.unread[engine]))
+    unread = np.exp(ranks.unread[engine])
+    ranks.missing[engine] = np.dot(tables.basis, unread)
+    ranks.reads[engine] = tables.every * (1 - unread).sum()
+    ranks.running[engine] += sign
 
 
 @compiled
@@ -231,7 +240,7 @@ def one(
     scored, expected = summed(tables, tokens, sums), fitted[GENERATED]
     case = seen_by(ranks, tables, sums, scored, (length, min(most, expected), cached))
     saved, may = savings(ranks, case, costs), admitted(ranks, case.need)
-    best = int(values(rule, ranks, case, costs.band, saved, may, fitted).argmax())
+    best = int(values(rule, ranks, case, costs, saved, may, fitted).argmax())
     mean_s = saved[may].mean()
     engine, left = ranks.engine[best], case.left[best]
     coming = min(most, expected * ranks.longer[best])
@@ -258,8 +267,7 @@ def one(
         charge(ranks, fitted, best, booked)
         fitted[REST] -= 1
         if fitted[REST] <= 0:
-            under_way = fitted[CHOSEN] - fitted[ENDED]
-            fitted[SPAN] = fitted[REST] = max(WINDOW * len(ranks.open), under_way)
+            fitted[SPAN] = fitted[REST] = WINDOW * len(ranks.open)
             ranks.given[:] = ranks.ahead / WINDOW  # what is uneven goes into as many windows
         if rule == SECONDS:
             price(ranks, fitted)

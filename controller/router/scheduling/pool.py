@@ -49,6 +49,8 @@ class Ranks(NamedTuple):
     unread:  [engines, cells] log of the chance that an expert is read by none of the engine's
              requests in a step
     missing: [engines, width] that chance by the tables' factors, summed: experts yet to be read
+    reads:   [engines] distinct experts that a step reads, over all layers
+    running: [engines] requests for which it reads them
     """
 
     engine: IntArray
@@ -68,6 +70,8 @@ class Ranks(NamedTuple):
     sizes: FloatArray
     unread: FloatArray
     missing: FloatArray
+    reads: FloatArray
+    running: FloatArray
 
 
 class Case(NamedTuple):
@@ -126,6 +130,8 @@ def laid_out(engines: Sequence[Engine], first: Sequence[int], basis: FloatArray)
         sizes=np.zeros(RECENT),
         unread=np.zeros((len(engines), basis.shape[1])),
         missing=np.tile(basis.sum(axis=1), (len(engines), 1)),
+        reads=np.zeros(len(engines)),
+        running=np.zeros(len(engines)),
     )
     return Pool(tuple((one.name, rank) for one in engines for rank in range(one.ranks)), ranks)
 

@@ -67,6 +67,15 @@ def by_the_formula(
     values = tables.tables.values
     rows = [token if 0 <= token < 5 else 5 for token in request.tokens.tolist()] or [5]
     need = request.length + request.most
+    # What is left of this window: as many tokens on each rank as on others at its end.
+    opened = [at for at in range(len(pool.places)) if ranks.open[at]]
+    each = float(fitted[kernels.TOKENS])
+    span, rest = (float(fitted[at]) * each for at in (kernels.SPAN, kernels.REST))
+    behind = {at: float(ranks.backlog[at] - ranks.given[at]) for at in range(len(pool.places))}
+    usual = (sum(behind[at] for at in opened) + span) / len(opened)
+    got = {at: float(ranks.given[at]) + max(behind[at] - usual, 0) for at in behind}
+    left_of = {at: (sum(got[at] for at in opened) + rest) / len(opened) - got[at] for at in got}
+    free = float(fitted[kernels.ERRORS]) ** 0.5 + 1e-6 * each
     found = []
     for at in range(len(pool.places)):
         column = int(ranks.column[at])
@@ -76,22 +85,14 @@ def by_the_formula(
         idle = ranks.backlog[at] + ranks.given[at] / kernels.MEMORY
         dear = ranks.dear[at] + kernels.LEAST_S * idle
         saved = prices.costs.local_s * left * share + prices.costs.prefill_s * cached[at]
-        found.append(float(saved - left * dear))
+        waits = prices.costs.local_s * (RANKS - 1) * max(left - free - left_of[at], 0)
+        found.append(float(saved - left * dear - (waits if span else 0)))
     room = [float(ranks.kv[at] - ranks.held[at]) for at in range(len(found))]
-    opened = [at for at in range(len(found)) if ranks.open[at]]
     may = (
         [at for at in opened if room[at] >= need] or [at for at in opened if room[at] > 0] or opened
     )
-    # What is left of this window: as many tokens on each rank as on others at its end.
-    each = float(fitted[kernels.TOKENS])
-    span, rest = (float(fitted[at]) * each for at in (kernels.SPAN, kernels.REST))
-    behind = {at: float(ranks.backlog[at] - ranks.given[at]) for at in opened}
-    usual = (sum(behind.values()) + span) / len(opened)
-    got = {at: float(ranks.given[at]) + max(behind[at] - usual, 0) for at in opened}
-    left = {at: (sum(got.values()) + rest) / len(opened) - got[at] for at in opened}
-    free = float(fitted[kernels.ERRORS]) ** 0.5 + 1e-6 * each
-    enough = min(free, max(left[at] for at in may))
-    may = [at for at in may if left[at] >= enough - 1e-9]
+    enough = min(free, max(left_of[at] for at in may))
+    may = [at for at in may if left_of[at] >= enough - 1e-9]
     return [value if at in may else -np.inf for at, value in enumerate(found)]
 
 
@@ -140,6 +141,19 @@ def test_a_request_joins_the_engine_that_reads_its_experts_anyway() -> None:
     assert again.why.added == pytest.approx(0, abs=0.01)
 
 
+def test_of_engines_that_would_read_as_much_more_the_one_with_fewer_to_wait_for_it_is_chosen() -> (
+    None
+):
+    """And of those with as many, the one whose steps read less."""
+    lookup, _ = of_kinds(3)
+    pool = laid_out(scheduler_engines(2), lookup.first, lookup.tables.basis)
+    prices, request = Prices.at_first(SECOND_EACH), a_request(2, most=4)
+    pool.ranks.running[:], pool.ranks.reads[:] = (3, 1), (1, 1)
+    assert decide(request, pool, lookup, prices).engine == "e1"
+    pool.ranks.running[:], pool.ranks.reads[:] = (1, 1), (2, 1)
+    assert decide(request, pool, lookup, prices).engine == "e1"
+
+
 def scheduler_engines(count: int) -> list[Engine]:
     return [Engine(f"e{one}", 1) for one in range(count)]
 
@@ -155,6 +169,20 @@ def test_nobody_goes_where_there_is_no_room_while_another_rank_has_some() -> Non
     assert decide(a_request(1, 1, most=2), pool, tables, prices).rank == 0
     pool.ranks.held[0] = 8
     assert decide(a_request(1, 1, 1, 1), pool, tables, prices).rank == 1
+
+
+def test_a_request_that_does_not_fit_is_worth_less_as_others_wait_for_its_rank() -> None:
+    """60% of its experts are on rank 0, which still gets 10 tokens in this window, rank 1 gets 30.
+    Of 30 tokens 20 are too many: 20 s of rank 1's to save 6. Without a window nobody waits."""
+    tables = own_ranks(2)
+    pool = laid_out([Engine("e0", 2)], tables.first, tables.tables.basis)
+    prices = Prices.at_first(SECOND_EACH)
+    long, short = (a_request(*[0, 0, 0, 1, 1] * times) for times in (6, 2))
+    assert decide(long, pool, tables, prices).rank == 0
+    pool.ranks.given[0] = 20
+    prices.fitted[[kernels.TOKENS, kernels.SPAN, kernels.REST]] = 20, 16, 2
+    assert decide(short, pool, tables, prices).rank == 0
+    assert decide(long, pool, tables, prices).rank == 1
 
 
 def test_a_draining_rank_is_never_chosen() -> None:

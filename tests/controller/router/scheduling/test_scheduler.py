@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.router.scheduling import kernels
 from controller.router.scheduling.decide import SCHEDULERS, NoRankError
 from controller.router.scheduling.pool import Engine
 from controller.router.scheduling.request import Request
@@ -221,15 +220,6 @@ def test_where_nothing_is_known_and_nothing_waits_ranks_take_turns() -> None:
         scheduler.began(found[-1])
         scheduler.ended(found[-1], 0)
     assert [sorted(one.rank for one in found[at : at + 3]) for at in (0, 3)] == [[0, 1, 2]] * 2
-
-
-def test_windows_are_as_long_as_many_requests_are_under_way() -> None:
-    """16 in the first window, of which none ended; then 16, 32 and 64."""
-    scheduler, spans = a_scheduler(), []
-    for _ in range(16 + 16 + 32 + 1):
-        scheduler.choose(a_request(1))
-        spans.append(scheduler.prices.fitted[kernels.SPAN])
-    assert spans == [16] * 31 + [32] * 32 + [64] * 2
 
 
 def test_a_rank_that_is_far_behind_gets_less() -> None:
