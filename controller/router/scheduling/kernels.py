@@ -140,13 +140,15 @@ def values(
     """[R] what a rule makes the largest of, where the request may go."""
     if rule == SECONDS:
         # A step waits for its engine's fullest rank: that has room for what a length may be off.
-        left, others = room(ranks, fitted), np.bincount(ranks.engine)[ranks.engine] - 1
-        enough = np.where(others > 0, np.sqrt(fitted[ERRORS]), 0.0) + 1e-6 * fitted[TOKENS]
-        idle = LEAST_S * (ranks.backlog + ranks.given / MEMORY)
-        value = saved - case.left * (ranks.dear + idle)
-        if fitted[SPAN] > 0:
-            value -= costs.local_s * others * np.maximum(case.left - enough - left, 0.0)
-        may = may & (left >= np.minimum(enough, left[may].max()))
+        left = room(ranks, fitted)
+        spare = np.sqrt(fitted[ERRORS]) * np.minimum(ranks.others, 1.0) + 1e-6 * fitted[TOKENS]
+        wait_s = costs.local_s if fitted[SPAN] > 0 else 0.0
+        value = (
+            saved
+            - case.left * (ranks.dear + LEAST_S * (ranks.backlog + ranks.given / MEMORY))
+            - wait_s * ranks.others * np.maximum(case.left - spare - left, 0.0)
+        )
+        may = may & (left >= np.minimum(spare, left[may].max()))
     elif rule == ROUND_MASK:
         fewest = ranks.sent[may].min()
         value = np.where(ranks.sent == fewest, case.share, -np.inf)
@@ -241,15 +243,15 @@ def one(
     case = seen_by(ranks, tables, sums, scored, (length, min(most, expected), cached))
     saved, may = savings(ranks, case, costs), admitted(ranks, case.need)
     best = int(values(rule, ranks, case, costs, saved, may, fitted).argmax())
-    mean_s = saved[may].mean()
+    places, opened = may.sum(), max(ranks.open.sum(), 1)
+    mean_s = (saved * may).sum() / places
     engine, left = ranks.engine[best], case.left[best]
     coming = min(most, expected * ranks.longer[best])
     booked = left - case.generated + coming
-    told[:] = np.array([
-        case.share[best], case.share[may].mean(), saved[best] - mean_s, case.cached[best],
-        case.added[engine], ranks.backlog[best], ranks.backlog[ranks.open].mean(),
-        booked, case.need, coming, scored,
-    ])  # fmt: skip
+    share, backlog = (case.share * may).sum() / places, (ranks.backlog * ranks.open).sum() / opened
+    told[0], told[1], told[2] = case.share[best], share, saved[best] - mean_s
+    told[3], told[4], told[5] = case.cached[best], case.added[engine], ranks.backlog[best]
+    told[6], told[7], told[8], told[9], told[10] = backlog, booked, case.need, coming, scored
     if counts:
         at = int(fitted[CHOSEN]) % len(ranks.sizes)
         ranks.recent[:, at], ranks.sizes[at] = saved / np.maximum(case.left, 1.0), left

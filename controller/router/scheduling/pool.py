@@ -32,6 +32,7 @@ class Ranks(NamedTuple):
     """All ranks of all engines, R of them, one engine after another.
 
     engine:  [R] the engine of each
+    others:  [R] ranks of its engine besides it
     column:  [R] that of the tables which tells what it holds; of no matter if nothing does
     chance:  [R] share of a token's experts that it has, if nothing is known; else 0
     open:    [R] whether it takes requests
@@ -54,6 +55,7 @@ class Ranks(NamedTuple):
     """
 
     engine: IntArray
+    others: FloatArray
     column: IntArray
     chance: FloatArray
     open: BoolArray
@@ -114,6 +116,7 @@ def laid_out(engines: Sequence[Engine], first: Sequence[int], basis: FloatArray)
     is_open = [rank not in one.draining for one in engines for rank in range(one.ranks)]
     ranks = Ranks(
         engine=np.repeat(np.arange(len(engines)), sizes),
+        others=np.repeat(sizes - 1.0, sizes),
         column=np.maximum(columns, 0),
         chance=np.where(columns < 0, np.repeat(1 / sizes, sizes), 0.0),
         open=np.array(is_open, dtype=np.bool_),
