@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from rich.table import Table
@@ -12,11 +13,14 @@ from bench.timing import console
 from controller.router.scheduling.decide import SCHEDULERS
 from simulations.streams.engines import SCHEDULES, decoded
 from simulations.streams.local_rate import AT_HOME, HOMES, best_found, cases, rates
-from simulations.streams.step import as_they_come, at_once, both
+from simulations.streams.step import UNDER_WAY, as_they_come, at_once, both
 from simulations.streams.worlds import SPLITS, World, worlds
 
 GPUS, RECORDINGS = (4, 8), 3
 PLANS = os.environ.get("PLANS", f"joint,{HOMES},cocluster,{AT_HOME}").split(",")
+WAYS = {"at once": at_once} | {
+    f"as they come, {count} a rank": partial(as_they_come, a_rank=count) for count in UNDER_WAY
+}
 PARTS = os.environ.get("PARTS", "rates,step,elsewhere,engines,speed").split(",")
 
 
@@ -78,7 +82,7 @@ def _step(known: Sequence[World], plan: str) -> Table:
             of_all: dict[str, list[tuple[float, float, float]]] = {}
             for world in known:
                 found = list(both(world, gpus, plan, world.splits, quarter))
-                for homes, judged in (("at once", at_once), ("as they come", as_they_come)):
+                for homes, judged in WAYS.items():
                     rows = [judged(*one) for one in found]
                     x = [ours.remote / plain.remote for plain, ours in rows]
                     less = [ours.balance - plain.balance for plain, ours in rows]

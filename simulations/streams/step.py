@@ -21,7 +21,8 @@ from simulations.streams.chosen import drawn, foreseen, streamed
 from simulations.streams.local_rate import STREAM, WINDOW, Case, cases
 from simulations.streams.worlds import World
 
-WINDOWS = 8  # the last of a stream, whose steps are judged
+UNDER_WAY = (WINDOW, 64)  # requests a rank that are under way together
+MOMENTS = 8  # of a stream's end, whose steps are judged
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,19 @@ def offline(case: Case) -> Figures:
     return figures(case, trace, chosen(gain, trace.seq_lens, most))
 
 
-def online(case: Case, name: str) -> Figures:
-    """Of a stream's last windows, each the requests that are under way together: their mean."""
-    trace, running = case.judged.served, WINDOW * case.gpus
-    order = drawn(STREAM, trace.sequences, case.seed)
+def online(case: Case, name: str, a_rank: int) -> Figures:
+    """Of a stream's last moments, each with so many requests a rank under way: their mean."""
+    trace, running = case.judged.served, a_rank * case.gpus
+    apart = running + case.gpus  # another phase of the scheduler's own windows each time
+    count = max(STREAM, running + MOMENTS * apart)
+    order = drawn(count, trace.sequences, case.seed)
     owning = Lookup.of(case.table.vocabulary, [visits(case.table, case.placement)])
     costs = costs_of(case.problem)
     scheduler = Scheduler([Engine("engine", case.gpus)], costs, owning, name)
     rank = streamed(scheduler, case.judged, order, case.world.decodes, running).rank
     found = []
-    for at in range(WINDOWS):  # in every phase of the scheduler's own windows
-        start = STREAM - running - at * (running + running // WINDOWS)
-        some = slice(start, start + running)
+    for end in range(count, count - MOMENTS * apart, -apart):
+        some = slice(end - running, end)
         found.append(astuple(figures(case, _taken(trace, order[some]), rank[some])))
     return Figures(*np.mean(found, axis=0).tolist())
 
@@ -94,5 +96,5 @@ def at_once(plain: Case, ours: Case) -> Pair:
     return figures(plain, plain.judged.served, None), offline(ours)
 
 
-def as_they_come(plain: Case, ours: Case) -> Pair:
-    return online(plain, "least_loaded"), online(ours, "seconds")
+def as_they_come(plain: Case, ours: Case, a_rank: int) -> Pair:
+    return online(plain, "least_loaded", a_rank), online(ours, "seconds", a_rank)
