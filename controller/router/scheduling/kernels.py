@@ -140,9 +140,8 @@ def values(
     """[R] what a rule makes the largest of, where the request may go."""
     if rule == SECONDS:
         # A step waits for its engine's fullest rank: that has room for what a length may be off.
-        left = room(ranks, fitted)
+        left, wait_s = room(ranks, fitted), costs.local_s * (fitted[SPAN] > 0)
         spare = np.sqrt(fitted[ERRORS]) * np.minimum(ranks.others, 1.0) + 1e-6 * fitted[TOKENS]
-        wait_s = costs.local_s if fitted[SPAN] > 0 else 0.0
         value = (
             saved
             - case.left * (ranks.dear + LEAST_S * (ranks.backlog + ranks.given / MEMORY))
