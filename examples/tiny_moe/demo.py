@@ -264,7 +264,8 @@ def undisturbed(engines: list[Any], asked: list[list[int]]) -> Answers:
 def report(channel: grpc.Channel, rows: list[tuple[str, list[float]]], traffic: Traffic) -> None:
     table = Table("traffic", "balancedness before", "after", title="what the controller won")
     for name, seen in rows:
-        table.add_row(name, f"{min(seen, default=0):.3f}", f"{seen[-1] if seen else 0:.3f}")
+        known = (f"{min(seen):.3f}", f"{seen[-1]:.3f}") if seen else ("too few tokens", "")
+        table.add_row(name, *known)
     out.print(table)
     operations = FleetServiceStub(channel).Operations(OperationsRequest()).operations
     records = LedgerServiceStub(channel).History(HistoryRequest()).records
