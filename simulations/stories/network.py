@@ -93,7 +93,7 @@ class Network(MemoryEngines):
 
     def heal(self) -> None:
         """From now on nothing is lost."""
-        self.is_healed = True
+        self.is_healed, self._moods = True, []
         for one in self.there.values():
             one.is_cut = one.is_deaf = one.is_silent = False
             one.slow_s, one.says, one.memory.is_gone = 0.0, None, False

@@ -31,6 +31,12 @@ def test_stories_of_these_seeds_break_no_rule(first: int) -> None:
     assert batch.operations > 0
 
 
+@pytest.mark.parametrize("seed", [867, 2143])
+def test_once_all_heals_no_fault_comes_any_more(seed: int) -> None:
+    """Their last commands of a kind, at which a rank was to die, come after that."""
+    assert tell(a_story(seed)).wrong is None
+
+
 def test_every_deed_and_fault_comes_about() -> None:
     events = [event for seed in range(400) for event in a_story(seed).events]
     assert {event.what for event in events if not event.on} == set(DEEDS) | set(FAULTS)
