@@ -742,68 +742,19 @@ def move(state: State, slot: int, experts: Pair, gpus: int) -> None:
 def settle(layer: Layer, rules: Rules, slots: IntArray, sharp: bool = False) -> State:
     """The state of a layer whose slots hold these experts."""
     gpus, experts = layer.standing.shape[1], layer.use.shape[0]
-    places = gpus + (rules.nodes if rules.nodes > 1 else 0)
-    size, per_node = slots.shape[0] // gpus, gpus // rules.nodes
-    held = np.zeros((places, experts), dtype=np.int64)
-    for slot in range(slots.shape[0]):
-        held[slot // size, slots[slot]] += 1
-        if places > gpus:
-            held[gpus + slot // (size * per_node), slots[slot]] += 1
-    replicas = np.ones((2, experts), dtype=np.int64)
-    most = layer.reading.shape[1]
-    where = np.zeros((experts, most), dtype=np.int64)
-    for e in range(experts):
-        replicas[0, e] = 0
-        for k in range(gpus):
-            if held[k, e] > 0:
-                where[e, replicas[0, e]] = k
-                replicas[0, e] += 1
-        if places > gpus:
-            replicas[1, e] = (held[gpus:, e] > 0).sum()
-    colocated, danger = np.zeros((places, experts)), np.zeros((gpus, experts))
-    ahead = np.zeros((gpus, experts))
-    sums = np.zeros((OWNED + 1, places))
-    for k in range(places):
-        level = 0 if k < gpus else 1
-        for e in range(experts):
-            if held[k, e] > 0:
-                r = replicas[level, e]
-                if len(layer.visitors):
-                    sums[MEAN, k] += layer.visitors[k, e] * rules.share[level, r]
-                    colocated[k] += rules.colocated[level, r] * layer.visiting[k, e]
-                elif len(layer.pairs):
-                    sums[MEAN, k] += layer.use[e] * rules.share[level, r]
-                    colocated[k] += rules.colocated[level, r] * layer.pairs[e]
-                if level == 0:
-                    sums[READING, k] += layer.reading[e, r]
-                    sums[VARIANCE, k] += layer.risk[e] / r**2
-                    if len(layer.owning):
-                        sums[OWNED, k] += layer.owning[e] / r
-                    if len(layer.together):
-                        danger[k] += layer.together[e] / r
-                    if rules.by_rule:
-                        ahead[k, e:] += layer.pairs[e, e:] / r
-                        ahead[k, :e] += layer.pairs[e, :e] * (r == 1)
-        for e in range(experts):
-            if held[k, e] > 0:
-                r = replicas[level, e]
-                sums[PAIRS, k] += rules.colocated[level, r] * colocated[k, e] / 2
-                if level == 0:
-                    sums[VARIANCE, k] += danger[k, e] / r
-        if len(layer.pairs):
-            sums[CHANCE, k] = visit_chance(sums[MEAN, k], sums[PAIRS, k], rules.top_k)
+    places, most = gpus + (rules.nodes if rules.nodes > 1 else 0), layer.reading.shape[1]
     state = State(
         slots=slots,
-        replicas=replicas,
-        held=held,
-        where=where,
-        colocated=colocated,
-        ahead=ahead,
+        replicas=np.ones((2, experts), dtype=np.int64),
+        held=np.zeros((places, experts), dtype=np.int64),
+        where=np.zeros((experts, most), dtype=np.int64),
+        colocated=np.zeros((places, experts)),
+        ahead=np.zeros((gpus, experts)),
         shares=np.zeros((experts, gpus)),
         follow=np.zeros((experts, gpus)),
         pull=np.zeros((2, gpus, experts)),
-        danger=danger,
-        sums=sums,
+        danger=np.zeros((gpus, experts)),
+        sums=np.zeros((OWNED + 1, places)),
         totals=np.zeros(11),
         peak=np.zeros(3, dtype=np.int64),
         sharp=np.full(1, int(sharp), dtype=np.int64),
@@ -815,8 +766,77 @@ def settle(layer: Layer, rules: Rules, slots: IntArray, sharp: bool = False) -> 
         fresh=np.zeros((3, most)),
         step=np.zeros(1),
     )
-    refresh(layer, rules, state)
+    reckon(layer, rules, state)
     return state
+
+
+@in_place
+def reckon(layer: Layer, rules: Rules, state: State) -> None:
+    """Bring all of the state up to date with its slots."""
+    gpus, experts = layer.standing.shape[1], layer.use.shape[0]
+    places, count = state.held.shape[0], state.slots.shape[0]
+    size, per_node = count // gpus, gpus // rules.nodes
+    state.held[:], state.replicas[0], state.sums[:] = 0, 0, 0.0
+    state.colocated[:], state.ahead[:], state.danger[:] = 0.0, 0.0, 0.0
+    for slot in range(count):
+        state.held[slot // size, state.slots[slot]] += 1
+        if places > gpus:
+            state.held[gpus + slot // (size * per_node), state.slots[slot]] += 1
+    for e in range(experts):
+        for k in range(gpus):
+            if state.held[k, e] > 0:
+                state.where[e, state.replicas[0, e]] = k
+                state.replicas[0, e] += 1
+        if places > gpus:
+            state.replicas[1, e] = 0
+            for k in range(gpus, places):
+                state.replicas[1, e] += int(state.held[k, e] > 0)
+    for k in range(places):
+        level = 0 if k < gpus else 1
+        for e in range(experts):
+            if state.held[k, e] > 0:
+                join(layer, rules, state, (k, level, e))
+        for e in range(experts):
+            if state.held[k, e] > 0:
+                r = state.replicas[level, e]
+                state.sums[PAIRS, k] += rules.colocated[level, r] * state.colocated[k, e] / 2
+                if level == 0:
+                    state.sums[VARIANCE, k] += state.danger[k, e] / r
+        if len(layer.pairs):
+            mean, pairs = state.sums[MEAN, k], state.sums[PAIRS, k]
+            state.sums[CHANCE, k] = visit_chance(mean, pairs, rules.top_k)
+    refresh(layer, rules, state)
+
+
+@inlined
+def join(layer: Layer, rules: Rules, state: State, what: Three) -> None:
+    """Add what an expert brings to a place. what: the place, 0 for a GPU and 1 for a node, and the
+    expert"""
+    k, level, e = what
+    r, experts = state.replicas[level, e], layer.use.shape[0]
+    near = rules.colocated[level, r]
+    if len(layer.visitors):
+        state.sums[MEAN, k] += layer.visitors[k, e] * rules.share[level, r]
+        for other in range(experts):
+            state.colocated[k, other] += near * layer.visiting[k, e, other]
+    elif len(layer.pairs):
+        state.sums[MEAN, k] += layer.use[e] * rules.share[level, r]
+        for other in range(experts):
+            state.colocated[k, other] += near * layer.pairs[e, other]
+    if level > 0:
+        return
+    state.sums[READING, k] += layer.reading[e, r]
+    state.sums[VARIANCE, k] += layer.risk[e] / r**2
+    if len(layer.owning):
+        state.sums[OWNED, k] += layer.owning[e] / r
+    if len(layer.together):
+        for other in range(experts):
+            state.danger[k, other] += layer.together[e, other] / r
+    if rules.by_rule:
+        for other in range(e, experts):
+            state.ahead[k, other] += layer.pairs[e, other] / r
+        for other in range(e if r == 1 else 0):
+            state.ahead[k, other] += layer.pairs[e, other]
 
 
 @in_place
@@ -1170,21 +1190,26 @@ def wander(layer: Layer, rules: Rules, schedule: Schedule, start: IntArray, shar
     """The best met by simulated annealing from ``start`` [S]. sharp: whether the peaks count"""
     state = settle(layer, rules, start.copy(), sharp)
     best, least = state.slots.copy(), seconds_of(layer, state)
-    met = best.copy()
+    met, found = best.copy(), settle(layer, rules, start.copy(), sharp)
     progress = Progress(np.uint64(schedule.seed * 2 + 1) * np.uint64(0x9E3779B97F4A7C15), 0.0, 0)
     iterations = schedule.iterations
     stage = max(iterations // STAGES, STAGE * len(start)) if rules.by_rule else max(iterations, 1)
     for begin in range(0, iterations, stage):
         if begin > 0:
             refresh(layer, rules, state)
-            found = settle(layer, rules, met, sharp)
+            found.slots[:] = met
+            reckon(layer, rules, found)
             if seconds_of(layer, found) < least:
                 best[:], least = met, seconds_of(layer, found)
             met[:] = state.slots
         span = begin, min(begin + stage, iterations)
         progress = try_exchanges(layer, rules, schedule, state, met, progress, span)
-    state = settle(layer, rules, met, sharp)
-    return settle(layer, rules, best, sharp) if seconds_of(layer, state) > least else state
+    state.slots[:] = met
+    reckon(layer, rules, state)
+    if seconds_of(layer, state) > least:
+        state.slots[:] = best
+        reckon(layer, rules, state)
+    return state
 
 
 @in_place
