@@ -60,8 +60,11 @@ HOME_TURNS = 2  # of the placement given requests' homes, and homes given the pl
 TWICE = 2  # the load that a slot would need to have: exchanges alone did not come far then
 FIRST = (0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the slots, of which it is told what they win
 STEEPEST = 16.0  # factor of the price from one try to the next
-ENOUGH = 50  # iterations for each two slots
-LEAST = 10_000  # even for the smallest: they take a millisecond
+ENOUGH = 50  # iterations for each two slots,
+A_SLOT = 1.5  # or for each two as many for each slot, in a small world
+LEAST = 10_000  # where replicas may go anywhere, even for the smallest
+SMALL = 10_000  # iterations
+STARTS = 8  # where layers depend on each other, as far as the budget goes
 BALANCE = 8  # times fewer exchanges are enough where only balance counts
 REPLICAS = 4  # times as long an exchange takes where replicas share by the dispatch rule
 THREADS = 2
@@ -73,7 +76,7 @@ def optimize(problem: Problem) -> Solution:
         found = _within_limit(problem, problem.current, layers, table)
     else:
         tables = [_search(problem, layers, table), *_grouped(problem, layers)]
-        found = Solution(_fastest(problem, tables))
+        found = Solution(problem.placement(_fastest(problem, tables)))
     if problem.profile.clusters is None or problem.objective.dispatch != "dedup":
         return found
     return _with_homes(problem, layers, found)
@@ -111,12 +114,11 @@ def _with_homes(problem: Problem, layers: list[Layer], plain: Solution) -> Solut
     return best.solution
 
 
-def _fastest(problem: Problem, tables: list[IntArray]) -> Placement:
+def _fastest(problem: Problem, tables: list[IntArray]) -> IntArray:
     """By the score."""
-    placements = [problem.placement(table) for table in tables]
-    if len(placements) == 1:
-        return placements[0]
-    return min(placements, key=lambda one: _step_s(problem, one))
+    if len(tables) == 1:
+        return tables[0]
+    return min(tables, key=lambda table: _step_s(problem, problem.placement(table)))
 
 
 def _step_s(problem: Problem, placement: Placement) -> float:
@@ -242,18 +244,30 @@ def _search(
     dear = REPLICAS if rules.by_rule else 1
     if not len(layers[0].pairs):  # only balance counts: tightening does most of it
         dear *= BALANCE
-    enough = ENOUGH * problem.slots**2 // dear
-    small = enough <= LEAST
-    iterations = min(problem.effort.iterations // len(table) // dear, max(enough, LEAST))
+    enough = int(min(ENOUGH, A_SLOT * problem.slots) * problem.slots**2) // dear
+    small = enough <= SMALL
+    budget = problem.effort.iterations // len(table) // dear
+    iterations = min(budget, max(enough, LEAST if rules.by_rule else 0))
     if small and problem.current is None and hot == HOT:
         first = HOTTEST
     schedule = Schedule(iterations, first, COLD, problem.seed, small)
     if not terms.is_coherent(problem):
         return _anneal(dict(enumerate(layers)), rules, schedule, table, excess)
+    starts = min(max(budget // max(iterations, 1), 1), STARTS) if problem.current is None else 1
+    seeds = range(problem.seed, problem.seed + starts)
+    tables = [_in_turns(problem, layers, schedule._replace(seed=seed), table) for seed in seeds]
+    return _fastest(replace(problem, trace=None), tables)  # of which a search knows nothing
+
+
+def _in_turns(
+    problem: Problem, layers: list[Layer], schedule: Schedule, table: IntArray
+) -> IntArray:
+    """[layers, slots] where layers depend on each other: first by themselves, then even and odd."""
+    rules, iterations = terms.rules(problem, layers), schedule.iterations
     if problem.current is None:
         alone, half = rules._replace(coherent=False), schedule._replace(iterations=iterations // 2)
         table = follow(problem, _anneal(dict(enumerate(layers)), alone, half, table))
-    schedule = schedule._replace(iterations=iterations // TURNS, hot=min(first, WARM))
+    schedule = schedule._replace(iterations=iterations // TURNS, hot=min(schedule.hot, WARM))
     for turn in range(TURNS):
         mine = dict(list(enumerate(terms.with_neighbours(problem, layers, table)))[turn % 2 :: 2])
         table = _anneal(mine, rules, schedule, table)
