@@ -33,7 +33,7 @@ that compute more also own more tokens, and their replicas serve those: over man
 gather further than can be told from pairs of layers, where many experts have replicas.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -55,7 +55,8 @@ from placer.problem import Problem
 # Temperatures, as shares of what a random exchange costs. A running plan is only touched up.
 HOTTEST, HOT, WARM, COLD = 1.0, 0.1, 0.02, 0.003
 TURNS = 6  # of even and odd layers, where they depend on each other
-TRIES, NEAR = 8, 0.7  # prices of moves that are tried, until so much of ``max_moved`` is used
+TRIES, NEAR = 8, 0.7  # prices of moves that are tried, until so much of ``max_moved`` is used,
+SAMPLE = 8  # on so many layers, or a few more, and then on all
 HOME_TURNS = 2  # of the placement given requests' homes, and homes given the placement
 TWICE = 2  # the load that a slot would need to have: exchanges alone did not come far then
 FIRST = (0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the slots, of which it is told what they win
@@ -187,58 +188,64 @@ def _annealed(
     problem: Problem, current: Placement, layers: list[Layer], table: IntArray, limit: int
 ) -> IntArray:
     """[layers, slots] as traffic wants it: moves are made as dear as the limit takes."""
-    most, best, found = limit / table.size, 0.0, table
-    price, too_low, too_high = 1.0, 0.0, 0.0
-    dearest = terms.price(problem) * (current.copies == 0)
-    for _ in range(TRIES):
+    most, dearest = limit / table.size, terms.price(problem) * (current.copies == 0)
+    every = range(len(layers))
+
+    def search(price: float, chosen: range) -> tuple[IntArray, float]:
+        """With moves so much dearer, and the share of the chosen layers' slots that move then."""
         dear = [
             layer._replace(standing=layer.standing + price * away)
             for layer, away in zip(layers, dearest, strict=True)
         ]
-        # Beyond that many moves the price rises as far as it may, however many more there are.
-        excess = _Excess(current, most * STEEPEST ** (1 / 7))
-        tried = _search(problem, dear, table, excess)
-        moved = float(arrivals(current, problem.placement(tried)).mean())
+        found = _search(problem, dear, table, chosen=chosen)
+        moved = arrivals(current, problem.placement(found))[chosen]
+        return found, float(moved.sum()) / (len(chosen) * problem.slots)
+
+    price = 1.0
+    if most < 1:
+        step = 1 if terms.is_coherent(problem) else max(len(layers) // SAMPLE, 1)
+        price = _fitting(lambda price: search(price, every[::step])[1], most)
+    for _ in range(TRIES):
+        found, moved = search(price, every)
+        if moved <= most:
+            return found
+        price *= _dearer(moved / most)
+    return table
+
+
+def _fitting(moved_at: Callable[[float], float], most: float) -> float:
+    """A price, from 1, at which so much moves, or a little less."""
+    price, best, fits = 1.0, 0.0, 0.0
+    too_low, too_high = 0.0, 0.0
+    for _ in range(TRIES):
+        moved = moved_at(price)
         if best < moved <= most:
-            found, best = tried, moved
+            fits, best = price, moved
         if best > NEAR * most or (moved <= most and price == 1.0):
             break
         if moved > most:
             too_low = price
-            # Of load alone, twice the price moves about a tenth less.
-            price *= min(max((moved / most) ** 7, 1.5), STEEPEST)
+            price *= _dearer(moved / most)
         else:
             too_high = price
         if too_high:
             price = (too_low * too_high) ** 0.5
-    return found
+    return fits or price
 
 
-class _Excess:
-    """Whether more than a share of the slots has moved away from ``current``."""
-
-    def __init__(self, current: Placement, share: float) -> None:
-        self._copies, self._gpu = current.copies, current.gpu_of_slot
-        self._left = share * current.physical_to_logical.size
-
-    def add(self, layer: int, row: IntArray) -> None:
-        """A layer is done. row: [slots]"""
-        was_there = self._copies[layer, np.maximum(row, 0), self._gpu] > 0
-        self._left -= int(((row >= 0) & ~was_there).sum())
-
-    @property
-    def is_reached(self) -> bool:
-        return self._left < 0
+def _dearer(excess: float) -> float:
+    """Of load alone, twice the price moves about a tenth less."""
+    return min(max(excess**7, 1.5), STEEPEST)
 
 
 def _search(
     problem: Problem,
     layers: list[Layer],
     table: IntArray,
-    excess: _Excess | None = None,
     hot: float = HOT,
+    chosen: range | None = None,
 ) -> IntArray:
-    """[layers, slots] the best found from ``table``; or something beyond the excess."""
+    """[layers, slots] the best found from ``table``; of the chosen layers, if they are alone."""
     rules = terms.rules(problem, layers)
     first = hot if problem.current is None else COLD
     dear = REPLICAS if rules.by_rule else 1
@@ -252,7 +259,8 @@ def _search(
         first = HOTTEST
     schedule = Schedule(iterations, first, COLD, problem.seed, small)
     if not terms.is_coherent(problem):
-        return _anneal(dict(enumerate(layers)), rules, schedule, table, excess)
+        mine = chosen or range(len(layers))
+        return _anneal({at: layers[at] for at in mine}, rules, schedule, table)
     starts = min(max(budget // max(iterations, 1), 1), STARTS) if problem.current is None else 1
     seeds = range(problem.seed, problem.seed + starts)
     tables = [_in_turns(problem, layers, schedule._replace(seed=seed), table) for seed in seeds]
@@ -275,23 +283,15 @@ def _in_turns(
 
 
 def _anneal(
-    layers: dict[int, Layer],
-    rules: Rules,
-    schedule: Schedule,
-    table: IntArray,
-    excess: _Excess | None = None,
+    layers: dict[int, Layer], rules: Rules, schedule: Schedule, table: IntArray
 ) -> IntArray:
-    """``table`` with the given layers annealed, each with a seed of its own, up to the excess."""
+    """``table`` with the given layers annealed, each with a seed of its own."""
     table = table.copy()
 
     def some(chosen: list[int]) -> None:
         for at in chosen:
-            if excess is not None and excess.is_reached:
-                return
             seeded = schedule._replace(seed=schedule.seed * len(table) + at)
             table[at] = anneal(layers[at], rules, seeded, table[at])
-            if excess is not None:
-                excess.add(at, table[at])
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(some, (list(layers)[first::THREADS] for first in range(THREADS))))

@@ -652,7 +652,8 @@ def refresh(layer: Layer, rules: Rules, state: State) -> None:
     """Bring all experts' shares up to date."""
     state.sums[ARITHMETIC] = 0.0
     for e in range(layer.use.shape[0]):
-        if rules.by_rule:
+        stays = state.replicas[0, e] == 1 and state.shares[e, state.where[e, 0]] == 1.0
+        if rules.by_rule and not stays:
             share(layer, rules, state, e)
         even = 1.0 / state.replicas[0, e]
         for at in range(state.replicas[0, e]):
