@@ -46,7 +46,7 @@ from placer.cost.owned import Kinds, cluster_homes
 from placer.optimizers.joint import terms, together
 from placer.optimizers.joint.descent import Descent, descent
 from placer.optimizers.joint.relabel import follow
-from placer.optimizers.joint.search import Layer, Rules, Schedule, anneal
+from placer.optimizers.joint.search import Layer, Rules, Schedule, anneal, seconds_of, settle
 from placer.optimizers.joint.start import group, replicas_wanted, replicated, start
 from placer.placement import Placement
 from placer.plan import Solution
@@ -63,8 +63,8 @@ FIRST = (0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the slots, of which it is told
 STEEPEST = 16.0  # factor of the price from one try to the next
 ENOUGH = 50  # iterations for each two slots,
 A_SLOT = 1.5  # or for each two as many for each slot, in a small world
-LEAST = 10_000  # where replicas may go anywhere, even for the smallest
-SMALL = 10_000  # iterations
+LEAST = 1_000  # even for the smallest,
+SMALL = 10_000  # and where there are replicas
 STARTS = 8  # where layers depend on each other, as far as the budget goes
 BALANCE = 8  # times fewer exchanges are enough where only balance counts
 REPLICAS = 4  # times as long an exchange takes where replicas share by the dispatch rule
@@ -205,12 +205,25 @@ def _annealed(
     if most < 1:
         step = 1 if terms.is_coherent(problem) else max(len(layers) // SAMPLE, 1)
         price = _fitting(lambda price: search(price, every[::step])[1], most)
-    for _ in range(TRIES):
-        found, moved = search(price, every)
-        if moved <= most:
-            return found
-        price *= _dearer(moved / most)
-    return table
+    found, moved = search(price, every)
+    return found if moved <= most else _in_some_layers(problem, current, layers, (table, found))
+
+
+def _in_some_layers(
+    problem: Problem, current: Placement, layers: list[Layer], tables: tuple[IntArray, IntArray]
+) -> IntArray:
+    """The second table where its moves win most, as far as the limit goes, and else the first."""
+    rules, found = terms.rules(problem, layers), tables[0].copy()
+    moves = [arrivals(current, problem.placement(table)).sum(axis=1) for table in tables]
+    won = [
+        np.subtract(*(seconds_of(layer, settle(layer, rules, row, True)) for row in rows))
+        for layer, *rows in zip(layers, *tables, strict=True)
+    ]
+    more, left = moves[1] - moves[0], problem.further(problem.objective.max_moved) - moves[0].sum()
+    for at in np.argsort(-np.array(won) / np.maximum(more, 1)):
+        if won[at] > 0 and more[at] <= left:
+            found[at], left = tables[1][at], left - more[at]
+    return found
 
 
 def _fitting(moved_at: Callable[[float], float], most: float) -> float:
@@ -254,7 +267,7 @@ def _search(
     enough = int(min(ENOUGH, A_SLOT * problem.slots) * problem.slots**2) // dear
     small = enough <= SMALL
     budget = problem.effort.iterations // len(table) // dear
-    iterations = min(budget, max(enough, LEAST if rules.by_rule else 0))
+    iterations = min(budget, max(enough, SMALL if problem.slots > problem.model.experts else LEAST))
     if small and problem.current is None and hot == HOT:
         first = HOTTEST
     schedule = Schedule(iterations, first, COLD, problem.seed, small)

@@ -631,9 +631,10 @@ def accept(layer: Layer, rules: Rules, state: State, exchange: Exchange) -> None
             near = by_e * layer.together[e, other] + by_f * layer.together[f, other]
             state.danger[k, other] += near
         if rules.by_rule:
+            alone_e, alone_f = state.change[SINGLE_E, k], state.change[SINGLE_F, k]
             for other in range(len(layer.pairs)):
-                near = state.change[SHARE_E if other > e else SINGLE_E, k] * layer.pairs[e, other]
-                near += state.change[SHARE_F if other > f else SINGLE_F, k] * layer.pairs[f, other]
+                near = (by_e if other > e else alone_e) * layer.pairs[e, other]
+                near += (by_f if other > f else alone_f) * layer.pairs[f, other]
                 state.ahead[k, other] += near
             state.change[SHARE_E:, k] = 0.0
     state.slots[x] = f
