@@ -9,7 +9,7 @@ from placer.cost import score
 from placer.cost.moves import arrivals
 from placer.objective import Effort, Objective
 from placer.optimizers import optimizer
-from placer.optimizers.joint import LEAST
+from placer.optimizers.joint.annealing import LEAST
 from placer.placement import Placement
 from placer.problem import Problem
 from tests.builders import a_placement, a_problem, a_trace

@@ -33,51 +33,31 @@ that compute more also own more tokens, and their replicas serve those: over man
 gather further than can be told from pairs of layers, where many experts have replicas.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from placer.arrays import IntArray
-from placer.cost import score
-from placer.cost.moves import arrivals
 from placer.cost.owned import Kinds, cluster_homes
 from placer.optimizers.joint import terms, together
-from placer.optimizers.joint.descent import Descent, descent
-from placer.optimizers.joint.relabel import follow
-from placer.optimizers.joint.search import Layer, Rules, Schedule, anneal, seconds_of, settle
-from placer.optimizers.joint.start import group, replicas_wanted, replicated, start
-from placer.placement import Placement
+from placer.optimizers.joint.annealing import HOT, WARM, fastest, search
+from placer.optimizers.joint.running import within_limit
+from placer.optimizers.joint.search import Layer
+from placer.optimizers.joint.start import group, start
 from placer.plan import Solution
 from placer.problem import Problem
 
-# Temperatures, as shares of what a random exchange costs. A running plan is only touched up.
-HOTTEST, HOT, WARM, COLD = 1.0, 0.1, 0.02, 0.003
-TURNS = 6  # of even and odd layers, where they depend on each other
-TRIES, NEAR = 8, 0.7  # prices of moves that are tried, until so much of ``max_moved`` is used,
-SAMPLE = 8  # on so many layers, or a few more, and then on all
 HOME_TURNS = 2  # of the placement given requests' homes, and homes given the placement
-TWICE = 2  # the load that a slot would need to have: exchanges alone did not come far then
-FIRST = (0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the slots, of which it is told what they win
-STEEPEST = 16.0  # factor of the price from one try to the next
-ENOUGH = 50  # iterations for each two slots,
-A_SLOT = 1.5  # or for each two as many for each slot, in a small world
-LEAST = 1_000  # even for the smallest,
-SMALL = 10_000  # and where there are replicas
-STARTS = 8  # where layers depend on each other, as far as the budget goes
-BALANCE = 8  # times fewer exchanges are enough where only balance counts
-REPLICAS = 4  # times as long an exchange takes where replicas share by the dispatch rule
-THREADS = 2
 
 
 def optimize(problem: Problem) -> Solution:
     layers, table = terms.layers(problem), start(problem)
     if problem.current is not None:
-        found = _within_limit(problem, problem.current, layers, table)
+        found = within_limit(problem, problem.current, layers, table)
     else:
-        tables = [_search(problem, layers, table), *_grouped(problem, layers)]
-        found = Solution(problem.placement(_fastest(problem, tables)))
+        tables = [search(problem, layers, table), *_grouped(problem, layers)]
+        found = Solution(problem.placement(fastest(problem, tables)))
     if problem.profile.clusters is None or problem.objective.dispatch != "dedup":
         return found
     return _with_homes(problem, layers, found)
@@ -89,10 +69,10 @@ def _grouped(problem: Problem, layers: list[Layer]) -> Iterator[IntArray]:
     """
     if (part := group(problem)) is None:
         return
-    one = _search(part, terms.layers(part), start(part))
+    one = search(part, terms.layers(part), start(part))
     yield (table := np.tile(one, problem.slots // part.slots))
     if not terms.is_coherent(problem):
-        yield _search(problem, layers, table, hot=WARM)
+        yield search(problem, layers, table, hot=WARM)
 
 
 def _with_homes(problem: Problem, layers: list[Layer], plain: Solution) -> Solution:
@@ -106,206 +86,10 @@ def _with_homes(problem: Problem, layers: list[Layer], plain: Solution) -> Solut
         homes = cluster_homes(problem.profile, first)
         theirs = terms.with_homes(problem, layers, kinds, homes)
         if problem.current is not None:
-            best.meet(_within_limit(problem, problem.current, theirs, start(problem)))
+            best.meet(within_limit(problem, problem.current, theirs, start(problem)))
             break
         table = first.physical_to_logical.astype(np.int64)
-        found = _search(problem, theirs, table, hot=WARM if turn else HOT)
+        found = search(problem, theirs, table, hot=WARM if turn else HOT)
         first = problem.placement(found)
         best.meet(replace(plain, placement=first))
     return best.solution
-
-
-def _fastest(problem: Problem, tables: list[IntArray]) -> IntArray:
-    """By the score."""
-    if len(tables) == 1:
-        return tables[0]
-    return min(tables, key=lambda table: _step_s(problem, problem.placement(table)))
-
-
-def _step_s(problem: Problem, placement: Placement) -> float:
-    known = problem.profile.unknown is None  # a trace says nothing of traffic that it lacks
-    return score(problem, placement, problem.trace if known else None, only_timed=True).step_s
-
-
-def _within_limit(
-    problem: Problem, current: Placement, layers: list[Layer], table: IntArray
-) -> Solution:
-    """The best that moves no more than ``max_moved``, and what the first of its moves win."""
-    rules = terms.rules(problem, layers)
-    free = terms.with_neighbours(problem, layers, table) if terms.is_coherent(problem) else layers
-    path = descent(free, rules, current, table, 0.0)
-    first = tuple(
-        (share, problem.placement(path.until(problem.further(share))))
-        for share in FIRST
-        if path.begun <= problem.further(share)
-    )
-    most, told = problem.further(problem.objective.max_moved), problem.objective.max_moved
-    why = f"nothing moves with --max-moved {told:g}"
-    if most > 0:
-        if len(layers[0].pairs):
-            placement = problem.placement(_traffic(problem, current, layers, table, most))
-        else:
-            placement = _balanced(problem, current, layers, path, most)
-        if 0 < arrivals(current, placement).sum() <= most:
-            return Solution(placement, first=first)
-        # Also if empty slots of the current plan, which had to be filled, are more.
-        why = f"nothing pays with --max-moved {told:g}"
-    return Solution(current, notes=(why,), first=first)
-
-
-def _balanced(
-    problem: Problem, current: Placement, layers: list[Layer], path: Descent, most: int
-) -> Placement:
-    """The best for balance alone, from what runs or from as many replicas as loads ask for."""
-    price, objective = terms.price(problem), problem.objective
-    best = problem.placement(path.until(most, price))
-    if objective.keep_groups or objective.survive_node:  # a replica may not go just anywhere
-        return best
-    load = problem.profile.load
-    heaviest, needed = ((load / r).max(axis=1) for r in (best.replicas, replicas_wanted(problem)))
-    if not ((heaviest >= TWICE * needed) & (needed > 0)).any():
-        return best
-    table = replicated(problem, path.start)
-    path = descent(layers, terms.rules(problem, layers), current, table, price)
-    if path.begun > most:
-        return best
-    found = best, problem.placement(path.until(most, price))
-    return min(found, key=lambda one: _step_s(problem, one) + price * arrivals(current, one).sum())
-
-
-def _traffic(
-    problem: Problem, current: Placement, layers: list[Layer], table: IntArray, most: int
-) -> IntArray:
-    """[layers, slots] the best for traffic, too: annealed, and then with the best moves on top."""
-    rules, begun = terms.rules(problem, layers), _annealed(problem, current, layers, table, most)
-    if terms.is_coherent(problem):
-        layers = terms.with_neighbours(problem, layers, begun)
-    price = terms.price(problem)
-    return descent(layers, rules, current, begun, price).until(most, price)
-
-
-def _annealed(
-    problem: Problem, current: Placement, layers: list[Layer], table: IntArray, limit: int
-) -> IntArray:
-    """[layers, slots] as traffic wants it: moves are made as dear as the limit takes."""
-    most, dearest = limit / table.size, terms.price(problem) * (current.copies == 0)
-    every = range(len(layers))
-
-    def search(price: float, chosen: range) -> tuple[IntArray, float]:
-        """With moves so much dearer, and the share of the chosen layers' slots that move then."""
-        dear = [
-            layer._replace(standing=layer.standing + price * away)
-            for layer, away in zip(layers, dearest, strict=True)
-        ]
-        found = _search(problem, dear, table, chosen=chosen)
-        moved = arrivals(current, problem.placement(found))[chosen]
-        return found, float(moved.sum()) / (len(chosen) * problem.slots)
-
-    price = 1.0
-    if most < 1:
-        step = 1 if terms.is_coherent(problem) else max(len(layers) // SAMPLE, 1)
-        price = _fitting(lambda price: search(price, every[::step])[1], most)
-    found, moved = search(price, every)
-    return found if moved <= most else _in_some_layers(problem, current, layers, (table, found))
-
-
-def _in_some_layers(
-    problem: Problem, current: Placement, layers: list[Layer], tables: tuple[IntArray, IntArray]
-) -> IntArray:
-    """The second table where its moves win most, as far as the limit goes, and else the first."""
-    rules, found = terms.rules(problem, layers), tables[0].copy()
-    moves = [arrivals(current, problem.placement(table)).sum(axis=1) for table in tables]
-    won = [
-        np.subtract(*(seconds_of(layer, settle(layer, rules, row, True)) for row in rows))
-        for layer, *rows in zip(layers, *tables, strict=True)
-    ]
-    more, left = moves[1] - moves[0], problem.further(problem.objective.max_moved) - moves[0].sum()
-    for at in np.argsort(-np.array(won) / np.maximum(more, 1)):
-        if won[at] > 0 and more[at] <= left:
-            found[at], left = tables[1][at], left - more[at]
-    return found
-
-
-def _fitting(moved_at: Callable[[float], float], most: float) -> float:
-    """A price, from 1, at which so much moves, or a little less."""
-    price, best, fits = 1.0, 0.0, 0.0
-    too_low, too_high = 0.0, 0.0
-    for _ in range(TRIES):
-        moved = moved_at(price)
-        if best < moved <= most:
-            fits, best = price, moved
-        if best > NEAR * most or (moved <= most and price == 1.0):
-            break
-        if moved > most:
-            too_low = price
-            price *= _dearer(moved / most)
-        else:
-            too_high = price
-        if too_high:
-            price = (too_low * too_high) ** 0.5
-    return fits or price
-
-
-def _dearer(excess: float) -> float:
-    """Of load alone, twice the price moves about a tenth less."""
-    return min(max(excess**7, 1.5), STEEPEST)
-
-
-def _search(
-    problem: Problem,
-    layers: list[Layer],
-    table: IntArray,
-    hot: float = HOT,
-    chosen: range | None = None,
-) -> IntArray:
-    """[layers, slots] the best found from ``table``; of the chosen layers, if they are alone."""
-    rules = terms.rules(problem, layers)
-    first = hot if problem.current is None else COLD
-    dear = REPLICAS if rules.by_rule else 1
-    if not len(layers[0].pairs):  # only balance counts: tightening does most of it
-        dear *= BALANCE
-    enough = int(min(ENOUGH, A_SLOT * problem.slots) * problem.slots**2) // dear
-    small = enough <= SMALL
-    budget = problem.effort.iterations // len(table) // dear
-    iterations = min(budget, max(enough, SMALL if problem.slots > problem.model.experts else LEAST))
-    if small and problem.current is None and hot == HOT:
-        first = HOTTEST
-    schedule = Schedule(iterations, first, COLD, problem.seed, small)
-    if not terms.is_coherent(problem):
-        mine = chosen or range(len(layers))
-        return _anneal({at: layers[at] for at in mine}, rules, schedule, table)
-    starts = min(max(budget // max(iterations, 1), 1), STARTS) if problem.current is None else 1
-    seeds = range(problem.seed, problem.seed + starts)
-    tables = [_in_turns(problem, layers, schedule._replace(seed=seed), table) for seed in seeds]
-    return _fastest(replace(problem, trace=None), tables)  # of which a search knows nothing
-
-
-def _in_turns(
-    problem: Problem, layers: list[Layer], schedule: Schedule, table: IntArray
-) -> IntArray:
-    """[layers, slots] where layers depend on each other: first by themselves, then even and odd."""
-    rules, iterations = terms.rules(problem, layers), schedule.iterations
-    if problem.current is None:
-        alone, half = rules._replace(coherent=False), schedule._replace(iterations=iterations // 2)
-        table = follow(problem, _anneal(dict(enumerate(layers)), alone, half, table))
-    schedule = schedule._replace(iterations=iterations // TURNS, hot=min(schedule.hot, WARM))
-    for turn in range(TURNS):
-        mine = dict(list(enumerate(terms.with_neighbours(problem, layers, table)))[turn % 2 :: 2])
-        table = _anneal(mine, rules, schedule, table)
-    return table
-
-
-def _anneal(
-    layers: dict[int, Layer], rules: Rules, schedule: Schedule, table: IntArray
-) -> IntArray:
-    """``table`` with the given layers annealed, each with a seed of its own."""
-    table = table.copy()
-
-    def some(chosen: list[int]) -> None:
-        for at in chosen:
-            seeded = schedule._replace(seed=schedule.seed * len(table) + at)
-            table[at] = anneal(layers[at], rules, seeded, table[at])
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(some, (list(layers)[first::THREADS] for first in range(THREADS))))
-    return table
