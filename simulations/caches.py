@@ -10,29 +10,20 @@ up again since, which are passed over.
 Numba's cache does not see changes of this file: touch kernels.py, too.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
+
+from placer.kernels import in_place
 
 NOWHERE = -1
 KEY, USES, NEWEST = range(3)  # columns of a State's cached, line and waiting
 OLDEST, LATEST, IDLE = range(3)
 BEHIND, OWN = range(2)
 SPREADS = np.uint64(0x9E3779B97F4A7C15)  # Knuth's: keys over a table
-Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
-def compiled(function: Kernel) -> Kernel:
-    """Without counts of references to a State's arrays, which are its own: at every look at one,
-    they would be half of the time. So nothing can be allocated."""
-    settings: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
-    kernel: Kernel = numba.njit(**settings)(function)
-    return kernel
-
-
-@compiled
+@in_place
 def _slot(s: Any, at: int, block: int) -> int:
     """Of a rank's block in the table, whether it is cached or not."""
     key = at * s.told[2] + block
@@ -44,14 +35,14 @@ def _slot(s: Any, at: int, block: int) -> int:
     return int(found)
 
 
-@compiled
+@in_place
 def _chain(s: Any, one: int) -> tuple[int, int]:
     if len(s.begins) == 1:
         return 0, 0
     return s.begins[one], s.begins[one + 1]
 
 
-@compiled
+@in_place
 def cached(s: Any, one: int, at: int) -> int:
     """Tokens of a prompt that its rank has. The last token is always computed."""
     first, last = _chain(s, one)
@@ -63,7 +54,7 @@ def cached(s: Any, one: int, at: int) -> int:
     return int((last - first) * s.told[1])
 
 
-@compiled
+@in_place
 def needs(s: Any, one: int, at: int) -> int:
     """Tokens of room that it takes beside those of requests that run."""
     first, last = _chain(s, one)
@@ -74,7 +65,7 @@ def needs(s: Any, one: int, at: int) -> int:
     return int(found)
 
 
-@compiled
+@in_place
 def hold(s: Any, one: int, at: int, room: int) -> None:
     """It runs on the rank, which has room for so many tokens in all."""
     s.kv[at] += needs(s, one, at)
@@ -89,7 +80,7 @@ def hold(s: Any, one: int, at: int, room: int) -> None:
         _evict(s, at, room)
 
 
-@compiled
+@in_place
 def leave(s: Any, one: int, at: int, waits: bool) -> None:
     """It runs there no more. waits: what it had, in the rank's line; once a request, at its end"""
     first, last = _chain(s, one)
@@ -110,7 +101,7 @@ def leave(s: Any, one: int, at: int, waits: bool) -> None:
                 _append(s, at, place, s.told[1])
 
 
-@compiled
+@in_place
 def _append(s: Any, at: int, place: int, tokens: int) -> None:
     s.waiting[place, BEHIND] = NOWHERE
     if s.line[at, OLDEST] == NOWHERE:
@@ -121,7 +112,7 @@ def _append(s: Any, at: int, place: int, tokens: int) -> None:
     s.line[at, IDLE] += tokens
 
 
-@compiled
+@in_place
 def _evict(s: Any, at: int, room: int) -> None:
     over = s.kv[at] + s.line[at, IDLE] - room
     while over > 0 and s.line[at, OLDEST] != NOWHERE:
@@ -142,7 +133,7 @@ def _evict(s: Any, at: int, room: int) -> None:
         s.line[at, OLDEST] = s.waiting[place, BEHIND]
 
 
-@compiled
+@in_place
 def forget(s: Any, at: int) -> None:
     """All that a rank has, whose memory is gone."""
     s.line[at, IDLE], s.line[at, OLDEST] = 0, NOWHERE

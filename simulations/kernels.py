@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from controller.samples import GAP_BOUNDS, TTFT_BOUNDS
-from simulations.caches import cached, compiled, forget, hold, leave, needs
+from placer.kernels import in_place
+from simulations.caches import cached, forget, hold, leave, needs
 
 GRID = 20  # seconds of a step's experts are told for 1, 2, 4, ... tokens of all ranks
 SEATS = 512  # requests that run on a rank, at most
@@ -30,7 +31,7 @@ NOBODY, NEVER = -1, 2**62  # a step that does not come
 BOUNDS = np.array(TTFT_BOUNDS), np.array(GAP_BOUNDS)
 
 
-@compiled
+@in_place
 def _queue(s: Any, one: int, at: int) -> None:
     s.rank[one], s.following[one] = at, NOBODY
     if s.head[at] == NOBODY:
@@ -41,14 +42,14 @@ def _queue(s: Any, one: int, at: int) -> None:
     s.queued[at] += 1
 
 
-@compiled
+@in_place
 def _tell(s: Any, kind: int, one: int) -> None:
     if s.told[0] < len(s.events):
         s.events[s.told[0], 0], s.events[s.told[0], 1] = kind, one
         s.told[0] += 1
 
 
-@compiled
+@in_place
 def _finish(s: Any, engine: int, widest: int, every: int) -> None:
     """The steps that ran: everybody has as many tokens more."""
     end, many = s.end_s[engine], s.many[engine]
@@ -75,7 +76,7 @@ def _finish(s: Any, engine: int, widest: int, every: int) -> None:
         s.seated[at] = s.begun[at]
 
 
-@compiled
+@in_place
 def _leave(s: Any, engine: int, at: int, every: int) -> None:
     """Requests whose last token has come."""
     kept, s.due[at] = 0, NEVER
@@ -96,7 +97,7 @@ def _leave(s: Any, engine: int, at: int, every: int) -> None:
     s.begun[at] = kept
 
 
-@compiled
+@in_place
 def _experts_s(table: Any, tokens: int) -> float:
     """Between two of the table's, as if it were straight."""
     power = min(int(np.log2(tokens)), GRID - 2)
@@ -104,7 +105,7 @@ def _experts_s(table: Any, tokens: int) -> float:
     return table[power] + (table[power + 1] - table[power]) * share
 
 
-@compiled
+@in_place
 def _begin(s: Any, engine: int, widest: int, speeds: Any, most: int, until: float) -> bool:
     """The next steps, if there is work; those after the first end by ``until``."""
     overhead_s, dense_read_s, dense_token_s, kv_token_s, budget, room_kv, _, prompts = speeds
@@ -166,13 +167,13 @@ def _begin(s: Any, engine: int, widest: int, speeds: Any, most: int, until: floa
     return True
 
 
-@compiled
+@in_place
 def _seconds(s: Any, engine: int, many: int) -> float:
     """Of the first so many of the steps that run."""
     return s.each_s[engine] * many + s.more_s[engine] * (many * (many - 1) / 2)
 
 
-@compiled
+@in_place
 def _cut(s: Any, engine: int, now: float) -> None:
     """After the step that runs now there will be something else to do."""
     took_s = now - s.begun_s[engine]
@@ -182,7 +183,7 @@ def _cut(s: Any, engine: int, now: float) -> None:
     s.many[engine], s.end_s[engine] = many, s.begun_s[engine] + _seconds(s, engine, many)
 
 
-@compiled
+@in_place
 def _emptiest(s: Any, first: int, ranks: int) -> int:
     found = first
     for at in range(first, first + ranks):
@@ -191,7 +192,7 @@ def _emptiest(s: Any, first: int, ranks: int) -> int:
     return found
 
 
-@compiled
+@in_place
 def _move(s: Any, engine: int, one: int, at: int, to: int, room: int) -> None:
     """A request that runs goes on elsewhere, with its KV."""
     has = s.prompt[one] + s.output[one] - (s.ends[one] - s.steps[engine])
@@ -206,7 +207,7 @@ def _move(s: Any, engine: int, one: int, at: int, to: int, room: int) -> None:
     s.rank[one] = to
 
 
-@compiled
+@in_place
 def _resize(s: Any, engine: int, widest: int, room: int) -> None:
     """Between two steps: who must go elsewhere does, and new ranks get work."""
     first, before, after = engine * widest, s.ranks[engine], s.wanted[engine]
@@ -237,7 +238,7 @@ def _resize(s: Any, engine: int, widest: int, room: int) -> None:
             _move(s, engine, s.running[fullest, s.seated[fullest]], fullest, to, room)
 
 
-@compiled
+@in_place
 def advance(s: Any, until: float, limit: float, widest: int, speeds: Any, every: int) -> None:
     """All steps that end until then. every: what comes of one of so many requests is told; if not
     of all, steps are computed together, up to ``limit``, before which nobody changes anything"""
@@ -254,7 +255,7 @@ def advance(s: Any, until: float, limit: float, widest: int, speeds: Any, every:
                 break
 
 
-@compiled
+@in_place
 def arrive(s: Any, one: int, engine: int, at: int, now: float) -> None:
     if not s.busy[engine]:
         s.end_s[engine] = max(s.end_s[engine], now)
@@ -263,7 +264,7 @@ def arrive(s: Any, one: int, engine: int, at: int, now: float) -> None:
     _queue(s, one, at)
 
 
-@compiled
+@in_place
 def place(s: Any, one: int, now: float, widest: int) -> None:
     """To the engine that takes requests and has the fewest a rank, and there to the rank with the
     fewest."""
@@ -277,7 +278,7 @@ def place(s: Any, one: int, now: float, widest: int) -> None:
     arrive(s, one, best, _emptiest(s, best * widest, s.wanted[best]), now)
 
 
-@compiled
+@in_place
 def serve_many(
     s: Any, first: int, last: int, until: float, every: int, widest: int, speeds: Any, at: int
 ) -> int:

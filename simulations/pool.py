@@ -20,11 +20,11 @@ What is left out: that routers load ranks unevenly, preemption, prefix caches, a
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 
 from controller.samples import GAP_BOUNDS, TTFT_BOUNDS, Histogram
 from placer.arrays import FloatArray, IntArray
+from placer.kernels import compiled
 from simulations.arrivals import Arrivals
 from simulations.state import Speeds
 
@@ -33,8 +33,6 @@ NOW, BUSY, RANKS, SWITCH_AT, NEXT_RANKS, PARTIAL, PREFILLED, DECODED = range(8)
 COME, STARTED, RUNNING, KV, DONE, GENERATED_PROMPTS = range(6)
 NEVER = np.inf
 CONTEXT = 1000  # tokens, whose reading is in output_token_s
-
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,13 @@ two experts on a few places; what it would cost follows from those, the others a
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from placer.arrays import BoolArray, FloatArray, IntArray
+from placer.kernels import compiled, in_place, inlined
 
 # Rows of State.sums: of each place, the mean number of a token's experts, of pairs of them, the
 # chance of a visit; of GPUs, the seconds of their experts by arithmetic and by reading weights, the
@@ -35,20 +34,6 @@ STAGES = 64  # of annealing, after each of which the shares of all replicas are 
 STAGE = 2  # exchanges tried for each slot there, at least: that takes as long as hundreds of them
 # Rows of State.change: by how much an exchange changes the weights of the two experts.
 COLOCATED_E, COLOCATED_F, SHARE_E, SHARE_F, SINGLE_E, SINGLE_F = range(6)
-
-
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
-inlined = numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
-Kernel = TypeVar("Kernel", bound=Callable[..., Any])
-
-
-def in_place(function: Kernel) -> Kernel:
-    """Compiled, of what allocates nothing: no reference to a layer's arrays is counted, which would
-    be half of the time."""
-    settings: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
-    kernel: Kernel = numba.njit(**settings)(function)
-    return kernel
-
 
 Totals = tuple[
     float, float, float, float, float, float, float, float, float, float, float
