@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from placer.arrays import FloatArray, IntArray
+from placer.arrays import FloatArray
 from placer.cost.balance import rank_load
 from placer.model import ModelShape
 from placer.objective import Objective
@@ -17,7 +17,7 @@ from simulations.arrivals import Arrivals
 from simulations.fidelity.seen import Seen
 from simulations.serving import Serving
 from simulations.state import Speeds
-from simulations.step_seconds import grid, step_seconds
+from simulations.step_seconds import grid
 
 MANY = 2**30
 FREE = 1e24  # a rate at which it takes no time
@@ -111,10 +111,3 @@ def fitted(engine: Engine, seen: Seen) -> Constants:
     links_s = max(float((waited_s.mean(axis=1) - uneven_s).mean()), 0.0)
     link_s = links_s / (2 * engine.shape.layers)
     return Constants(*map(float, (fixed_s - links_s, token_s, expert_s, link_s)))
-
-
-def slowest(engine: Engine, placement: Placement, load: FloatArray, tokens: IntArray) -> FloatArray:
-    """[steps] experts of each layer's busiest rank that get tokens, to be expected of so many."""
-    problem = _problem(engine.shape, Constants(0.0, 0.0, 1.0, 0.0), placement, load)
-    some, which = np.unique(tokens, return_inverse=True)
-    return step_seconds(problem, placement, some.tolist())[which]
