@@ -136,8 +136,10 @@ def _seen(arrivals: Arrivals, found: Sequence[Any], placement: Placement) -> See
     first = found[0]
     used = np.array([[_counts(of, placement) for of in step] for step in first["experts"]])
     active = np.array([rank_load(np.minimum(step, 1.0), placement) for step in used])
-    tokens, waited_s = (np.array([one[what] for one in found]).T for what in ("tokens", "waited_s"))
-    steps = Steps(np.array(first["took_s"]), tokens, active, waited_s)
+    tokens, waited_s, begun = (
+        np.array([one[what] for one in found]).T for what in ("tokens", "waited_s", "begun")
+    )
+    steps = Steps(np.array(first["took_s"]), tokens, active, waited_s, begun)
     load = used.sum(axis=0)
     first_s, last_s = np.array(first["first_s"]), np.array(first["last_s"])
     return Seen(arrivals, first_s, last_s, load, rank_load(load, placement), steps)

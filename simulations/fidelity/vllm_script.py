@@ -94,7 +94,7 @@ class Watched:
         engine, at_s = self._engine, told["at_s"]
         count = len(at_s)
         first_s, last_s = [0.0] * count, [0.0] * count
-        took_s, tokens, waited_s, experts = [], [], [], []  # of each step
+        took_s, tokens, begun, waited_s, experts = [], [], [], [], []  # of each step
         begun_s, following, step_s = time.perf_counter(), 0, 0.0
         while following < count or engine.has_unfinished_requests():
             now_s = time.perf_counter() - begun_s
@@ -110,22 +110,24 @@ class Watched:
             self.waited_s = 0.0
             self.experts.clear()
             outputs = engine.step()
-            now_s, computed = time.perf_counter() - begun_s, 0
+            now_s, computed, new = time.perf_counter() - begun_s, 0, 0
             for output in outputs:
                 last_s[one := int(output.request_id)] = now_s
                 is_first = len(output.outputs[0].token_ids) == 1
                 computed += len(told["prompts"][one]) if is_first else 1
                 if is_first:
                     first_s[one] = now_s
+                    new += 1
             if computed:
                 took_s.append(now_s - step_s)
                 tokens.append(computed)
+                begun.append(new)
                 waited_s.append(self.waited_s)
                 experts.append(list(self.experts))
                 step_s = now_s
         return {
             "first_s": first_s, "last_s": last_s, "took_s": took_s, "tokens": tokens,
-            "waited_s": waited_s,
+            "waited_s": waited_s, "begun": begun,
             "experts": [[of.flatten().tolist() for of in step] for step in experts],
         }  # fmt: skip
 

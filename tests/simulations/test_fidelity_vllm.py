@@ -156,6 +156,7 @@ def test_ranks_serve_part_after_part_and_all_take_up_what_the_first_says(
     steps = seen.steps
     assert steps is not None
     assert steps.tokens.T.tolist() == [[5, 1, 1, 7] * 2] * RANKS
+    assert steps.begun.T.tolist() == [[1, 0, 0, 1] * 2] * RANKS
     assert steps.active.tolist() == [[[2, 1], [2, 1]]] * 8  # experts 0 and 1 of the first rank
     assert seen.load.tolist() == [[8, 8, 8, 0], [8, 8, 0, 8]]
     assert seen.rank_load.tolist() == [[16, 8]] * LAYERS
