@@ -4,7 +4,8 @@ in one formula all steps until a request comes or leaves.
 The ranks of an engine step together. In a step each rank decodes a token of every request that
 runs there and prefills prompts, first come first served, up to its token budget; it takes
 
-    overhead_s + max over ranks (max(dense_read_s, tokens * dense_token_s) + context * kv_token_s)
+    overhead_s + max over ranks (max(dense_read_s, tokens * dense_token_s) + context * kv_token_s
+                                 + requests whose prompts end * request_s)
                + experts_s(tokens of all ranks)
 
 where ``experts_s`` is what placer's own score says of the placement that is served and the traffic
@@ -108,7 +109,7 @@ def _experts_s(table: Any, tokens: int) -> float:
 @in_place
 def _begin(s: Any, engine: int, widest: int, speeds: Any, most: int, until: float) -> bool:
     """The next steps, if there is work; those after the first end by ``until``."""
-    overhead_s, dense_read_s, dense_token_s, kv_token_s, budget, room_kv, _, prompts = speeds
+    overhead_s, dense_read_s, dense_token_s, kv_token_s, budget, room_kv, _, prompts, new_s = speeds
     total, slowest, many = 0, 0.0, most
     for at in range(engine * widest, engine * widest + s.ranks[engine]):
         decodes = s.seated[at]
@@ -142,7 +143,7 @@ def _begin(s: Any, engine: int, widest: int, speeds: Any, most: int, until: floa
         many = min(many, s.due[at] - s.steps[engine])
         if tokens > 0:
             took_s = max(dense_read_s, tokens * dense_token_s) + s.context[at] * kv_token_s
-            slowest = max(slowest, took_s)
+            slowest = max(slowest, took_s + (begun - decodes) * new_s)
         total += tokens
     if total == 0:
         return False

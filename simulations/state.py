@@ -14,6 +14,7 @@ class Speeds(NamedTuple):
     token_budget:  of a rank's step, and prompt_budget: of prompts in it; kv_tokens: that a rank has
                    room for
     switch_s:      that a change of width holds a step up
+    request_s:     of a request that begins to answer, whatever its length: taking it in
     """
 
     overhead_s: float
@@ -24,6 +25,7 @@ class Speeds(NamedTuple):
     kv_tokens: int = 400_000
     switch_s: float = 0.1
     prompt_budget: int = 2**30
+    request_s: float = 0.0
 
 
 class State(NamedTuple):

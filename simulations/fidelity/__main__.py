@@ -82,15 +82,16 @@ def _vllm(
 ) -> Iterator[Compared]:
     """No hot experts: its EPLB comes to no map that is given, without slots to spare."""
     cases, engine = _cases(shape, per_s, seconds), Engine(shape, vllm.BUDGET, is_split=True)
-    start = partial(vllm.Server, python, model, engine)
+    start = partial(vllm.Server, python, model)
     yield from _judged(engine, cases, _in_turns(start, cases))
 
 
 def _in_turns(
     start: Callable[[Placement], Server], cases: Mapping[str, Case]
 ) -> dict[str, list[Seen]]:
-    """What fresh engines did, all of which live at once."""
-    turns = [(name, again) for name in cases for again in AGAIN]
+    """What fresh engines did, all of which live at once. Two of a kind are as far apart in time as
+    two kinds are, so that the host's pace is in what they differ by as well."""
+    turns = [(name, again) for again in AGAIN for name in cases]
     servers: dict[tuple[str, int], Server] = {}
     with ExitStack() as stack:
         for name, again in turns:

@@ -123,11 +123,13 @@ class Server:
             chosen = np.concatenate([rank.experts for rank in one])
             used[np.arange(len(used))[:, None], chosen] = 1
             active.append(rank_load(used, self._placement))
+        tokens = np.array([[len(rank.experts) for rank in one] for one in answers])
         return Steps(
             np.array(self._engine.took_s),
-            np.array([[len(rank.experts) for rank in one] for one in answers]),
+            tokens,
             np.array(active),
             np.array([[rank.waited_s for rank in one] for one in answers]),
+            np.zeros_like(tokens),  # not told: its six constants are others
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from placer.arrays import FloatArray, IntArray
+from placer.arrays import FloatArray
 from placer.cost.balance import rank_load
 from placer.model import ModelShape
 from placer.objective import Objective
@@ -17,7 +17,7 @@ from simulations.arrivals import Arrivals
 from simulations.fidelity.seen import Seen
 from simulations.serving import Serving
 from simulations.state import Speeds
-from simulations.step_seconds import grid, step_seconds
+from simulations.step_seconds import grid
 
 MANY = 2**30
 FREE = 1e24  # a rate at which it takes no time
@@ -29,12 +29,14 @@ class Constants:
 
     overhead_s: of a step, whatever is in it
     token_s:    of a token of the rank that has most, outside the experts
+    request_s:  of a request whose first token it brings, beyond its tokens
     expert_s:   of an expert that gets tokens at all, however many
     link_s:     until ranks have what others sent them: twice a layer
     """
 
     overhead_s: float
     token_s: float
+    request_s: float
     expert_s: float
     link_s: float
 
@@ -66,6 +68,7 @@ def predicted(
     speeds = Speeds(
         constants.overhead_s, 0.0, constants.token_s, 0.0,
         token_budget=engine.budget, prompt_budget=engine.prompts, switch_s=0.0,
+        request_s=constants.request_s,
     )  # fmt: skip
     serving = Serving(arrivals, 1, ranks, ranks, speeds)
     state = serving.state
@@ -96,25 +99,18 @@ def fitted(engine: Engine, seen: Seen) -> Constants:
     """On an engine's steps, by least squares. What an expert takes is told by how ranks differ in a
     step, since a host's pace is not even: who has more to do waits less (of a single one, by how
     steps differ). What they wait beyond that is links'; and what a step takes beyond its experts,
-    of which a rank's own work is a part, is by its tokens."""
+    of which a rank's own work is a part, is by its tokens and the requests that begin."""
     assert seen.steps is not None
-    seconds, tokens, experts, waited_s = seen.steps
+    seconds, tokens, experts, waited_s, begun = seen.steps
     active, most = experts.sum(axis=1), experts.max(axis=2).sum(axis=1)
     axis = int(tokens.shape[1] > 1)
     every = tokens, active, seconds[:, None] - waited_s
     own, of_experts, work_s = ((one - one.mean(axis, keepdims=True)).ravel() for one in every)
     (own_s, expert_s), _ = nnls(np.stack([own, of_experts], axis=1), work_s)
-    known = np.stack([np.ones(len(seconds)), tokens.max(axis=1)], axis=1)
-    (fixed_s, token_s), _ = nnls(known, seconds - expert_s * most)
+    known = np.stack([np.ones(len(seconds)), tokens.max(axis=1), begun.max(axis=1)], axis=1)
+    (fixed_s, token_s, request_s), _ = nnls(known, seconds - expert_s * most)
     uneven_s = own_s * (tokens.max(axis=1) - tokens.mean(axis=1))
     uneven_s += expert_s * (most - active.mean(axis=1))
     links_s = max(float((waited_s.mean(axis=1) - uneven_s).mean()), 0.0)
     link_s = links_s / (2 * engine.shape.layers)
-    return Constants(*map(float, (fixed_s - links_s, token_s, expert_s, link_s)))
-
-
-def slowest(engine: Engine, placement: Placement, load: FloatArray, tokens: IntArray) -> FloatArray:
-    """[steps] experts of each layer's busiest rank that get tokens, to be expected of so many."""
-    problem = _problem(engine.shape, Constants(0.0, 0.0, 1.0, 0.0), placement, load)
-    some, which = np.unique(tokens, return_inverse=True)
-    return step_seconds(problem, placement, some.tolist())[which]
+    return Constants(*map(float, (fixed_s - links_s, token_s, request_s, expert_s, link_s)))

@@ -21,12 +21,14 @@ class Steps(NamedTuple):
     seconds: [steps]; tokens: [steps, ranks] of each rank's requests
     active:  [steps, layers, ranks] experts of a rank that got tokens, of anybody's
     waited_s: [steps, ranks] for other ranks
+    begun: [steps, ranks] requests whose first token it brings
     """
 
     seconds: FloatArray
     tokens: IntArray
     active: FloatArray
     waited_s: FloatArray
+    begun: IntArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,19 +23,20 @@ SHAPE = a_model(layers=4, experts=8, top_k=2)
 EVEN = linear(4, 8, 8, 2)
 LOAD = np.tile(np.arange(1.0, 9.0), (4, 1))
 ENGINE = Engine(SHAPE, budget=32, prompts=16)
-TRUE = Constants(overhead_s=5e-3, token_s=2e-4, expert_s=5e-5, link_s=1e-4)
+TRUE = Constants(overhead_s=5e-3, token_s=2e-4, request_s=2e-3, expert_s=5e-5, link_s=1e-4)
 
 
 def made() -> Steps:
     """By an engine that obeys the model, on a host whose pace is another in each step."""
     lots = np.random.default_rng(0)
     tokens = lots.integers(0, 16, (500, 2))
+    begun = np.repeat(lots.integers(0, 2, (500, 1)), 2, axis=1)
     experts = lots.integers(0, 5, (500, 4, 2)).astype(float)
     own_s = TRUE.token_s * tokens + TRUE.expert_s * experts.sum(axis=1)
     slowest_s = TRUE.token_s * tokens.max(axis=1) + TRUE.expert_s * experts.max(axis=2).sum(axis=1)
     ranks_s = slowest_s + 2 * 4 * TRUE.link_s
-    seconds = TRUE.overhead_s + lots.normal(0, 3e-4, 500) + ranks_s
-    return Steps(seconds, tokens, experts, ranks_s[:, None] - own_s)
+    seconds = TRUE.overhead_s + lots.normal(0, 3e-4, 500) + TRUE.request_s * begun[:, 0] + ranks_s
+    return Steps(seconds, tokens, experts, ranks_s[:, None] - own_s, begun)
 
 
 def test_constants_of_an_engine_that_obeys_the_model_are_found() -> None:
@@ -47,7 +48,7 @@ def test_constants_of_an_engine_that_obeys_the_model_are_found() -> None:
 def test_a_lone_token_takes_what_the_model_says_of_one_rank_and_of_two() -> None:
     """Two experts a layer; of two ranks the busier has both, or one of them."""
     alone = Arrivals(np.array([0.0]), np.array([1]), np.array([1]))
-    token_s = TRUE.overhead_s + TRUE.token_s
+    token_s = TRUE.overhead_s + TRUE.token_s + TRUE.request_s
     one, two = (
         predicted(ENGINE, TRUE, linear(4, 8, 8, ranks), alone, LOAD).first_s[0] - token_s
         for ranks in (1, 2)

@@ -9,22 +9,40 @@ import pytest
 from placer.errors import PlacerError
 from placer.placement import linear
 from simulations.arrivals import Arrivals
-from simulations.fidelity.model import Engine
-from simulations.fidelity.vllm import BUDGET, Server
-from tests.builders import a_model
+from simulations.fidelity.vllm import Server
 
-LAYERS, EXPERTS = 2, 4
-ENGINE = Engine(a_model(LAYERS, EXPERTS), BUDGET, is_split=True)
-EVEN = linear(LAYERS, EXPERTS, EXPERTS, 2)
+LAYERS, EXPERTS, RANKS = 2, 4, 2
+EVEN = linear(LAYERS, EXPERTS, EXPERTS, RANKS)
+TORCH = """
+class tensor:
+    def __init__(self, values):
+        self.values = values
+
+    def __float__(self):
+        return float(self.values[0])
+
+    def __int__(self):
+        return int(self.values[0])
+
+    def clone(self):
+        return self
+
+    flatten = clone
+
+    def tolist(self):
+        return self.values
+"""
 VLLM = """
 import os
-from pathlib import Path
+import socket
 from types import SimpleNamespace
 
-import numpy as np
+import torch
+from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+from vllm.distributed.parallel_state import group
+from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 
-from placer.files.routing import write_profile
-from placer.profile import Profile
+assert os.environ["RANK"] == os.environ["LOCAL_RANK"]
 
 
 class SamplingParams:
@@ -33,12 +51,10 @@ class SamplingParams:
 
 
 class LLM:
-    def __init__(self, model, **_):
+    def __init__(self, model, tensor_parallel_size, distributed_executor_backend, **_):
+        assert distributed_executor_backend == "external_launcher"
+        assert "//" not in _CPUSHMDistributed.make_group_name(self)
         self.llm_engine, self.left, self.tokens = self, {}, {}
-        folder = Path(os.environ["PLACER_AGENT"]) / "worker-0"
-        folder.mkdir()
-        load = np.full((2, 4), 6.0)
-        write_profile(folder / "decode.npz", Profile(load, 1, 24.0, sequences=0, sampled=True))
 
     def add_request(self, name, prompt, how):
         self.left[name], self.tokens[name] = how.max_tokens, []
@@ -47,6 +63,9 @@ class LLM:
         return bool(self.left)
 
     def step(self):
+        for layer in range(2):
+            CPUUnquantizedExperts().apply(topk_ids=torch.tensor([0, 1, 2 + layer]))
+        group.all_reduce(torch.tensor([0]))
         found = []
         for name in list(self.left):
             self.tokens[name].append(0)
@@ -57,26 +76,89 @@ class LLM:
                 del self.left[name]
         return found
 """
+STATE = """
+import os
+import socket
+import time
+
+
+class Group:
+    \"\"\"The second rank takes what the first says.\"\"\"
+
+    def __init__(self):
+        self.world_size, address = 2, ("127.0.0.1", int(os.environ["MASTER_PORT"]))
+        if os.environ["RANK"] == "0":
+            with socket.create_server(address) as server:
+                self.other = server.accept()[0]
+        else:
+            for _ in range(1000):
+                try:
+                    self.other = socket.create_connection(address)
+                    return
+                except OSError:
+                    time.sleep(0.01)
+
+    def all_reduce(self, mine):
+        if os.environ["RANK"] == "0":
+            self.other.sendall(bytes([int(mine)]))
+            return mine
+        mine.values = list(self.other.recv(1))
+        return mine
+
+    def all_gather(self, mine):
+        return mine
+
+
+group = Group()
+
+
+def get_tp_group():
+    return group
+"""
+FILES = {
+    "torch.py": TORCH,
+    "vllm/__init__.py": VLLM,
+    "vllm/distributed/device_communicators/cpu_communicator.py": """
+class _CPUSHMDistributed:
+    @staticmethod
+    def make_group_name(communicator):
+        return "//-tp"
+""",
+    "vllm/distributed/parallel_state.py": STATE,
+    "vllm/model_executor/layers/fused_moe/experts/cpu_moe.py": """
+class CPUUnquantizedExperts:
+    def apply(self, topk_ids):
+        pass
+""",
+}
 
 
 def test_a_python_without_vllm_is_told_of() -> None:
     with pytest.raises(PlacerError, match=r"vLLM ended with 1: .*No module named 'vllm'"):
-        Server(Path(sys.executable), Path(), ENGINE, EVEN)
+        Server(Path(sys.executable), Path(), EVEN)
 
 
 @pytest.mark.slow
-def test_an_engine_serves_part_after_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "vllm.py").write_text(VLLM)
+def test_ranks_serve_part_after_part_and_all_take_up_what_the_first_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     asked = Arrivals(np.array([0.0, 0.05]), np.array([5, 7]), np.array([3, 1]))
-    with Server(Path(sys.executable), tmp_path, ENGINE, EVEN) as server:
+    with Server(Path(sys.executable), tmp_path, EVEN) as server:
         for seed in (1, 2):
             server.serve(asked, seed)
         seen = server.seen()
     assert (seen.arrivals.at_s <= seen.first_s).all()
     assert (seen.first_s < seen.last_s).tolist() == [True, False] * 2
-    assert seen.load.tolist() == [[6.0] * EXPERTS] * LAYERS
-    assert seen.rank_load.tolist() == [[12.0, 12.0]] * LAYERS
-    assert seen.steps is not None
-    assert seen.steps.tokens.ravel().tolist() == [5, 1, 1, 7] * 2
-    assert (seen.steps.active > 0).all()
+    steps = seen.steps
+    assert steps is not None
+    assert steps.tokens.T.tolist() == [[5, 1, 1, 7] * 2] * RANKS
+    assert steps.begun.T.tolist() == [[1, 0, 0, 1] * 2] * RANKS
+    assert steps.active.tolist() == [[[2, 1], [2, 1]]] * 8  # experts 0 and 1 of the first rank
+    assert seen.load.tolist() == [[8, 8, 8, 0], [8, 8, 0, 8]]
+    assert seen.rank_load.tolist() == [[16, 8]] * LAYERS
+    assert (steps.waited_s > 0).all()
+    assert (steps.waited_s[:, 0] < steps.seconds).all()

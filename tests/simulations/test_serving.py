@@ -88,6 +88,14 @@ def test_experts_take_what_the_table_says_of_the_tokens_of_all_ranks() -> None:
         assert here.state.first_s[0] == tokens
 
 
+def test_taking_a_request_in_is_of_the_step_that_ends_its_prompt() -> None:
+    takes = Speeds(1.0, 0.0, 0.0, 0.0, token_budget=4, request_s=0.5)
+    here = serving(coming((0.0, 6, 3), (0.0, 1, 1)), speeds=takes)
+    serve(here, [(0, 0), (0, 0)])
+    assert here.state.first_s.tolist() == [3.0, 3.0]
+    assert here.state.last_s.tolist() == [5.0, 3.0]
+
+
 def test_context_is_read_in_every_step() -> None:
     reads = Speeds(0.0, 0.0, 0.0, 1.0, token_budget=8)
     here = serving(coming((0.0, 3, 3)), speeds=reads)

@@ -80,11 +80,15 @@ def _compute_local_experts_only(experts: Any) -> None:
         if expert_map is None:
             compute(self, expert_map=None, **tensors)
             return
+        # EPLB marks choices that it could not map with -1, which would be the last.
         ids = tensors["topk_ids"]
-        local = expert_map[ids.clamp(min=0)]
-        away = (ids < 0) | (local < 0)
-        # The kernel wants a valid expert for every choice: give it one, and no weight.
-        tensors["topk_ids"] = local.masked_fill(away, 0).to(ids.dtype)
+        local = expert_map[ids.clamp(min=0)].masked_fill(ids < 0, -1)
+        if (here := int(local.max())) < 0:
+            tensors["output"].zero_()
+            return
+        # The kernel wants a valid expert for every choice: give it one that it computes anyway.
+        away = local < 0
+        tensors["topk_ids"] = local.masked_fill(away, here).to(ids.dtype)
         tensors["topk_weights"] = tensors["topk_weights"].masked_fill(away, 0)
         compute(self, expert_map=None, **tensors)
         if tensors["apply_router_weight_on_input"]:  # one choice a token, and no weight read
