@@ -143,6 +143,21 @@ class Placement:
         return Content(np.maximum(experts, 0), used, first)
 
     @property
+    def by_expert(self) -> IntArray:
+        """[layers, slots] slots, each GPU's in the order of what they hold."""
+        by_gpu = self.physical_to_logical.reshape(self.layers, self.gpus, -1)
+        order = by_gpu.argsort(axis=2, kind="stable")
+        return (order + self.slots_per_gpu * np.arange(self.gpus)[:, None]).reshape(self.layers, -1)
+
+    def is_like(self, other: "Placement") -> bool:
+        """Whether each GPU holds the same in both, in whichever slots."""
+        if self.digest == other.digest or self.shape != other.shape:
+            return self.digest == other.digest
+        both = (one.physical_to_logical.reshape(-1, one.slots_per_gpu) for one in (self, other))
+        mine, others = (np.sort(one, axis=1) for one in both)
+        return np.array_equal(mine, others)
+
+    @property
     def lost(self) -> list[tuple[int, int]]:
         """(layer, expert) of those that no slot holds."""
         is_held = self.held_in(1)[:, :, 0]
