@@ -160,8 +160,11 @@ class Placement:
     @property
     def lost(self) -> list[tuple[int, int]]:
         """(layer, expert) of those that no slot holds."""
-        is_held = self.held_in(1)[:, :, 0]
-        return [(layer, expert) for layer, expert in np.argwhere(~is_held).tolist()]
+        table, rows = self.physical_to_logical, np.arange(self.layers)[:, None]
+        is_held = np.zeros(self.layers * self.experts, dtype=np.bool_)
+        is_held[(rows * self.experts + table)[table != EMPTY]] = True
+        missing = np.flatnonzero(~is_held).tolist()
+        return [divmod(one, self.experts) for one in missing]
 
     @property
     def digest(self) -> str:
