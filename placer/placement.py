@@ -149,13 +149,15 @@ class Placement:
         order = by_gpu.argsort(axis=2, kind="stable")
         return (order + self.slots_per_gpu * np.arange(self.gpus)[:, None]).reshape(self.layers, -1)
 
+    @property
+    def in_order(self) -> "Placement":
+        """The same experts on each GPU, in ascending order: one for all that are like it."""
+        by_gpu = self.physical_to_logical.reshape(self.layers, self.gpus, -1)
+        return replace(self, physical_to_logical=np.sort(by_gpu, axis=2).reshape(self.layers, -1))
+
     def is_like(self, other: "Placement") -> bool:
         """Whether each GPU holds the same in both, in whichever slots."""
-        if self.digest == other.digest or self.shape != other.shape:
-            return self.digest == other.digest
-        both = (one.physical_to_logical.reshape(-1, one.slots_per_gpu) for one in (self, other))
-        mine, others = (np.sort(one, axis=1) for one in both)
-        return np.array_equal(mine, others)
+        return self.digest == other.digest or self.in_order.digest == other.in_order.digest
 
     @property
     def lost(self) -> list[tuple[int, int]]:
