@@ -143,10 +143,30 @@ class Placement:
         return Content(np.maximum(experts, 0), used, first)
 
     @property
+    def by_expert(self) -> IntArray:
+        """[layers, slots] slots, each GPU's in the order of what they hold."""
+        by_gpu = self.physical_to_logical.reshape(self.layers, self.gpus, -1)
+        order = by_gpu.argsort(axis=2, kind="stable")
+        return (order + self.slots_per_gpu * np.arange(self.gpus)[:, None]).reshape(self.layers, -1)
+
+    @property
+    def in_order(self) -> "Placement":
+        """The same experts on each GPU, in ascending order: one for all that are like it."""
+        by_gpu = self.physical_to_logical.reshape(self.layers, self.gpus, -1)
+        return replace(self, physical_to_logical=np.sort(by_gpu, axis=2).reshape(self.layers, -1))
+
+    def is_like(self, other: "Placement") -> bool:
+        """Whether each GPU holds the same in both, in whichever slots."""
+        return self.digest == other.digest or self.in_order.digest == other.in_order.digest
+
+    @property
     def lost(self) -> list[tuple[int, int]]:
         """(layer, expert) of those that no slot holds."""
-        is_held = self.held_in(1)[:, :, 0]
-        return [(layer, expert) for layer, expert in np.argwhere(~is_held).tolist()]
+        table, rows = self.physical_to_logical, np.arange(self.layers)[:, None]
+        is_held = np.zeros(self.layers * self.experts, dtype=np.bool_)
+        is_held[(rows * self.experts + table)[table != EMPTY]] = True
+        missing = np.flatnonzero(~is_held).tolist()
+        return [divmod(one, self.experts) for one in missing]
 
     @property
     def digest(self) -> str:

@@ -48,16 +48,23 @@ class Hardware:
 @dataclass(eq=False)
 class _Tables:
     """Seconds of a step's experts and balancedness, by placement and moment; kept, since engines
-    share them."""
+    share them, whose GPUs mostly hold the same in some slots or others.
+
+    in_order: digests of placements, to those of placements like them
+    """
 
     hardware: Hardware
     routing: Routing
     known: dict[tuple[str, int], tuple[FloatArray, float]] = field(default_factory=dict)
+    in_order: dict[str, str] = field(default_factory=dict)
     profiles: dict[int, Profile] = field(default_factory=dict)
 
     def of(self, placement: Placement, moment: int) -> tuple[FloatArray, float]:
-        key = placement.digest, moment
+        if placement.digest not in self.in_order:
+            self.in_order[placement.digest] = placement.in_order.digest
+        key = self.in_order[placement.digest], moment
         if key not in self.known:
+            placement = placement.in_order
             problem = self.problem(placement, moment)
             balance = by_layer(rank_load(problem.profile.load, placement))
             seconds = grid(problem, placement)

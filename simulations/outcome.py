@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from placer.report.page import Run
 from simulations.fleet import MINUTE_S, TOLD, World
 from simulations.page import run_of
 from simulations.scenario import Scenario
+from simulations.state import State
 
 COMPARED_S = 300.0
 
@@ -107,15 +109,15 @@ def told(scenario: Scenario, world: World, controller: str) -> Told:
     pools, in_time, begins = {}, {}, world.begins
     for name, model in world.pools.items():
         state, slo = model.serving.state, scenario.slo(name)
-        # One after the other and in place: of tens of millions each takes hundreds of MB.
-        ttft_s = state.first_s - state.at_s
-        kept, ttft_quantiles = ttft_s <= slo.ttft_s, _quantiles(ttft_s)
-        del ttft_s
+        # In the state's own arrays, which nothing reads again: each more of tens of millions of
+        # requests would take hundreds of MB.
         tpot_s = _tpot_s(state)
-        kept &= tpot_s <= slo.tpot_s  # without an answer it did not keep to it
+        kept = tpot_s <= slo.tpot_s  # without an answer it did not keep to it
         tpot_s[state.output == 1] = np.nan
         tpot_quantiles = _quantiles(tpot_s)
-        del tpot_s
+        ttft_s = np.subtract(state.first_s, state.at_s, out=state.first_s)
+        kept &= ttft_s <= slo.ttft_s
+        ttft_quantiles = _quantiles(ttft_s)
         in_time[name] = _by_minute(state.at_s, kept, len(world.series[name].at_s))
         records = world.ledger.newest("operation", TOLD, name)
         operations: list[Operation] = [record.value for record in records]
@@ -163,21 +165,20 @@ def _figures(one: Outcome) -> Mapping[str, str]:
     }
 
 
-def _tpot_s(state: Any) -> FloatArray:
+def _tpot_s(state: State) -> FloatArray:
+    """In the place of when last tokens came."""
+    found, gaps = state.last_s, state.ends
     with np.errstate(invalid="ignore"):
-        found: FloatArray = state.last_s - state.first_s
-        gaps = state.output - 1
-        found /= np.maximum(gaps, 1, out=gaps)
+        np.subtract(found, state.first_s, out=found)
+        found /= np.maximum(np.subtract(state.output, 1, out=gaps), 1, out=gaps)
     return found
 
 
 def _by_minute(at_s: FloatArray, kept: BoolArray, minutes: int) -> Sequence[float]:
     """The share of those that arrived in each; NaN if none did. at_s: ascending"""
     bounds = np.searchsorted(at_s, MINUTE_S * np.arange(minutes + 1))
-    arrived, good = np.diff(bounds), np.zeros(minutes)
-    some = arrived > 0
-    if some.any():
-        good[some] = np.add.reduceat(kept[: bounds[-1]], bounds[:-1][some], dtype=np.int64)
+    arrived = np.diff(bounds)
+    good = np.array([np.count_nonzero(kept[begin:end]) for begin, end in pairwise(bounds)])
     with np.errstate(invalid="ignore"):
         shares: list[float] = (good / arrived).tolist()
     return shares

@@ -32,52 +32,52 @@ def step_seconds(problem: Problem, placement: Placement, tokens: Sequence[int]) 
     shares, gpus = _shares(problem.profile), placement.gpus
     scored = [max(round(one / gpus), 1) for one in tokens]  # tokens of each GPU
     found = np.array(cost.step_seconds(problem, placement, scored))
+    sizes = {*tokens, *(one * gpus for one in scored)}  # of two kinds that are mostly the same
+    mean_s = {one: _mean_seconds(problem, placement, shares * one) for one in sizes}
     for at, one in enumerate(tokens):
-        experts_s = _mean_seconds(problem, placement, shares * one)
+        experts_s = mean_s[one]
         if one * problem.model.top_k <= MANY * placement.experts:
             experts_s = max(experts_s, drawn_seconds(problem, placement, one))
-        found[at] += experts_s - _mean_seconds(problem, placement, shares * scored[at] * gpus)
+        found[at] += experts_s - mean_s[scored[at] * gpus]
     return found
 
 
 def _mean_seconds(problem: Problem, placement: Placement, load: FloatArray) -> float:
     """Of the experts. load: [layers, experts] activations of a step"""
-    by_gpu = compute.by_gpu(problem, placement, rank_load(load, placement), load)
-    return float(np.maximum(*by_gpu).max(axis=1).sum())
+    slowest = compute.seconds(problem, placement, rank_load(load, placement), load)
+    return float(slowest.sum())
 
 
 def drawn_seconds(problem: Problem, placement: Placement, tokens: int) -> float:
     """Mean over steps whose activations are drawn one by one."""
     drawn = _drawn(problem.profile, tokens)
-    table, replicas = placement.physical_to_logical, placement.replicas
+    by_rank = placement.physical_to_logical.reshape(placement.layers, placement.gpus, -1)
+    table = np.moveaxis(by_rank, 2, 0)  # sums over the first axis are the fast ones
     layer = np.arange(placement.layers)[:, None]
-    slots = np.maximum(table, 0)
-    some = drawn[:, layer, slots]  # [draws, layers, slots]
-    each, of = some / replicas[layer, slots], replicas[layer, slots]
-    used = (some > 0).astype(np.float64)
-    at, slot = np.nonzero(of > 1)  # the chance that one of an expert's tokens comes to a replica:
-    used[:, at, slot] = 1 - (1 - 1 / of[at, slot]) ** some[:, at, slot]
-    by_rank = (*some.shape[:2], placement.gpus, -1)
-    computed, read = (
-        np.where(table == EMPTY, 0.0, one).reshape(by_rank).sum(3) for one in (each, used)
-    )
+    some, of = drawn[layer, table], placement.replicas[layer, table]  # of EMPTY: whatever
+    some[table == EMPTY] = 0
+    computed, read = some / of[..., None], (some > 0).astype(np.float64)
+    shared = of > 1  # the chance that one of an expert's tokens comes to a replica:
+    read[shared] = 1 - (1 - 1 / of[shared])[:, None] ** some[shared]
     slowest = np.maximum(
-        computed * compute.activation_seconds(problem), read * compute.reading_seconds(problem)
+        computed.sum(axis=0) * compute.activation_seconds(problem),
+        read.sum(axis=0) * compute.reading_seconds(problem),
     )
-    return float(slowest.max(axis=2).sum(axis=1).mean())
+    return float(slowest.max(axis=1).sum(axis=0).mean())
 
 
 @lru_cache(maxsize=256)  # most of the time that a table takes; placements share their traffic
 def _drawn(profile: Profile, tokens: int) -> IntArray:
-    """[draws, layers, experts] activations of steps of so many tokens."""
+    """[layers, experts, draws] activations of steps of so many tokens."""
     shares, draws = _shares(profile), -(-MAXIMA // profile.layers)
     lots = np.random.default_rng(tokens)
     if tokens > FEW:
         activations = round(tokens * shares[0].sum())
         chances = shares / shares.sum(axis=1, keepdims=True)
-        return lots.multinomial(activations, chances, (draws, profile.layers)).astype(np.int32)
-    every = [_chosen(lots, shares, draws) for _ in range(tokens)]
-    return np.sum(every, axis=0, dtype=np.int32)
+        drawn = lots.multinomial(activations, chances, (draws, profile.layers))
+    else:
+        drawn = np.sum([_chosen(lots, shares, draws) for _ in range(tokens)], axis=0)
+    return np.ascontiguousarray(np.moveaxis(drawn, 0, 2), dtype=np.int32)
 
 
 def _chosen(lots: np.random.Generator, shares: FloatArray, draws: int) -> IntArray:

@@ -33,6 +33,13 @@ def test_gpus_are_laid_node_after_node() -> None:
     assert placement.node_of_gpu.tolist() == [0, 0, 1, 1]
 
 
+def test_alike_are_those_whose_gpus_hold_the_same_in_some_slots_or_others() -> None:
+    other = a_placement([[2, 1, 0, EMPTY, 3, 0]])
+    assert PLACEMENT.is_like(other)
+    assert other.in_order.physical_to_logical.tolist() == [[0, 1, 2, EMPTY, 0, 3]]
+    assert not PLACEMENT.is_like(a_placement([[0, 1, 3, 0, 2, EMPTY]]))
+
+
 def test_the_digest_is_of_the_map_and_of_nothing_else() -> None:
     same = Placement(np.array([[0, 1, 2, 0, 3, EMPTY]], dtype=np.int64), 4, 2)
     assert same.digest == PLACEMENT.digest

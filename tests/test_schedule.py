@@ -267,6 +267,19 @@ def test_the_same_change_gives_the_same_schedule(change: tuple[Placement, Placem
     assert scheduled(*change).rounds == scheduled(*change).rounds
 
 
+@given(changes(empty=True), st.integers(0, 2**16))
+def test_its_rounds_serve_gpus_that_hold_the_same_in_other_slots(
+    change: tuple[Placement, Placement], seed: int
+) -> None:
+    before, after = change
+    table = before.physical_to_logical.reshape(before.layers, before.gpus, -1)
+    other = np.random.default_rng(seed).permuted(table, axis=2).reshape(before.layers, -1)
+    stands = replace(before, physical_to_logical=other)
+    assert stands.is_like(before)
+    found = scheduled(before, after).renamed(before, stands)
+    assert faults(found, stands, after, BYTES, ONE) == []
+
+
 def test_a_large_change_takes_as_long_as_its_busiest_rank() -> None:
     rng = np.random.default_rng(0)
     rows = [[rng.permutation(np.r_[:64, :8]) for _ in range(12)] for _ in range(2)]

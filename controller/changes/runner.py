@@ -8,7 +8,6 @@ and those that were changed before it go back.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from controller.changes.operations import Operation, Phase
 from controller.changes.targets import targets_of
@@ -58,8 +57,7 @@ class Runner:
     ) -> None:
         self.ledger, self.engines, self.config, self.planner = ledger, engines, config, planner
         self._abort = self._abort_key = ""
-        # Between what, and the way.
-        self._last: tuple[tuple[Any, ...], MigrationSchedule] | None = None
+        self._last: tuple[Relocation, MigrationSchedule] | None = None
 
     def abort(self, record: Record[Operation], reason: str, key: str = "") -> None:
         """Have the operation that runs go back at its next step, also if this controller is killed
@@ -140,13 +138,14 @@ class Runner:
         size = operation.expert_bytes
         budget = Budget(max(policy.rank_bytes, size), scratch_slots=policy.scratch_slots)
         hardware = policy.hardware(before.gpus)
-        key = before.digest, goal.digest, size, hardware, budget
-        if self._last is None or self._last[0] != key:  # engines of a pool mostly stand alike
-            found = await self._scheduled(Relocation(before, goal, size, hardware, budget))
-            self._last = key, found
-        _, found = self._last
+        way = Relocation(before, goal, size, hardware, budget)
+        # GPUs of a pool's engines mostly hold the same: in other slots where an engine began anew.
+        if self._last is None or not _is_like(self._last[0], way):
+            self._last = way, await self._scheduled(way)
+        known, found = self._last
         if found.reason:
             raise PlacerError(found.reason)
+        found = found.renamed(known.before, before)
         return Attempt(operation.epoch, before, found.after, found.rounds)
 
     async def _scheduled(self, relocation: Relocation) -> MigrationSchedule:
@@ -218,6 +217,12 @@ class Runner:
         rate = self.config.of(pool).bytes_per_minute
         if rate:
             await self.ledger.clock.sleep(copied_bytes * 60 / rate)
+
+
+def _is_like(one: Relocation, other: Relocation) -> bool:
+    """Whether what goes from GPU to GPU is the same."""
+    same = one.before.is_like(other.before) and one.after.is_like(other.after)
+    return same and one[2:] == other[2:]
 
 
 def _halted(operation: Operation, frozen: str = "") -> Operation:

@@ -112,6 +112,8 @@ class MemoryEngine:
 
     def _serve(self, changes: Sequence[tuple[int, int, int]]) -> Outcome:
         """Other experts in slots: layer, slot and expert of each."""
+        if not changes:
+            return Done()
         now = self.placement
         table = now.physical_to_logical.copy()
         for layer, slot, expert in changes:

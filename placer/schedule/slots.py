@@ -157,7 +157,8 @@ class Slots:
         """What is left when every copy serves: slots to empty, and second copies inside a GPU."""
         drops, twins = [], []
         stands, goal = self.table.tolist(), after.physical_to_logical.tolist()
-        for (layer, gpu), slots in sorted(self._open.items()):
+        left = ((seat, slots) for seat, slots in self._open.items() if slots)  # mostly none
+        for (layer, gpu), slots in sorted(left):
             here = range(gpu * self._size, (gpu + 1) * self._size)
             wanted = Counter([goal[layer][slot] for slot in here])
             wanted.subtract([stands[layer][slot] for slot in here if slot not in slots])

@@ -1,6 +1,8 @@
 """What a schedule is made of: budget, transfers, rounds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from placer.errors import PlacementError
 from placer.placement import Placement
@@ -73,3 +75,30 @@ class MigrationSchedule:
     @property
     def copies(self) -> int:
         return sum(len(round.copies) for round in self.rounds)
+
+    def renamed(self, before: Placement, stands: Placement) -> "MigrationSchedule":
+        """The same rounds, made for ``before``, for what ``is_like`` it in other slots."""
+        if before.digest == stands.digest:
+            return self
+        slots = np.empty_like(before.by_expert)
+        np.put_along_axis(slots, before.by_expert, stands.by_expert, axis=1)
+        named = slots.tolist()
+        table = np.empty_like(self.after.physical_to_logical)
+        np.put_along_axis(table, slots, self.after.physical_to_logical, axis=1)
+
+        def all_of(transfers: tuple[Transfer, ...]) -> tuple[Transfer, ...]:
+            return tuple(
+                Transfer(one.layer, one.expert, one.source, one.gpu, named[one.layer][one.slot])
+                for one in transfers
+            )
+
+        rounds = tuple(
+            Round(
+                tuple((layer, named[layer][slot]) for layer, slot in round.drops),
+                all_of(round.copies),
+                all_of(round.commits),
+                round.seconds,
+            )
+            for round in self.rounds
+        )
+        return replace(self, rounds=rounds, after=replace(self.after, physical_to_logical=table))

@@ -17,6 +17,7 @@ from controller.migration.machine import State
 from controller.ports import Relocation
 from placer.placement import Placement
 from placer.schedule import MigrationSchedule
+from tests.builders import a_placement
 from tests.controller.tiny_pool import (
     BEGIN_S,
     BYTES,
@@ -286,6 +287,23 @@ async def test_a_way_that_the_budget_does_not_allow_is_refused() -> None:
     assert (ended.phase, story.stand_at(HOME, HOME)) == ("rolled back", True)
     assert "scratch_slots is 0" in ended.why
     assert story.engines.names == ["e0 Discard", "e0 Stage", "e0 Agree", "e0 Verify"]
+
+
+class Counting(MemoryPlanner):
+    asked = 0  # for a way
+
+    async def scheduled(self, relocation: Relocation) -> MigrationSchedule:
+        self.asked += 1
+        return await super().scheduled(relocation)
+
+
+@in_virtual_time
+async def test_a_way_is_looked_for_once_for_gpus_that_hold_the_same_in_other_slots() -> None:
+    story = Story((HOME, a_placement([[1, 0, 3, 2], [0, 1, 3, 2]])))
+    story.runner.planner = planner = Counting(story.clock)
+    await story.run()
+    assert story.stand_at(GOAL, GOAL)
+    assert planner.asked == 1
 
 
 class Broken(MemoryPlanner):
