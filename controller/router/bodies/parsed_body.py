@@ -123,10 +123,10 @@ def _blocks(tokens: IntArray | None) -> tuple[int, ...]:
 def _ids(tokens: list[Any]) -> IntArray | None:
     """None if they are none: the engine says what is wrong with them."""
     try:
-        found = array("I", tokens)  # refuses what is negative, too large, or no integer
+        found = array("Q", tokens)  # refuses what is negative, too large, or no integer
     except (TypeError, OverflowError):
         return None
-    return np.array(found, dtype=np.int64) if found else None
+    return np.frombuffer(found, dtype=np.int64) if found else None  # 2**63: no table has it anyway
 
 
 def _length(prompt: Any) -> int:
