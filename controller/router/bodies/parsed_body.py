@@ -24,13 +24,13 @@ LARGEST = 2**31  # of what a request may state: JSON's integers have no end
 # of the first part.
 GOES_ON = frozenset(
     {"model", "prompt", "messages", "stream", "stream_options", "max_tokens",
-     "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "user",
+     "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "user",
      "ignore_eos", "stop_token_ids", "min_tokens", "logit_bias", "skip_special_tokens",
      "spaces_between_special_tokens", "repetition_penalty", "return_token_ids", "priority",
-     "add_special_tokens", "presence_penalty", "frequency_penalty", "echo", "stop", "logprobs",
-     "chat_template_kwargs", "add_generation_prompt", "service_tier", "metadata", "store"}
+     "add_special_tokens", "chat_template_kwargs", "add_generation_prompt", "service_tier",
+     "metadata", "store"}
 )  # fmt: skip
-# With these values only, which are as good as none.
+# And with these values only, which are as good as none.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1, None), "presence_penalty": (0, 0.0, None), "frequency_penalty": (0, 0.0, None),
     "echo": (False, None), "stop": (None, "", []), "logprobs": (None, False),
@@ -95,12 +95,12 @@ def goes_on(data: dict[str, Any]) -> bool:
         return False
     if data.get("temperature") != 0 and data.get("seed") is None:
         return False
-    if not data.keys() <= GOES_ON:
-        return False
     prompt = data.get("prompt")
     if isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int)):
         return False
-    return all(_is_one_of(data[key], NEUTRAL[key]) for key in NEUTRAL.keys() & data.keys())
+    return GOES_ON.issuperset(data) or all(
+        _is_one_of(value, NEUTRAL.get(key, ())) for key, value in data.items() if key not in GOES_ON
+    )
 
 
 def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
@@ -123,10 +123,10 @@ def _blocks(tokens: IntArray | None) -> tuple[int, ...]:
 def _ids(tokens: list[Any]) -> IntArray | None:
     """None if they are none: the engine says what is wrong with them."""
     try:
-        found = array("I", tokens)  # refuses what is negative, too large, or no integer
+        found = array("Q", tokens)  # refuses what is negative, too large, or no integer
     except (TypeError, OverflowError):
         return None
-    return np.array(found, dtype=np.int64) if found else None
+    return np.frombuffer(found, dtype=np.int64) if found else None  # 2**63: no table has it anyway
 
 
 def _length(prompt: Any) -> int:

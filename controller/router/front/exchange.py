@@ -28,6 +28,11 @@ class Exchange(ProxiedRequest):
     """A request and its answer. Nothing is asked again once the client has a byte of it, but for a
     stream that can go on from its tokens. why: in the access log"""
 
+    __slots__ = (
+        "_client", "_headers", "_is_stream", "_parts", "_rest", "_size", "_splice", "_status",
+        "_transcript", "_writer", "begun_s", "why",
+    )  # fmt: skip
+
     def __init__(
         self,
         router: RequestRouter,
@@ -134,7 +139,7 @@ class Exchange(ProxiedRequest):
             return
         if not self._events and self._decision is not None:
             self._router.scheduler.began(self._decision)
-        self._events += data.count(b"\n\n")
+        self._events += data.count(b"\n") // 2  # each is a line and an empty one
         self._pass_on(self._told(data), is_last)
 
     def _told(self, events: bytes) -> bytes:

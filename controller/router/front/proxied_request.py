@@ -20,6 +20,12 @@ class ProxiedRequest(Taker):
     """One request, which is sent again where that is safe. due_s: when it has waited too long;
     place_name, tries: where it is, and how many ranks it was sent to"""
 
+    __slots__ = (
+        "_backend", "_body", "_decision", "_events", "_head", "_held_until_s", "_http", "_losses",
+        "_mark", "_parsed", "_path", "_request", "_router", "_upstream", "due_s", "is_over",
+        "place_name", "route", "tries",
+    )  # fmt: skip
+
     def __init__(
         self, router: RequestRouter, http: HttpRequest, route: str, parsed: ParsedBody
     ) -> None:

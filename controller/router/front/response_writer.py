@@ -44,7 +44,7 @@ class ResponseWriter:
             parts.append(data)
         else:
             if data:
-                parts.append(b"%x\r\n%b\r\n" % (len(data), data))
+                parts += b"%x\r\n" % len(data), data, b"\r\n"
             if is_last:
                 parts.append(b"0\r\n\r\n")
         self._connection.transport.write(b"".join(parts))

@@ -81,7 +81,7 @@ def decide(
 
 
 def check_open(pool: Pool) -> None:
-    if not pool.ranks.open.any():
+    if not np.count_nonzero(pool.ranks.open):
         raise NoRankError(
             f"none of the pool's {len(pool.places)} ranks takes requests: wait until one is ready"
         )

@@ -25,6 +25,8 @@ class LostError(PlacerError):
 class Taker(Protocol):
     """Whoever waits for an answer."""
 
+    __slots__ = ()
+
     def on_head(self, status: int, headers: Headers) -> None: ...
 
     def on_data(self, data: bytes, is_last: bool) -> None:
