@@ -21,7 +21,6 @@ from placer.tables.made import Tables as Made
 Int16 = npt.NDArray[np.int16]
 WHOLE = int(np.iinfo(np.int16).max)  # a share of 1
 MOST_IDS = 2**24  # of a vocabulary
-FURTHER = 2.5  # from the mean than a prompt's tokens are its answer's
 
 
 class Tables(NamedTuple):
@@ -88,10 +87,9 @@ class Lookup:
 
 def _of_answers(used: Factors) -> tuple[Int16, FloatArray]:
     """[rows, width] and [width, cells]: what a prompt's tokens tell of its answer's experts, which
-    steps read. Much of a prompt is what any prompt has, or in no table: their mean is nearer to
-    all requests' (the last row) than the answer is."""
+    steps read, as far from all requests' mean (the last row) as answers were."""
     mean = used.weights[-1]
-    weights = mean + FURTHER * (used.weights.astype(np.float64) - mean)
+    weights = mean + used.further * (used.weights.astype(np.float64) - mean)
     unit = np.maximum(np.abs(weights).max(axis=0), np.finfo(float).tiny) / WHOLE
     return np.rint(weights / unit).astype(np.int16), used.basis * unit[:, None]
 

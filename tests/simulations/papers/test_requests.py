@@ -36,7 +36,7 @@ def test_an_engine_whose_requests_are_of_one_kind_reads_one_expert_and_its_token
     """ELDR's batches are less even for it. Placer's engines get as many tokens in each window, so
     that some of a kind of which more come than that have to go elsewhere."""
     table = eldr.table(kinds(decodes=True), 1)
-    for name, fewer in (("eldr, band 5%", 0.7), ("placer's scheduler", 0.3)):
+    for name, fewer in (("eldr, band 5%", 0.7), ("placer's scheduler", 0.25)):
         assert ours(table, f"{name}: experts read a step") < -fewer
         assert ours(table, f"{name}: median TPOT") < 0
     uneven = [
