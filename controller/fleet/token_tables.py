@@ -1,7 +1,7 @@
 """Table files (docs/tables.md) made of sampled requests, for the maps that are served."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +17,8 @@ from placer.clock import Clock
 from placer.files.tables import tables_bytes
 from placer.model import ModelShape
 from placer.placement import Placement
-from placer.tables import Vocabulary, counted, tables_of
+from placer.tables import Vocabulary, counted, tables_of, token_identity
+from placer.tables.answers import Answered, halves
 from placer.tables.factors import Factors
 from placer.tables.owning import away, local
 
@@ -118,9 +119,23 @@ def _counted(
     requests: Sequence[Request], model: ModelShape, placement: Placement, vocabulary: str
 ) -> tuple[bytes, Vocabulary, Float32Array, Float32Array, Factors]:
     counts = counted(trace_of(requests), placement)
-    made, table = tables_of(counts, model, vocabulary), counts.table
+    made = tables_of(counts, model, vocabulary, answered=_answered(requests))
+    table = counts.table
     at_home, sent = (find(table, placement).astype(np.float32) for find in (local, away))
     return tables_bytes(made), table.vocabulary, at_home, sent, made.used
+
+
+def _answered(requests: Sequence[Request]) -> Iterator[Answered]:
+    """Answers with the prompts that they are to, and what does not tell where it begins."""
+    prompts = {id(one.token_ids): one for one in requests}
+    for one in requests:
+        if one.asked is not None:
+            prompt = prompts.get(id(one.asked))  # which may have been dropped
+            own = trace_of([one] if prompt is None else [prompt, one])
+            first = own.tokens - one.tokens
+            yield Answered(one.asked, token_identity(own), own.expert_ids, first)
+        elif one.phase == "mixed":
+            yield from halves(trace_of([one]))
 
 
 def _vocabulary(pool: Pool) -> str:

@@ -31,6 +31,7 @@ class Request:
     mark:       how a front chose its rank
     engine, rank, plan: where it was served, and the digest of the map there; empty and -1 if not
                 known
+    asked:      token ids of the prompt that it answers, as far as they are known
     """
 
     phase: str
@@ -41,6 +42,7 @@ class Request:
     rank: int = -1
     plan: str = ""
     engine: str = ""
+    asked: IntArray | None = None
 
     @property
     def tokens(self) -> int:
@@ -48,7 +50,10 @@ class Request:
 
     @property
     def bytes(self) -> int:
-        return self.expert_ids.nbytes + (0 if self.token_ids is None else self.token_ids.nbytes)
+        return sum(
+            0 if array is None else array.nbytes
+            for array in (self.expert_ids, self.token_ids, self.asked)
+        )
 
     def fits(self, model: ModelShape) -> bool:
         sizes = *self.expert_ids.shape[1:], self.experts
@@ -126,7 +131,7 @@ class SampledRequests:
             if tokens >= JUDGES * least_tokens:
                 break
             if since_s is not None and at_s < since_s:
-                chosen.append(replace(one, token_ids=None))
+                chosen.append(replace(one, token_ids=None, asked=None))
                 tokens += one.tokens
         if tokens < least_tokens:
             return Unseen(

@@ -1,6 +1,6 @@
 """placer tables: traces into what a scheduler looks tokens up in; or what a controller counted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +21,7 @@ from placer.files.vocabularies import vocabulary_of
 from placer.model import ModelShape
 from placer.placement import Placement
 from placer.tables import Counts, counted, tables_of
+from placer.tables.answers import Answered, halves
 from placer.tables.made import BY_SETS, is_same
 from placer.v1 import placement_pb2
 
@@ -108,7 +109,8 @@ def _make(
     vocabulary = vocabulary_of(tokenizer)
     embedded = None if embedding is None else _embedding(embedding)
     counts = _counted(headers, shape, plan.placement)
-    write_tables(out_file, tables_of(counts, shape, vocabulary, embedded))
+    answered = _halves(headers, shape)
+    write_tables(out_file, tables_of(counts, shape, vocabulary, embedded, answered))
 
 
 def _fetch(address: str, pool: str, plan_file: Path | None, out_file: Path) -> None:
@@ -132,6 +134,12 @@ def _counted(headers: Sequence[Header], model: ModelShape, placement: Placement)
                 bar.advance(bar.task_ids[0], chunk.tokens)
     assert found is not None  # a trace has tokens
     return found
+
+
+def _halves(headers: Sequence[Header], model: ModelShape) -> Iterator[Answered]:
+    for header in headers:
+        for chunk in read_chunks(header.path, model):
+            yield from halves(chunk)
 
 
 def _embedding(path: Path) -> FloatArray:

@@ -49,7 +49,8 @@ def tables_bytes(tables: Tables) -> bytes:
         **dict(zip(CONTEXTS, experts.keys, strict=True)),
     }
     sizes = {name: getattr(placement, name) for name in ("experts", "gpus", "nodes")}
-    meta = {"format": KIND, "version": VERSION, **asdict(tables.origin), "placement": sizes}
+    meta = {"format": KIND, "version": VERSION, **asdict(tables.origin)}
+    meta |= {"placement": sizes, "further": tables.used.further}
     file = BytesIO()
     save(file, arrays, meta)
     return file.getvalue()
@@ -76,10 +77,10 @@ def read_tables(path: Path) -> Tables:
                 f"{path}: it is for plan {origin.plan:.19}... but its placement is "
                 f"{placement.digest:.19}...: the file was changed, make the tables again"
             )
-        return _checked(npz, origin, placement)
+        return _checked(npz, origin, placement, _further(path, meta))
 
 
-def _checked(npz: Npz, origin: Origin, placement: Placement) -> Tables:
+def _checked(npz: Npz, origin: Origin, placement: Placement, further: float) -> Tables:
     layers, experts, gpus = placement.layers, placement.experts, placement.gpus
     rows, near_gpus = npz.shape("near", "rows, gpus")
     _, all_rows, top_k = npz.shape("experts", "layers, rows, top_k")
@@ -102,7 +103,7 @@ def _checked(npz: Npz, origin: Origin, placement: Placement) -> Tables:
         take.below("next_confidence", pairs, 256).astype(np.uint8, copy=False),
     )
     owning = take.share("owning", (rows, gpus)).astype(np.float32)
-    used = take.factors(rows, layers, experts)
+    used = take.factors(rows, layers, experts)._replace(further=further)
     likely = take.below("likely", (layers, all_rows), top_k + 1).astype(np.uint8, copy=False)
     chosen = take.below("experts", (layers, all_rows, top_k), experts)
     following = take.logs("following", (layers - 1, experts, experts))
@@ -185,6 +186,15 @@ def _origin(path: Path, meta: dict[str, Any]) -> Origin:
             f"{BY_SETS!r}"
         )
     return origin
+
+
+def _further(path: Path, meta: dict[str, Any]) -> float:
+    """1 in files of before it was measured."""
+    return float(_of(path, {"further": 1.0, **meta}, "further", _is_slope))
+
+
+def _is_slope(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6
 
 
 def _is_count(value: Any) -> bool:

@@ -20,11 +20,14 @@ class Factors(NamedTuple):
     basis:   [width, cells] what one of each adds to the chance that a token uses an expert, times
              the layers that the cell's layer stands for
     every:   those layers
+    further: from the mean than a prompt's tokens are its answer's, as ``answers.further`` found;
+        1 where nobody looked
     """
 
     weights: Int16
     basis: FloatArray
     every: float
+    further: float = 1.0
 
 
 def factors(table: TokenTable) -> Factors:

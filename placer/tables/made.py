@@ -1,5 +1,6 @@
 """Tables with what they were made for, and the counts that they are made from."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from placer.arrays import FloatArray, IntArray, frozen
 from placer.errors import RoutingError
 from placer.model import ModelShape
 from placer.placement import Placement
+from placer.tables.answers import Answered, further
 from placer.tables.contexts import ORDERS, ContextTable, context_table
 from placer.tables.counts import TokenTable, token_table
 from placer.tables.devices import Chains, DeviceTables, chains, devices_of
@@ -141,7 +143,11 @@ class Tables:
 
 
 def tables_of(
-    counts: Counts, model: ModelShape, vocabulary: str = "", embedding: FloatArray | None = None
+    counts: Counts,
+    model: ModelShape,
+    vocabulary: str = "",
+    embedding: FloatArray | None = None,
+    answered: Iterable[Answered] = (),
 ) -> Tables:
     """The tables of the counts' placement.
 
@@ -149,6 +155,7 @@ def tables_of(
     vocabulary: which one, for ``Origin``
     embedding:  [ids, dimensions] the model's token embedding: tokens that were not counted take
                 the row of their nearest neighbour that was; without it, the prior
+    answered:   requests that were counted, for how far answers are from the mean
 
     Raises RoutingError if the counts are another model's, or not by token ids but embedded.
     """
@@ -166,6 +173,8 @@ def tables_of(
             )
         vocabulary_rows = table.vocabulary.with_neighbours(embedding)
         table = TokenTable(vocabulary_rows, table.times, table.counts, table.top_k)
+    used = factors(table)
+    used = used._replace(further=further(table, used, answered))
     load, tokens = table.counts[:, -1].astype(np.int64), int(table.times[-1])
     origin = Origin(
         counts.chains.placement.digest,
@@ -181,7 +190,7 @@ def tables_of(
         counts.chains.placement,
         devices_of(table, counts.chains),
         visits(table, counts.chains.placement).astype(np.float16).astype(np.float32),
-        factors(table),
+        used,
         expert_tables(table, counts.longer),
         evidence(counts.followers, load, tokens, table.top_k).astype(np.float16),
     )

@@ -13,10 +13,11 @@ from controller.router.scheduling.request import Decision
 from controller.router.scheduling.scheduler import Scheduler
 from placer.arrays import BoolArray
 from placer.cost.requests import costs_of
+from placer.tables.answers import further
 from placer.tables.factors import factors
 from simulations.streams.centroids import centroids
 from simulations.streams.chosen import asked, drawn
-from simulations.streams.worlds import Requests, World, table_of
+from simulations.streams.worlds import Requests, World, answered, table_of
 
 ENGINES, RUNNING, STREAM, WARM_UP = 4, 16, 1500, 300
 OVERHEAD_S = 0.004  # of a step: launches, sampling, the scheduler
@@ -112,6 +113,8 @@ def _scheduler(world: World, fit: Requests, name: str, band: float, seed: int) -
         tables = Lookup.of(table.vocabulary, columns)
     else:
         alike = np.ones((len(table.times), 1))
-        tables = Lookup.of(table.vocabulary, [alike] * ENGINES, factors(table))
+        used = factors(table)
+        used = used._replace(further=further(table, used, answered(fit)))
+        tables = Lookup.of(table.vocabulary, [alike] * ENGINES, used)
     engines = [Engine(f"engine-{one}", 1, table=one) for one in range(ENGINES)]
     return Scheduler(engines, costs_of(problem)._replace(band=band), tables, name)

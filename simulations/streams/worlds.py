@@ -14,6 +14,7 @@ from placer.objective import STEP_TOKENS_PER_GPU, Objective
 from placer.problem import Problem
 from placer.profile import of_trace
 from placer.tables import TokenTable, token_identity, token_table
+from placer.tables.answers import Answered
 from placer.trace import Trace, concatenate
 
 SPLITS = 5
@@ -129,3 +130,13 @@ def _prefilled(trace: Trace) -> Requests:
 
 def table_of(fit: Requests) -> TokenTable:
     return token_table(fit.served)
+
+
+def answered(fit: Requests) -> Iterator[Answered]:
+    """What was known of each, and all that was routed."""
+    tokens, known, routed = token_identity(fit.served), 0, 0
+    for prompt, length in zip(fit.prompts.tolist(), fit.served.seq_lens.tolist(), strict=True):
+        own = slice(routed, routed + length)
+        asked = fit.known[known : known + prompt]
+        yield Answered(asked, tokens[own], fit.served.expert_ids[own], 0)
+        known, routed = known + prompt, routed + length

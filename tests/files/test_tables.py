@@ -1,6 +1,7 @@
 """Table files: they come back as they were, and whatever else they hold ends in one FileError."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,18 @@ def test_tables_come_back_as_they_were(path: Path) -> None:
         for name in part.__slots__:
             if isinstance(array := getattr(part, name), np.ndarray):
                 assert not array.flags.writeable
+
+
+def test_answers_stay_as_far_from_the_mean_and_as_foretold_in_files_that_do_not_tell(
+    tmp_path: Path,
+) -> None:
+    tables, path = some(), tmp_path / "t.npz"
+    write_tables(path, replace(tables, used=tables.used._replace(further=2.5)))
+    assert read_tables(path).used.further == 2.5
+    with np.load(path) as saved:
+        meta = json.loads(str(saved["meta"]))
+    del meta["further"]
+    assert read_tables(changed(path, meta=np.array(json.dumps(meta)))).used.further == 1
 
 
 def test_of_one_layer_too(tmp_path: Path) -> None:
@@ -116,6 +129,9 @@ def test_arrays_that_do_not_fit_are_refused_by_name(
         ({"dims": "2 layers x 4 experts, top-2"}, "experts does not fit"),
         ({"tokens": -1}, "meta has tokens -1"),
         ({"sequences": True}, "meta has sequences True"),
+        ({"further": -1.0}, "meta has further -1.0"),
+        ({"further": 1e9}, "meta has further 1000000000.0"),
+        ({"further": None}, "meta has further None"),
         ({"keyed_by": "names"}, "keyed_by 'names': it must be 'token ids' or 'expert sets"),
         ({"placement": [2, 1]}, r"meta has placement \[2, 1\]"),
         ({"placement": {"experts": 4, "gpus": 0, "nodes": 1}}, "meta has gpus 0"),

@@ -1,7 +1,7 @@
 """What tokens say of ranks and engines: a row of small integers a token, summed over a prompt.
 
 The columns of a row are: of each map that engines serve and each of its ranks, what a token gains
-by being owned there; and the factors of the experts that the token uses, a low-rank form of its
+by being owned there; and the factors of the experts that an answer to it uses, a low-rank form of
 chances (``factors``), from which follows what an engine would have to read for it.
 """
 
@@ -28,7 +28,7 @@ class Tables(NamedTuple):
 
     row:    [ids] the row of each vocabulary id; others have the last one
     values: [rows, columns] of each map its ranks, in 1 / ``WHOLE``; then the factors
-    basis:  [width, cells] what one of each factor adds to the chance that a token uses an expert,
+    basis:  [width, cells] what one of each factor adds to the chance that a step uses an expert,
             times the layers that the cell's layer stands for
     every:  those layers
     """
@@ -65,8 +65,9 @@ class Lookup:
         columns = [np.rint(share * WHOLE).astype(np.int16) for share in shares]
         basis, every = np.zeros((0, 0)), 1.0
         if used is not None:
-            columns.append(used.weights)
-            basis, every = used.basis, used.every
+            answered, basis = _of_answers(used)
+            columns.append(answered)
+            every = used.every
         first = np.cumsum([0, *(share.shape[1] for share in shares)])
         values = frozen(np.concatenate(columns, axis=1))
         return cls(Tables(frozen(row), values, frozen(basis), every), tuple(first.tolist()))
@@ -82,6 +83,15 @@ class Lookup:
         values = frozen(np.zeros((1, 1), dtype=np.int16))
         row = frozen(np.zeros(0, dtype=np.int32))
         return cls(Tables(row, values, frozen(np.zeros((0, 0))), 1.0), (0,))
+
+
+def _of_answers(used: Factors) -> tuple[Int16, FloatArray]:
+    """[rows, width] and [width, cells]: what a prompt's tokens tell of its answer's experts, which
+    steps read, as far from all requests' mean (the last row) as answers were."""
+    mean = used.weights[-1]
+    weights = mean + used.further * (used.weights.astype(np.float64) - mean)
+    unit = np.maximum(np.abs(weights).max(axis=0), np.finfo(float).tiny) / WHOLE
+    return np.rint(weights / unit).astype(np.int16), used.basis * unit[:, None]
 
 
 def rows_of(tables: Tables, tokens: IntArray) -> IntArray:

@@ -50,11 +50,13 @@ def requests(sampled: Any, counted: Sequence[Delta], with_ids: bool) -> list[Req
     for length, prompt, mark, rank in islice(told, MOST):
         middle, end = first + min(prompt, length), first + length
         rest = "decode" if known else "mixed"
+        asked = None
         for phase, begin, until in (("prefill", first, middle), (rest, middle, end)):
             if begin < until:  # copied, or the whole push would be kept
                 ids = None if trace.token_ids is None else trace.token_ids[begin:until].copy()
                 own = trace.expert_ids[begin:until].copy()
-                found.append(Request(phase, experts, own, ids, Mark(mark), rank))
+                found.append(Request(phase, experts, own, ids, Mark(mark), rank, asked=asked))
+                asked = ids
         first = end
     return found
 

@@ -70,6 +70,29 @@ async def test_they_are_made_of_sampled_requests_for_what_stands(
         assert found.devices.device[:, 1].tolist() == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("prompts", "answers"),
+    [([2] * 8, 2.0), ([], 1.0)],  # of halves that are alike if nobody tells where answers begin
+)
+@asynchronous
+async def test_answers_are_as_far_from_the_mean_as_of_sampled_requests(
+    tokens: Path, tmp_path: Path, prompts: list[int], answers: float
+) -> None:
+    """Token and expert 0 or 1, then 2, which all requests have: that is the prompt, and the answer
+    is twice the first."""
+    ids = np.array([[kind, 2, kind, kind if prompts else 2] for kind in (0, 1) * 4])
+    experts = np.repeat(ids.ravel(), 2).astype("<u2").tobytes()
+    told = a_trace(
+        seq_lens=[4] * 8, prompt_lens=prompts, expert_ids=experts,
+        token_ids=ids.astype("<u4").tobytes(),
+    )  # fmt: skip
+    async with a_world(Setting(WANTED, tokens=tokens, token=OPERATOR)) as world:
+        await world.register()
+        await world.pushed(a_sampled_push(trace=told))
+        found = understood(tmp_path, await file(world))
+        assert found.used.further == pytest.approx(answers, rel=1e-3)
+
+
 @asynchronous
 async def test_they_are_made_for_a_plan_too_before_it_is_served(
     tokens: Path, tmp_path: Path

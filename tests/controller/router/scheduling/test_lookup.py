@@ -78,10 +78,23 @@ def test_factors_give_back_the_chances_that_they_stand_for(seed: int) -> None:
     rng = np.random.default_rng(seed)
     counts = rng.integers(0, 5, size=(2, 4, 3))
     table = TokenTable(Vocabulary(np.arange(3), np.arange(3)), np.array([5, 5, 5, 15]), counts, 2)
-    weights, basis, every = factors(table)
+    weights, basis, every, _ = factors(table)
     chance = (counts / table.times[:, None]).transpose(1, 0, 2).reshape(4, 6)
     assert every == 1
     np.testing.assert_allclose((weights @ basis)[:3], chance[:3], atol=1e-3)
+
+
+def test_an_answer_is_foretold_further_from_the_mean_than_its_prompts_tokens_are() -> None:
+    """Kinds 0 and 1 half of the time each, and a prompt of six tokens of kind 0 and four of 1."""
+    counts, ids = np.array([[[6, 0], [0, 6], [6, 6]]]), np.arange(2)
+    table = TokenTable(Vocabulary(ids, ids), np.array([6, 6, 12]), counts, 1)
+    used = factors(table)._replace(further=2.5)
+    lookup = Lookup.of(Vocabulary(ids, ids), [np.ones((3, 1))], used)
+    sums = np.empty(1 + len(used.basis), dtype=np.int64)
+    prompt = np.repeat(ids, [6, 4])
+    scored = kernels.summed(lookup.tables, prompt, sums)
+    chance = sums[1:] / scored @ lookup.tables.basis
+    assert chance == pytest.approx([0.5 + 2.5 * 0.1, 0.5 - 2.5 * 0.1], abs=1e-3)
 
 
 def test_identities_that_are_no_tokens_are_refused() -> None:
